@@ -1,0 +1,221 @@
+"""What can go wrong, once: the tree of exceptions, and the table of reasons and status codes that daemon and client share.
+
+Every exception has a ``reason`` (a name of ``kaas.v1.Reason`` without its prefix), which fixes its status code. Anything may raise
+them; ``kaasd.api.errors`` turns them into ``google.rpc.Status``, and ``kaas_client.errors`` turns that back into these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One bad field of a request."""
+
+    field: str
+    """Its path, such as ``kernels[1].arguments[0]``."""
+    description: str
+    """What is wrong with it and what would be right."""
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
+
+@dataclass
+class KaasError(Exception):
+    """Base of all errors that a caller may see."""
+
+    message: str
+    """For a person to read."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """For a program, as in ``ErrorInfo.metadata``."""
+
+    reason = "INTERNAL"
+    code = "INTERNAL"
+    retry_after_s: float | None = None
+    """Set where the same call may succeed after that many seconds."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InternalError(KaasError):
+    """A defect of kaasd."""
+
+
+class InvalidArgumentError(KaasError):
+    """What was sent is wrong in itself."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_NAME"
+
+
+class InvalidRequestError(InvalidArgumentError):
+    """A request is malformed, or does not fit its kernels or the device. ``violations`` names every bad field."""
+
+    reason = "INVALID_REQUEST"
+
+    def __init__(self, violations: Sequence[Violation], metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__("; ".join(str(v) for v in violations), metadata or {})
+        self.violations = tuple(violations)
+
+    @classmethod
+    def at(cls, field: str, description: str) -> InvalidRequestError:
+        """Return the error of a single field."""
+        return cls([Violation(field, description)])
+
+
+class InvalidLibraryError(InvalidArgumentError):
+    """The library's bytes are no GPU code that this device can load."""
+
+    reason = "INVALID_LIBRARY"
+
+
+class NotFoundError(KaasError):
+    """What was named does not exist."""
+
+    code = "NOT_FOUND"
+
+
+class KeyNotFoundError(NotFoundError):
+    """The store has no such key."""
+
+    reason = "KEY_NOT_FOUND"
+
+
+class LibraryNotFoundError(NotFoundError):
+    """No such library file below an allowed root, or no library of this content id."""
+
+    reason = "LIBRARY_NOT_FOUND"
+
+
+class KernelNotFoundError(NotFoundError):
+    """The library has no such kernel."""
+
+    reason = "KERNEL_NOT_FOUND"
+
+
+class FunctionNotFoundError(NotFoundError):
+    """No function is registered under this name."""
+
+    reason = "FUNCTION_NOT_FOUND"
+
+
+class FailedPreconditionError(KaasError):
+    """The state of the server does not allow it."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ValueTooShortError(FailedPreconditionError):
+    """A key's value is shorter than the range asked of it."""
+
+    reason = "VALUE_TOO_SHORT"
+
+
+class UploadIncompleteError(FailedPreconditionError):
+    """A stream ended before what its header promised. Nothing was stored."""
+
+    reason = "UPLOAD_INCOMPLETE"
+
+
+class NotEnabledError(FailedPreconditionError):
+    """A setting of the server forbids it."""
+
+    reason = "NOT_ENABLED"
+
+
+class ResourceExhaustedError(KaasError):
+    """Something is full."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class OutOfDeviceMemoryError(ResourceExhaustedError):
+    """The device lacks memory."""
+
+    reason = "OUT_OF_DEVICE_MEMORY"
+
+
+class StoreFullError(ResourceExhaustedError):
+    """The store has reached its limit."""
+
+    reason = "STORE_FULL"
+
+
+class QueueFullError(ResourceExhaustedError):
+    """Too many requests are waiting."""
+
+    reason = "QUEUE_FULL"
+
+
+class MessageTooLargeError(ResourceExhaustedError):
+    """A message is larger than the server accepts."""
+
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class DeadlineExceededError(KaasError):
+    """The deadline passed, queued or running."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+class CancelledError(KaasError):
+    """The caller went away."""
+
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class KernelFaultError(KaasError):
+    """A kernel faulted. Metadata: ``fault``, ``kernel_index``, ``kernel`` and, where there is one, ``report``."""
+
+    code = "ABORTED"
+    reason = "KERNEL_FAULT"
+
+
+class UnavailableError(KaasError):
+    """Not now; the same call may succeed later."""
+
+    code = "UNAVAILABLE"
+    retry_after_s = 1.0
+
+
+class DrainingError(UnavailableError):
+    """The server is draining."""
+
+    reason = "DRAINING"
+
+
+class WorkerRestartingError(UnavailableError):
+    """The worker that served the request died or is restarting. Nothing was changed."""
+
+    reason = "WORKER_RESTARTING"
+
+
+BY_REASON: Mapping[str, type[KaasError]] = {
+    kind.reason: kind
+    for kind in (
+        InternalError, InvalidArgumentError, InvalidRequestError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError,
+        KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
+        OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
+        KernelFaultError, DrainingError, WorkerRestartingError,
+    )
+}  # fmt: skip
+"""The table: reason to exception, and by its ``code`` to the name of a status code."""
+
+
+def from_reason(
+    reason: str, message: str, metadata: Mapping[str, str] | None = None, violations: Sequence[Violation] = ()
+) -> KaasError:
+    """Return the exception of ``reason``; an unknown reason gives ``InternalError``."""
+    kind = BY_REASON.get(reason, InternalError)
+    if issubclass(kind, InvalidRequestError):
+        error: KaasError = kind(violations or [Violation("", message)], metadata)
+        error.message = message
+        return error
+    return kind(message, dict(metadata or {}))

@@ -1,0 +1,134 @@
+"""What the engine and the API ask of a store.
+
+Keys live in namespaces, so that values, libraries and functions share one store, one writer and one limit. Versions grow over the
+whole store and are never used twice, even after a delete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, TypeAlias
+
+MAX_KEY_BYTES = 400
+"""Of UTF-8. LMDB takes 511 bytes; the rest is for the namespace and what the layout adds."""
+
+ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview"
+
+
+class Namespace(Enum):
+    """Who a key belongs to."""
+
+    VALUES = "v"
+    """What users put and requests read and write."""
+    LIBRARIES = "l"
+    """Uploaded libraries, by content id."""
+    FUNCTIONS = "f"
+    """Registered functions, by name."""
+
+
+class Durability(Enum):
+    """What a crash of the machine may lose; a crash of the daemon loses nothing in any mode."""
+
+    FULL = "full"
+    """Nothing that was answered."""
+    META = "meta"
+    """The last commits; the store stays whole."""
+    NONE = "none"
+    """The last commits, and the store where the file system reorders writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the store knows of a key."""
+
+    key: str
+    size_bytes: int
+    version: int
+    update_time_ns: int
+    """Of the commit, since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One key's part of a commit."""
+
+    key: str
+    pieces: Sequence[ReadableBuffer] | Staged
+    """The new bytes: their concatenation, or what was staged."""
+    offset_bytes: int | None = None
+    """None: they become the value. A number: they replace that range of the value, which must reach to its end."""
+    namespace: Namespace = Namespace.VALUES
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """Gauges of now."""
+
+    keys: int
+    """In ``Namespace.VALUES``."""
+    used_bytes: int
+    limit_bytes: int
+
+
+class Staged(Protocol):
+    """A value on its way in: chunks that no key points at yet. Closing it without a commit drops them."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def append(self, data: ReadableBuffer) -> None:
+        """Add bytes; blocks while a full chunk is written. Raises ``StoreFullError``."""
+
+    def close(self) -> None:
+        """Drop what was not committed. Idempotent."""
+
+
+class Snapshot(Protocol):
+    """One consistent view. Everything it hands out is dead when it closes, so it is held shortly: LMDB cannot reuse the
+    pages that a reader may still see."""
+
+    def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
+        """Raises ``KeyNotFoundError``."""
+
+    def pieces(
+        self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
+    ) -> Iterator[memoryview]:
+        """Yield the bytes of a range as read-only views of the store's own pages, in order, none copied.
+
+        Each view is released when the snapshot closes. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
+        """
+
+    def list(
+        self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES
+    ) -> list[Entry]:
+        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
+
+
+class KeyValueStore(Protocol):
+    """A store that several threads and processes use at once."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a read transaction."""
+
+    def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
+        """Commit all writes in one transaction, or none; the future has the new entries by key.
+
+        Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
+        transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
+        ``KeyNotFoundError`` (a range of a missing value), ``InvalidArgumentError`` (bad key).
+        """
+
+    def stage(self) -> Staged:
+        """Begin a value whose bytes come bit by bit."""
+
+    def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
+        """Delete a key. Works when the store is full. Fails with ``KeyNotFoundError``."""
+
+    def stats(self) -> StoreStats: ...
+
+    def close(self) -> None:
+        """Finish what is being written, then close. Idempotent. Open snapshots must be closed before."""
