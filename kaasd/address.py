@@ -1,0 +1,88 @@
+"""Where a daemon listens and a client connects when nobody says: one rule for both. Pure but for looking at the file system.
+
+The candidates, best first:
+
+1. ``$XDG_RUNTIME_DIR/kaasd.sock``, the user's own daemon, where that variable is set;
+2. ``/run/kaasd/kaasd.sock``, the machine's daemon, whose directory systemd makes;
+3. ``/tmp/kaasd-<uid>/kaasd.sock``, in a directory of mode 0700 that the daemon makes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+ADDRESS_VARIABLE = "KAAS_ADDRESS"
+"""The environment variable that names the server for clients."""
+SOCKET_NAME = "kaasd.sock"
+SYSTEM_DIRECTORY = Path("/run/kaasd")
+TEMPORARY_DIRECTORY = Path("/tmp")
+
+
+def default_listen_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the address a daemon listens on by default: the first candidate whose directory it may write to.
+
+    The directory of the last candidate may not exist yet; the daemon makes it with mode 0700.
+    """
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return _unix(Path(runtime))
+    if os.access(SYSTEM_DIRECTORY, os.W_OK | os.X_OK):
+        return _unix(SYSTEM_DIRECTORY)
+    return _unix(_private_directory())
+
+
+def default_connect_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the address a client connects to: ``KAAS_ADDRESS``, else the first candidate where there is a socket.
+
+    Where there is none it is the address that a daemon started by this user would take.
+    """
+    if environ.get(ADDRESS_VARIABLE):
+        return parse_address(environ[ADDRESS_VARIABLE])
+    candidates = [SYSTEM_DIRECTORY]
+    if environ.get("XDG_RUNTIME_DIR"):
+        candidates.insert(0, Path(environ["XDG_RUNTIME_DIR"]))
+    if _is_private(_private_directory()):
+        candidates.append(_private_directory())
+    for directory in candidates:
+        if (directory / SOCKET_NAME).is_socket():
+            return _unix(directory)
+    return default_listen_address(environ)
+
+
+def parse_address(text: str) -> str:
+    """Return ``text`` as a gRPC target: ``/path`` and ``unix:PATH`` are unix sockets, ``HOST:PORT`` is TCP.
+
+    Raises ``ValueError`` for anything else.
+    """
+    if text.startswith("/"):
+        return f"unix:{text}"
+    if text.startswith("unix:"):
+        if text.removeprefix("unix:").removeprefix("//"):
+            return text
+    else:
+        host, _, port = text.rpartition(":")
+        # A bare IPv6 address has colons too, so there the brackets tell host and port apart.
+        named = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
+        if named and "/" not in text and port.isascii() and port.isdigit() and int(port) <= 65535:
+            return text
+    raise ValueError(f"{text!r} is no address: expected unix:PATH, /PATH or HOST:PORT ([HOST]:PORT for IPv6)")
+
+
+def _unix(directory: Path) -> str:
+    return f"unix:{directory / SOCKET_NAME}"
+
+
+def _private_directory() -> Path:
+    return TEMPORARY_DIRECTORY / f"kaasd-{os.getuid()}"
+
+
+def _is_private(directory: Path) -> bool:
+    """Anyone may make a directory of this name in /tmp, so only one that is ours and closed to others is trusted."""
+    try:
+        status = directory.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
