@@ -1,0 +1,105 @@
+# Every target sets up what it needs: a fresh clone takes Python 3.11 or newer and make.
+#
+#   PYTHON   the interpreter to build the virtual environment with. Default: the first one found that is new enough.
+#   VENV     where the virtual environment lies. Empty: PYTHON is used as it is, with the packages that it already has.
+#   ARGS     added to the command that the target runs, as in `make test ARGS="-k store -x"`.
+
+VENV ?= .venv
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+endif
+
+ifeq ($(VENV),)
+BIN :=
+PY := $(PYTHON)
+RUNTIME :=
+DEV :=
+export PYTHONPATH := $(CURDIR):$(CURDIR)/proto:$(PYTHONPATH)
+else
+BIN := $(VENV)/bin/
+PY := $(VENV)/bin/python
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+endif
+
+PROTOS := $(wildcard proto/kaas/v1/*.proto)
+WORKER_PROTOS := $(wildcard proto/kaas/worker/v1/*.proto)
+GENERATED ?= proto
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-gpu bench bench-gpu format lint type generate check-generated proto-lint ptx clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
+
+venv: $(DEV) ## Build the virtual environment with all that development needs
+
+demo: $(RUNTIME) ## Start a daemon, run real requests on what this machine has, and check them against NumPy
+	@$(PY) examples/demo.py $(ARGS)
+
+test: $(DEV) ## Run the tests; no GPU is needed
+	@$(PY) -m pytest $(ARGS)
+
+test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
+	@$(PY) -m pytest -m gpu $(ARGS)
+
+bench: $(RUNTIME) ## Compare the latency of a warm request with an empty gRPC echo, on the emulated device
+	@$(PY) -m benchmarks.echo --device emulator $(ARGS)
+
+bench-gpu: $(RUNTIME) ## The same on the first CUDA GPU
+	@$(PY) -m benchmarks.echo --device cuda:0 $(ARGS)
+
+format: $(DEV) ## Format the code and fix what can be fixed
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+lint: $(DEV) ## Check style
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+type: $(DEV) ## Check types
+	@$(PY) -m mypy
+
+generate: $(DEV) ## Generate the Python stubs from the .proto files
+	@$(PY) -m grpc_tools.protoc -Iproto --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) $(PROTOS)
+	@$(PY) -m grpc_tools.protoc -Iproto --python_out=$(GENERATED) --pyi_out=$(GENERATED) $(WORKER_PROTOS)
+
+check-generated: $(DEV) ## Check that the committed stubs are what `make generate` makes
+	@fresh=$$(mktemp -d) && trap 'rm -r "$$fresh"' EXIT && $(MAKE) --no-print-directory generate GENERATED="$$fresh" && \
+		diff -r -x '*.proto' -x __init__.py -x __pycache__ -x py.typed "$$fresh/kaas" proto/kaas && echo "stubs are current"
+
+proto-lint: $(DEV) ## Check the .proto files
+	@$(BIN)buf lint
+	@$(BIN)buf format --diff --exit-code
+
+ptx: ## Rebuild the example kernels' PTX from their CUDA C++ sources (needs nvcc)
+	@$(MAKE) --no-print-directory -B -C examples/kernels
+
+clean: ## Remove the virtual environment and everything that was built
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/node/node_modules
+	find . -name __pycache__ -prune -exec rm -r {} +
+
+ifneq ($(VENV),)
+# Setuptools warns of every editable installation; that is no news to who reads this.
+INSTALL := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check --editable
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer was found; name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is no Python 3.11 or newer; name one with PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "make: $(PYTHON) cannot build a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Building the virtual environment $(VENV) with $(PYTHON) ..." >&2
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing kaasd and what it needs ..." >&2
+	@$(INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing kaasd and what its development needs ..." >&2
+	@$(INSTALL) '.[demo,dev,nvrtc]'
+	@touch $@ $(VENV)/.runtime
+endif
