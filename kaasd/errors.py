@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class KaasError(Exception):
 
     reason = "INTERNAL"
     code = "INTERNAL"
-    retry_after_s: float | None = None
+    retry_after_s: ClassVar[float | None] = None
     """Set where the same call may succeed after that many seconds."""
 
     def __str__(self) -> str:

@@ -1,0 +1,1 @@
+"""One process a device: started, fed, watched and restarted from here."""

@@ -1,0 +1,171 @@
+"""Which calls a worker has, and what becomes of each: events in, decisions out, no I/O.
+
+A worker serves its calls in the order in which they were sent, so the oldest unanswered one is the one that it is serving. When
+the worker dies only that one has been touched; the others are sent again to its successor.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+
+from kaasd.errors import CancelledError, DeadlineExceededError, KaasError, QueueFullError, WorkerRestartingError
+
+WINDOW = 2
+"""Calls at the worker at once: one that it serves and one that it finds when it is done, without a round trip between."""
+
+
+class StopReason(Enum):
+    """Why a call is to end early."""
+
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+
+    def error(self, stage: str) -> KaasError:
+        """Return the error for a call stopped while it was ``stage``: queued or running."""
+        if self is StopReason.DEADLINE:
+            return DeadlineExceededError(f"the deadline passed while the request was {stage}")
+        return CancelledError(f"the caller went away while the request was {stage}")
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the call to the worker."""
+
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Tell the caller that the call failed."""
+
+    call: int
+    error: KaasError
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Ask the worker to stop the call and, where ``kill_after_grace``, report ``grace_over`` when it has not in time."""
+
+    call: int
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill the worker: it serves a call that cannot be stopped otherwise."""
+
+
+Decision = Send | Fail | Stop | Kill
+
+
+class CallQueue:
+    """The calls of one worker, waiting and sent."""
+
+    def __init__(self, max_queued: int, window: int = WINDOW) -> None:
+        self._max_queued = max_queued
+        self._window = window
+        self._ready = False
+        self._queued: OrderedDict[int, None] = OrderedDict()
+        self._sent: OrderedDict[int, StopReason | None] = OrderedDict()
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait behind the one being served."""
+        return len(self._queued) + max(0, len(self._sent) - 1)
+
+    @property
+    def running(self) -> int:
+        """Calls being served: 0 or 1."""
+        return min(1, len(self._sent))
+
+    @property
+    def load(self) -> int:
+        """All calls."""
+        return len(self._queued) + len(self._sent)
+
+    def submit(self, call: int) -> list[Decision]:
+        """Take a new call. Raises ``QueueFullError``."""
+        if len(self._queued) >= self._max_queued:
+            raise QueueFullError(f"{len(self._queued)} requests are waiting already, the most that this server allows")
+        self._queued[call] = None
+        return self._next()
+
+    def worker_ready(self) -> list[Decision]:
+        """A worker has started."""
+        self._ready = True
+        return self._next()
+
+    def answered(self, call: int) -> list[Decision]:
+        """The worker has answered a call."""
+        self._sent.pop(call, None)
+        return self._next()
+
+    def worker_lost(self) -> list[Decision]:
+        """The worker has gone: what it served fails, what only waited there waits for the next worker."""
+        self._ready = False
+        decisions: list[Decision] = []
+        for position, (call, stop) in enumerate(self._sent.items()):
+            if stop is not None:
+                decisions.append(Fail(call, stop.error("running")))
+            elif position == 0:
+                decisions.append(
+                    Fail(call, WorkerRestartingError("the worker died while it served this request; nothing was changed"))
+                )
+        waiting = [call for position, (call, stop) in enumerate(self._sent.items()) if position > 0 and stop is None]
+        for call in reversed(waiting):
+            self._queued[call] = None
+            self._queued.move_to_end(call, last=False)
+        self._sent.clear()
+        return decisions
+
+    def stop(self, call: int, reason: StopReason) -> list[Decision]:
+        """A call's deadline has passed, or its caller has gone."""
+        if call in self._queued:
+            del self._queued[call]
+            return [Fail(call, reason.error("queued"))]
+        if call in self._sent and self._sent[call] is not StopReason.DEADLINE:
+            self._sent[call] = reason
+            return [Stop(call, reason)]
+        return []
+
+    def grace_over(self, call: int) -> list[Decision]:
+        """A call that was to stop at its deadline had time enough to do so."""
+        return [Kill()] if self._sent.get(call) is StopReason.DEADLINE else []
+
+    def fail_all(self, error: KaasError) -> list[Decision]:
+        """No worker will come any more."""
+        calls = [*self._sent, *self._queued]
+        self._sent.clear()
+        self._queued.clear()
+        return [Fail(call, error) for call in calls]
+
+    def _next(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._ready and self._queued and len(self._sent) < self._window:
+            call, _ = self._queued.popitem(last=False)
+            self._sent[call] = None
+            decisions.append(Send(call))
+        return decisions
+
+
+@dataclass
+class RestartPolicy:
+    """How long to wait before a new worker: not at all after one that served, ever longer after ones that never did."""
+
+    failures: int = 0
+    """Workers in a row that ended without having become ready."""
+    first_delay_s: float = 0.25
+    longest_delay_s: float = 30.0
+
+    def ready(self) -> None:
+        """A worker has started well."""
+        self.failures = 0
+
+    def lost(self, was_ready: bool) -> float:
+        """Return the seconds to wait after a worker has ended."""
+        if was_ready:
+            return 0.0
+        self.failures += 1
+        return min(self.longest_delay_s, self.first_delay_s * 2 ** (self.failures - 1))

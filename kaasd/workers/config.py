@@ -1,0 +1,31 @@
+"""What a worker is told when it starts: one JSON object on its command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Settings of one worker, the same at every restart."""
+
+    device: str
+    """``cuda:N`` or ``emulator``."""
+    store_path: str
+    store_limit_bytes: int
+    durability: str
+    chunk_bytes: int
+    library_roots: tuple[str, ...]
+    emulator_memory_bytes: int
+    log_level: str = "INFO"
+
+    def to_json(self) -> str:
+        """Return the text for the command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkerConfig:
+        """Return what ``to_json`` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "library_roots": tuple(fields["library_roots"])})

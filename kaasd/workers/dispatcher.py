@@ -1,0 +1,140 @@
+"""Where the API hands over: picks a device for a call, keeps its deadline, and knows when all is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from google.protobuf import duration_pb2
+
+from kaas.v1 import admin_pb2, library_pb2, types_pb2
+from kaas.worker.v1 import worker_pb2
+from kaasd.errors import DrainingError, InvalidRequestError, KaasError
+from kaasd.workers.supervisor import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """A request that ran."""
+
+    outputs: Mapping[str, bytes]
+    """The buffers asked for, by name."""
+    versions: Mapping[str, int]
+    """New versions, by key."""
+    device: str
+    timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
+
+
+class Dispatcher:
+    """All devices of this server."""
+
+    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float) -> None:
+        self._supervisors = {s.info.name: s for s in supervisors}
+        self._max_run_s = max_run_s
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop = asyncio.get_running_loop()
+        self.draining = False
+        """True once ``drain`` was called: new calls fail."""
+
+    async def execute(
+        self,
+        request: bytes,
+        *,
+        keys: Mapping[str, str] | None = None,
+        inputs: Mapping[str, bytes] | None = None,
+        return_buffers: Sequence[str] = (),
+        device: str = "",
+        deadline: float | None = None,
+    ) -> Execution:
+        """Run ``request``, a serialised ``kaas.v1.Request`` that was validated.
+
+        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time. Cancelling the awaiting task stops
+        the kernels. Raises ``KaasError``.
+        """
+        arrived = self._loop.time()
+        latest = arrived + self._max_run_s
+        supervisor = self._choose(device)
+        execute = worker_pb2.Execute(request=request, keys=keys, inputs=inputs, return_buffers=return_buffers)
+        with self._tracked():
+            try:
+                answer, sent_at = await supervisor.call(
+                    worker_pb2.ToWorker(execute=execute), latest if deadline is None else min(deadline, latest)
+                )
+            except (KaasError, asyncio.CancelledError):
+                supervisor.counters["failed"] += 1
+                raise
+        executed = answer.executed
+        supervisor.counters.update(succeeded=1, kernels_launched=executed.kernels_launched, run_ns=executed.timing.run_ns)
+        supervisor.info.memory_used_bytes = executed.memory_used_bytes
+        timing = executed.timing
+        timing.queue_ns = max(0, round((sent_at - arrived) * 1e9))
+        timing.total_ns = round((self._loop.time() - arrived) * 1e9)
+        return Execution(executed.outputs, executed.versions, supervisor.info.name, timing)
+
+    async def prepare(self, request: bytes, *, device: str = "") -> None:
+        """Check a serialised request against its libraries and the device. Raises ``KaasError``."""
+        with self._tracked():
+            await self._choose(device).call(worker_pb2.ToWorker(prepare=worker_pb2.Prepare(request=request)))
+
+    async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
+        """Describe a library, or ``content`` that is not stored yet. Raises ``KaasError``."""
+        with self._tracked():
+            inspect = worker_pb2.Inspect(library=library, content=content)
+            answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect))
+        return answer.inspected
+
+    async def drain(self) -> None:
+        """Take no new call, and return when none is left. Idempotent."""
+        self.draining = True
+        await self._idle.wait()
+
+    def devices(self) -> list[admin_pb2.Device]:
+        """Return the devices and the states of their workers."""
+        return [s.info for s in self._supervisors.values()]
+
+    def stats(self) -> list[admin_pb2.DeviceStats]:
+        """Return counters since start and gauges of now."""
+        rows = []
+        for name, supervisor in self._supervisors.items():
+            counters = supervisor.counters
+            run_time = duration_pb2.Duration()
+            run_time.FromNanoseconds(counters["run_ns"])
+            rows.append(
+                admin_pb2.DeviceStats(
+                    device=name,
+                    requests_succeeded=counters["succeeded"],
+                    requests_failed=counters["failed"],
+                    kernels_launched=counters["kernels_launched"],
+                    queued=supervisor.queue.queued,
+                    running=supervisor.queue.running,
+                    run_time=run_time,
+                )
+            )
+        return rows
+
+    def _choose(self, device: str) -> Supervisor:
+        """Return the named device's supervisor, or that of the least loaded ready one."""
+        if device:
+            if device not in self._supervisors:
+                known = ", ".join(self._supervisors)
+                raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
+            return self._supervisors[device]
+        return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Count a call while it is in flight."""
+        if self.draining:
+            raise DrainingError("the server is draining")
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()

@@ -1,0 +1,223 @@
+"""Keeps the worker of one device alive and passes calls to it.
+
+The decisions are ``CallQueue``'s and ``RestartPolicy``'s; here are the process, the channel and the timers. Everything runs on
+the event loop of the front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+
+from kaas.v1 import admin_pb2
+from kaas.worker.v1 import worker_pb2
+from kaasd.errors import DrainingError, InternalError, KaasError, WorkerRestartingError
+from kaasd.workers.calls import CallQueue, Decision, Fail, Kill, RestartPolicy, Send, Stop, StopReason
+from kaasd.workers.channel import FrontChannel
+from kaasd.workers.config import WorkerConfig
+from kaasd.workers.messages import error_from_failed
+
+STOP_GRACE_S = 0.5
+"""From a deadline to the killing of a worker whose kernel cannot be stopped otherwise. The emulated device stops within 0.1 s."""
+EXIT_GRACE_S = 5.0
+"""From the closing of the channel to the killing of a worker that does not exit."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Call:
+    message: worker_pb2.ToWorker
+    answer: asyncio.Future[worker_pb2.FromWorker]
+    deadline_timer: asyncio.TimerHandle | None = None
+    sent_at: float = 0.0
+
+
+class Supervisor:
+    """The worker of one device, as the front sees it."""
+
+    def __init__(self, config: WorkerConfig, max_queued: int) -> None:
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._queue = CallQueue(max_queued)
+        self._restart = RestartPolicy()
+        self._calls: dict[int, _Call] = {}
+        self._ids = itertools.count(1)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: FrontChannel | None = None
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._closing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.counters: Counter[str] = Counter()
+        """``succeeded``, ``failed``, ``kernels_launched`` and ``run_ns`` of executed requests."""
+        self.info = admin_pb2.Device(name=config.device, state=admin_pb2.WORKER_STATE_STARTING)
+        """The device and the state of its worker."""
+
+    @property
+    def queue(self) -> CallQueue:
+        """The calls that wait and run, to be looked at."""
+        return self._queue
+
+    async def start(self) -> None:
+        """Start the worker and wait until it is ready. Raises its error when its device cannot be opened."""
+        await self._spawn()
+        await self._started
+
+    async def call(self, message: worker_pb2.ToWorker, deadline: float | None = None) -> tuple[worker_pb2.FromWorker, float]:
+        """Have the worker serve ``message`` and return its answer, and the loop time at which it was sent.
+
+        ``deadline`` is in the loop's time. When the awaiting task is cancelled the call is stopped. Raises ``KaasError``.
+        """
+        if self._closing:
+            raise DrainingError("the server is shutting down")
+        if self.info.state == admin_pb2.WORKER_STATE_STOPPED:
+            raise WorkerRestartingError(f"the worker of {self.info.name} cannot be started; see the log of kaasd")
+        call_id = message.id = next(self._ids)
+        call = self._calls[call_id] = _Call(message, self._loop.create_future())
+        if deadline is not None:
+            call.deadline_timer = self._loop.call_at(deadline, self._stop, call_id, StopReason.DEADLINE)
+        try:
+            self._act(self._queue.submit(call_id))
+            answer = await call.answer
+        except asyncio.CancelledError:
+            self._stop(call_id, StopReason.CANCELLED)
+            raise
+        finally:
+            if call.deadline_timer is not None:
+                call.deadline_timer.cancel()
+            del self._calls[call_id]
+        if answer.HasField("failed"):
+            raise error_from_failed(answer.failed)
+        return answer, call.sent_at
+
+    async def close(self) -> None:
+        """Stop the worker; calls that are left fail. Idempotent."""
+        self._closing = True
+        self._act(self._queue.fail_all(DrainingError("the server is shutting down")))
+        if self._channel is not None:
+            self._channel.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._process is not None:
+            await self._reap(self._process, EXIT_GRACE_S)
+        self.info.state = admin_pb2.WORKER_STATE_STOPPED
+        self.info.worker_pid = 0
+
+    async def _spawn(self) -> None:
+        """Start a process with exec: nothing of the front's gRPC or LMDB may cross a fork."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "kaasd.workers.worker", str(theirs.fileno()), self._config.to_json()]
+            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        self.info.worker_pid = self._process.pid
+        self._channel = await FrontChannel.open(ours, self._received, self._lost)
+
+    def _received(self, message: worker_pb2.FromWorker) -> None:
+        if message.HasField("ready"):
+            restarts, pid = self.info.restarts, self.info.worker_pid
+            self.info.CopyFrom(message.ready.device)
+            self.info.state = admin_pb2.WORKER_STATE_READY
+            self.info.restarts, self.info.worker_pid = restarts, pid
+            self._restart.ready()
+            if not self._started.done():
+                self._started.set_result(None)
+            self._act(self._queue.worker_ready())
+            return
+        if message.id == 0:  # The device cannot be opened.
+            error = error_from_failed(message.failed)
+            _log.error("worker of %s: %s", self.info.name, error)
+            if not self._started.done():
+                self._started.set_exception(error)
+            return
+        lost = message.HasField("failed") and message.failed.device_lost
+        if lost:
+            self.info.state = admin_pb2.WORKER_STATE_RESTARTING
+        call = self._calls.get(message.id)
+        if call is not None and not call.answer.done():
+            call.answer.set_result(message)
+        decisions = self._queue.answered(message.id)
+        if not lost:
+            self._act(decisions)
+
+    def _lost(self) -> None:
+        was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
+        decisions = self._queue.worker_lost()
+        if self._closing:
+            self._act(decisions)
+            return
+        self.info.state = admin_pb2.WORKER_STATE_RESTARTING
+        if not self._started.done():
+            self._started.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
+        self._act(decisions)
+        delay_s = self._restart.lost(was_ready)
+        _log.warning("worker of %s (pid %d) ended; a new one starts in %.2f s", self.info.name, self.info.worker_pid, delay_s)
+        self._run(self._respawn(delay_s))
+
+    async def _respawn(self, delay_s: float) -> None:
+        if self._process is not None:
+            await self._reap(self._process, 0.0)
+        await asyncio.sleep(delay_s)
+        self.info.restarts += 1
+        self.info.state = admin_pb2.WORKER_STATE_STARTING
+        await self._spawn()
+
+    @staticmethod
+    async def _reap(process: subprocess.Popen[bytes], grace_s: float) -> None:
+        """Wait for the end of a process, and kill it when it takes longer than ``grace_s``."""
+
+        def wait() -> None:
+            try:
+                process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+        await asyncio.to_thread(wait)
+
+    def _stop(self, call_id: int, reason: StopReason) -> None:
+        self._act(self._queue.stop(call_id, reason))
+
+    def _act(self, decisions: Iterable[Decision]) -> None:
+        for decision in decisions:
+            match decision:
+                case Send(call_id):
+                    self._send(call_id)
+                case Fail(call_id, error):
+                    self._fail(call_id, error)
+                case Stop(call_id, reason):
+                    deadline = reason is StopReason.DEADLINE
+                    self._write(worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline)))
+                    if deadline:
+                        self._loop.call_later(STOP_GRACE_S, lambda call=call_id: self._act(self._queue.grace_over(call)))
+                case Kill():
+                    if self._process is not None:
+                        self._process.kill()
+
+    def _send(self, call_id: int) -> None:
+        call = self._calls.get(call_id)
+        if call is None:  # Its caller went away while it was queued for a successor.
+            self._act(self._queue.answered(call_id))
+            return
+        call.sent_at = self._loop.time()
+        self._write(call.message)
+
+    def _write(self, message: worker_pb2.ToWorker) -> None:
+        if self._channel is not None:
+            self._channel.send(message)
+
+    def _fail(self, call_id: int, error: KaasError) -> None:
+        call = self._calls.get(call_id)
+        if call is not None and not call.answer.done():
+            call.answer.set_exception(error)
+
+    def _run(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,165 @@
+"""The state machines of a worker's calls: events in, decisions out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kaasd.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
+from kaasd.workers.calls import CallQueue, Fail, Kill, RestartPolicy, Send, Stop, StopReason
+
+
+def ready_queue(max_queued: int = 10) -> CallQueue:
+    queue = CallQueue(max_queued)
+    assert queue.worker_ready() == []
+    return queue
+
+
+def test_calls_wait_for_the_worker_and_are_sent_in_order() -> None:
+    queue = CallQueue(max_queued=10)
+    assert [queue.submit(call) for call in (1, 2, 3)] == [[], [], []]
+    assert queue.worker_ready() == [Send(1), Send(2)]
+    assert queue.answered(1) == [Send(3)]
+
+
+def test_one_runs_and_the_others_count_as_queued() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    assert (queue.running, queue.queued, queue.load) == (1, 2, 3)
+
+
+def test_a_full_queue_refuses() -> None:
+    queue = ready_queue(max_queued=1)
+    for call in (1, 2, 3):
+        queue.submit(call)
+    with pytest.raises(QueueFullError, match="1 requests are waiting"):
+        queue.submit(4)
+    assert queue.answered(1) == [Send(3)]
+    assert queue.submit(4) == []
+
+
+def test_a_lost_worker_fails_what_it_served_and_the_rest_goes_to_its_successor() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert failed.call == 1
+    assert isinstance(failed.error, WorkerRestartingError)
+    assert failed.error.retry_after_s is not None
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
+def test_a_call_answered_before_the_loss_is_not_failed() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    assert queue.answered(1) == []
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert failed.call == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"), [(StopReason.DEADLINE, DeadlineExceededError), (StopReason.CANCELLED, CancelledError)]
+)
+def test_a_queued_call_is_stopped_at_once(reason: StopReason, kind: type[Exception]) -> None:
+    queue = CallQueue(max_queued=10)
+    queue.submit(1)
+    (failed,) = queue.stop(1, reason)
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, kind)
+    assert "queued" in failed.error.message
+    assert queue.worker_ready() == []
+
+
+def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    assert queue.stop(1, StopReason.DEADLINE) == [Stop(1, StopReason.DEADLINE)]
+    assert queue.stop(1, StopReason.DEADLINE) == []
+    assert queue.grace_over(1) == [Kill()]
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert (failed.call, type(failed.error)) == (1, DeadlineExceededError)
+    assert queue.worker_ready() == [Send(2)]
+
+
+def test_a_call_that_stopped_in_time_spares_the_worker() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.stop(1, StopReason.DEADLINE)
+    queue.answered(1)
+    assert queue.grace_over(1) == []
+
+
+def test_a_cancelled_call_does_not_kill_the_worker() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    assert queue.stop(1, StopReason.CANCELLED) == [Stop(1, StopReason.CANCELLED)]
+    assert queue.grace_over(1) == []
+    assert queue.stop(1, StopReason.DEADLINE) == [Stop(1, StopReason.DEADLINE)]
+    assert queue.grace_over(1) == [Kill()]
+
+
+def test_an_unknown_call_is_nothing_to_stop() -> None:
+    assert ready_queue().stop(7, StopReason.DEADLINE) == []
+
+
+def test_all_calls_fail_at_the_end() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    error = DrainingError("over")
+    assert queue.fail_all(error) == [Fail(1, error), Fail(2, error), Fail(3, error)]
+    assert queue.load == 0
+
+
+@given(st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "stop", "cancel"]), max_size=60))
+def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str]) -> None:
+    queue = CallQueue(max_queued=1000)
+    ended: list[int] = []
+    at_worker: list[int] = []
+    submitted = 0
+
+    def note(decisions: list) -> None:
+        for decision in decisions:
+            if isinstance(decision, Send):
+                assert decision.call not in at_worker
+                assert decision.call not in ended
+                at_worker.append(decision.call)
+            elif isinstance(decision, Fail):
+                ended.append(decision.call)
+
+    ready = False
+    for event in events:
+        if event == "submit":
+            submitted += 1
+            note(queue.submit(submitted))
+        elif event == "answer" and at_worker:
+            call = at_worker.pop(0)
+            ended.append(call)
+            note(queue.answered(call))
+        elif event == "lost" and ready:
+            ready = False
+            at_worker.clear()
+            note(queue.worker_lost())
+        elif event == "ready" and not ready:
+            ready = True
+            note(queue.worker_ready())
+        elif event in ("stop", "cancel") and submitted:
+            note(queue.stop(submitted, StopReason.DEADLINE if event == "stop" else StopReason.CANCELLED))
+    assert len(at_worker) <= 2
+    note(queue.fail_all(DrainingError("over")))
+    assert sorted(ended) == list(range(1, submitted + 1))
+
+
+def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
+    policy = RestartPolicy(first_delay_s=0.25, longest_delay_s=2.0)
+    assert policy.lost(was_ready=True) == 0.0
+    assert [policy.lost(was_ready=False) for _ in range(5)] == [0.25, 0.5, 1.0, 2.0, 2.0]
+    policy.ready()
+    assert policy.lost(was_ready=False) == 0.25
