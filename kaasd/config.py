@@ -1,0 +1,297 @@
+"""Every setting of the daemon, once: its name, its default, what it accepts, and its manual.
+
+A setting comes from the first of these that names it: the command line, a ``KAASD_…`` environment variable, the TOML file, its
+default. Nothing is read when this module is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from kaasd.address import default_listen_address, parse_address
+from kaasd.store.base import Durability
+from kaasd.version import __version__
+
+VARIABLE_PREFIX = "KAASD_"
+
+_SIZE_UNITS = {
+    "": 1, "B": 1,
+    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
+    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+}  # fmt: skip
+_TIME_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class SettingsError(Exception):
+    """A setting is unknown or its value is bad; the message names where it stands and the setting."""
+
+
+def parse_size(value: object) -> int:
+    """Return a size in bytes, at least 1: a number, or text such as ``64GiB`` or ``1.5 MB``. Raises ``ValueError``."""
+    size = int(_parse_quantity(value, _SIZE_UNITS, "a size such as 16MiB"))
+    if size < 1:
+        raise ValueError("must be at least 1 byte")
+    return size
+
+
+def parse_duration(value: object) -> float:
+    """Return a time in seconds, above 0: a number, or text such as ``500ms``, ``30s`` or ``10min``. Raises ``ValueError``."""
+    seconds = _parse_quantity(value, _TIME_UNITS, "a time such as 30s")
+    if seconds <= 0:
+        raise ValueError("must be above 0")
+    return seconds
+
+
+def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value, re.ASCII) if isinstance(value, str) else None
+    if match is None or match[2] not in units:
+        raise ValueError(f"expected {example}, got {value!r}")
+    number = float(match[1]) if "." in match[1] else int(match[1])
+    return number * units[match[2]]
+
+
+def _size_up_to(limit: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if (size := parse_size(value)) > limit:
+            raise ValueError(f"must be at most {limit} bytes")
+        return size
+
+    return parse
+
+
+def _parse_count(value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"expected a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"expected text, got {value!r}")
+    return value
+
+
+def _parse_address(value: object) -> str:
+    return parse_address(_parse_text(value))
+
+
+def _parse_device(value: object) -> str:
+    name = _parse_text(value)
+    if not re.fullmatch(r"auto|emulator|cuda:\d{1,3}", name, re.ASCII):
+        raise ValueError(f"expected auto, emulator or cuda:N, got {name!r}")
+    return name
+
+
+def _parse_path(value: object) -> Path:
+    path = Path(_parse_text(value)).expanduser()
+    if not path.is_absolute():
+        raise ValueError(f"expected an absolute path, got {value!r}")
+    return path
+
+
+def _parse_durability(value: object) -> Durability:
+    return Durability(_one_of(*(choice.value for choice in Durability))(value))
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"expected {' or '.join(choices)}, got {value!r}")
+        return str(value)
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """How a field is spelt outside: ``name`` in a file, ``KAASD_NAME`` in the environment, ``--name`` on the command line."""
+
+    name: str
+    metavar: str
+    parse_one: Callable[[object], Any]
+    many: bool = False
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def parse(self, value: object) -> Any:
+        """Return the field's value. Raises ``ValueError``."""
+        if not self.many:
+            return self.parse_one(value)
+        return tuple(self.parse_one(item) for item in (value if isinstance(value, (list, tuple)) else [value]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings of one daemon."""
+
+    listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_address, many=True)]
+    """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated.
+    Default: the unix socket $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
+    devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator", _parse_device, many=True)] = ("auto",)
+    """Device to run kernels on. Default auto: every CUDA GPU, or the emulator where there is none."""
+    store: Annotated[Path, _Option("store", "DIR", _parse_path)]
+    """Directory of the key-value store. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or ~/.local/state."""
+    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", parse_size)] = 64 << 30
+    """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
+    durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
+    """What a crash of the machine may lose. full: nothing that was answered; meta: the last commits; none: the last commits,
+    and the store where the file system reorders writes. Default meta."""
+    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    """Larger values are kept in chunks of this size. Default 16MiB."""
+    library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
+    """Directory below which requests may name libraries by path. Default: none, so that only uploaded ones can be used."""
+    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
+    max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
+    """Most requests that wait for one device. Default 1024."""
+    max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64
+    """Most invocations of one InvokeStream at a time. Default 64."""
+    max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0
+    """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
+    drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
+    """How long running requests may go on after SIGTERM before they are stopped. Default 30s."""
+    emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = 4 << 30
+    """Memory of the emulated device. Default 4GiB."""
+    log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
+    """How much is logged, to standard error: DEBUG, INFO, WARNING or ERROR. Default INFO."""
+
+
+def _options() -> dict[str, tuple[str, _Option]]:
+    """Return each setting's field and option, by its name outside."""
+    hints = get_type_hints(Settings, include_extras=True)
+    options = ((field, hint.__metadata__[0]) for field, hint in hints.items())
+    return {option.name: (field, option) for field, option in options}
+
+
+def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapping[str, str]) -> Settings:
+    """Return the settings from ``flags``, the environment, and the TOML file ``config`` (or ``KAASD_CONFIG``).
+
+    ``flags`` and the file use the names of ``--help``; the file may put them below a table ``[kaasd]``. A variable holds several
+    values separated by commas. Raises ``SettingsError``.
+    """
+    options = _options()
+    config = config or environ.get(f"{VARIABLE_PREFIX}CONFIG")
+    chosen: dict[str, object] = {"listen": (default_listen_address(environ),), "store": _default_store(environ)}
+    sources = [*(_file_values(config) if config else ()), *_environment_values(environ, options)]
+    sources += [(options[name][1].flag, name, value) for name, value in flags.items()]
+    for origin, name, value in sources:
+        if name not in options:
+            raise SettingsError(f"{origin}: there is no such setting; see kaasd --help")
+        field, option = options[name]
+        try:
+            chosen[field] = option.parse(value)
+        except ValueError as error:
+            raise SettingsError(f"{origin}: {error}") from None
+    settings = Settings(**chosen)  # type: ignore[arg-type]
+    if "auto" in settings.devices and len(settings.devices) > 1:
+        raise SettingsError("device: auto stands alone, it already means every device")
+    return settings
+
+
+def parse_command_line(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings of a command line (without the program's name).
+
+    ``--help`` and ``--version`` print and raise ``SystemExit`` 0; a bad setting, wherever it stands, prints and raises 2.
+    """
+    chosen: list[Settings] = []
+
+    def kaasd(config: str | None, version: bool, **flags: object) -> None:
+        """Kernel-as-a-Service: run requests of GPU kernels for clients that speak gRPC."""
+        if version:
+            typer.echo(f"kaasd {__version__}")
+            return
+        try:
+            chosen.append(load_settings({k: v for k, v in flags.items() if v not in (None, [])}, config, environ))
+        except SettingsError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    kaasd.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]
+    app = typer.Typer(add_completion=False)
+    app.command()(kaasd)
+    try:
+        typer.main.get_command(app).main(list(arguments), prog_name="kaasd")
+    except SystemExit:
+        if not chosen:
+            raise
+    return chosen[0]
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """Yield the command line's options, from the table."""
+    manual = _manual()
+    for name, (field, option) in _options().items():
+        text = manual[field] + (" May be given several times." if option.many else "")
+        kind = list[str] | None if option.many else str | None
+        yield _parameter(name, kind, None, typer.Option(option.flag, metavar=option.metavar, help=text))
+    text = "File of settings, by the names of these options with underscores."
+    yield _parameter("config", str | None, None, typer.Option("--config", metavar="FILE.toml", help=text))
+    yield _parameter("version", bool, False, typer.Option("--version", help="Print the version and exit."))
+
+
+def _parameter(name: str, kind: Any, default: object, option: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _manual() -> dict[str, str]:
+    """Return the text below each field of ``Settings``, which Python itself does not keep."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(Settings))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {
+        statement.target.id: " ".join(text.value.value.split())
+        for statement, text in zip(body.body, body.body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def _file_values(path: str) -> Iterator[tuple[str, str, object]]:
+    """Yield origin, name and value of every setting in a TOML file."""
+    try:
+        with Path(path).open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not a TOML file: {error}") from None
+    below = document.pop("kaasd", {})
+    if not isinstance(below, dict):
+        raise SettingsError(f"{path}: kaasd: must be a table of settings")
+    for name, value in [*document.items(), *below.items()]:
+        yield f"{path}: {name}", name, value
+
+
+def _environment_values(
+    environ: Mapping[str, str], options: Mapping[str, tuple[str, _Option]]
+) -> Iterator[tuple[str, str, str | list[str]]]:
+    """Yield origin, name and value of every setting in the environment."""
+    for variable, value in sorted(environ.items()):
+        name = variable.removeprefix(VARIABLE_PREFIX).lower()
+        if variable.startswith(VARIABLE_PREFIX) and name != "config":
+            many = name in options and options[name][1].many
+            yield variable, name, [part.strip() for part in value.split(",")] if many else value
+
+
+def _default_store(environ: Mapping[str, str]) -> Path:
+    """Return the store's directory where nothing names it; systemd may list several state directories."""
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    state = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local" / "state")
+    return Path(state) / "kaasd"

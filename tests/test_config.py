@@ -1,0 +1,137 @@
+"""The settings: where they come from, and what a bad one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kaasd.config import Settings, SettingsError, load_settings, parse_command_line, parse_duration, parse_size
+from kaasd.store.base import Durability
+
+ENVIRON = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/.local/state"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", 1), (4096, 4096), ("1KiB", 1024), ("64GiB", 68719476736), ("1.5 MiB", 1572864), ("2MB", 2000000), ("7B", 7)],
+)
+def test_sizes(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "1XB", "1 2", "0", 0, True, None, float("nan"), float("inf"), "٣MiB"])
+def test_bad_sizes(text: object) -> None:
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30", 30.0), ("500ms", 0.5), ("10min", 600.0), ("1h", 3600.0), (2.5, 2.5)])
+def test_durations(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds, rel=1e-12)
+
+
+def test_defaults() -> None:
+    settings = load_settings({}, None, ENVIRON)
+    assert settings.listen == ("unix:/run/user/7/kaasd.sock",)
+    assert settings.store == Path("/home/u/.local/state/kaasd")
+    assert settings.devices == ("auto",)
+    assert settings.durability is Durability.META
+    assert settings.library_roots == ()
+    assert settings.store_limit_bytes == 64 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("environ", "store"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/kaasd:/var/lib/other", "XDG_STATE_HOME": "/x"}, "/var/lib/kaasd"),
+        ({"HOME": "/home/u"}, "/home/u/.local/state/kaasd"),
+    ],
+)
+def test_default_store(environ: dict[str, str], store: str) -> None:
+    assert load_settings({}, None, environ).store == Path(store)
+
+
+@pytest.mark.parametrize("head", ["", "[kaasd]\n"], ids=["top level", "table"])
+def test_each_source_overrides_the_one_before(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "kaasd.toml"
+    file.write_text(f'{head}max_queue = 1\nmax_in_flight = 1\nlog_level = "ERROR"\nlibrary_root = ["/a", "/b"]\n')
+    environ = {**ENVIRON, "KAASD_CONFIG": str(file), "KAASD_MAX_IN_FLIGHT": "2", "KAASD_LOG_LEVEL": "INFO"}
+    settings = parse_command_line(["--log-level", "DEBUG"], environ)
+    assert (settings.max_queue, settings.max_in_flight, settings.log_level) == (1, 2, "DEBUG")
+    assert settings.library_roots == (Path("/a"), Path("/b"))
+
+
+def test_lists_from_flags_and_environment() -> None:
+    environ = {**ENVIRON, "KAASD_DEVICE": "cuda:0, cuda:1"}
+    settings = parse_command_line(["--listen", "/a.sock", "--listen", "127.0.0.1:7000"], environ)
+    assert settings.listen == ("unix:/a.sock", "127.0.0.1:7000")
+    assert settings.devices == ("cuda:0", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense = 1", r"kaasd.toml: nonsense: there is no such setting"),
+        ('store_limit = "64 apples"', r"kaasd.toml: store_limit: expected a size .*'64 apples'"),
+        ('durability = "some"', r"kaasd.toml: durability: expected full or meta or none"),
+        ('device = "gpu"', r"kaasd.toml: device: expected auto, emulator or cuda:N"),
+        ('device = ["auto", "emulator"]', r"device: auto stands alone"),
+        ('listen = "nowhere"', r"kaasd.toml: listen: 'nowhere' is no address"),
+        ('library_root = "relative/path"', r"kaasd.toml: library_root: expected an absolute path"),
+        ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number"),
+        ('max_message_size = "3GiB"', r"kaasd.toml: max_message_size: must be at most"),
+        ("kaasd = 3", r"kaasd.toml: kaasd: must be a table"),
+        ("= 3", r"kaasd.toml: not a TOML file"),
+    ],
+)
+def test_a_bad_file_names_itself_and_the_key(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "kaasd.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        load_settings({}, str(file), ENVIRON)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="absent.toml: No such file"):
+        load_settings({}, str(tmp_path / "absent.toml"), ENVIRON)
+
+
+def test_a_bad_variable_names_itself() -> None:
+    with pytest.raises(SettingsError, match="KAASD_MAX_QUEUE: expected a whole number"):
+        load_settings({}, None, {**ENVIRON, "KAASD_MAX_QUEUE": "many"})
+    with pytest.raises(SettingsError, match="KAASD_COLOUR: there is no such setting"):
+        load_settings({}, None, {**ENVIRON, "KAASD_COLOUR": "red"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--max-queue", "many"], "--max-queue: expected"), (["--listen", ""], "--listen"), (["--colour"], "--colour"), (["x"], "x")],
+)
+def test_a_usage_error_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse_command_line(arguments, ENVIRON)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_is_the_manual(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as raised:
+        parse_command_line(["--help"], ENVIRON)
+    assert raised.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for flag in ("--listen", "--device", "--store", "--library-root", "--config", "--max-message-size", "--version"):
+        assert flag in text
+    assert "Default: none, so that only uploaded ones can be used." in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        parse_command_line(["--version"], ENVIRON)
+    assert raised.value.code == 0
+    assert capsys.readouterr().out.startswith("kaasd ")
+
+
+def test_settings_can_be_built_in_code(tmp_path: Path) -> None:
+    assert Settings(listen=("unix:/a",), store=tmp_path).chunk_bytes == 16 * 1024**2
