@@ -36,7 +36,7 @@ help: ## Show this list
 venv: $(DEV) ## Build the virtual environment with all that development needs
 
 demo: $(RUNTIME) ## Start a daemon, run real requests on what this machine has, and check them against NumPy
-	@$(PY) examples/demo.py $(ARGS)
+	@$(PY) -m examples.demo $(ARGS)
 
 test: $(DEV) ## Run the tests; no GPU is needed
 	@$(PY) -m pytest $(ARGS)

@@ -1,0 +1,98 @@
+"""The house keeps its shape: imports only go down, each outside library has one room, and the two tables of reasons agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kaasd.errors import BY_REASON
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for package in ("kaasd", "kaas_client") for path in (ROOT / package).rglob("*.py"))
+HAND_WRITTEN = sorted(
+    [*SOURCES, *(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))]
+)
+
+BELOW = {
+    "kaasd.request": {"kaasd.errors"},
+    "kaasd.store": {"kaasd.errors"},
+    "kaasd.devices": {"kaasd.errors", "kaasd.request"},
+    "kaasd.engine": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices"},
+    "kaasd.workers": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices", "kaasd.engine"},
+    "kaasd.api": {"kaasd.address", "kaasd.version", "kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.workers"},
+    "kaas_client": {"kaasd.address", "kaasd.version", "kaasd.errors", "kaasd.request"},
+}
+"""What each room may import of the others."""
+
+ROOMS_OF = {
+    "grpc": ("kaasd.api", "kaas_client"),
+    "lmdb": ("kaasd.store",),
+    "cuda": ("kaasd.devices.cuda",),
+    "llvmlite": ("kaasd.devices.emulator",),
+}
+"""The only rooms that may import these libraries."""
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the full names of what a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_imports_only_go_down(room: str) -> None:
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in SOURCES
+        if within(module_name(path), room)
+        for name in imports(path)
+        if name.startswith(("kaasd", "kaas_client"))
+        if not any(within(name, allowed) for allowed in {room, *BELOW[room]})
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", ROOMS_OF)
+def test_a_library_has_its_rooms(library: str) -> None:
+    wrong = [
+        f"{module_name(path)} imports {name}"
+        for path in SOURCES
+        for name in imports(path)
+        if within(name, library)
+        if not any(within(module_name(path), room) for room in ROOMS_OF[library])
+    ]
+    assert wrong == []
+
+
+def test_the_daemon_does_not_import_the_client() -> None:
+    wrong = [
+        module_name(p) for p in SOURCES if within(module_name(p), "kaasd") if any(within(n, "kaas_client") for n in imports(p))
+    ]
+    assert wrong == []
+
+
+def test_files_are_small() -> None:
+    assert [f"{path}: {lines} lines" for path in HAND_WRITTEN if (lines := len(path.read_text().splitlines())) > 500] == []
+
+
+def test_the_tables_of_reasons_agree() -> None:
+    """Every reason on the wire has an exception whose status code is the one that errors.proto promises, and no other exists."""
+    text = (ROOT / "proto/kaas/v1/errors.proto").read_text()
+    promised = {reason: code for code, reason in re.findall(r"  // ([A-Z_]+)\b.*\n(?:  //.*\n)*  REASON_(\w+) = [1-9]", text)}
+    assert {reason: kind.code for reason, kind in BY_REASON.items()} == promised
