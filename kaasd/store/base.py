@@ -75,7 +75,10 @@ class StoreStats:
 
 
 class Staged(Protocol):
-    """A value on its way in: chunks that no key points at yet. Closing it without a commit drops them."""
+    """A value on its way in: chunks that no key points at yet. Closing it without a commit drops them.
+
+    A commit uses it up, whether it succeeds or not. Used by one thread at a time.
+    """
 
     @property
     def size_bytes(self) -> int: ...
@@ -99,12 +102,11 @@ class Snapshot(Protocol):
     ) -> Iterator[memoryview]:
         """Yield the bytes of a range as read-only views of the store's own pages, in order, none copied.
 
-        Each view is released when the snapshot closes. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
+        Each view is released when the snapshot closes, and what is made of one (a slice, a NumPy array) must be gone before:
+        closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
         """
 
-    def list(
-        self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES
-    ) -> list[Entry]:
+    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
         """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
 
 

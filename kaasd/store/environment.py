@@ -1,0 +1,207 @@
+"""A process's LMDB environment: opening it, and beginning transactions in company of other processes."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import lmdb
+
+from kaasd.errors import InternalError, InvalidArgumentError
+from kaasd.store.base import Durability, Namespace
+from kaasd.store.layout import CHUNKS, FORMAT, LOOSE, STATE_KEY, State
+from kaasd.store.lmdb_errors import translate
+
+Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
+
+MIN_LIMIT_BYTES = 1 << 20
+_RESIZE_TIMEOUT_S = 10.0
+"""Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
+
+
+def reserve_bytes(limit_bytes: int) -> int:
+    """Return how much of a store only deletes may use.
+
+    LMDB keeps the numbers of free pages in pages, at most 8 bytes for 4096 (1/512), and a delete rewrites about ten pages before
+    the ones it frees can be used again.
+    """
+    return max(limit_bytes // 128, 256 << 10)
+
+
+class Environment:
+    """An open LMDB environment. One a process for each path, and never used across a fork."""
+
+    def __init__(self, path: Path, *, limit_bytes: int, durability: Durability, max_readers: int) -> None:
+        if limit_bytes < MIN_LIMIT_BYTES:
+            raise InvalidArgumentError(
+                f"limit_bytes: {limit_bytes}, at least {MIN_LIMIT_BYTES} are needed", {"field": "limit_bytes"}
+            )
+        self.path = path
+        self.limit_bytes = limit_bytes
+        self.quota_bytes = limit_bytes - reserve_bytes(limit_bytes)
+        self._pid = os.getpid()
+        self._turn = threading.Condition()
+        self._open = 0
+        self._resizing = False
+        self._closed = False
+        with ExitStack() as stack:
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
+                self.lmdb.reader_check()
+                self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
+                self.chunks = self.lmdb.open_db(CHUNKS)
+                self.loose = self.lmdb.open_db(LOOSE)
+                self.page_bytes = self.lmdb.stat()["psize"]
+                self.owner = self._join()
+            except lmdb.Error as error:
+                raise translate(error, path) from error
+            # Opened last: closing any descriptor of this file frees the locks of the process, and a second environment of this
+            # path in the process has failed before it comes here.
+            self._owners = (path / "owners").open("ab")
+            fcntl.lockf(self._owners, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.owner)
+            stack.pop_all()
+
+    def _open_environment(self, durability: Durability, max_readers: int) -> lmdb.Environment:
+        file = self.path / "data.mdb"
+        size = file.stat().st_size if file.exists() else 0
+        return lmdb.open(
+            str(self.path),
+            # A limit below what is stored already must still let deletes work.
+            map_size=max(self.limit_bytes, size + reserve_bytes(size) if size > self.limit_bytes else 0),
+            mode=0o600,
+            max_dbs=len(Namespace) + 2,
+            max_readers=max_readers,
+            sync=durability is not Durability.NONE,
+            metasync=durability is Durability.FULL,
+        )
+
+    def _join(self) -> int:
+        """Check the store's format and return an id for this process."""
+        with self.write() as txn:
+            raw = txn.get(STATE_KEY)
+            number, state = State.unpack(raw) if raw is not None else (FORMAT, State())
+            if number != FORMAT:
+                raise InternalError(f"{self.path}: the store has format {number}, this version reads format {FORMAT}")
+            state.id += 1
+            txn.put(STATE_KEY, state.pack())
+        return state.id
+
+    def begin(self, *, write: bool = False) -> Transaction:
+        """Begin a transaction; one that reads must end in ``end``.
+
+        Raises ``lmdb.Error``, ``InternalError`` (closed, or after a fork).
+        """
+        checked = False
+        while True:
+            self._enter()
+            try:
+                return self.lmdb.begin(write=write, buffers=True)
+            except lmdb.MapResizedError:
+                # Another process has a larger limit and has used it.
+                self._leave()
+                self._adopt_size()
+            except lmdb.ReadersFullError:
+                self._leave()
+                if checked:
+                    raise
+                # LMDB never frees the slots of dead processes by itself.
+                self.lmdb.reader_check()
+                checked = True
+            except BaseException:
+                self._leave()
+                raise
+
+    def end(self, txn: Transaction) -> None:
+        """End a read transaction."""
+        try:
+            txn.abort()
+        finally:
+            self._leave()
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """A write transaction that is committed at the end and aborted by an exception. Raises ``lmdb.Error``."""
+        txn = self.begin(write=True)
+        try:
+            with txn:
+                yield txn
+        finally:
+            self._leave()
+
+    def used_bytes(self, txn: Transaction) -> int:
+        """Return what all values take, in pages and with the trees that find them."""
+        pages = 0
+        for database in (*self.entries.values(), self.chunks, self.loose):
+            stat = txn.stat(database)
+            pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return pages * self.page_bytes
+
+    def is_held(self) -> bool:
+        """Whether a snapshot of any process sees an older state than the last, so that pages cannot be used again."""
+        last = self.lmdb.info()["last_txnid"]
+        rows = (line.split() for line in self.lmdb.readers().splitlines()[1:])
+        return any(len(row) == 3 and row[2].isdigit() and int(row[2]) < last for row in rows)
+
+    def is_alive(self, owner: int) -> bool:
+        """Whether the process of this id runs: it then holds a lock, which the kernel frees at its end, whatever it dies of."""
+        if owner == self.owner:
+            return True
+        try:
+            fcntl.lockf(self._owners, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, owner)
+        except OSError:
+            return True
+        fcntl.lockf(self._owners, fcntl.LOCK_UN, 1, owner)
+        return False
+
+    def close(self) -> None:
+        """Close, which unmaps the file. Idempotent. Raises ``InternalError`` while snapshots are open, and then stays open."""
+        with self._turn:
+            if self._closed:
+                return
+            if self._open:
+                raise InternalError(f"{self.path}: {self._open} snapshots are open; the store cannot be closed before them")
+            self._closed = True
+        if self._pid == os.getpid():
+            self.lmdb.sync(True)
+        self.lmdb.close()
+        self._owners.close()
+
+    def check_process(self) -> None:
+        """Raises ``InternalError`` in a process forked from the one that opened this."""
+        if os.getpid() != self._pid:
+            raise InternalError(f"{self.path} was opened before a fork; LMDB must be opened anew in each process")
+
+    def _enter(self) -> None:
+        self.check_process()
+        with self._turn:
+            self._turn.wait_for(lambda: not self._resizing)
+            if self._closed:
+                raise InternalError(f"{self.path} is closed")
+            self._open += 1
+
+    def _leave(self) -> None:
+        with self._turn:
+            self._open -= 1
+            self._turn.notify_all()
+
+    def _adopt_size(self) -> None:
+        """Take over the map size that another process has set. No transaction may be open in this process meanwhile."""
+        with self._turn:
+            if self._resizing:
+                return
+            self._resizing = True
+            try:
+                if not self._turn.wait_for(lambda: not self._open, _RESIZE_TIMEOUT_S):
+                    raise InternalError(
+                        f"{self.path} has grown, and {self._open} open snapshots keep this process from seeing it"
+                    )
+                self.lmdb.set_mapsize(0)
+            finally:
+                self._resizing = False
+                self._turn.notify_all()

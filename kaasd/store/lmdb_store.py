@@ -1,0 +1,161 @@
+"""The store on LMDB."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import lmdb
+
+from kaasd.errors import InvalidArgumentError, KaasError
+from kaasd.store.base import Durability, Entry, Namespace, StoreStats, Write
+from kaasd.store.changes import Change
+from kaasd.store.environment import Environment
+from kaasd.store.jobs import Commit, Delete
+from kaasd.store.layout import Extent, encode_key
+from kaasd.store.lmdb_errors import translate
+from kaasd.store.pieces import Pieces
+from kaasd.store.snapshot import LmdbSnapshot
+from kaasd.store.staged import StagedValue
+from kaasd.store.writer import Writer
+
+CHUNK_BYTES = 16 << 20
+"""LMDB has one write lock and writes about 1 GB/s, so a chunk holds it for some 20 ms; copied to a device, one runs at the bus's
+speed."""
+MIN_CHUNK_BYTES = 4096
+
+
+class LmdbStore:
+    """A ``KeyValueStore`` in an LMDB environment at ``path``, which several processes may open, each once, none across a fork.
+
+    What a crash of the machine can lose (a crash of processes loses nothing that was answered):
+
+    * ``Durability.FULL``: nothing. Each commit waits for the data and for LMDB's root page.
+    * ``Durability.META`` (``MDB_NOMETASYNC``): the last commit before the crash, which then is undone; the store stays whole.
+    * ``Durability.NONE`` (``MDB_NOSYNC``): the commits of the last moments; the whole store where the file system writes
+      pages back in another order than they were written. Closing writes everything.
+
+    ``limit_bytes`` is LMDB's map size: address space, and at most so much disk. Values may take all of it but a hundredth (at
+    least 256 KiB), which is kept for deletes. ``chunk_bytes`` is the most that one transaction writes.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        limit_bytes: int,
+        durability: Durability = Durability.META,
+        chunk_bytes: int = CHUNK_BYTES,
+        max_readers: int = 1024,
+        held_timeout_s: float = 1.0,
+        sweep_interval_s: float = 60.0,
+    ) -> None:
+        """Open or create the store.
+
+        ``max_readers`` bounds the snapshots open at once, over all processes; ``held_timeout_s`` is how long a full store waits
+        for snapshots to close whose pages it could use.
+
+        Raises ``InvalidArgumentError`` (a setting), ``InternalError`` (open in this process already, or damaged), ``OSError``.
+        """
+        if chunk_bytes < MIN_CHUNK_BYTES:
+            raise InvalidArgumentError(
+                f"chunk_bytes: {chunk_bytes}, at least {MIN_CHUNK_BYTES} are needed", {"field": "chunk_bytes"}
+            )
+        self._chunk_bytes = chunk_bytes
+        self._environment = Environment(Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers)
+        self._writer = Writer(
+            self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
+        )
+        self._leaks = threading.Lock()
+        self._leaked: list[LmdbSnapshot] = []
+
+    def __enter__(self) -> LmdbStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def snapshot(self) -> LmdbSnapshot:
+        """Open a read transaction. Raises ``QueueFullError`` where too many are open.
+
+        Closing it raises ``BufferError`` while something uses one of its views; the bytes then stay right until that is gone.
+        """
+        self._end_leaked()
+        return LmdbSnapshot(self._environment, self._leak)
+
+    def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
+        """See ``KeyValueStore.commit``. A ``Staged`` is used up by it, whether it succeeds or not."""
+        changes: list[Change] = []
+        try:
+            for write in writes:
+                changes.append(self._change(write))  # noqa: PERF401 (what was taken before an error must be dropped)
+        except KaasError as error:
+            self._writer.drop_loose([extent for change in changes for extent in change.extents])
+            failed: Future[dict[str, Entry]] = Future()
+            failed.set_exception(error)
+            return failed
+        job = Commit(changes)
+        if job.size_bytes > self._chunk_bytes:
+            return self._writer.submit_ahead(job)
+        return self._writer.submit(job)
+
+    def stage(self) -> StagedValue:
+        return StagedValue(self._writer, self._chunk_bytes)
+
+    def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
+        try:
+            job = Delete(namespace, encode_key(key), key)
+        except KaasError as error:
+            failed: Future[Entry] = Future()
+            failed.set_exception(error)
+            return failed
+        return self._writer.submit(job)
+
+    def sweep(self) -> Future[int]:
+        """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""
+        return self._writer.sweep()
+
+    def stats(self) -> StoreStats:
+        environment = self._environment
+        try:
+            txn = environment.begin()
+            try:
+                keys = txn.stat(environment.entries[Namespace.VALUES])["entries"]
+                return StoreStats(keys, environment.used_bytes(txn), environment.limit_bytes)
+            finally:
+                environment.end(txn)
+        except lmdb.Error as error:
+            raise translate(error, environment.path) from error
+
+    def close(self) -> None:
+        """Finish what was asked for, drop what is staged, close. Idempotent.
+
+        Raises ``InternalError`` while a snapshot, or something that uses a view of one, is left; it can then be called again.
+        """
+        self._writer.close()
+        self._end_leaked()
+        self._environment.close()
+
+    def _change(self, write: Write) -> Change:
+        extents: list[Extent] = []
+        raw_key = encode_key(write.key)
+        if write.offset_bytes is not None and write.offset_bytes < 0:
+            raise InvalidArgumentError(f"offset_bytes: {write.offset_bytes} is negative", {"field": "offset_bytes"})
+        if isinstance(write.pieces, Sequence):
+            pieces = Pieces(write.pieces)
+        elif isinstance(write.pieces, StagedValue):
+            extents, pieces = write.pieces.take(self._writer)
+        else:
+            raise TypeError("a staged value of another kind of store")
+        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents)
+
+    def _leak(self, snapshot: LmdbSnapshot) -> None:
+        with self._leaks:
+            self._leaked.append(snapshot)
+
+    def _end_leaked(self) -> None:
+        if self._leaked:
+            with self._leaks:
+                self._leaked = [snapshot for snapshot in self._leaked if not snapshot.end()]

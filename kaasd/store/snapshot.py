@@ -1,0 +1,145 @@
+"""Zero-copy reads that cannot outlive their transaction.
+
+py-lmdb's views are not told when their transaction ends: they then show other data, and once the environment is unmapped they
+kill the process. Releasing such a view does not end its slices or the NumPy arrays made of it either. So a caller never gets one,
+but a view of a ``PickleBuffer`` of one: everything made of that keeps the one below from being released, which then fails with
+``BufferError``. The transaction ends only when all are released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pickle import PickleBuffer
+from types import TracebackType
+
+import lmdb
+
+from kaasd.errors import InternalError, KeyNotFoundError, ValueTooShortError
+from kaasd.store.base import Entry, Namespace
+from kaasd.store.environment import Environment, Transaction
+from kaasd.store.layout import Extent, Record, chunk_key, encode_key, encode_prefix, overlap, unpack_head
+from kaasd.store.lmdb_errors import translate
+
+
+class LmdbSnapshot:
+    """One read transaction. Used by one thread at a time."""
+
+    def __init__(self, environment: Environment, leaked: Callable[[LmdbSnapshot], None]) -> None:
+        self._environment = environment
+        self._leaked = leaked
+        self._views: list[tuple[memoryview, memoryview]] = []
+        self._closed = False
+        self._ended = False
+        try:
+            self._txn: Transaction = environment.begin()
+        except lmdb.Error as error:
+            raise translate(error, environment.path) from error
+
+    def __enter__(self) -> LmdbSnapshot:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except BufferError:
+            # The frames of an exception on its way may be what holds the views; it says more than the leak.
+            if error is None:
+                raise
+
+    def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
+        version, size, time_ns = unpack_head(self._raw(key, namespace))
+        return Entry(key, size, version, time_ns)
+
+    def pieces(
+        self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
+    ) -> Iterator[memoryview]:
+        record = Record.unpack(self._raw(key, namespace))
+        end = record.size_bytes if size_bytes is None else offset_bytes + size_bytes
+        if offset_bytes < 0 or end < offset_bytes or end > record.size_bytes:
+            raise ValueTooShortError(
+                f"{key!r} has {record.size_bytes} bytes; [{offset_bytes}, {end}) is to be read",
+                {"key": key, "size_bytes": str(record.size_bytes)},
+            )
+        if record.extents:
+            return (
+                self._lend(self._chunk(extent)[start:stop]) for extent, start, stop in overlap(record.extents, offset_bytes, end)
+            )
+        return iter([self._lend(record.inline[offset_bytes:end])] if end > offset_bytes else [])
+
+    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
+        raw_prefix, raw_after = encode_prefix(prefix, "prefix"), encode_prefix(after, "after")
+        self._check_open()
+        entries: list[Entry] = []
+        with self._txn.cursor(self._environment.entries[namespace]) as cursor:
+            start = max(raw_prefix, raw_after)
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and len(entries) < limit:
+                raw_key = bytes(cursor.key())
+                if not raw_key.startswith(raw_prefix):
+                    break
+                if raw_key > raw_after:
+                    version, size, time_ns = unpack_head(cursor.value())
+                    entries.append(Entry(raw_key.decode(), size, version, time_ns))
+                found = cursor.next()
+        return entries
+
+    def close(self) -> None:
+        """End the transaction. Idempotent.
+
+        Raises ``BufferError`` where something still uses one of its views: the transaction then stays open, and the bytes stay
+        right, until that is gone and ``end`` is called again.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        if not self.end():
+            self._leaked(self)
+            sizes = ", ".join(str(len(guard)) for _, guard in self._views)
+            raise BufferError(
+                f"{len(self._views)} views of a closed snapshot are still used (of {sizes} bytes); it cannot end before them"
+            )
+
+    def end(self) -> bool:
+        """End the transaction of a closed snapshot, and return True, unless one of its views is still used."""
+        self._views = [pair for pair in self._views if not _released(*pair)]
+        if not self._views and not self._ended:
+            self._ended = True
+            self._environment.end(self._txn)
+        return self._ended
+
+    def _lend(self, guard: memoryview) -> memoryview:
+        """Return a view of ``guard`` that, with everything made of it, keeps ``guard`` from being released."""
+        self._check_open()
+        exporter = PickleBuffer(guard)
+        view = memoryview(exporter)
+        exporter.release()
+        self._views.append((view, guard))
+        return view
+
+    def _raw(self, key: str, namespace: Namespace) -> memoryview:
+        raw_key = encode_key(key)
+        self._check_open()
+        raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
+        if raw is None:
+            raise KeyNotFoundError(f"no key {key!r}", {"key": key})
+        return raw
+
+    def _chunk(self, extent: Extent) -> memoryview:
+        self._check_open()
+        raw = self._txn.get(chunk_key(extent.id), db=self._environment.chunks)
+        if raw is None or len(raw) != extent.size_bytes:
+            raise InternalError(f"{self._environment.path} is damaged: chunk {extent.id} is missing or cut short")
+        return raw
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InternalError("the snapshot is closed")
+
+
+def _released(view: memoryview, guard: memoryview) -> bool:
+    try:
+        view.release()
+        guard.release()
+    except BufferError:
+        return False
+    return True
