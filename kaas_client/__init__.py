@@ -1,0 +1,83 @@
+"""The Python client of kaasd.
+
+    with Client() as kaas:
+        kaas.put("x", x)
+        library = kaas.upload("scale.ptx")
+        kaas.submit(Request([Kernel(library, "scale", grid=4, block=256, args=[f32(2.0), inout("x", x.nbytes)])]))
+        y = kaas.get("x", dtype=x.dtype)
+
+``AsyncClient`` is the same for asyncio. What calls return is in ``kaas_client.types``, what they raise in ``kaas_client.errors``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kaas_client import errors
+from kaas_client.builders import (
+    BufferSpec,
+    Kernel,
+    Literal,
+    Request,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    inout,
+    inp,
+    out,
+    tmp,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+from kaas_client.types import Key, Result
+from kaasd.version import __version__
+
+if TYPE_CHECKING:
+    from kaas_client.aio import Client as AsyncClient
+    from kaas_client.client import Client
+
+__all__ = [
+    "Client",
+    "AsyncClient",
+    "Kernel",
+    "Request",
+    "Key",
+    "Result",
+    "BufferSpec",
+    "inp",
+    "inout",
+    "out",
+    "tmp",
+    "Literal",
+    "i8",
+    "u8",
+    "i16",
+    "u16",
+    "i32",
+    "u32",
+    "i64",
+    "u64",
+    "f16",
+    "f32",
+    "f64",
+    "errors",
+    "__version__",
+]
+
+_LAZY = {"Client": ("kaas_client.client", "Client"), "AsyncClient": ("kaas_client.aio", "Client")}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a client, and with it gRPC, when it is first asked for: building requests and ``kaasctl --help`` need neither."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value

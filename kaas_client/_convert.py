@@ -1,0 +1,136 @@
+"""From the messages of the wire to what a client returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, types_pb2
+from kaas_client import types
+from kaas_client.builders import Request
+from kaasd.request.protobuf import request_from_proto
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFields:
+    """What the server says of a function; each kind of client makes its own callable of it."""
+
+    name: str
+    request: Request
+    create_time: datetime
+
+
+def entry(message: kv_pb2.Entry) -> types.Entry:
+    return types.Entry(message.key, message.size_bytes, message.version, _time(message.update_time))
+
+
+def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -> types.Result:
+    timing = message.timing
+    return types.Result(
+        outputs=dict(message.outputs),
+        versions=dict(message.versions),
+        device=message.device,
+        timing=types.Timing(
+            queue_ns=timing.queue_ns,
+            plan_ns=timing.plan_ns,
+            load_ns=timing.load_ns,
+            run_ns=timing.run_ns,
+            commit_ns=timing.commit_ns,
+            total_ns=timing.total_ns,
+        ),
+    )
+
+
+def function(message: executor_pb2.Function) -> FunctionFields:
+    return FunctionFields(message.name, Request.from_spec(request_from_proto(message.request)), _time(message.create_time))
+
+
+def library(message: library_pb2.Library) -> types.Library:
+    return types.Library(
+        message.id, message.file_name, message.size_bytes, _library_kind(message.kind), _time(message.create_time)
+    )
+
+
+def inspection(message: library_pb2.InspectLibraryResponse) -> types.LibraryInspection:
+    kernels = tuple(
+        types.KernelInfo(
+            name=kernel.name,
+            parameter_size_bytes=tuple(kernel.parameter_size_bytes),
+            static_shared_memory_bytes=kernel.static_shared_memory_bytes,
+            max_threads_per_block=kernel.max_threads_per_block,
+        )
+        for kernel in message.kernels
+    )
+    return types.LibraryInspection(message.id, _library_kind(message.kind), kernels, message.device)
+
+
+def server_info(message: admin_pb2.GetServerInfoResponse) -> types.ServerInfo:
+    return types.ServerInfo(
+        version=message.version,
+        start_time=_time(message.start_time),
+        addresses=tuple(message.addresses),
+        max_message_bytes=message.max_message_bytes,
+        store_limit_bytes=message.store_limit_bytes,
+        durability=message.durability,
+        draining=message.draining,
+    )
+
+
+def device(message: admin_pb2.Device) -> types.DeviceInfo:
+    return types.DeviceInfo(
+        name=message.name,
+        model=message.model,
+        compute_capability=message.compute_capability,
+        memory_bytes=message.memory_bytes,
+        memory_used_bytes=message.memory_used_bytes,
+        state=_enum_name(admin_pb2.WorkerState.Name(message.state), "WORKER_STATE_"),
+        worker_pid=message.worker_pid,
+        restarts=message.restarts,
+        warp_size=message.warp_size,
+        max_threads_per_block=message.max_threads_per_block,
+        max_shared_memory_bytes=message.max_shared_memory_bytes,
+        max_block=_dim3(message.max_block),
+        max_grid=_dim3(message.max_grid),
+    )
+
+
+def stats(message: admin_pb2.GetStatsResponse) -> types.Stats:
+    return types.Stats(
+        uptime_ns=message.uptime.ToNanoseconds(),
+        devices=tuple(_device_stats(d) for d in message.devices),
+        store_keys=message.store_keys,
+        store_used_bytes=message.store_used_bytes,
+        store_limit_bytes=message.store_limit_bytes,
+        functions=message.functions,
+        failures_by_reason=dict(message.failures_by_reason),
+    )
+
+
+def _device_stats(message: admin_pb2.DeviceStats) -> types.DeviceStats:
+    return types.DeviceStats(
+        device=message.device,
+        requests_succeeded=message.requests_succeeded,
+        requests_failed=message.requests_failed,
+        kernels_launched=message.kernels_launched,
+        queued=message.queued,
+        running=message.running,
+        run_time_ns=message.run_time.ToNanoseconds(),
+    )
+
+
+def _time(message: Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)
+
+
+def _dim3(message: types_pb2.Dim3) -> tuple[int, int, int]:
+    return message.x, message.y, message.z
+
+
+def _library_kind(kind: library_pb2.LibraryKind) -> str:
+    return _enum_name(library_pb2.LibraryKind.Name(kind), "LIBRARY_KIND_")
+
+
+def _enum_name(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()

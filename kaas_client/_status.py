@@ -1,0 +1,78 @@
+"""Turns a failed call's ``google.rpc.Status`` into an exception of ``kaas_client.errors``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, error_details_pb2
+from grpc import RpcError
+from grpc_status import rpc_status
+
+from kaas.v1.errors_pb2 import StreamError
+from kaas_client import errors
+from kaasd.errors import BY_REASON, from_reason
+
+DOMAIN = "kaas"
+
+_BY_CODE: dict[str, type[errors.KaasError]] = {
+    kind.code: kind
+    for kind in (
+        errors.InvalidArgumentError,
+        errors.NotFoundError,
+        errors.FailedPreconditionError,
+        errors.ResourceExhaustedError,
+        errors.DeadlineExceededError,
+        errors.CancelledError,
+        errors.KernelFaultError,
+        errors.UnavailableError,
+    )
+}
+"""For a reason that this client does not know yet: the code still tells what kind of failure it is."""
+
+
+def from_rpc_error(error: RpcError, address: str) -> errors.KaasError:
+    """Return the exception for ``error``, raised by a call of either kind of client to the server at ``address``."""
+    code, details = error.code().name, error.details() or ""
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # A status that contradicts the call's code is none of kaasd's.
+        status = None
+    converted = _from_details(code, details, status.details) if status is not None else None
+    return converted or _from_grpc_itself(code, details, address)
+
+
+def from_stream_error(error: StreamError) -> errors.KaasError:
+    """Return the exception for a failure that was an answer of a stream."""
+    code = code_pb2.Code.Name(error.code) if error.code in code_pb2.Code.values() else "UNKNOWN"
+    return _from_details(code, error.message, error.details) or errors.InternalError(f"{code}: {error.message}")
+
+
+def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> errors.KaasError | None:
+    """Return the exception that the details of a status describe; None where it is not kaasd that filled them in."""
+    info, bad_request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    for detail in details:
+        for message_type in (info, bad_request, retry):
+            detail.Unpack(message_type)
+    if info.domain != DOMAIN:
+        return None
+    violations = [errors.Violation(v.field, v.description) for v in bad_request.field_violations]
+    if info.reason in BY_REASON:
+        error = from_reason(info.reason, message, dict(info.metadata), violations)
+    else:
+        error = _BY_CODE.get(code, errors.InternalError)(message, dict(info.metadata))
+    if retry.HasField("retry_delay"):
+        # The class has a default; this server says otherwise.
+        error.retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()  # type: ignore[misc]
+    return error
+
+
+def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
+    """Return the exception for a failure that gRPC made, on this side or on the way, with no word from kaasd."""
+    if code == "UNAVAILABLE":
+        return errors.ConnectionFailedError(f"no answer from a server at {address}: {details}", {"address": address})
+    if code == "RESOURCE_EXHAUSTED":
+        return errors.MessageTooLargeError(f"{details}; large values travel through put and get")
+    if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return _BY_CODE[code](details)
+    return errors.InternalError(f"{code}: {details}")

@@ -1,0 +1,273 @@
+"""Large values in pieces, on their way in and out, without a second copy of the whole. Knows no gRPC calls."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import PickleBuffer
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+from kaas.v1.kv_pb2 import GetResponse
+from kaas_client import errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+M = TypeVar("M")
+
+CHUNK_BYTES = 1 << 20
+"""Measured best on gRPC in Python: larger messages are slower and hold up other calls."""
+SPOOL_BYTES = 64 << 20
+"""How much of a source of unknown size is kept in memory while its size is being found out."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all, from any thread."""
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A binary file to read from."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+@runtime_checkable
+class Seekable(Protocol):
+    """A binary file that knows where it stands, and how long it is."""
+
+    def tell(self) -> int: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """A binary file to write to."""
+
+    def write(self, data: bytes, /) -> int: ...
+
+
+Bytes: TypeAlias = Any
+"""Anything with the buffer protocol: bytes, bytearray, memoryview, NumPy and other arrays."""
+Data: TypeAlias = "Bytes | os.PathLike[str] | Readable | Iterable[Bytes]"
+"""What can be stored: a buffer, a path, a binary file, or an iterable of buffers."""
+
+
+def flat_view(data: Bytes) -> memoryview:
+    """Return the bytes of an array or other buffer in C order; a copy only where they are not contiguous.
+
+    Raises ``TypeError`` for what is no buffer.
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"expected bytes or an array, not {type(data).__name__}") from None
+    # PickleBuffer flattens any element type; memoryview.cast knows only those of struct.
+    return PickleBuffer(view).raw() if view.c_contiguous else memoryview(view.tobytes())
+
+
+def is_buffer(data: object) -> bool:
+    """Return whether ``data`` has the buffer protocol."""
+    try:
+        memoryview(data)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Data about to be sent."""
+
+    size_bytes: int
+    chunks: Iterable[bytes]
+    """Of at most ``CHUNK_BYTES``."""
+    blocking: bool
+    """Taking a chunk may wait for a file or a caller's iterator."""
+
+
+@contextmanager
+def open_source(data: Data, size_bytes: int | None = None) -> Iterator[Source]:
+    """Open what can be stored.
+
+    A stream whose size is unknown is first spooled, to memory and then to a temporary file, since a size goes ahead of the data;
+    ``size_bytes`` spares that. Raises ``TypeError`` for what is no data, ``OSError`` for a file.
+    """
+    if isinstance(data, str):
+        raise TypeError("str is no data: encode text, or give a pathlib.Path for a file")
+    with ExitStack() as stack:
+        if isinstance(data, os.PathLike):
+            data = stack.enter_context(Path(data).open("rb"))
+        # Buffers before files: an mmap is both, and as a file it would have a position.
+        if is_buffer(data):
+            view = flat_view(data)
+            yield Source(len(view), _slices(view), blocking=False)
+            return
+        pieces: Iterator[bytes]
+        if isinstance(data, Readable):
+            if size_bytes is None:
+                size_bytes = _remaining_bytes(data)
+            pieces = _reads(data)
+        elif isinstance(data, Iterable):
+            pieces = _recut(data)
+        else:
+            raise TypeError(f"expected bytes, an array, a path, a binary file or an iterable of those, not {type(data).__name__}")
+        if size_bytes is None:
+            spool = stack.enter_context(tempfile.SpooledTemporaryFile(SPOOL_BYTES))
+            spool.writelines(pieces)
+            size_bytes = spool.tell()
+            spool.seek(0)
+            pieces = _reads(spool)
+        yield Source(size_bytes, pieces, blocking=True)
+
+
+class Upload(Generic[M]):
+    """The messages of an upload: a header, then chunks.
+
+    A failure of the source ends them early and is kept in ``error``: gRPC would only log it, and a server stores nothing of an
+    upload that ended early.
+    """
+
+    def __init__(self, source: Source, header: M, wrap: Callable[[bytes], M], progress: Progress | None) -> None:
+        self.error: Exception | None = None
+        self.blocking = source.blocking
+        self._source = source
+        self._header = header
+        self._wrap = wrap
+        self._progress = progress
+
+    def __iter__(self) -> Iterator[M]:
+        yield self._header
+        done = 0
+        try:
+            for chunk in self._source.chunks:
+                yield self._wrap(chunk)
+                done += len(chunk)
+                if self._progress:
+                    self._progress(done, self._source.size_bytes)
+        except Exception as error:
+            self.error = error
+
+
+class Download:
+    """A value on its way in: fed with the messages of a ``Get``, in order, it builds what the caller asked for."""
+
+    def __init__(
+        self,
+        dtype: DTypeLike | None,
+        offset_bytes: int,
+        size_bytes: int | None,
+        into: Bytes | Writable | None,
+        progress: Progress | None,
+    ) -> None:
+        if dtype is not None and into is not None:
+            raise ValueError("dtype and into exclude each other: an array to fill has a type of its own")
+        self._dtype = _numpy_dtype(dtype) if dtype is not None else None
+        self._offset_bytes = offset_bytes
+        self._wanted_bytes = size_bytes
+        self._target = _writable_view(into) if is_buffer(into) else None
+        self._file = into if self._target is None and isinstance(into, Writable) else None
+        if into is not None and self._target is None and self._file is None:
+            raise TypeError(f"into must be a writable buffer or a binary file, not {type(into).__name__}")
+        self._progress = progress
+        self._total_bytes: int | None = None
+        self._done_bytes = 0
+        self._chunks: list[bytes] = []
+
+    @property
+    def blocking(self) -> bool:
+        """Whether feeding it may wait for a file."""
+        return self._file is not None
+
+    def feed(self, message: GetResponse) -> None:
+        """Take the next message. Raises ``ValueError`` where the value does not fit what it should go to."""
+        if message.WhichOneof("part") == "entry":
+            rest = message.entry.size_bytes - self._offset_bytes
+            self._begin(rest if self._wanted_bytes is None else self._wanted_bytes)
+            return
+        chunk = message.chunk
+        if self._file is not None:
+            self._file.write(chunk)
+        elif self._target is not None:
+            self._target[self._done_bytes : self._done_bytes + len(chunk)] = chunk
+        else:
+            self._chunks.append(chunk)
+        self._done_bytes += len(chunk)
+        if self._progress and self._total_bytes is not None:
+            self._progress(self._done_bytes, self._total_bytes)
+
+    def result(self) -> bytes | np.ndarray[Any, np.dtype[Any]] | int:
+        """Return the bytes, or the array, or how many bytes were written to where the caller said."""
+        if self._done_bytes != self._total_bytes:
+            raise errors.InternalError(f"the server sent {self._done_bytes} of {self._total_bytes} bytes")
+        if self._dtype is not None:
+            import numpy as np
+
+            assert self._target is not None
+            return np.frombuffer(self._target, self._dtype)
+        return b"".join(self._chunks) if self._target is None and self._file is None else self._done_bytes
+
+    def _begin(self, total_bytes: int) -> None:
+        self._total_bytes = total_bytes
+        if self._dtype is not None:
+            if total_bytes % self._dtype.itemsize:
+                raise ValueError(f"{total_bytes} bytes are no whole number of {self._dtype} elements")
+            self._target = memoryview(bytearray(total_bytes))
+        elif self._target is not None and total_bytes > len(self._target):
+            raise ValueError(f"{total_bytes} bytes do not fit into a buffer of {len(self._target)}")
+
+
+def _numpy_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    import numpy as np
+
+    return np.dtype(dtype)
+
+
+def _writable_view(into: Bytes) -> memoryview:
+    view = memoryview(into)
+    if view.readonly or not view.c_contiguous:
+        raise ValueError("into must be writable and contiguous in C order")
+    return PickleBuffer(view).raw()
+
+
+def _remaining_bytes(file: Readable) -> int | None:
+    """Return how much of a file is left to read; None where it cannot tell, as a pipe cannot."""
+    if not isinstance(file, Seekable):
+        return None
+    try:
+        position = file.tell()
+        end = file.seek(0, io.SEEK_END)
+        file.seek(position)
+    except OSError:
+        return None
+    return max(0, end - position)
+
+
+def _reads(file: Readable) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _slices(view: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield bytes(view[start : start + CHUNK_BYTES])
+
+
+def _recut(pieces: Iterable[Bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in chunks of ``CHUNK_BYTES``: pieces may be a few bytes each, or very large."""
+    rest = bytearray()
+    for piece in pieces:
+        view = flat_view(piece)
+        for start in range(0, len(view), CHUNK_BYTES):
+            rest += view[start : start + CHUNK_BYTES]
+            if len(rest) >= CHUNK_BYTES:
+                yield bytes(rest[:CHUNK_BYTES])
+                del rest[:CHUNK_BYTES]
+    if rest:
+        yield bytes(rest)

@@ -1,0 +1,68 @@
+"""What a call may raise: kaasd's own tree of exceptions, and the one failure that only a client can see."""
+
+from __future__ import annotations
+
+from kaasd.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    DrainingError,
+    FailedPreconditionError,
+    FunctionNotFoundError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidLibraryError,
+    InvalidRequestError,
+    KaasError,
+    KernelFaultError,
+    KernelNotFoundError,
+    KeyNotFoundError,
+    LibraryNotFoundError,
+    MessageTooLargeError,
+    NotEnabledError,
+    NotFoundError,
+    OutOfDeviceMemoryError,
+    QueueFullError,
+    ResourceExhaustedError,
+    StoreFullError,
+    UnavailableError,
+    UploadIncompleteError,
+    ValueTooShortError,
+    Violation,
+    WorkerRestartingError,
+)
+
+__all__ = [
+    "KaasError",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidRequestError",
+    "InvalidLibraryError",
+    "NotFoundError",
+    "KeyNotFoundError",
+    "LibraryNotFoundError",
+    "KernelNotFoundError",
+    "FunctionNotFoundError",
+    "FailedPreconditionError",
+    "ValueTooShortError",
+    "UploadIncompleteError",
+    "NotEnabledError",
+    "ResourceExhaustedError",
+    "OutOfDeviceMemoryError",
+    "StoreFullError",
+    "QueueFullError",
+    "MessageTooLargeError",
+    "DeadlineExceededError",
+    "CancelledError",
+    "KernelFaultError",
+    "UnavailableError",
+    "DrainingError",
+    "WorkerRestartingError",
+    "ConnectionFailedError",
+    "Violation",
+]
+
+
+class ConnectionFailedError(UnavailableError):
+    """No server answered at the address, or the connection broke before the answer came."""
+
+    reason = "CONNECTION_FAILED"

@@ -1,0 +1,169 @@
+"""What the calls of a client return. Sizes in bytes, times of day in UTC, durations in nanoseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the store, to bind a function's buffer to for one invocation."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the store knows of a key."""
+
+    key: str
+    size_bytes: int
+    version: int
+    """Grows with every commit of any value."""
+    update_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went."""
+
+    queue_ns: int
+    """Waiting for the device."""
+    plan_ns: int
+    """Planning and loading libraries."""
+    load_ns: int
+    """Bringing inputs to the device."""
+    run_ns: int
+    """Launching and running the kernels."""
+    commit_ns: int
+    """Bringing outputs back and committing them."""
+    total_ns: int
+    """From the request's arrival at the server to its reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a request ran. ``result["c"]`` is the bytes of a returned buffer."""
+
+    outputs: Mapping[str, bytes]
+    """The buffers that were asked for, by name."""
+    versions: Mapping[str, int]
+    """The new version of every key that was written."""
+    device: str
+    """The device that ran it."""
+    timing: Timing
+
+    def __getitem__(self, buffer: str) -> bytes:
+        """Return a buffer's bytes. Raises ``KeyError`` for one that was not asked for."""
+        return self.outputs[buffer]
+
+    def array(self, buffer: str, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return a buffer as a one-dimensional, read-only array of ``dtype`` that shares its bytes."""
+        import numpy as np
+
+        return np.frombuffer(self.outputs[buffer], dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """An uploaded library."""
+
+    id: str
+    """``sha256:`` and 64 hex digits; what a ``Kernel`` takes as its library."""
+    file_name: str
+    size_bytes: int
+    kind: str
+    """``ptx``, ``cubin``, ``fatbin`` or ``shared_object``."""
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KernelInfo:
+    """One entry point of a library."""
+
+    name: str
+    parameter_size_bytes: tuple[int, ...]
+    """Of each parameter, in order."""
+    static_shared_memory_bytes: int
+    max_threads_per_block: int
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryInspection:
+    """What a library holds."""
+
+    id: str
+    kind: str
+    kernels: tuple[KernelInfo, ...]
+    device: str
+    """The device that inspected it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is."""
+
+    version: str
+    start_time: datetime
+    addresses: tuple[str, ...]
+    max_message_bytes: int
+    store_limit_bytes: int
+    durability: str
+    """``full``, ``meta`` or ``none``."""
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device and the state of its worker."""
+
+    name: str
+    model: str
+    compute_capability: str
+    memory_bytes: int
+    memory_used_bytes: int
+    """What kaasd holds of it."""
+    state: str
+    """``starting``, ``ready``, ``restarting`` or ``stopped``."""
+    worker_pid: int
+    """0 where there is no worker."""
+    restarts: int
+    warp_size: int
+    max_threads_per_block: int
+    max_shared_memory_bytes: int
+    max_block: tuple[int, int, int]
+    max_grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """Counters of one device since the server started, and gauges of now."""
+
+    device: str
+    requests_succeeded: int
+    requests_failed: int
+    kernels_launched: int
+    queued: int
+    running: int
+    run_time_ns: int
+    """Spent in kernels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters of a server since it started, and gauges of now."""
+
+    uptime_ns: int
+    devices: tuple[DeviceStats, ...]
+    store_keys: int
+    store_used_bytes: int
+    store_limit_bytes: int
+    functions: int
+    failures_by_reason: Mapping[str, int]
