@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kaas_client import Client, Kernel, Request, inout, inp, out, tmp, u32, u64
+from kaas_client import BufferSpec, Client, Kernel, Request, inout, inp, out, tmp, u32, u64
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -40,7 +40,7 @@ def dot_product(kaas: Client, n: int = 1024) -> Workload:
             Kernel(
                 library, "prodKern", grid=1, block=n, args=[u64(n), inp("a", a.nbytes), inp("b", b.nbytes), tmp("p", a.nbytes)]
             ),
-            Kernel(library, "sumKern", grid=1, block=n // 2, args=[inp("p", a.nbytes, ephemeral=True), out("c", 4)]),
+            Kernel(library, "sumKern", grid=1, block=n // 2, args=[inp("p"), out("c", 4)]),
         ]
     )
 
@@ -65,15 +65,18 @@ def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
     b = rng.standard_normal(n)
     library = kaas.upload(KERNELS / "jacobi.ptx")
 
-    def step(phase: int, x: Any, x_new: Any) -> Kernel:
-        arguments = [u32(n), u32(phase), inp("A", matrix.nbytes), inp("rhs", b.nbytes), x, x_new, out("residual", 16)]
-        return Kernel(library, "jacobiKern", grid=n // 8, block=256, args=arguments, shared_memory_bytes=8 * n)
+    def step(phase: int, x: BufferSpec, x_new: BufferSpec) -> Kernel:
+        return Kernel(
+            library,
+            "jacobiKern",
+            grid=n // 8,
+            block=256,
+            shared_memory_bytes=8 * n,
+            args=[u32(n), u32(phase), inp("A", matrix.nbytes), inp("rhs", b.nbytes), x, x_new, out("residual", 16)],
+        )
 
-    scratch = tmp("y", b.nbytes)
-    request = Request(
-        [step(0, inp("x", b.nbytes), scratch), step(1, inp("y", b.nbytes, ephemeral=True), inout("x", b.nbytes))],
-        iterations=launches // 2,
-    )
+    steps = [step(0, inp("x", b.nbytes), tmp("y", b.nbytes)), step(1, inp("y"), inout("x"))]
+    request = Request(steps, iterations=launches // 2)
 
     def check(kaas: Client) -> str:
         x = kaas.get("x", dtype="f8")
@@ -85,7 +88,7 @@ def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
         assert reported < 1e-2 * start, f"the kernel reports a residual of {reported:.3g}, {start:.3g} at the start"
         return f"residual {residual / start:.1e} of the start"
 
-    inputs = {"A": matrix, "rhs": b, "x": np.zeros(n)}
+    inputs: dict[str, Array] = {"A": matrix, "rhs": b, "x": np.zeros(n)}
     return Workload(f"Jacobi, N = {n}", request, inputs, launches, check)
 
 
@@ -94,18 +97,13 @@ def blur(kaas: Client, width: int = 640, height: int = 400, passes: int = 24) ->
     picture = draw_picture(width, height)
     library = kaas.upload(KERNELS / "blur.ptx")
 
-    def one_pass(source: Any, target: Any) -> Kernel:
+    def one_pass(source: BufferSpec, target: BufferSpec) -> Kernel:
         grid = (-(-width // 16), -(-height // 16), 3)
         return Kernel(library, "blurKern", grid=grid, block=(16, 16), args=[u32(width), u32(height), u32(3), source, target])
 
-    size = picture.nbytes
-    request = Request(
-        [
-            one_pass(inp("image", size), tmp("scratch", size)),
-            one_pass(inp("scratch", size, ephemeral=True), inout("image", size)),
-        ],
-        iterations=passes // 2,
-    )
+    there = one_pass(inp("image", picture.nbytes), tmp("scratch", picture.nbytes))
+    back = one_pass(inp("scratch"), inout("image"))
+    request = Request([there, back], iterations=passes // 2)
 
     def check(kaas: Client) -> str:
         expected = picture

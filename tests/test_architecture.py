@@ -23,7 +23,16 @@ BELOW = {
     "kaasd.devices": {"kaasd.errors", "kaasd.request"},
     "kaasd.engine": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices"},
     "kaasd.workers": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices", "kaasd.engine"},
-    "kaasd.api": {"kaasd.address", "kaasd.version", "kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.workers"},
+    "kaasd.api": {
+        "kaasd.address",
+        "kaasd.config",
+        "kaasd.version",
+        "kaasd.errors",
+        "kaasd.request",
+        "kaasd.store",
+        "kaasd.engine",
+        "kaasd.workers",
+    },
     "kaas_client": {"kaasd.address", "kaasd.version", "kaasd.errors", "kaasd.request"},
 }
 """What each room may import of the others."""
