@@ -93,7 +93,7 @@ def test_a_bad_file_names_itself_and_the_key(tmp_path: Path, text: str, message:
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="absent.toml: No such file"):
+    with pytest.raises(SettingsError, match=r"absent.toml: No such file"):
         load_settings({}, str(tmp_path / "absent.toml"), ENVIRON)
 
 
@@ -106,7 +106,12 @@ def test_a_bad_variable_names_itself() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--max-queue", "many"], "--max-queue: expected"), (["--listen", ""], "--listen"), (["--colour"], "--colour"), (["x"], "x")],
+    [
+        (["--max-queue", "many"], "--max-queue: expected"),
+        (["--listen", ""], "--listen"),
+        (["--colour"], "--colour"),
+        (["x"], "x"),
+    ],
 )
 def test_a_usage_error_exits_with_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:

@@ -1,0 +1,147 @@
+"""``kaas.v1.ExecutorService``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import grpc
+
+from kaas.v1 import executor_pb2
+from kaasd.api.core import Core, Execution
+from kaasd.api.errors import as_kaas_error, to_stream_error
+from kaasd.api.paging import page
+from kaasd.engine.checked import CheckedRequest
+from kaasd.engine.functions import describe
+from kaasd.errors import InvalidRequestError, MessageTooLargeError
+
+REPLY_OVERHEAD_BYTES = 64 << 10
+"""Room in a reply for what is not a buffer's bytes."""
+
+
+class ExecutorServicer:
+    """Runs and registers requests."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def Submit(self, request: executor_pb2.SubmitRequest, context: grpc.aio.ServicerContext) -> executor_pb2.SubmitResponse:
+        checked = self._core.checker.check(request.request)
+        inputs = dict(request.inputs)
+        checked.check_inputs(inputs)
+        execution = await self._run(checked, {}, inputs, request.return_buffers, request.device, _deadline(context))
+        return executor_pb2.SubmitResponse(
+            outputs=execution.outputs, versions=execution.versions, device=execution.device, timing=execution.timing
+        )
+
+    async def RegisterFunction(
+        self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.RegisterFunctionResponse:
+        self._core.refuse_if_draining()
+        registered = describe(request.name, request.request)
+        await self._core.dispatcher.prepare(registered.checked.serialized)
+        await self._core.functions.register(registered)
+        return executor_pb2.RegisterFunctionResponse(function=registered.function)
+
+    async def GetFunction(
+        self, request: executor_pb2.GetFunctionRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.GetFunctionResponse:
+        return executor_pb2.GetFunctionResponse(function=self._core.functions.get(request.name).function)
+
+    async def ListFunctions(
+        self, request: executor_pb2.ListFunctionsRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.ListFunctionsResponse:
+        functions, token = page(
+            request.page_size,
+            request.page_token,
+            request.prefix,
+            lambda after, limit: self._core.functions.list(request.prefix, after, limit),
+            lambda function: function.name,
+        )
+        return executor_pb2.ListFunctionsResponse(functions=functions, next_page_token=token)
+
+    async def DeleteFunction(
+        self, request: executor_pb2.DeleteFunctionRequest, context: grpc.aio.ServicerContext
+    ) -> executor_pb2.DeleteFunctionResponse:
+        self._core.refuse_if_draining()
+        await self._core.functions.delete(request.name)
+        return executor_pb2.DeleteFunctionResponse()
+
+    async def Invoke(self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext) -> executor_pb2.InvokeResponse:
+        return await self._invoke(request, _deadline(context))
+
+    async def InvokeStream(
+        self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        stream_deadline = _deadline(context)
+        places = asyncio.Semaphore(self._core.settings.max_in_flight)
+        writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
+
+        async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None) -> None:
+            try:
+                response = executor_pb2.InvokeStreamResponse(id=request.id, response=await self._invoke(request.invoke, deadline))
+            except Exception as error:
+                known = as_kaas_error(error)
+                self._core.failures[known.reason] += 1
+                response = executor_pb2.InvokeStreamResponse(id=request.id, error=to_stream_error(known))
+            async with writing:
+                await context.write(response)
+            places.release()
+
+        try:
+            async with asyncio.TaskGroup() as running:
+                await places.acquire()
+                async for request in requests:
+                    deadline = stream_deadline
+                    if request.timeout_ns:
+                        own = loop.time() + request.timeout_ns / 1e9
+                        deadline = own if deadline is None else min(own, deadline)
+                    running.create_task(answer(request, deadline))
+                    await places.acquire()
+        except ExceptionGroup as group:  # The stream itself failed, which ended the rest.
+            raise group.exceptions[0] from None
+
+    async def _invoke(self, request: executor_pb2.InvokeRequest, deadline: float | None) -> executor_pb2.InvokeResponse:
+        checked = self._core.functions.get(request.function).checked
+        keys: dict[str, str] = {}
+        inputs: dict[str, bytes] = {}
+        for name, binding in request.bindings.items():
+            source = binding.WhichOneof("source")
+            if source == "value":
+                inputs[name] = binding.value
+            elif source == "key":
+                keys[name] = binding.key
+            else:
+                raise InvalidRequestError.at(f'bindings["{name}"]', "neither a key nor a value is set")
+        checked.check_inputs(inputs, "bindings")
+        checked.check_keys(keys)
+        execution = await self._run(checked, keys, inputs, request.return_buffers, request.device, deadline)
+        return executor_pb2.InvokeResponse(
+            outputs=execution.outputs, versions=execution.versions, device=execution.device, timing=execution.timing
+        )
+
+    async def _run(
+        self,
+        checked: CheckedRequest,
+        keys: Mapping[str, str],
+        inputs: Mapping[str, bytes],
+        return_buffers: Sequence[str],
+        device: str,
+        deadline: float | None,
+    ) -> Execution:
+        limit = self._core.settings.max_message_bytes
+        wanted = checked.check_return_buffers(return_buffers)
+        if wanted > limit - min(REPLY_OVERHEAD_BYTES, limit // 2):
+            raise MessageTooLargeError(
+                f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
+            )
+        return await self._core.dispatcher.execute(
+            checked.serialized, keys=keys, inputs=inputs, return_buffers=return_buffers, device=device, deadline=deadline
+        )
+
+
+def _deadline(context: grpc.aio.ServicerContext) -> float | None:
+    """Return the call's deadline in the loop's time, or None."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining

@@ -1,0 +1,72 @@
+"""``kaas.v1.LibraryService``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc
+
+from kaas.v1 import library_pb2
+from kaasd.api.blocking import in_thread
+from kaasd.api.core import Core
+from kaasd.api.paging import page
+from kaasd.api.upload import read_upload
+from kaasd.engine.libraries import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
+from kaasd.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
+
+
+class LibraryServicer:
+    """Keeps files of GPU code."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def UploadLibrary(
+        self, requests: AsyncIterator[library_pb2.UploadLibraryRequest], context: grpc.aio.ServicerContext
+    ) -> library_pb2.UploadLibraryResponse:
+        self._core.refuse_if_draining()
+        header, chunks = await read_upload(requests)
+        _check_header(header)
+        content = bytearray()
+        async for chunk in chunks:
+            content += chunk
+        library = await self._store(bytes(content), header.file_name)
+        return library_pb2.UploadLibraryResponse(library=library)
+
+    async def InspectLibrary(
+        self, request: library_pb2.InspectLibraryRequest, context: grpc.aio.ServicerContext
+    ) -> library_pb2.InspectLibraryResponse:
+        if not request.library:
+            raise InvalidRequestError.at("library", "must not be empty")
+        return await self._core.dispatcher.inspect(request.library)
+
+    async def ListLibraries(
+        self, request: library_pb2.ListLibrariesRequest, context: grpc.aio.ServicerContext
+    ) -> library_pb2.ListLibrariesResponse:
+        libraries, token = page(request.page_size, request.page_token, "", self._core.libraries.list, lambda library: library.id)
+        return library_pb2.ListLibrariesResponse(libraries=libraries, next_page_token=token)
+
+    async def DeleteLibrary(
+        self, request: library_pb2.DeleteLibraryRequest, context: grpc.aio.ServicerContext
+    ) -> library_pb2.DeleteLibraryResponse:
+        self._core.refuse_if_draining()
+        await in_thread(self._core.libraries.delete, request.id)
+        return library_pb2.DeleteLibraryResponse()
+
+    async def _store(self, content: bytes, file_name: str) -> library_pb2.Library:
+        """Keep ``content``, if some device can load it; the library as it was where it is kept already."""
+        libraries = self._core.libraries
+        try:
+            return libraries.find(await in_thread(content_id, content))
+        except LibraryNotFoundError:
+            library = await in_thread(libraries.describe, content, file_name)
+        await self._core.dispatcher.inspect("", content)
+        await in_thread(libraries.put, library, content)
+        return library
+
+
+def _check_header(header: library_pb2.UploadLibraryHeader) -> None:
+    if len(header.file_name.encode()) > MAX_FILE_NAME_BYTES:
+        raise InvalidRequestError.at("header.file_name", f"at most {MAX_FILE_NAME_BYTES} bytes of UTF-8 are allowed")
+    if header.size_bytes > MAX_LIBRARY_BYTES:
+        raise InvalidLibraryError(f"a library has at most {MAX_LIBRARY_BYTES} bytes, not {header.size_bytes}")

@@ -1,0 +1,85 @@
+"""Binding the addresses that a server listens on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+SOCKET_MODE = 0o600
+MAX_SOCKET_PATH_BYTES = 107
+"""Linux' ``sun_path`` without its zero."""
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the message says which and why."""
+
+
+def listen(server: grpc.aio.Server, address: str) -> str:
+    """Bind ``address``, as ``kaasd.address.parse_address`` returns it, and return it with the port that was bound.
+
+    A unix socket gets mode 0600, and one that a dead daemon left is replaced. Raises ``ListenError``.
+    """
+    if address.startswith("unix:"):
+        path = Path(address.removeprefix("unix:").removeprefix("//")).absolute()
+        _make_way(path)
+        with _private_files():
+            _bind(server, f"unix:{path}", address)
+        path.chmod(SOCKET_MODE)
+        return f"unix:{path}"
+    port = _bind(server, address, address)
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _bind(server: grpc.aio.Server, target: str, address: str) -> int:
+    try:
+        port: int = server.add_insecure_port(target)
+    except RuntimeError as error:
+        raise ListenError(f"cannot listen on {address}: {error}") from None
+    return port
+
+
+def _make_way(path: Path) -> None:
+    """Make the socket's directory if it is missing, and remove a socket that nobody listens on."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise ListenError(f"{path}: the path of a unix socket has at most {MAX_SOCKET_PATH_BYTES} bytes")
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _check_directory(path.parent)
+        if not path.is_socket():
+            if path.exists():
+                raise ListenError(f"{path}: exists and is no socket")
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            # A full backlog must not look like a dead daemon, nor make this one wait.
+            probe.setblocking(False)
+            probe.connect(str(path))
+        raise ListenError(f"{path}: another daemon listens there")
+    except BlockingIOError:
+        raise ListenError(f"{path}: another daemon listens there, and is busy") from None
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ListenError(f"{path}: {error.strerror}") from None
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a directory in which another user could put a socket of their own in this one's place."""
+    status = directory.stat()
+    if status.st_uid not in (0, os.getuid()) or (status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX):
+        raise ListenError(f"{directory}: another user may replace files of this directory")
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Files made meanwhile are the user's own from the moment they exist."""
+    before = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,70 @@
+"""Wires a servicer to gRPC: one place that parses messages, turns errors into statuses, and counts failures.
+
+A servicer has one coroutine method per RPC of its service, of the RPC's name. It takes the parsed request (or an asynchronous
+iterator of them) and the context. It returns its one response, or writes its stream of responses to the context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_status import rpc_status
+
+from kaasd.api.errors import as_kaas_error, to_status
+from kaasd.errors import InvalidRequestError
+
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
+
+
+def service_handler(servicer: object, service: ServiceDescriptor, failures: Counter[str]) -> grpc.GenericRpcHandler:
+    """Return the handler of all RPCs of ``service``. A servicer that lacks one is an ``AttributeError``."""
+    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, failures) for method in service.methods}
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Counter[str]) -> grpc.RpcMethodHandler:
+    request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+
+    def parse(data: bytes) -> Message:
+        try:
+            return request_type.FromString(data)
+        except DecodeError:
+            message = f"is no {method.input_type.full_name} message; note that strings must be UTF-8"
+            raise InvalidRequestError.at("", f"what was sent {message}") from None
+
+    async def parse_each(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in messages:
+            yield parse(data)
+
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
+        try:
+            return await behaviour(parse_each(request) if method.client_streaming else parse(request), context)
+        except asyncio.CancelledError:
+            # gRPC cancels both when the caller goes away and when its deadline passes.
+            failures["DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"] += 1
+            raise
+        except Exception as error:
+            if context.cancelled():  # Writing to a caller that went away fails before the cancellation arrives here.
+                failures["CANCELLED"] += 1
+                return None
+            known = as_kaas_error(error)
+            failures[known.reason] += 1
+            status = rpc_status.to_status(to_status(known))
+            await context.abort(status.code, status.details, status.trailing_metadata)
+            raise AssertionError("abort raises") from None
+
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }
+    # No deserialiser: gRPC answers UNKNOWN, with Python's own words, where one raises.
+    return kinds[method.client_streaming, method.server_streaming](call, response_serializer=response_type.SerializeToString)

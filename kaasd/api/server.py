@@ -1,0 +1,95 @@
+"""The gRPC server: services, limits, health and reflection."""
+
+from __future__ import annotations
+
+import logging
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaasd.api.admin import AdminServicer
+from kaasd.api.core import Core, Dispatcher
+from kaasd.api.executor import ExecutorServicer
+from kaasd.api.kv import KvServicer
+from kaasd.api.library import LibraryServicer
+from kaasd.api.listen import listen
+from kaasd.api.rpc import service_handler
+from kaasd.config import Settings
+from kaasd.engine.functions import FunctionRegistry
+from kaasd.engine.libraries import Libraries
+from kaasd.store.base import KeyValueStore
+
+SERVICES = {
+    executor_pb2.DESCRIPTOR.services_by_name["ExecutorService"]: ExecutorServicer,
+    library_pb2.DESCRIPTOR.services_by_name["LibraryService"]: LibraryServicer,
+    kv_pb2.DESCRIPTOR.services_by_name["KvService"]: KvServicer,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: AdminServicer,
+}
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """A server that listens. Its owner stops it, and then closes what it calls."""
+
+    def __init__(self, core: Core, server: grpc.aio.Server) -> None:
+        self._core = core
+        self._server = server
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, with the ports that were bound."""
+        return self._core.addresses
+
+    async def drain(self) -> None:
+        """Turn health to NOT_SERVING, refuse new work, and return when none is left."""
+        await self._core.drain()
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""
+        await self._server.stop(grace_s)
+
+
+async def start_server(
+    settings: Settings,
+    *,
+    store: KeyValueStore,
+    functions: FunctionRegistry,
+    libraries: Libraries,
+    dispatcher: Dispatcher,
+) -> Server:
+    """Listen on all of ``settings.listen``. Raises ``ListenError``; then it listens on none."""
+    core = Core(settings, store, functions, libraries, dispatcher)
+    server = grpc.aio.server(options=_options(settings))
+    server.add_generic_rpc_handlers(
+        tuple(service_handler(servicer(core), service, core.failures) for service, servicer in SERVICES.items())
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
+    names = [service.full_name for service in SERVICES]
+    for name in names:
+        await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+    try:
+        core.addresses = tuple([listen(server, address) for address in settings.listen])
+        await server.start()
+    except BaseException:
+        await server.stop(None)
+        raise
+    return Server(core, server)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Two daemons must not share a TCP port unnoticed.
+        ("grpc.so_reuseport", 0),
+        # A caller that vanished without a word is noticed within 80 s, and its kernels stop.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
