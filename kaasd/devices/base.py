@@ -104,6 +104,10 @@ class UnsupportedLibrary(Exception):
     """The device cannot load this code; the message names what, and where."""
 
 
+class DeviceUnavailable(Exception):
+    """A device cannot be opened on this machine; the message says why."""
+
+
 class Device(Protocol):
     """Where kernels run."""
 

@@ -128,7 +128,7 @@ BAD = {
     "relocatable object": ((DATA / "relocatable.so").read_bytes(), "relocatable device code only, which is not linked"),
     "cut in the fatbin header": ((DATA / "dot.fatbin").read_bytes()[:9], "truncated fatbin: 9 bytes at byte 0"),
     "cut fatbin": ((DATA / "dot.zstd.fatbin").read_bytes()[:-8], "truncated fatbin: would end at byte 3640 of 3632"),
-    "fatbin and rubbish": ((DATA / "dot.fatbin").read_bytes() + b"this is rubbish!", "malformed fatbin: no fatbin begins at byte 13904"),
+    "fatbin and rubbish": ((DATA / "dot.fatbin").read_bytes() + b"x" * 16, "malformed fatbin: no fatbin begins at byte 13904"),
     "fatbin of another version": (b"\x50\xed\x55\xba\x02\x00\x10\x00" + bytes(8), "fatbin of version 2"),
     "empty fatbin": (b"\x50\xed\x55\xba\x01\x00\x10\x00" + bytes(8), "fatbin that holds neither PTX nor a cubin"),
     "fatbin of IR only": (fatbin_of(8, b"BC\xc0\xde", 0x11, 0), "fatbin that holds neither PTX nor a cubin"),

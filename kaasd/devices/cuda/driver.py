@@ -1,0 +1,55 @@
+"""The one place where the status of a CUDA driver call is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cuda.bindings import driver
+
+from kaasd.devices.base import DeviceUnavailable
+
+
+class CudaError(Exception):
+    """A driver call failed."""
+
+    def __init__(self, call: str, name: str, text: str) -> None:
+        super().__init__(f"{call}: {name}: {text}" if text else f"{call}: {name}")
+        self.call = call
+        """Name of the function, such as ``cuLaunchKernel``."""
+        self.name = name
+        """Name of the code, such as ``CUDA_ERROR_INVALID_VALUE``."""
+        self.text = text
+        """The driver's own description of the code."""
+
+
+def check(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """Call a function of ``cuda.bindings.driver`` and return what it returns beside its status.
+
+    That is None, one value, or a tuple of several. Raises ``CudaError``.
+    """
+    status, *values = function(*arguments)
+    if status:
+        raise CudaError(function.__name__, status.name, _describe(status))
+    if len(values) == 1:
+        return values[0]
+    return tuple(values) if values else None
+
+
+def _describe(status: Any) -> str:
+    lookup, text = driver.cuGetErrorString(status)
+    return "" if lookup or text is None else text.decode()
+
+
+def initialize() -> int:
+    """Initialise the driver and return the number of its GPUs. Raises ``DeviceUnavailable`` where there is neither."""
+    try:
+        check(driver.cuInit, 0)
+        count: int = check(driver.cuDeviceGetCount)
+    except CudaError as error:
+        raise DeviceUnavailable(f"the CUDA driver cannot be used: {error}") from error
+    except RuntimeError as error:  # what cuda.bindings raises when it finds no libcuda.so
+        raise DeviceUnavailable("this machine has no CUDA driver (libcuda.so.1 was not found)") from error
+    if count == 0:
+        raise DeviceUnavailable("the CUDA driver finds no GPU")
+    return count

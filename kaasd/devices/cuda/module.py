@@ -1,0 +1,131 @@
+"""GPU code loaded by the driver."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from cuda.bindings import driver
+
+from kaasd.devices.base import UnsupportedLibrary
+from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.image import Image, ptx_version, read_image
+from kaasd.request.target import KernelAttributes
+from kaasd.request.types import Dim3
+
+_SHARED_WITHOUT_OPT_IN = 48 << 10
+"""Static and dynamic shared memory that every kernel may have; more must be asked for."""
+_LOG_BYTES = 8192
+
+
+class CudaKernel:
+    """One entry point."""
+
+    def __init__(self, function: Any, attributes: KernelAttributes) -> None:
+        self.function = function
+        """The driver's handle; valid while the module is loaded."""
+        self.attributes = attributes
+        self._dynamic_limit = max(0, _SHARED_WITHOUT_OPT_IN - attributes.static_shared_memory_bytes)
+
+    def allow_dynamic_shared_memory(self, size_bytes: int) -> None:
+        """Let launches have this much dynamic shared memory. Raises ``CudaError``."""
+        if size_bytes > self._dynamic_limit:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute, self.function, attribute, size_bytes)
+            self._dynamic_limit = size_bytes
+
+
+class CudaModule:
+    """A library's code, one module of the driver for each of its units."""
+
+    def __init__(self, data: bytes, capability: tuple[int, int], forget: Callable[[CudaModule], None]) -> None:
+        """Load ``data``; ``forget`` is called when the module is closed. Raises ``UnsupportedLibrary``."""
+        image = read_image(data)
+        required_blocks = _required_blocks(image)
+        kernels: dict[str, CudaKernel] = {}
+        with ExitStack() as undo:
+            for unit in image.units:
+                handle = _load(unit, image, capability)
+                undo.callback(check, driver.cuModuleUnload, handle)
+                for function in check(driver.cuModuleEnumerateFunctions, check(driver.cuModuleGetFunctionCount, handle), handle):
+                    attributes = _attributes(function, required_blocks)
+                    # A template's kernel may be in several units, always the same.
+                    kernels.setdefault(attributes.name, CudaKernel(function, attributes))
+            undo.callback(forget, self)
+            self._undo = undo.pop_all()
+        self._kernels = kernels
+
+    @property
+    def kernels(self) -> Mapping[str, CudaKernel]:
+        """Every entry point, by name."""
+        return self._kernels
+
+    def close(self) -> None:
+        """Unload. Idempotent."""
+        self._undo.close()
+
+
+def _load(unit: bytes, image: Image, capability: tuple[int, int]) -> Any:
+    """Return the driver's handle of one unit."""
+    option = driver.CUjit_option
+    log = bytearray(_LOG_BYTES)
+    options = {option.CU_JIT_ERROR_LOG_BUFFER: log, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: len(log)}
+    try:
+        return check(driver.cuModuleLoadDataEx, unit, len(options), list(options), list(options.values()))
+    except CudaError as error:
+        raise UnsupportedLibrary(_explain(error, log.partition(b"\0")[0].decode(errors="replace"), image, capability)) from error
+
+
+def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, int]) -> str:
+    """Say for a person why the driver refused a library."""
+    if error.name == "CUDA_ERROR_UNSUPPORTED_PTX_VERSION":
+        asked = ".".join(map(str, max(ptx_version(text) for text in image.ptx)))
+        known = re.search(r"current version is '([\d.]+)'", log)
+        major, minor = divmod(check(driver.cuDriverGetVersion), 1000)
+        limit = f"takes PTX up to version {known[1]}" if known else "takes older PTX only"
+        return (
+            f"PTX version {asked} is newer than this driver: its CUDA {major}.{minor // 10} {limit}; "
+            "compile with an older toolkit, or to a cubin"
+        )
+    if error.name == "CUDA_ERROR_NO_BINARY_FOR_GPU":
+        has = ", ".join(sorted({f"sm_{cubin.sm}" for cubin in image.cubins})) or "none"
+        ptx = "with PTX for a newer GPU" if image.ptx else "no PTX"
+        return f"no code for this GPU of compute capability {capability[0]}.{capability[1]}: cubins for {has}, {ptx}"
+    return f"{error}: {log}" if log else str(error)
+
+
+def _attributes(function: Any, required_blocks: Mapping[str, Dim3]) -> KernelAttributes:
+    attribute = driver.CUfunction_attribute
+    name = check(driver.cuFuncGetName, function).decode()
+    return KernelAttributes(
+        name=name,
+        parameter_size_bytes=tuple(_parameter_sizes(function)),
+        static_shared_memory_bytes=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function),
+        max_threads_per_block=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function),
+        required_block=required_blocks.get(name),
+    )
+
+
+def _parameter_sizes(function: Any) -> list[int]:
+    """Return the size of each parameter. The driver tells no count, but an index past the last is an invalid value."""
+    sizes: list[int] = []
+    while True:
+        try:
+            _, size = check(driver.cuFuncGetParamInfo, function, len(sizes))
+        except CudaError as error:
+            if error.name == "CUDA_ERROR_INVALID_VALUE":
+                return sizes
+            raise
+        sizes.append(size)
+
+
+_REQUIRED_BLOCK = re.compile(r"\.entry\s+([\w$%]+)[^{]*?\.reqntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?")
+
+
+def _required_blocks(image: Image) -> dict[str, Dim3]:
+    """Return the kernels that have a ``.reqntid``, by name. The driver does not tell, so a library without PTX has none here,
+    and a launch of another size is refused by the driver."""
+    found = (match for text in image.ptx for match in _REQUIRED_BLOCK.finditer(text))
+    return {match[1]: (int(match[2]), int(match[3] or 1), int(match[4] or 1)) for match in found}

@@ -1,0 +1,105 @@
+"""Running kernels on a device with NumPy arrays as buffers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch
+from kaasd.request.types import Access, Dim3
+
+KERNELS = Path(__file__).parents[2] / "examples" / "kernels"
+DATA = Path(__file__).parents[1] / "devices" / "data"
+
+
+def library(name: str) -> bytes:
+    """Return the PTX of an example."""
+    return (KERNELS / f"{name}.ptx").read_bytes()
+
+
+def u32(value: int) -> bytes:
+    return struct.pack("<I", value)
+
+
+def u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A buffer as an argument."""
+
+    buffer: str
+    access: Access
+
+
+def inp(buffer: str) -> Use:
+    return Use(buffer, Access.INPUT)
+
+
+def out(buffer: str) -> Use:
+    return Use(buffer, Access.OUTPUT)
+
+
+def inout(buffer: str) -> Use:
+    return Use(buffer, Access.INOUT)
+
+
+def tmp(buffer: str) -> Use:
+    return Use(buffer, Access.TEMPORARY)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One launch, its buffers by name."""
+
+    kernel: str
+    grid: Dim3 | int
+    block: Dim3 | int
+    arguments: Sequence[Use | bytes]
+    shared_memory_bytes: int = 0
+
+
+def execute(
+    device: Device, code: bytes, calls: Sequence[Call], buffers: Mapping[str, np.ndarray], iterations: int = 1
+) -> dict[str, np.ndarray]:
+    """Run ``calls`` with buffers that start as ``buffers``; return what they are afterwards."""
+    with ExitStack() as stack:
+        module = device.load(code)
+        stack.callback(module.close)
+        on_device: dict[str, DeviceBuffer] = {}
+        for name, content in buffers.items():
+            on_device[name] = device.allocate(content.nbytes)
+            stack.callback(on_device[name].close)
+            on_device[name].write(memoryview(np.ascontiguousarray(content)).cast("B"))
+        device.run(
+            [
+                Launch(
+                    kernel=module.kernels[call.kernel],
+                    grid=_dim3(call.grid),
+                    block=_dim3(call.block),
+                    shared_memory_bytes=call.shared_memory_bytes,
+                    arguments=tuple(
+                        each if isinstance(each, bytes) else BufferRef(each.buffer, on_device[each.buffer], each.access)
+                        for each in call.arguments
+                    ),
+                )
+                for call in calls
+            ],
+            iterations,
+        )
+        results: dict[str, np.ndarray] = {}
+        for name, content in buffers.items():
+            raw = bytearray(content.nbytes)
+            on_device[name].read(raw)
+            results[name] = np.frombuffer(raw, content.dtype).reshape(content.shape)
+        return results
+
+
+def _dim3(size: Dim3 | int) -> Dim3:
+    return (size, 1, 1) if isinstance(size, int) else size

@@ -1,0 +1,154 @@
+"""What of the CUDA device can be tested where there is no driver: its functions are replaced by recorders."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, cast
+
+import pytest
+from cuda.bindings import driver
+
+from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
+from kaasd.devices.cuda.device import CudaDevice
+from kaasd.devices.cuda.driver import CudaError, check, initialize
+from kaasd.devices.cuda.launch import PreparedLaunch, faulted_launch
+from kaasd.devices.cuda.memory import CudaBuffer, Staging
+from kaasd.devices.cuda.module import CudaKernel
+from kaasd.request.target import KernelAttributes
+from kaasd.request.types import Access
+
+SUCCESS = driver.CUresult.CUDA_SUCCESS
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Record launches and function attributes, and have every call succeed."""
+    made: list[tuple[Any, ...]] = []
+    for name in ("cuLaunchKernel", "cuFuncSetAttribute", "cuMemFreeAsync"):
+
+        def record(*arguments: Any, name: str = name) -> tuple[Any, ...]:
+            made.append((name, *arguments))
+            return (SUCCESS,)
+
+        monkeypatch.setattr(driver, name, record)
+    return made
+
+
+@pytest.mark.parametrize(("values", "expected"), [((), None), ((7,), 7), ((7, 8), (7, 8))])
+def test_check_returns_what_is_beside_the_status(values: tuple[int, ...], expected: Any) -> None:
+    assert check(lambda *arguments: (SUCCESS, *arguments), *values) == expected
+
+
+def test_check_names_the_call_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cuSomething(_: int) -> tuple[Any, ...]:
+        return driver.CUresult.CUDA_ERROR_INVALID_VALUE, None
+
+    monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (SUCCESS, b"invalid argument"))
+    with pytest.raises(CudaError) as error:
+        check(cuSomething, 1)
+    assert str(error.value) == "cuSomething: CUDA_ERROR_INVALID_VALUE: invalid argument"
+    assert (error.value.call, error.value.name, error.value.text) == (
+        "cuSomething",
+        "CUDA_ERROR_INVALID_VALUE",
+        "invalid argument",
+    )
+
+
+def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cuInit(_: int) -> tuple[Any, ...]:
+        raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+    monkeypatch.setattr(driver, "cuInit", cuInit)
+    with pytest.raises(DeviceUnavailable, match="no CUDA driver"):
+        initialize()
+    with pytest.raises(DeviceUnavailable, match="no CUDA driver"):
+        CudaDevice(0)
+
+
+def test_a_driver_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cuInit(_: int) -> tuple[Any, ...]:
+        return (driver.CUresult.CUDA_ERROR_NO_DEVICE,)
+
+    monkeypatch.setattr(driver, "cuInit", cuInit)
+    monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (SUCCESS, b"no CUDA-capable device is detected"))
+    with pytest.raises(DeviceUnavailable, match="cuInit: CUDA_ERROR_NO_DEVICE: no CUDA-capable device"):
+        initialize()
+
+
+def test_an_ordinal_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "cuInit", lambda _: (SUCCESS,))
+    monkeypatch.setattr(driver, "cuDeviceGetCount", lambda: (SUCCESS, 1))
+    with pytest.raises(DeviceUnavailable, match="there is no cuda:1: the CUDA driver finds 1 GPU"):
+        CudaDevice(1)
+
+
+def kernel(static_shared: int = 0) -> CudaKernel:
+    return CudaKernel("function", KernelAttributes("k", (4, 8, 2, 8), static_shared, 1024))
+
+
+def buffer(address: int) -> CudaBuffer:
+    return CudaBuffer(address, 64, "stream", cast(Staging, None), lambda _: None)
+
+
+def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ...]]) -> None:
+    arguments = (
+        b"\x01\x02\x03\x04",
+        BufferRef("a", buffer(0x7F00_1122_3344_5500), Access.INPUT),
+        b"\x05\x06",
+        BufferRef("b", buffer(0x1000), Access.OUTPUT),
+    )
+    launch = PreparedLaunch(Launch(kernel(), (5, 6, 7), (2, 3, 4), 100, arguments))
+    launch.enqueue("stream")
+    ((name, *given, parameters, extra),) = calls
+    assert (name, given, extra) == ("cuLaunchKernel", ["function", 5, 6, 7, 2, 3, 4, 100, "stream"], 0)
+    pointers = (ctypes.c_uint64 * 4).from_address(parameters)
+    values = [ctypes.string_at(pointer, size) for pointer, size in zip(pointers, (4, 8, 2, 8), strict=True)]
+    assert values == [
+        b"\x01\x02\x03\x04",
+        (0x7F00_1122_3344_5500).to_bytes(8, "little"),
+        b"\x05\x06",
+        (0x1000).to_bytes(8, "little"),
+    ]
+    assert all(pointer % 8 == 0 for pointer in pointers)
+
+
+def test_a_kernel_without_parameters(calls: list[tuple[Any, ...]]) -> None:
+    PreparedLaunch(Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, ())).enqueue("stream")
+    assert [call[0] for call in calls] == ["cuLaunchKernel"]
+
+
+@pytest.mark.parametrize(
+    ("static", "sizes", "asked"),
+    [(0, [0, 48 << 10], []), (0, [50_000, 60_000, 55_000], [50_000, 60_000]), (40_000, [9_000, 10_000], [10_000])],
+)
+def test_dynamic_shared_memory_is_asked_for_once_and_only_beyond_48_kib(
+    calls: list[tuple[Any, ...]], static: int, sizes: list[int], asked: list[int]
+) -> None:
+    k = kernel(static)
+    for size in sizes:
+        PreparedLaunch(Launch(k, (1, 1, 1), (1, 1, 1), size, ())).enqueue("stream")
+    assert [call[-1] for call in calls if call[0] == "cuFuncSetAttribute"] == asked
+
+
+@pytest.mark.parametrize(
+    ("ended", "enqueued", "launches", "faulted"),
+    [
+        (0, 2, 2, 0),
+        (1, 2, 2, 1),
+        (5, 30, 3, 2),
+        (63, 3000, 2, 1),
+        (64, 3000, 2, -1),  # past the last mark
+        (2, 2, 2, -1),  # all ended, so none of them is to blame
+        (64, 3000, 1, 0),
+    ],
+)
+def test_which_launch_faulted(ended: int, enqueued: int, launches: int, faulted: int) -> None:
+    assert faulted_launch(ended, enqueued, launches) == faulted
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 1), (64, 1), (0, 65), (60, 5)])
+def test_a_range_outside_of_a_buffer(offset: int, size: int) -> None:
+    with pytest.raises(ValueError, match="of a buffer of 64"):
+        buffer(0x1000).write(bytes(size), offset)
+    with pytest.raises(ValueError, match="of a buffer of 64"):
+        buffer(0x1000).read(bytearray(size), offset)
