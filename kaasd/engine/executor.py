@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, KernelFault, Launch, OutOfMemory, Stopped
-from kaasd.engine.libraries import Libraries, ResolvedLibrary
-from kaasd.engine.programs import Program, Programs
+from kaas.v1 import library_pb2
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, KernelFault, Launch, OutOfMemory, Stopped
+from kaasd.engine.libraries import Libraries, ResolvedLibrary, content_id
+from kaasd.engine.programs import Programs
 from kaasd.errors import CancelledError, InvalidRequestError, KernelFaultError, OutOfDeviceMemoryError
-from kaasd.request.plan import Plan, Slot
+from kaasd.request.plan import Plan, Slot, rebind
 from kaasd.request.target import KernelAttributes
 from kaasd.store.base import KeyValueStore, Write
 
@@ -61,11 +62,15 @@ class Executor:
         """Plan a serialised ``kaas.v1.Request`` and keep the plan. Raises as ``execute`` for what needs no run."""
         self._programs.get(request)
 
-    def inspect(self, reference: str, content: bytes | None) -> tuple[ResolvedLibrary, Sequence[KernelAttributes]]:
-        """Return a library and its kernels by name; ``content`` in place of what is stored. Raises ``KaasError``."""
-        library = self._libraries.resolve(reference) if content is None else ResolvedLibrary.from_content(content)
+    def inspect(self, reference: str, content: bytes | None) -> tuple[library_pb2.Library, list[KernelAttributes]]:
+        """Return a library and its kernels by name; ``content``, where given, in place of what is stored. Raises ``KaasError``."""
+        if content is None:
+            library = self._libraries.resolve(reference)
+        else:
+            library = ResolvedLibrary(reference, content_id(content), content, None)
+        described = self._libraries.describe(library.data)
         kernels = self._programs.inspect(library)
-        return library, [kernels[name].attributes for name in sorted(kernels)]
+        return described, [kernels[name].attributes for name in sorted(kernels)]
 
     def execute(
         self,
@@ -83,19 +88,19 @@ class Executor:
         """
         started = perf_counter_ns()
         program = self._programs.get(request)
-        plan = program.plan
+        plan = rebind(program.plan, keys)
         planned = perf_counter_ns()
         with ExitStack() as stack:
             buffers = self._allocate(plan, stack)
-            self._load(plan.slots, buffers, keys, inputs)
+            self._load(plan.slots, buffers, inputs)
             loaded = perf_counter_ns()
             check_stop()
-            self._run(program, buffers, check_stop)
+            self._run(plan, program.kernels, buffers, check_stop)
             check_stop()
             ran = perf_counter_ns()
             contents = self._read(plan.slots, buffers, return_buffers)
             writes = [
-                Write(keys.get(slot.name, slot.key), [contents[slot.name]], slot.offset_bytes if slot.range_write else None)
+                Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
                 for slot in plan.slots
                 if slot.store
             ]
@@ -121,13 +126,13 @@ class Executor:
 
     def _allocate(self, plan: Plan, stack: ExitStack) -> list[DeviceBuffer]:
         """Allocate every slot's buffer, to be freed by ``stack``."""
-        asked = sum(slot.size_bytes for slot in plan.slots)
+        asked = plan.device_bytes
         buffers = []
         try:
             for slot in plan.slots:
-                buffer = self._device.allocate(slot.size_bytes)
+                buffer = self._device.allocate(slot.spec.size_bytes)
                 stack.callback(self._free, buffer)
-                self._memory_used_bytes += slot.size_bytes
+                self._memory_used_bytes += slot.spec.size_bytes
                 buffers.append(buffer)
         except OutOfMemory as error:
             held, total = self._memory_used_bytes, self._device.properties.memory_bytes
@@ -142,33 +147,33 @@ class Executor:
             buffer.close()
         self._memory_used_bytes -= buffer.size_bytes
 
-    def _load(
-        self, slots: Sequence[Slot], buffers: Sequence[DeviceBuffer], keys: Mapping[str, str], inputs: Mapping[str, bytes]
-    ) -> None:
+    def _load(self, slots: Sequence[Slot], buffers: Sequence[DeviceBuffer], inputs: Mapping[str, bytes]) -> None:
         """Fill every buffer: from inline bytes, from the store's own pages within one snapshot, or with zeros."""
         from_store = []
         for slot, buffer in zip(slots, buffers, strict=True):
-            if slot.name in inputs:
-                if len(inputs[slot.name]) != slot.size_bytes:
+            given = inputs.get(slot.spec.name)
+            if given is not None:
+                if len(given) != slot.spec.size_bytes:
                     raise InvalidRequestError.at(
-                        f'inputs["{slot.name}"]', f"has {len(inputs[slot.name])} bytes, but the buffer has {slot.size_bytes}"
+                        f'inputs["{slot.spec.name}"]', f"has {len(given)} bytes, but the buffer has {slot.spec.size_bytes}"
                     )
-                buffer.write(inputs[slot.name])
+                buffer.write(given)
             elif slot.load:
-                from_store.append((slot, buffer))
+                from_store.append((slot.spec, buffer))
             else:
                 buffer.zero()
         if not from_store:
             return
         with self._store.snapshot() as snapshot:
-            for slot, buffer in from_store:
+            for spec, buffer in from_store:
                 offset = 0
-                for piece in snapshot.pieces(keys.get(slot.name, slot.key), slot.offset_bytes, slot.size_bytes):
+                for piece in snapshot.pieces(spec.store_key, spec.offset_bytes, spec.size_bytes):
                     buffer.write(piece, offset)
                     offset += len(piece)
 
-    def _run(self, program: Program, buffers: Sequence[DeviceBuffer], check_stop: Callable[[], None]) -> None:
-        plan = program.plan
+    def _run(
+        self, plan: Plan, kernels: Sequence[Kernel], buffers: Sequence[DeviceBuffer], check_stop: Callable[[], None]
+    ) -> None:
         launches = [
             Launch(
                 kernel,
@@ -178,11 +183,11 @@ class Executor:
                 tuple(
                     argument
                     if isinstance(argument, bytes)
-                    else BufferRef(plan.slots[argument.slot].name, buffers[argument.slot], argument.access)
+                    else BufferRef(plan.slots[argument.slot].spec.name, buffers[argument.slot], argument.access)
                     for argument in launch.arguments
                 ),
             )
-            for launch, kernel in zip(plan.launches, program.kernels, strict=True)
+            for launch, kernel in zip(plan.launches, kernels, strict=True)
         ]
         try:
             self._device.run(launches, plan.iterations)
@@ -205,7 +210,7 @@ class Executor:
         """Copy back every buffer that is stored or returned, by name."""
         contents = {}
         for slot, buffer in zip(slots, buffers, strict=True):
-            if slot.store or slot.name in return_buffers:
-                contents[slot.name] = bytearray(slot.size_bytes)
-                buffer.read(contents[slot.name])
+            if slot.store or slot.spec.name in return_buffers:
+                contents[slot.spec.name] = bytearray(slot.spec.size_bytes)
+                buffer.read(contents[slot.spec.name])
         return contents

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import cast
 
 from google.protobuf.message import DecodeError
 
@@ -49,8 +50,7 @@ class FrontChannel(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
 
     def data_received(self, data: bytes) -> None:
         received = self._received

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import ExitStack
+from pathlib import Path
 
 from kaas.v1 import admin_pb2, library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
@@ -122,7 +123,7 @@ class Worker:
                 stack.callback(store.close)
                 device = open_device(self._config.device, emulator_memory_bytes=self._config.emulator_memory_bytes)
                 stack.callback(device.close)
-                libraries = Libraries(store, self._config.library_roots)
+                libraries = Libraries(store, [Path(root) for root in self._config.library_roots])
                 executor = Executor(device, store, libraries)
                 stack.callback(executor.close)
             except Exception as error:
@@ -189,8 +190,8 @@ def _execute(executor: Executor, call: worker_pb2.Execute, stop: CallStop) -> wo
 def _inspect(executor: Executor, call: worker_pb2.Inspect) -> library_pb2.InspectLibraryResponse:
     library, kernels = executor.inspect(call.library, call.content if call.HasField("content") else None)
     return library_pb2.InspectLibraryResponse(
-        id=library.content_id,
-        kind=library_pb2.LibraryKind.Value(f"LIBRARY_KIND_{library.kind.name}"),
+        id=library.id,
+        kind=library.kind,
         kernels=[
             library_pb2.KernelInfo(
                 name=attributes.name,

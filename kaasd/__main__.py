@@ -1,0 +1,30 @@
+"""``kaasd`` and ``python -m kaasd``: run the daemon."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import uvloop
+
+from kaasd.api.listen import ListenError
+from kaasd.app import StoreInUse, serve
+from kaasd.config import parse_command_line
+from kaasd.devices.base import DeviceUnavailable
+from kaasd.errors import KaasError
+
+
+def main() -> int:
+    """Run the daemon with this process's command line; return its exit status."""
+    settings = parse_command_line(sys.argv[1:])
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        uvloop.run(serve(settings))
+    except (KaasError, ListenError, DeviceUnavailable, StoreInUse, OSError) as error:
+        print(f"kaasd: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The daemon put together: store, workers, server; and taken apart in the other order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+from kaasd.api.server import Server, start_server
+from kaasd.config import Settings
+from kaasd.devices.open import available
+from kaasd.engine.functions import FunctionRegistry
+from kaasd.engine.libraries import Libraries
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.workers.config import WorkerConfig
+from kaasd.workers.dispatcher import Dispatcher
+from kaasd.workers.supervisor import Supervisor
+
+STOP_GRACE_S = 5.0
+"""After the drain: how long calls that only read may go on."""
+
+_log = logging.getLogger(__name__)
+
+
+class StoreInUse(Exception):
+    """Another daemon has the store's directory."""
+
+
+async def serve(settings: Settings) -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain. Prints ``listening on …`` when requests can come."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    devices = available(settings.devices)
+    async with AsyncExitStack() as stack:
+        settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stack.enter_context(_locked(settings.store / "kaasd.lock"))
+        store = LmdbStore(
+            settings.store,
+            limit_bytes=settings.store_limit_bytes,
+            durability=settings.durability,
+            chunk_bytes=settings.chunk_bytes,
+        )
+        stack.callback(store.close)
+        supervisors = [Supervisor(_worker_config(settings, device), settings.max_queue) for device in devices]
+        for supervisor in supervisors:
+            stack.push_async_callback(supervisor.close)
+        await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
+        dispatcher = Dispatcher(supervisors, settings.max_run_s)
+        server = await start_server(
+            settings,
+            store=store,
+            functions=FunctionRegistry(store),
+            libraries=Libraries(store, settings.library_roots),
+            dispatcher=dispatcher,
+        )
+        stack.push_async_callback(server.stop, STOP_GRACE_S)
+        for address in server.addresses:
+            print(f"listening on {address}", flush=True)
+        await stop.wait()
+        await _drain(server, settings.drain_timeout_s)
+
+
+async def _drain(server: Server, timeout_s: float) -> None:
+    _log.info("draining")
+    try:
+        await asyncio.wait_for(server.drain(), timeout_s)
+    except TimeoutError:
+        _log.warning("requests still run after %g s; they are stopped", timeout_s)
+
+
+def _worker_config(settings: Settings, device: str) -> WorkerConfig:
+    return WorkerConfig(
+        device=device,
+        store_path=str(settings.store),
+        store_limit_bytes=settings.store_limit_bytes,
+        durability=settings.durability.value,
+        chunk_bytes=settings.chunk_bytes,
+        library_roots=tuple(map(str, settings.library_roots)),
+        emulator_memory_bytes=settings.emulator_memory_bytes,
+        log_level=settings.log_level,
+    )
+
+
+def _locked(path: Path) -> ExitStack:
+    """Hold the lock of a store's directory: two daemons would each sweep, register and supervise. Raises ``StoreInUse``."""
+    stack = ExitStack()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stack.close()
+        raise StoreInUse(f"{path.parent}: another daemon uses this store") from None
+    return stack
