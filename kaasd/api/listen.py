@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,6 +34,13 @@ def listen(server: grpc.aio.Server, address: str) -> str:
         return f"unix:{path}"
     port = _bind(server, address, address)
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+def forget(addresses: Iterable[str]) -> None:
+    """Remove the unix sockets of a server that was bound but never started, which gRPC leaves."""
+    for address in addresses:
+        if address.startswith("unix:"):
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
 def _bind(server: grpc.aio.Server, target: str, address: str) -> int:

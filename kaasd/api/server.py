@@ -14,7 +14,7 @@ from kaasd.api.core import Core, Dispatcher
 from kaasd.api.executor import ExecutorServicer
 from kaasd.api.kv import KvServicer
 from kaasd.api.library import LibraryServicer
-from kaasd.api.listen import listen
+from kaasd.api.listen import forget, listen
 from kaasd.api.rpc import service_handler
 from kaasd.config import Settings
 from kaasd.engine.functions import FunctionRegistry
@@ -72,12 +72,14 @@ async def start_server(
         await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
+    bound: list[str] = []
     try:
-        core.addresses = tuple([listen(server, address) for address in settings.listen])
+        bound.extend(listen(server, address) for address in settings.listen)
         await server.start()
     except BaseException:
-        await server.stop(None)
+        forget(bound)
         raise
+    core.addresses = tuple(bound)
     return Server(core, server)
 
 

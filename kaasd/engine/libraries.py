@@ -28,6 +28,8 @@ MAX_LIBRARY_BYTES = 1 << 30
 """A library is read into memory as a whole; the largest of CUDA's own are about half of this."""
 MAX_FILE_NAME_BYTES = 255
 CACHE_BYTES = 256 << 20
+SETTLED_NS = 100_000_000
+"""Linux stamps files by a clock that ticks every 4 or 10 ms, so a file read just after it changed may change again with no trace."""
 HEADER_BYTES = 512
 """Two bytes of length, then a ``kaas.v1.Library`` of at most 371 bytes, then zeros."""
 
@@ -53,7 +55,7 @@ class ResolvedLibrary:
     """``sha256:`` and 64 hex digits."""
     data: bytes
     stamp: Stamp | None
-    """Of the file; None for an uploaded library, whose bytes cannot change."""
+    """Of the file, empty where it changed just before it was read; None for an uploaded library, whose bytes cannot change."""
 
 
 class Libraries:
@@ -174,7 +176,8 @@ class Libraries:
             raise missing from None
         if _stamp(before) != _stamp(after):
             raise InvalidLibraryError(f"library {shown(reference)} changed while it was read")
-        return ResolvedLibrary(reference, content_id(content), content, _stamp(after))
+        settled = time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS
+        return ResolvedLibrary(reference, content_id(content), content, _stamp(after) if settled else ())
 
     def _below_root(self, real_path: Path) -> bool:
         return any(real_path.is_relative_to(root) for root in self._real_roots)

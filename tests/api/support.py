@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -255,6 +256,13 @@ def read_failure(code: grpc.StatusCode, message: str, details: Any) -> Failure:
     assert info.domain in ("", "kaas")
     fields = [violation.field for violation in bad.field_violations]
     return Failure(code, message, info.reason, dict(info.metadata), fields, delay)
+
+
+def wait_for_failure(server: Running, reason: str) -> None:
+    """Return once the server has counted a failed call of ``reason``, by which time that call has let go of all it used."""
+    end = time.monotonic() + WAIT_S
+    while reason not in server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason:
+        assert time.monotonic() < end, f"no call failed with {reason}"
 
 
 def product_request() -> types_pb2.Request:

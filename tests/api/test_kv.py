@@ -10,7 +10,7 @@ import pytest
 
 from kaas.v1 import kv_pb2
 from kaasd.store.base import Write
-from tests.api.support import WAIT_S, Running, failure
+from tests.api.support import WAIT_S, Running, failure, wait_for_failure
 
 
 def put(server: Running, key: str, value: bytes, chunk_bytes: int = 1 << 20) -> kv_pb2.Entry:
@@ -154,8 +154,9 @@ def test_a_put_cut_off_stores_nothing(server: Running) -> None:
     with pytest.raises(grpc.FutureCancelledError):
         call.result(WAIT_S)
     cut.set()
+    wait_for_failure(server, "CANCELLED")
     assert get(server, "k")[1] == b"old"
-    # The chunks that were staged are free again once a later write has come through the one writer.
+    # Chunks that were staged are dropped by the one writer, before it comes to what is asked of it later.
     server.store.commit([Write("other", [b"x"])]).result(WAIT_S)
     assert server.store.stats().used_bytes <= before + (1 << 20)
 

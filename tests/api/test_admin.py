@@ -1,0 +1,109 @@
+"""``AdminService`` over a real socket."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaasd.store.base import Write
+from kaasd.version import __version__
+from tests.api.support import WAIT_S, Execution, FakeDispatcher, Held, Running, failure, product_request, running_server
+
+
+def test_server_info(tmp_path: Path) -> None:
+    with running_server(tmp_path, FakeDispatcher(), max_message_bytes=5 << 20, store_limit_bytes=7 << 30) as server:
+        info = server.stubs.admin.GetServerInfo(admin_pb2.GetServerInfoRequest())
+    assert info.version == __version__
+    assert info.start_time.seconds > 0
+    assert list(info.addresses) == [f"unix:{tmp_path}/kaasd.sock"]
+    assert (info.max_message_bytes, info.store_limit_bytes) == (5 << 20, 7 << 30)
+    assert (info.durability, info.draining) == ("meta", False)
+
+
+def test_devices(server: Running) -> None:
+    (device,) = server.stubs.admin.ListDevices(admin_pb2.ListDevicesRequest()).devices
+    assert (device.name, device.warp_size, device.state) == ("emulator", 32, admin_pb2.WORKER_STATE_READY)
+
+
+def test_stats(server: Running) -> None:
+    server.store.commit([Write("a", [b"x" * 1000]), Write("b", [b"y"])]).result(WAIT_S)
+    server.dispatcher.expect("prepare", None)
+    server.stubs.executor.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="f", request=product_request()))
+    failure(lambda: server.stubs.kv.Stat(kv_pb2.StatRequest(key="absent")))
+    stats = server.stubs.admin.GetStats(admin_pb2.GetStatsRequest())
+    assert stats.uptime.ToNanoseconds() > 0
+    assert [(device.device, device.requests_succeeded) for device in stats.devices] == [("emulator", 7)]
+    assert (stats.store_keys, stats.functions) == (2, 1)
+    assert stats.store_limit_bytes == 256 << 20
+    assert 1000 < stats.store_used_bytes < 1 << 20
+    assert dict(stats.failures_by_reason) == {"KEY_NOT_FOUND": 1}
+
+
+class TestDrain:
+    @pytest.fixture
+    def health(self, server: Running) -> Callable[[str], str]:
+        stub = health_pb2_grpc.HealthStub(server.stubs.channel)
+
+        def status(service: str) -> str:
+            response = stub.Check(health_pb2.HealthCheckRequest(service=service))
+            return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+        return status
+
+    def test_running_requests_finish_and_new_ones_are_refused(self, server: Running, health: Callable[[str], str]) -> None:
+        server.store.commit([Write("k", [b"x"])]).result(WAIT_S)
+        held = Held(Execution(outputs={"c": b"done"}))
+        server.dispatcher.expect("execute", held)
+        submit = executor_pb2.SubmitRequest(request=product_request(), return_buffers=["c"])
+        running = server.stubs.executor.Submit.future(submit)
+        assert held.started.wait(WAIT_S)
+        assert health("") == health("kaas.v1.ExecutorService") == "SERVING"
+
+        drained = server.stubs.admin.Drain.future(admin_pb2.DrainRequest())
+        watch = health_pb2_grpc.HealthStub(server.stubs.channel).Watch(health_pb2.HealthCheckRequest())
+        while next(watch).status != health_pb2.HealthCheckResponse.NOT_SERVING:
+            pass
+        watch.cancel()
+        info = server.stubs.admin.GetServerInfo(admin_pb2.GetServerInfoRequest())
+        assert info.draining
+        assert health("kaas.v1.KvService") == "NOT_SERVING"
+
+        header = kv_pb2.PutRequest(header=kv_pb2.PutHeader(key="k"))
+        upload = library_pb2.UploadLibraryRequest(header=library_pb2.UploadLibraryHeader())
+        register = executor_pb2.RegisterFunctionRequest(name="f", request=product_request())
+        for call in (
+            lambda: server.stubs.executor.Submit(submit),
+            lambda: server.stubs.executor.RegisterFunction(register),
+            lambda: server.stubs.executor.DeleteFunction(executor_pb2.DeleteFunctionRequest(name="f")),
+            lambda: server.stubs.kv.Put(iter([header])),
+            lambda: server.stubs.kv.Delete(kv_pb2.DeleteRequest(key="k")),
+            lambda: server.stubs.library.UploadLibrary(iter([upload])),
+        ):
+            failed = failure(call)
+            assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+            assert failed.retry_s == 1.0
+        # What was computed can still be fetched.
+        assert server.stubs.kv.Stat(kv_pb2.StatRequest(key="k")).entry.size_bytes == 1
+
+        assert not drained.done()
+        held.release()
+        assert running.result(WAIT_S).outputs["c"] == b"done"
+        server.background.loop.call_soon_threadsafe(server.dispatcher.idle.set)
+        assert drained.result(WAIT_S) == admin_pb2.DrainResponse()
+
+    def test_a_drain_goes_on_after_its_callers_deadline(self, server: Running) -> None:
+        failed = failure(lambda: server.stubs.admin.Drain(admin_pb2.DrainRequest(), timeout=0.5))
+        assert failed.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert server.stubs.admin.GetServerInfo(admin_pb2.GetServerInfoRequest()).draining
+        again = server.stubs.admin.Drain.future(admin_pb2.DrainRequest())
+        done = threading.Event()
+        again.add_done_callback(lambda _: done.set())
+        server.background.loop.call_soon_threadsafe(server.dispatcher.idle.set)
+        assert done.wait(WAIT_S)
+        assert again.code() is grpc.StatusCode.OK
