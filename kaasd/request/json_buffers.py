@@ -23,6 +23,8 @@ class _Mention:
     """What one place says of a buffer; None where it says nothing."""
 
     path: str
+    has_size: bool = False
+    """It gives a size, right or wrong."""
     size: int | None = None
     offset: int | None = None
     key: str | None = None
@@ -48,6 +50,7 @@ class BufferMentions:
         reader = ObjectReader(self._found, path, value, _FIELDS, "a buffer")
         mention = _Mention(
             path,
+            has_size=any(field in reader for field in _SIZE),
             size=reader.optional(_SIZE, integer),
             offset=reader.optional(_OFFSET, integer),
             key=reader.optional(("key",), _key),
@@ -65,7 +68,7 @@ class BufferMentions:
 
     def _merge(self, name: str, mentions: list[_Mention]) -> BufferSpec:
         size = self._agreed(name, mentions, "size", lambda mention: mention.size)
-        if size is None:
+        if not any(mention.has_size for mention in mentions):
             self._found.add(mentions[0].path, f"buffer {shown(name)} is given a size nowhere")
         return BufferSpec(
             name=name,

@@ -176,7 +176,8 @@ def _literal(found: Violations, path: str, value: object) -> Literal:
     def number(found: Violations, path: str, value: object) -> int | float | None:
         return integer(found, path, value) if letter in INTEGER_TYPES else _float(found, path, value)
 
-    return Literal(letter, reader.required(("val",), number) or 0)
+    given = reader.required(("val",), number)
+    return Literal(letter, 0 if given is None else given)
 
 
 def _float(found: Violations, path: str, value: object) -> float | None:
