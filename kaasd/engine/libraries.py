@@ -29,7 +29,8 @@ MAX_LIBRARY_BYTES = 1 << 30
 MAX_FILE_NAME_BYTES = 255
 CACHE_BYTES = 256 << 20
 SETTLED_NS = 100_000_000
-"""Linux stamps files by a clock that ticks every 4 or 10 ms, so a file read just after it changed may change again with no trace."""
+"""Linux stamps files by a clock that ticks every 4 or 10 ms, so a file that changed just before it was read may change again
+and keep its stamp."""
 HEADER_BYTES = 512
 """Two bytes of length, then a ``kaas.v1.Library`` of at most 371 bytes, then zeros."""
 
