@@ -101,6 +101,8 @@ def open_source(data: Data, size_bytes: int | None = None) -> Iterator[Source]:
     """
     if isinstance(data, str):
         raise TypeError("str is no data: encode text, or give a pathlib.Path for a file")
+    if isinstance(data, io.TextIOBase):
+        raise TypeError("a file must be open in binary mode")
     with ExitStack() as stack:
         if isinstance(data, os.PathLike):
             data = stack.enter_context(Path(data).open("rb"))

@@ -107,13 +107,14 @@ class InvokeStream:
                     _settle(future, _calls.stream_answer(answer))
         except grpc.RpcError as error:
             ended = from_rpc_error(error, self._address)
-        with self._lock:
-            self._ended = ended
-            left = list(self._pending.values())
-            self._pending.clear()
-        for future in left:
-            self._slots.release()
-            future.set_exception(ended)
+        finally:
+            with self._lock:
+                self._ended = ended
+                left = list(self._pending.values())
+                self._pending.clear()
+            for future in left:
+                self._slots.release()
+                future.set_exception(ended)
 
 
 def _settle(future: Future[Result], outcome: Result | errors.KaasError) -> None:

@@ -1,0 +1,62 @@
+"""``kaasctl kv``: values of the store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kaas_client.cli.files import STANDARD_STREAM, check_writable, open_input, open_output
+from kaas_client.cli.progress import transfer
+from kaas_client.cli.session import connected
+
+app = typer.Typer(no_args_is_help=True, help="Put, get, list and remove values of the store.")
+
+Key = Annotated[str, typer.Argument(help="The value's key.")]
+
+
+@app.command("put")
+def put(
+    ctx: typer.Context,
+    key: Key,
+    file: Annotated[str, typer.Argument(help="The file to store; - is standard input.")],
+) -> None:
+    """Store a file as a value."""
+    with open_input(file) as source, connected(ctx) as (client, printer), transfer(key) as progress:
+        printer.record(client.put(key, source, progress=progress))
+
+
+@app.command("get")
+def get(
+    ctx: typer.Context,
+    key: Key,
+    file: Annotated[str, typer.Argument(help="The file to write; - is standard output.")] = STANDARD_STREAM,
+    offset: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Where to begin.")] = 0,
+    size: Annotated[int | None, typer.Option(min=0, metavar="BYTES", help="How much; default: up to the end.")] = None,
+) -> None:
+    """Write a value to a file, or its bytes to standard output."""
+    check_writable([file])
+    with connected(ctx) as (client, _), transfer(key) as progress, open_output(file) as target:
+        client.get(key, offset=offset, size=size, into=target, progress=progress)
+
+
+@app.command("ls")
+def ls(ctx: typer.Context, prefix: Annotated[str, typer.Argument(help="Only keys that start with this.")] = "") -> None:
+    """List keys."""
+    with connected(ctx) as (client, printer):
+        printer.rows(client.list(prefix), ["key", "size_bytes", "version", "update_time"])
+
+
+@app.command("stat")
+def stat(ctx: typer.Context, key: Key) -> None:
+    """Show a value's size and version."""
+    with connected(ctx) as (client, printer):
+        printer.record(client.stat(key))
+
+
+@app.command("rm")
+def rm(ctx: typer.Context, keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The keys to remove.")]) -> None:
+    """Remove values."""
+    with connected(ctx) as (client, _):
+        for key in keys:
+            client.delete(key)

@@ -1,0 +1,96 @@
+"""``kaasctl``: the command line of kaasd. One file a noun; this one has what all commands share.
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage or an unreadable file, 3 cannot connect, 4 not found, 6 timed out, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
+
+from kaas_client import errors
+from kaas_client.cli import completion, device, function, health, kv, library, stats, submit, version
+from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
+from kaas_client.cli.output import Format
+from kaas_client.cli.report import describe
+from kaas_client.cli.session import Session
+from kaasd.address import ADDRESS_VARIABLE, default_connect_address, parse_address
+
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (errors.ConnectionFailedError, 3),
+    (errors.NotFoundError, 4),
+    (errors.DeadlineExceededError, 6),
+    (Exception, 1),
+)
+"""The first class that an error belongs to."""
+
+
+class RootGroup(typer.core.TyperGroup):
+    """The one place where a failed call or an unwritable file becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # Whoever read our output has had enough; typer ends quietly.
+        except (errors.KaasError, OSError) as error:
+            typer.echo(f"{PROGRAM}: {describe(error)}", err=True)
+            raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
+
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=RootGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("submit")(submit.submit)
+app.add_typer(kv.app, name="kv")
+app.add_typer(library.app, name="library")
+app.add_typer(function.app, name="function")
+app.add_typer(device.app, name="device")
+app.command("stats")(stats.stats)
+app.command("health")(health.health)
+app.command("version")(version.version)
+app.command("completion")(completion.completion)
+
+
+def _address(text: str | None) -> str:
+    try:
+        return parse_address(text) if text else default_connect_address()
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar=ADDRESS_VARIABLE, help="The server: unix:PATH, /PATH or HOST:PORT. Default: the usual socket."),
+    ] = None,
+    output: Annotated[
+        Format, typer.Option("--output", "-o", envvar="KAAS_OUTPUT", case_sensitive=False, help="What results are printed as.")
+    ] = Format.TABLE,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, metavar="SECONDS", help="For each call; kernels that run past it are stopped.")
+    ] = None,
+) -> None:
+    """Run requests of GPU kernels on a kaasd server, and look after its store, libraries and functions."""
+    ctx.obj = Session(_address(address), output, timeout)
+
+
+def main() -> None:
+    """Run ``kaasctl`` with this process's command line, and exit."""
+    if COMPLETE_VARIABLE in os.environ:
+        completion_init()
+    app(prog_name=PROGRAM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The one printer of results: tables for people, JSON for programs.
+
+Units stand in the names of fields (``size_bytes``, ``run_ns``), from which tables know to say ``1.5 MiB`` and ``2.3 ms``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Printer:
+    """Prints results to standard output."""
+
+    def __init__(self, format: Format) -> None:
+        self._format = format
+
+    def value(self, name: str, value: str) -> None:
+        """Print a single text: alone, or as the field ``name``."""
+        print(printable(value)) if self._format is Format.TABLE else _print_json({name: value})
+
+    def record(self, record: Any) -> None:
+        """Print one mapping or dataclass. In a table nested mappings are flattened, and lists of records follow."""
+        fields = _plain(record)
+        if self._format is Format.JSON:
+            _print_json(fields)
+            return
+        tables = {name: value for name, value in fields.items() if _is_records(value)}
+        flat = dict(_flattened({name: value for name, value in fields.items() if name not in tables}))
+        if flat:
+            _print_table(None, [[_heading(name), _cell(name, value)] for name, value in flat.items()])
+        for rows in tables.values():
+            print()
+            self.rows(rows, list(rows[0]))
+
+    def rows(self, records: Iterable[Any], columns: Sequence[str]) -> None:
+        """Print many mappings or dataclasses: in a table the ``columns`` of each, in JSON all of their fields."""
+        rows = [_plain(record) for record in records]
+        if self._format is Format.JSON:
+            _print_json(rows)
+        else:
+            cells = [[_cell(column, row[column]) for column in columns] for row in rows]
+            _print_table([_heading(column).upper() for column in columns], cells)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with whatever could steer a terminal written as an escape: keys may hold any character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def format_size(size_bytes: int) -> str:
+    """Return a size as a person would say it."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1023.95:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} TiB"
+
+
+def format_duration(duration_ns: int) -> str:
+    """Return a duration as a person would say it."""
+    if duration_ns < 1_000:
+        return f"{duration_ns} ns"
+    if duration_ns < 1_000_000:
+        return f"{duration_ns / 1e3:.1f} µs"
+    if duration_ns < 1_000_000_000:
+        return f"{duration_ns / 1e6:.1f} ms"
+    seconds = duration_ns // 1_000_000_000
+    if seconds < 60:
+        return f"{duration_ns / 1e9:.1f} s"
+    hours, minutes = divmod(seconds // 60, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    return dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else dict(record)
+
+
+def _is_records(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _flattened(fields: Row, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _heading(name: str) -> str:
+    return printable(name.removesuffix("_bytes").removesuffix("_ns").replace("_", " "))
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith("_bytes"):
+        return format_size(value)
+    if isinstance(value, int) and name.endswith("_ns"):
+        return format_duration(value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell("", item) for item in value)
+    return printable(str(value))
+
+
+def _print_json(value: object) -> None:
+    def convert(other: object) -> str:
+        if isinstance(other, datetime):
+            return other.isoformat()
+        raise TypeError(f"{type(other).__name__} has no JSON form")
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=convert))
+
+
+def _print_table(headings: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=headings is not None, pad_edge=False, header_style="bold")
+    for heading in headings or ("", ""):
+        # What is too long for a terminal is folded: half a key or id is of no use.
+        table.add_column(heading, overflow="fold", no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        table.add_row(*map(Text, row))
+    # Into a pipe a line is as long as it is.
+    console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 1_000_000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        print(line.rstrip())

@@ -1,0 +1,46 @@
+"""What the global options of ``kaasctl`` say, for the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from kaas_client.cli.output import Format, Printer
+
+if TYPE_CHECKING:
+    from kaas_client import Client
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where to connect, how to print, how long to wait."""
+
+    address: str
+    output: Format
+    timeout: float | None
+
+    @property
+    def printer(self) -> Printer:
+        return Printer(self.output)
+
+
+def session_of(ctx: typer.Context) -> Session:
+    """Return the session of a command."""
+    session = ctx.obj
+    assert isinstance(session, Session)
+    return session
+
+
+@contextmanager
+def connected(ctx: typer.Context) -> Iterator[tuple[Client, Printer]]:
+    """Yield a client of the server that a command is for, and the printer of its results."""
+    # gRPC takes longer to import than the rest of kaasctl together, so that only a command that calls waits for it.
+    from kaas_client import Client
+
+    session = session_of(ctx)
+    with Client(session.address, timeout=session.timeout) as client:
+        yield client, session.printer

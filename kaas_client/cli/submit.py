@@ -1,0 +1,60 @@
+"""``kaasctl submit``: run a request once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kaas_client import Request
+from kaas_client.cli.files import (
+    STANDARD_STREAM,
+    check_readable,
+    check_writable,
+    open_input,
+    open_output,
+    parse_assignments,
+)
+from kaas_client.cli.progress import transfer
+from kaas_client.cli.session import connected
+
+RequestFile = Annotated[str, typer.Argument(metavar="REQUEST", help="A file with the request's JSON; - is standard input.")]
+DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to run; default: the server chooses.")]
+
+
+def read_request(path: str) -> Request:
+    """Return the request of a JSON file. Raises ``InvalidRequestError``, ``typer.BadParameter``."""
+    with open_input(path) as file:
+        return Request.from_json(file.read())
+
+
+def submit(
+    ctx: typer.Context,
+    request: RequestFile,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", metavar="KEY=FILE", help="First put this file under this key. Repeatable.")
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--output", metavar="KEY=FILE", help="At the end get this key to this file; - is standard output. Repeatable."
+        ),
+    ] = None,
+    device: DeviceOption = "",
+) -> None:
+    """Run a request once: put inputs, run, get outputs."""
+    sources = parse_assignments("--input", inputs or [])
+    targets = parse_assignments("--output", outputs or [])
+    check_readable([request, *(source.value for source in sources)])
+    check_writable([target.value for target in targets])
+    spec = read_request(request)
+    with connected(ctx) as (client, printer):
+        for source in sources:
+            with open_input(source.value) as file, transfer(source.name) as progress:
+                client.put(source.name, file, progress=progress)
+        result = client.submit(spec, device=device)
+        for target in targets:
+            with open_output(target.value) as file, transfer(target.name) as progress:
+                client.get(target.name, into=file, progress=progress)
+        if not any(target.value == STANDARD_STREAM for target in targets):
+            printer.record({"device": result.device, "versions": result.versions, "timing": result.timing})

@@ -1,0 +1,175 @@
+"""Requests built in Python: what they become, how mentions of a buffer merge, and what is refused with which path."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kaas_client
+from kaas_client import Kernel, Request, f16, f32, f64, i8, i16, i32, i64, inout, inp, out, tmp, u8, u16, u32, u64
+from kaas_client.errors import InvalidRequestError
+from kaasd.request.types import Access, BufferArgument, BufferSpec, KernelSpec, Literal
+from kaasd.request.types import Request as Spec
+
+LIBRARY = "sha256:" + "0f" * 32
+
+
+def only_kernel(*args: Any, **options: Any) -> Request:
+    return Request([Kernel(LIBRARY, "k", args=args, **options)])
+
+
+def test_the_dot_product() -> None:
+    size = 4096
+    request = Request(
+        [
+            Kernel(LIBRARY, "prodKern", grid=1, block=1024, args=[u64(1024), inp("a", size), inp("b", size), tmp("p", size)]),
+            Kernel(LIBRARY, "sumKern", grid=1, block=512, args=[inp("p", size, ephemeral=True), out("c", 4)]),
+        ],
+        iterations=3,
+    )
+    assert request.spec == Spec(
+        kernels=(
+            KernelSpec(
+                LIBRARY,
+                "prodKern",
+                (1, 1, 1),
+                (1024, 1, 1),
+                (
+                    Literal("Q", 1024),
+                    BufferArgument("a", Access.INPUT),
+                    BufferArgument("b", Access.INPUT),
+                    BufferArgument("p", Access.TEMPORARY),
+                ),
+            ),
+            KernelSpec(
+                LIBRARY,
+                "sumKern",
+                (1, 1, 1),
+                (512, 1, 1),
+                (BufferArgument("p", Access.INPUT), BufferArgument("c", Access.OUTPUT)),
+            ),
+        ),
+        buffers=(
+            BufferSpec("a", size),
+            BufferSpec("b", size),
+            BufferSpec("p", size, ephemeral=True),
+            BufferSpec("c", 4),
+        ),
+        iterations=3,
+    )
+
+
+def test_every_attribute_of_a_buffer() -> None:
+    request = only_kernel(
+        inp("a", 8, key="model/a", offset=16, constant=True),
+        inout("b", 4, key="state"),
+        out("c", 2, offset=np.int64(6)),
+        out("d", np.uint64(12), ephemeral=True),
+    )
+    assert request.spec.buffers == (
+        BufferSpec("a", 8, key="model/a", offset_bytes=16, constant=True),
+        BufferSpec("b", 4, key="state"),
+        BufferSpec("c", 2, offset_bytes=6),
+        BufferSpec("d", 12, ephemeral=True),
+    )
+    assert [a.access for a in request.spec.kernels[0].arguments if isinstance(a, BufferArgument)] == [
+        Access.INPUT,
+        Access.INOUT,
+        Access.OUTPUT,
+        Access.OUTPUT,
+    ]
+
+
+def test_mentions_merge_by_name() -> None:
+    request = Request([Kernel(LIBRARY, "first", args=[inp("a", 8, key="x")]), Kernel(LIBRARY, "second", args=[inout("a")])])
+    assert request.spec.buffers == (BufferSpec("a", 8, key="x"),)
+
+
+@pytest.mark.parametrize(
+    ("make", "letter", "low", "high"),
+    [
+        (i8, "b", -(2**7), 2**7 - 1),
+        (u8, "B", 0, 2**8 - 1),
+        (i16, "h", -(2**15), 2**15 - 1),
+        (u16, "H", 0, 2**16 - 1),
+        (i32, "i", -(2**31), 2**31 - 1),
+        (u32, "I", 0, 2**32 - 1),
+        (i64, "q", -(2**63), 2**63 - 1),
+        (u64, "Q", 0, 2**64 - 1),
+    ],
+)
+def test_integers(make: Any, letter: str, low: int, high: int) -> None:
+    request = only_kernel(make(low), make(high), make(np.int8(5)))
+    assert request.spec.kernels[0].arguments == (Literal(letter, low), Literal(letter, high), Literal(letter, 5))
+    for value in (low - 1, high + 1):
+        with pytest.raises(InvalidRequestError) as caught:
+            only_kernel(u64(0), make(value))
+        (violation,) = caught.value.violations
+        assert violation.field.startswith("kernels[0].arguments[1]")
+    with pytest.raises(TypeError):
+        make(1.5)
+
+
+@pytest.mark.parametrize(("make", "letter"), [(f16, "e"), (f32, "f"), (f64, "d")])
+def test_floats(make: Any, letter: str) -> None:
+    request = only_kernel(make(1.5), make(np.float32(0.25)), make(3), make(math.inf), make(-math.inf), make(math.nan))
+    *finite, nan = request.spec.kernels[0].arguments
+    assert finite == [Literal(letter, v) for v in (1.5, 0.25, 3.0, math.inf, -math.inf)]
+    assert isinstance(nan, Literal) and math.isnan(nan.value)
+
+
+@pytest.mark.parametrize("size", [2, (2,), [2, 3], (2, 3, 4), np.int32(2)])
+def test_sizes_of_grids_and_blocks(size: Any) -> None:
+    expected = {1: (2, 1, 1), 2: (2, 3, 1), 3: (2, 3, 4)}[len(size) if isinstance(size, (list, tuple)) else 1]
+    (kernel,) = only_kernel(grid=size, block=size, shared_memory_bytes=np.int64(64)).spec.kernels
+    assert (kernel.grid, kernel.block, kernel.shared_memory_bytes) == (expected, expected, 64)
+
+
+def test_the_json_form_loses_nothing() -> None:
+    request = Request([Kernel(LIBRARY, "k", grid=(2, 3), args=[f32(math.inf), inp("a", 8, key="x"), tmp("t", 4)])], iterations=7)
+    assert Request.from_json(request.to_json()) == request
+    assert Request.from_json(request.to_json(indent=2).encode()) == request
+    assert Request.from_json(json.loads(request.to_json())) == request
+
+
+def test_every_bad_field_is_named() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Request(
+            [
+                Kernel("relative.ptx", "k", args=[inp("a", 8)]),
+                Kernel(LIBRARY, "k", grid=0, args=[inp("a", 4), out("b")]),
+            ]
+        )
+    fields = {violation.field for violation in caught.value.violations}
+    assert any(field.startswith("kernels[1].arguments[0]") for field in fields), fields
+    assert any(field.startswith("kernels[1].arguments[1]") for field in fields), fields
+    for kernel, field in (
+        (Kernel("relative.ptx", "k"), "kernels[0].library"),
+        (Kernel(LIBRARY, "k", grid=0), "kernels[0].grid[0]"),
+        (Kernel(LIBRARY, "k", block=(1, 1, 1, 1)), "kernels[0].block"),
+        (Kernel(LIBRARY, ""), "kernels[0].name"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            Request([kernel])
+        assert [v.field for v in caught.value.violations] == [field]
+
+
+def test_no_kernels() -> None:
+    with pytest.raises(InvalidRequestError, match="kernels"):
+        Request([])
+
+
+@pytest.mark.parametrize("argument", [5, 1.0, "a", None, b"x"])
+def test_a_plain_value_is_no_argument(argument: Any) -> None:
+    with pytest.raises(TypeError, match=r"argument 1 of kernel 'k' is .*u64"):
+        only_kernel(u64(1), argument)
+
+
+def test_everything_named_is_there() -> None:
+    assert all(hasattr(kaas_client, name) for name in kaas_client.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = kaas_client.nonsense
