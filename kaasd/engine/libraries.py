@@ -67,22 +67,23 @@ class Libraries:
         # A root may be spelt through a symbolic link; both spellings are below it.
         self._real_roots = [Path(os.path.realpath(root)) for root in roots]
         self._spelt_roots = [*roots, *self._real_roots]
-        self._files: LruCache[str, ResolvedLibrary] = LruCache(CACHE_BYTES)
+        self._resolved: LruCache[str, ResolvedLibrary] = LruCache(CACHE_BYTES)
 
     def resolve(self, reference: str) -> ResolvedLibrary:
         """Return the library of a content id or of an absolute path below a root.
 
         Raises ``LibraryNotFoundError``, ``InvalidArgumentError`` (neither of the two), ``InvalidLibraryError`` (too large).
         """
-        if _CONTENT_ID.fullmatch(reference):
-            return self._resolve_uploaded(reference)
-        if not reference.startswith("/"):
-            raise InvalidArgumentError(f"{shown(reference)} is neither sha256: and 64 hex digits nor an absolute path")
-        known = self._files.get(reference)
+        known = self._resolved.get(reference)
         if known is not None and self.is_current(known):
             return known
-        resolved = self._read_file(reference)
-        self._files.put(reference, resolved, len(resolved.data))
+        if _CONTENT_ID.fullmatch(reference):
+            resolved = self._read_uploaded(reference)
+        elif reference.startswith("/"):
+            resolved = self._read_file(reference)
+        else:
+            raise InvalidArgumentError(f"{shown(reference)} is neither sha256: and 64 hex digits nor an absolute path")
+        self._resolved.put(reference, resolved, len(resolved.data))
         return resolved
 
     def is_current(self, resolved: ResolvedLibrary) -> bool:
@@ -141,7 +142,7 @@ class Libraries:
         except KeyNotFoundError:
             raise _no_such_id(library_id) from None
 
-    def _resolve_uploaded(self, library_id: str) -> ResolvedLibrary:
+    def _read_uploaded(self, library_id: str) -> ResolvedLibrary:
         try:
             with self._store.snapshot() as snapshot:
                 content = b"".join(snapshot.pieces(library_id, HEADER_BYTES, namespace=Namespace.LIBRARIES))

@@ -178,6 +178,15 @@ class TestFiles:
         assert libraries.resolve(f"{root}/lib.ptx") is first
         assert libraries.is_current(first)
 
+    def test_a_file_that_is_too_young_is_never_current(
+        self, store: LmdbStore, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "SETTLED_NS", 10**18)
+        libraries = Libraries(store, [root])
+        first = libraries.resolve(f"{root}/lib.ptx")
+        assert not libraries.is_current(first)
+        assert libraries.resolve(f"{root}/lib.ptx") is not first
+
     def test_a_file_that_changed_just_now_is_read_again(self, store: LmdbStore, root: Path) -> None:
         libraries = Libraries(store, [root])
         for number in range(100):
