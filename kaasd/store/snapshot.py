@@ -95,9 +95,7 @@ class LmdbSnapshot:
         if not self.end():
             self._leaked(self)
             sizes = ", ".join(str(len(guard)) for _, guard in self._views)
-            raise BufferError(
-                f"{len(self._views)} views of a closed snapshot are still used (of {sizes} bytes); it cannot end before them"
-            )
+            raise BufferError(f"{len(self._views)} views of a closed snapshot are still used, of {sizes} bytes")
 
     def end(self) -> bool:
         """End the transaction of a closed snapshot, and return True, unless one of its views is still used."""

@@ -156,7 +156,7 @@ class Writer:
         size = 0
         while self._jobs and (not jobs or size + self._jobs[0].size_bytes <= self._chunk_bytes):
             job = self._jobs.popleft()
-            if job.future.set_running_or_notify_cancel():
+            if job.future.running() or job.future.set_running_or_notify_cancel():
                 jobs.append(job)
                 size += job.size_bytes
             else:
@@ -253,6 +253,9 @@ class Writer:
         return self.run(work)
 
     def _write_ahead(self, job: Commit) -> Task:
+        if not job.future.set_running_or_notify_cancel():
+            self.drop_loose(job.loose)
+            return
         try:
             for change in job.changes:
                 pieces, change.pieces = change.pieces, Pieces()
@@ -268,6 +271,9 @@ class Writer:
         freed = 0
         try:
             self._environment.lmdb.reader_check()
+            while count := self._free_some():
+                freed += count
+                yield
             for count in sweep(self._environment, self.run, own=own):
                 freed += count
                 yield

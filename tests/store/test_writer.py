@@ -1,0 +1,203 @@
+"""Group commit: callers that wait share a transaction, and one that fails takes no other with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from kaasd.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaasd.store.base import Durability, Write
+from kaasd.store.lmdb_store import LmdbStore
+
+
+@contextmanager
+def writer_held_up(store: LmdbStore) -> Iterator[None]:
+    """LMDB's write lock is taken meanwhile, so that what is asked of the writer has to wait."""
+    store.sweep().result()
+    txn = store._environment.begin(write=True)
+    try:
+        yield
+    finally:
+        store._environment.end(txn)
+
+
+def transactions(store: LmdbStore) -> int:
+    return store._environment.lmdb.info()["last_txnid"]
+
+
+def test_waiting_commits_share_a_transaction(store: LmdbStore, read: Callable) -> None:
+    with ThreadPoolExecutor(64) as threads:
+        with writer_held_up(store):
+            before = transactions(store)
+            futures = [threads.submit(store.commit, [Write(f"k{i}", [b"%d" % i])]) for i in range(64)]
+            commits = [future.result() for future in futures]
+        versions = {commit.result()[f"k{i}"].version for i, commit in enumerate(commits)}
+    # One has met the writer idle, the others have waited for it.
+    assert transactions(store) - before <= 2
+    assert len(versions) == 64
+    assert all(read(store, f"k{i}") == b"%d" % i for i in range(64))
+
+
+def test_a_transaction_takes_no_more_than_a_chunk(store: LmdbStore, payload: Callable, read: Callable) -> None:
+    values = [payload(4000) for _ in range(20)]
+    with writer_held_up(store):
+        before = transactions(store)
+        commits = [store.commit([Write(f"k{i}", [value])]) for i, value in enumerate(values)]
+    for commit in commits:
+        commit.result()
+    assert transactions(store) - before == 20
+    assert [read(store, f"k{i}") for i in range(20)] == values
+
+
+def test_a_bad_commit_fails_alone(store: LmdbStore, read: Callable) -> None:
+    store.commit([Write("old", [b"12345"])]).result()
+    with writer_held_up(store):
+        before = transactions(store)
+        store.commit([Write("first", [b"1"])])
+        good = [store.commit([Write("old", [bytes([65 + i])], i)]) for i in range(3)]
+        short = store.commit([Write("lost", [b"1"]), Write("old", [b"xxx"], 3)])
+        missing = store.commit([Write("lost", [b"1"]), Write("none", [b"xxx"], 0)])
+        gone = store.delete("none")
+        deleted = store.delete("first")
+        good.append(store.commit([Write("last", [b"1"])]))
+    assert [future.exception() for future in good] == [None] * 4
+    assert deleted.result().size_bytes == 1
+    assert isinstance(short.exception(), ValueTooShortError)
+    assert isinstance(missing.exception(), KeyNotFoundError)
+    assert isinstance(gone.exception(), KeyNotFoundError)
+    assert transactions(store) - before <= 2
+    assert read(store, "old") == b"ABC45"
+    with store.snapshot() as snapshot:
+        assert [entry.key for entry in snapshot.list()] == ["last", "old"]
+
+
+def test_a_commit_that_fills_the_map_fails_alone(open_store: Callable, payload: Callable, read: Callable) -> None:
+    """LMDB's own limit, in the middle of a shared transaction: pages that a snapshot holds count for it, not for the quota."""
+    store = open_store(limit_bytes=2 << 20, chunk_bytes=1 << 20, held_timeout_s=0.0)
+    store.commit([Write("big", [payload(600_000)])]).result()
+    snapshot = store.snapshot()
+    store.commit([Write("big", [payload(600_000)])]).result()
+    with writer_held_up(store):
+        store.commit([Write("first", [b"1"])])
+        small = [store.commit([Write("a", [b"a"])])]
+        big = store.commit([Write("lost", [b"1"]), Write("big", [payload(900_000)])])
+        small.append(store.commit([Write("b", [b"b"])]))
+    assert [future.exception() for future in small] == [None, None]
+    assert isinstance(big.exception(), StoreFullError)
+    assert "snapshots" in str(big.exception())
+    snapshot.close()
+    value = payload(900_000)
+    store.commit([Write("big", [value])]).result()
+    assert read(store, "big") == value
+    with store.snapshot() as now:
+        assert [entry.key for entry in now.list()] == ["a", "b", "big", "first"]
+
+
+def test_small_commits_pass_a_large_one(store: LmdbStore, payload: Callable, read: Callable) -> None:
+    value = payload(4 << 20)
+    order: list[str] = []
+    with writer_held_up(store):
+        large = store.commit([Write("large", [value])])
+        large.add_done_callback(lambda _: order.append("large"))
+        small = store.commit([Write("small", [b"1"])])
+        small.add_done_callback(lambda _: order.append("small"))
+    assert large.result()["large"].version > small.result()["small"].version
+    assert order == ["small", "large"]
+    assert read(store, "large") == value
+
+
+def test_readers_of_a_large_value_see_no_mixture(store: LmdbStore) -> None:
+    """One that is being replaced, whole and in ranges."""
+    size = 200_000
+    store.commit([Write("a", [bytes(size)])]).result()
+    done = threading.Event()
+
+    def write() -> None:
+        for i in range(1, 40):
+            store.commit([Write("a", [bytes([i]) * size], 0 if i % 2 else None)]).result()
+        done.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write)
+        while not done.is_set() and not writing.done():
+            with store.snapshot() as snapshot:
+                assert len({bytes(view[:1]) + bytes(view[-1:]) for view in snapshot.pieces("a")}) == 1
+        writing.result()
+
+
+def test_cancelled_commit_is_not_made(store: LmdbStore) -> None:
+    with writer_held_up(store):
+        store.commit([Write("first", [b"1"])])
+        cancelled = store.commit([Write("a", [b"1"])])
+        large = store.commit([Write("b", [b"1" * 50_000])])
+        assert cancelled.cancel()
+        assert large.cancel()
+    store.sweep().result()
+    with store.snapshot() as snapshot:
+        assert [entry.key for entry in snapshot.list()] == ["first"]
+    store.delete("first").result()
+    assert store.stats().used_bytes == 0
+
+
+def test_close_finishes_what_was_asked_for(open_store: Callable, payload: Callable, read: Callable) -> None:
+    values = {f"k{i}": payload(i * 700) for i in range(50)}
+    store = open_store()
+    commits = [store.commit([Write(key, [value])]) for key, value in values.items()]
+    store.close()
+    assert all(commit.done() and not commit.exception() for commit in commits)
+    store = open_store()
+    assert {key: read(store, key) for key in values} == values
+
+
+def test_closed_store_is_refused(store: LmdbStore) -> None:
+    staged = store.stage()
+    store.close()
+    store.close()
+    refused: list[Callable[[], object]] = [
+        store.snapshot,
+        store.stats,
+        store.commit([Write("a", [b"1"])]).result,
+        store.commit([Write("a", [b"1" * 50_000])]).result,
+        store.delete("a").result,
+        store.sweep().result,
+        lambda: staged.append(b"1" * 50_000),
+    ]
+    for attempt in refused:
+        with pytest.raises(InternalError, match="is closed"):
+            attempt()
+
+
+def test_pieces_are_checked_before_anything_is_queued(store: LmdbStore) -> None:
+    with pytest.raises(TypeError):
+        store.commit([Write("a", ["text"])])  # type: ignore[list-item]
+    assert store.stats().keys == 0
+
+
+@pytest.mark.parametrize(
+    ("durability", "sync", "metasync"),
+    [(Durability.FULL, True, True), (Durability.META, True, False), (Durability.NONE, False, False)],
+)
+def test_durability_is_lmdbs(open_store: Callable, read: Callable, durability: Durability, sync: bool, metasync: bool) -> None:
+    store = open_store(durability=durability)
+    flags = store._environment.lmdb.flags()
+    assert (flags["sync"], flags["metasync"]) == (sync, metasync)
+    store.commit([Write("a", [b"1" * 10_000])]).result()
+    store.close()
+    assert read(open_store(), "a") == b"1" * 10_000
+
+
+def test_commits_of_many_threads_are_all_made(store: LmdbStore, read: Callable) -> None:
+    def write(thread: int) -> list[int]:
+        futures = [
+            store.commit([Write(f"k{thread}", [bytes([thread, i]) * 700 * (i % 5)]), Write("all", [b"1"])]) for i in range(30)
+        ]
+        return [entry.version for future in futures for entry in future.result().values()]
+
+    with ThreadPoolExecutor(16) as threads:
+        versions = [version for made in threads.map(write, range(16)) for version in made]
+    assert len(set(versions)) == 16 * 30 * 2
+    assert all(read(store, f"k{thread}") == bytes([thread, 29]) * 700 * 4 for thread in range(16))
