@@ -1,0 +1,67 @@
+"""A worker that dies takes only its own request with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from examples.local_daemon import local_daemon
+from kaas.v1 import executor_pb2_grpc
+from kaas_client import Client
+from kaasd.errors import WorkerRestartingError
+
+from .conftest import as_kaas_error, contents, dot_request, put_dot_inputs
+from .test_error_table import spin, wait_until
+
+
+@pytest.fixture
+def daemon(library_root: Path) -> Iterator[str]:
+    """A daemon of one's own: its workers are killed."""
+    with local_daemon("--device", "emulator", "--library-root", str(library_root), "--log-level", "ERROR") as address:
+        yield address
+
+
+def test_what_it_served_fails_what_waited_runs_on_its_successor(daemon: str, library_root: Path) -> None:
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        expected = put_dot_inputs(kaas)
+        before = contents(kaas)
+        served = stub.Submit.future(spin(library_root), timeout=60)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        waiting = [stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(3)]
+        wait_until(lambda: kaas.stats().devices[0].queued == 3)
+        pid = kaas.devices()[0].worker_pid
+        os.kill(pid, signal.SIGKILL)
+
+        assert served.code() is grpc.StatusCode.UNAVAILABLE
+        error = as_kaas_error(served.exception(), daemon)
+        assert isinstance(error, WorkerRestartingError)
+        assert error.retry_after_s
+        assert all("c" in call.result().versions for call in waiting)
+        assert kaas.get("c", dtype="u4")[0] == expected
+        assert {key: value for key, value in contents(kaas).items() if key != "c"} == before
+        (device,) = kaas.devices()
+        assert (device.worker_pid != pid, device.restarts, device.state) == (True, 1, "ready")
+
+
+def test_an_idle_worker_is_replaced_again_and_again(daemon: str, library_root: Path) -> None:
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        put_dot_inputs(kaas)
+        for round_ in (1, 2):
+            os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
+            wait_until(lambda count=round_: kaas.devices()[0].restarts == count)
+            assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
+
+
+def test_workers_end_with_their_daemon(library_root: Path) -> None:
+    with local_daemon("--device", "emulator") as address, Client(address) as kaas:
+        pid = kaas.devices()[0].worker_pid
+        os.kill(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
