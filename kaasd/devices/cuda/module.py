@@ -40,20 +40,24 @@ class CudaKernel:
 class CudaModule:
     """A library's code, one module of the driver for each of its units."""
 
-    def __init__(self, data: bytes, capability: tuple[int, int], forget: Callable[[CudaModule], None]) -> None:
-        """Load ``data``; ``forget`` is called when the module is closed. Raises ``UnsupportedLibrary``."""
+    def __init__(
+        self, data: bytes, capability: tuple[int, int], release: Callable[..., None], forget: Callable[[CudaModule], None]
+    ) -> None:
+        """Load ``data``. To close, each handle is given to ``release`` with its function, then the module to ``forget``.
+
+        Raises ``UnsupportedLibrary``.
+        """
         image = read_image(data)
         required_blocks = _required_blocks(image)
         kernels: dict[str, CudaKernel] = {}
         with ExitStack() as undo:
+            undo.callback(forget, self)
             for unit in image.units:
                 handle = _load(unit, image, capability)
-                undo.callback(check, driver.cuModuleUnload, handle)
-                for function in check(driver.cuModuleEnumerateFunctions, check(driver.cuModuleGetFunctionCount, handle), handle):
-                    attributes = _attributes(function, required_blocks)
+                undo.callback(release, driver.cuModuleUnload, handle)
+                for attributes, function in _kernels(handle, required_blocks):
                     # A template's kernel may be in several units, always the same.
                     kernels.setdefault(attributes.name, CudaKernel(function, attributes))
-            undo.callback(forget, self)
             self._undo = undo.pop_all()
         self._kernels = kernels
 
@@ -75,7 +79,11 @@ def _load(unit: bytes, image: Image, capability: tuple[int, int]) -> Any:
     try:
         return check(driver.cuModuleLoadDataEx, unit, len(options), list(options), list(options.values()))
     except CudaError as error:
-        raise UnsupportedLibrary(_explain(error, log.partition(b"\0")[0].decode(errors="replace"), image, capability)) from error
+        raise UnsupportedLibrary(_explain(error, _one_line(log), image, capability)) from error
+
+
+def _one_line(log: bytearray) -> str:
+    return " ".join(log.partition(b"\0")[0].decode(errors="replace").split())
 
 
 def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, int]) -> str:
@@ -96,8 +104,19 @@ def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, in
     return f"{error}: {log}" if log else str(error)
 
 
+def _kernels(module: Any, required_blocks: Mapping[str, Dim3]) -> list[tuple[KernelAttributes, Any]]:
+    """Return the entry points of a module of the driver."""
+    try:
+        count = check(driver.cuModuleGetFunctionCount, module)
+        functions = check(driver.cuModuleEnumerateFunctions, count, module) if count else []
+        return [(_attributes(function, required_blocks), function) for function in functions]
+    except CudaError as error:
+        raise UnsupportedLibrary(f"the driver cannot load its kernels: {error}") from error
+
+
 def _attributes(function: Any, required_blocks: Mapping[str, Dim3]) -> KernelAttributes:
     attribute = driver.CUfunction_attribute
+    check(driver.cuFuncLoad, function)  # modules load lazily, and what is not loaded has no attributes
     name = check(driver.cuFuncGetName, function).decode()
     return KernelAttributes(
         name=name,

@@ -131,19 +131,19 @@ def test_dynamic_shared_memory_is_asked_for_once_and_only_beyond_48_kib(
 
 
 @pytest.mark.parametrize(
-    ("ended", "enqueued", "launches", "faulted"),
+    ("begun", "enqueued", "launches", "faulted"),
     [
         (0, 2, 2, 0),
         (1, 2, 2, 1),
         (5, 30, 3, 2),
         (63, 3000, 2, 1),
-        (64, 3000, 2, -1),  # past the last mark
-        (2, 2, 2, -1),  # all ended, so none of them is to blame
+        (64, 65, 3, 1),
+        (64, 3000, 2, -1),  # this one or any later one
         (64, 3000, 1, 0),
     ],
 )
-def test_which_launch_faulted(ended: int, enqueued: int, launches: int, faulted: int) -> None:
-    assert faulted_launch(ended, enqueued, launches) == faulted
+def test_which_launch_faulted(begun: int, enqueued: int, launches: int, faulted: int) -> None:
+    assert faulted_launch(begun, enqueued, launches) == faulted
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 1), (64, 1), (0, 65), (60, 5)])
