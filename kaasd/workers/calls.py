@@ -6,6 +6,7 @@ the worker dies only that one has been touched; the others are sent again to its
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
@@ -168,4 +169,4 @@ class RestartPolicy:
         if was_ready:
             return 0.0
         self.failures += 1
-        return min(self.longest_delay_s, self.first_delay_s * 2 ** (self.failures - 1))
+        return min(self.longest_delay_s, math.ldexp(self.first_delay_s, self.failures - 1))

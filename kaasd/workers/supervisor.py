@@ -184,6 +184,9 @@ class Supervisor:
     def _stop(self, call_id: int, reason: StopReason) -> None:
         self._act(self._queue.stop(call_id, reason))
 
+    def _grace_over(self, call_id: int) -> None:
+        self._act(self._queue.grace_over(call_id))
+
     def _act(self, decisions: Iterable[Decision]) -> None:
         for decision in decisions:
             match decision:
@@ -195,7 +198,7 @@ class Supervisor:
                     deadline = reason is StopReason.DEADLINE
                     self._write(worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline)))
                     if deadline:
-                        self._loop.call_later(STOP_GRACE_S, lambda call=call_id: self._act(self._queue.grace_over(call)))
+                        self._loop.call_later(STOP_GRACE_S, self._grace_over, call_id)
                 case Kill():
                     if self._process is not None:
                         self._process.kill()

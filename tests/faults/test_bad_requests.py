@@ -20,8 +20,7 @@ from kaasd.errors import (
     MessageTooLargeError,
     ValueTooShortError,
 )
-
-from .conftest import contents, dot_request, literal, put_dot_inputs, use
+from tests.faults.support import contents, dot_request, literal, put_dot_inputs, use
 
 Submit = Callable[[executor_pb2.SubmitRequest], executor_pb2.SubmitResponse]
 Change = Callable[[types_pb2.Request], object]

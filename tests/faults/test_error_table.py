@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,18 +23,22 @@ from kaasd.errors import (
     StoreFullError,
     UploadIncompleteError,
 )
-
-from .conftest import as_kaas_error, contents, dot_request, fault_request, literal, put_dot_inputs, use
+from tests.faults.support import (
+    as_kaas_error,
+    contents,
+    dot_request,
+    fault_request,
+    literal,
+    put_dot_inputs,
+    spin,
+    use,
+    wait_until,
+)
 
 OUTPUT = types_pb2.Access.ACCESS_OUTPUT
 INPUT = types_pb2.Access.ACCESS_INPUT
 
 Submit = Callable[..., executor_pb2.SubmitResponse]
-
-
-def spin(library_root: Path) -> executor_pb2.SubmitRequest:
-    """Return a request whose kernel never ends."""
-    return fault_request(str(library_root / "faults.ptx"), "spinKern", use("out", OUTPUT))
 
 
 @pytest.fixture
@@ -267,9 +270,3 @@ def test_an_upload_cut_off_half_way_stores_nothing(address: str, kaas: Client) -
     # What had arrived is dropped, so that the same may be tried again and again in a store of 256 MiB.
     kaas.put("upload", bytes(40 << 20))
     kaas.delete("upload")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll until the server says so; the test's own time limit ends a wait in vain."""
-    while not condition():
-        time.sleep(0.01)

@@ -14,9 +14,7 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
 from kaasd.errors import WorkerRestartingError
-
-from .conftest import as_kaas_error, contents, dot_request, put_dot_inputs
-from .test_error_table import spin, wait_until
+from tests.faults.support import as_kaas_error, contents, dot_request, put_dot_inputs, spin, wait_until
 
 
 @pytest.fixture
