@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import grpc
 
 from kaas.v1 import executor_pb2
+from kaasd.api.blocking import finish
 from kaasd.api.core import Core, Execution
 from kaasd.api.errors import as_kaas_error, to_stream_error
 from kaasd.api.paging import page
-from kaasd.engine.checked import CheckedRequest
+from kaasd.engine.checked import CheckedRequest, item_path
 from kaasd.engine.functions import describe
 from kaasd.errors import InvalidRequestError, MessageTooLargeError
 
@@ -40,7 +41,7 @@ class ExecutorServicer:
         self._core.refuse_if_draining()
         registered = describe(request.name, request.request)
         await self._core.dispatcher.prepare(registered.checked.serialized)
-        await self._core.functions.register(registered)
+        await finish(self._core.functions.register(registered))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)
 
     async def GetFunction(
@@ -57,6 +58,7 @@ class ExecutorServicer:
             request.prefix,
             lambda after, limit: self._core.functions.list(request.prefix, after, limit),
             lambda function: function.name,
+            executor_pb2.Function.ByteSize,
         )
         return executor_pb2.ListFunctionsResponse(functions=functions, next_page_token=token)
 
@@ -64,7 +66,7 @@ class ExecutorServicer:
         self, request: executor_pb2.DeleteFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.DeleteFunctionResponse:
         self._core.refuse_if_draining()
-        await self._core.functions.delete(request.name)
+        await finish(self._core.functions.delete(request.name))
         return executor_pb2.DeleteFunctionResponse()
 
     async def Invoke(self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext) -> executor_pb2.InvokeResponse:
@@ -113,7 +115,7 @@ class ExecutorServicer:
             elif source == "key":
                 keys[name] = binding.key
             else:
-                raise InvalidRequestError.at(f'bindings["{name}"]', "neither a key nor a value is set")
+                raise InvalidRequestError.at(item_path("bindings", name), "neither a key nor a value is set")
         checked.check_inputs(inputs, "bindings")
         checked.check_keys(keys)
         execution = await self._run(checked, keys, inputs, request.return_buffers, request.device, deadline)

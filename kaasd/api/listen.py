@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -14,6 +15,9 @@ import grpc
 SOCKET_MODE = 0o600
 MAX_SOCKET_PATH_BYTES = 107
 """Linux' ``sun_path`` without its zero."""
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+
+log = logging.getLogger(__name__)
 
 
 class ListenError(Exception):
@@ -33,7 +37,10 @@ def listen(server: grpc.aio.Server, address: str) -> str:
         path.chmod(SOCKET_MODE)
         return f"unix:{path}"
     port = _bind(server, address, address)
-    return f"{address.rpartition(':')[0]}:{port}"
+    host = address.rpartition(":")[0]
+    if host not in LOOPBACK:
+        log.warning("%s:%d is neither encrypted nor authenticated: whoever reaches it can run kernels", host, port)
+    return f"{host}:{port}"
 
 
 def forget(addresses: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -11,22 +12,32 @@ from kaasd.errors import InvalidArgumentError
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 2 << 20
+"""A client of gRPC takes messages of 4 MiB unless it asks for more."""
 
 T = TypeVar("T")
 
 
 def page(
-    size: int, token: str, prefix: str, listing: Callable[[str, int], Sequence[T]], key_of: Callable[[T], str]
+    size: int,
+    token: str,
+    prefix: str,
+    listing: Callable[[str, int], Sequence[T]],
+    key_of: Callable[[T], str],
+    bytes_of: Callable[[T], int] = lambda _: 0,
 ) -> tuple[Sequence[T], str]:
     """Return one page and the token of the next, which is empty on the last page.
 
-    ``listing(after, limit)`` returns what follows the key ``after``. Raises ``InvalidArgumentError`` (bad token).
+    ``listing(after, limit)`` returns what follows the key ``after``; ``bytes_of`` is for items that may be large. Raises
+    ``InvalidArgumentError`` (bad token).
     """
     size = min(size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
     items = listing(_key_of_token(token, prefix), size + 1)
-    if len(items) <= size:
+    fitting = sum(total <= MAX_PAGE_BYTES for total in itertools.accumulate(map(bytes_of, items)))
+    count = min(size, max(1, fitting))
+    if count >= len(items):
         return items, ""
-    return items[:size], base64.urlsafe_b64encode(key_of(items[size - 1]).encode()).decode()
+    return items[:count], base64.urlsafe_b64encode(key_of(items[count - 1]).encode()).decode()
 
 
 def _key_of_token(token: str, prefix: str) -> str:

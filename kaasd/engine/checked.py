@@ -52,7 +52,7 @@ class CheckedRequest:
     def check_inputs(self, inputs: Mapping[str, bytes], field: str = "inputs") -> None:
         """Check inline bytes by buffer name. Raises ``InvalidRequestError`` naming ``field["name"]``."""
         bad = [
-            Violation(_item(field, name), problem)
+            Violation(item_path(field, name), problem)
             for name, data in inputs.items()
             if (problem := self._input_problem(name, len(data)))
         ]
@@ -61,7 +61,9 @@ class CheckedRequest:
 
     def check_keys(self, keys: Mapping[str, str], field: str = "bindings") -> None:
         """Check keys that replace the request's own, by buffer name. Raises as ``check_inputs``."""
-        bad = [Violation(_item(field, name), problem) for name, key in keys.items() if (problem := self._key_problem(name, key))]
+        bad = [
+            Violation(item_path(field, name), problem) for name, key in keys.items() if (problem := self._key_problem(name, key))
+        ]
         if bad:
             raise InvalidRequestError(bad)
 
@@ -115,6 +117,7 @@ class RequestChecker:
         return checked
 
 
-def _item(field: str, name: str) -> str:
+def item_path(field: str, name: str) -> str:
+    """Return the path of one entry of a map, such as ``inputs["a"]``."""
     quoted = shown(name)[1:].removesuffix("…")[:-1].replace('"', '\\"')
     return f'{field}["{quoted}"]'

@@ -11,6 +11,7 @@ import pytest
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, types_pb2
 from kaasd import errors
+from kaasd.api import paging
 from tests.api.support import (
     WAIT_S,
     Execution,
@@ -241,6 +242,19 @@ class TestFunctions:
         )
         assert [function.name for function in second.functions] == ["a3"]
         assert second.next_page_token == ""
+
+    def test_a_page_fits_into_a_message(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        sizes = {name: register(server, name).ByteSize() for name in "abcde"}
+        monkeypatch.setattr(paging, "MAX_PAGE_BYTES", sizes["a"] * 2 + 1)
+        pages, token = [], None
+        while token != "":
+            response = server.stubs.executor.ListFunctions(executor_pb2.ListFunctionsRequest(page_token=token))
+            pages.append([function.name for function in response.functions])
+            token = response.next_page_token
+        assert pages == [["a", "b"], ["c", "d"], ["e"]]
+        monkeypatch.setattr(paging, "MAX_PAGE_BYTES", 1)
+        (only,) = server.stubs.executor.ListFunctions(executor_pb2.ListFunctionsRequest()).functions
+        assert only.name == "a"
 
 
 class TestInvoke:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from kaas.v1 import kv_pb2
+from kaasd.api import kv
 from kaasd.store.base import Write
 from tests.api.support import WAIT_S, Running, failure, wait_for_failure
 
@@ -183,6 +184,27 @@ def test_a_reader_has_one_version_to_the_end(server: Running) -> None:
     assert put(server, "k", new).version > version
     assert b"".join(message.chunk for message in stream) == old
     assert get(server, "k")[1] == new
+
+
+def test_a_reader_that_stops_reading_is_ended(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "GET_GRACE_S", 0.2)
+    monkeypatch.setattr(kv, "GET_BYTES_PER_S", 1 << 40)
+    put(server, "k", bytes(100 << 20))
+    stream = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"))
+    next(stream)
+    wait_for_failure(server, "DEADLINE_EXCEEDED")
+    failed = failure(lambda: list(stream))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert "more than 0 s" in failed.message
+
+
+def test_a_reader_that_goes_away_lets_go_of_its_snapshot(server: Running) -> None:
+    put(server, "k", bytes(100 << 20))
+    stream = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"))
+    next(stream)
+    stream.cancel()
+    wait_for_failure(server, "CANCELLED")
+    server.store.close()  # Fails while a snapshot is open.
 
 
 def test_a_store_over_its_limit(server: Running) -> None:
