@@ -1,7 +1,7 @@
 """What can go wrong, once: the tree of exceptions, and the table of reasons and status codes that daemon and client share.
 
-Every exception has a ``reason`` (a name of ``kaas.v1.Reason`` without its prefix), which fixes its status code. Anything may raise
-them; ``kaasd.api.errors`` turns them into ``google.rpc.Status``, and ``kaas_client.errors`` turns that back into these.
+Every exception has a ``reason`` (a name of ``kaas.v1.Reason`` without its prefix), which fixes its status code. Anything may
+raise them; ``kaasd.api.errors`` turns them into ``google.rpc.Status``, and ``kaas_client.errors`` turns that back into these.
 """
 
 from __future__ import annotations
