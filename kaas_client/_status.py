@@ -70,7 +70,7 @@ def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> err
 def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
     """Return the exception for a failure that gRPC made, on this side or on the way, with no word from kaasd."""
     if code == "UNAVAILABLE":
-        return errors.ConnectionFailedError(f"no answer from a server at {address}: {details}", {"address": address})
+        return errors.ConnectionFailedError(f"cannot reach a server at {address}: {details}", {"address": address})
     if code == "RESOURCE_EXHAUSTED":
         return errors.MessageTooLargeError(f"{details}; large values travel through put and get")
     if code in ("DEADLINE_EXCEEDED", "CANCELLED"):

@@ -16,7 +16,7 @@ from kaas_client.cli.files import (
     parse_assignments,
 )
 from kaas_client.cli.session import connected
-from kaas_client.cli.submit import DeviceOption, RequestFile, read_request
+from kaas_client.cli.submit import DeviceOption, RequestFile, print_result, read_request
 from kaas_client.types import Key
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Register, invoke, list and remove functions.")
 
-Name = Annotated[str, typer.Argument(help="The function's name.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
 
 
 @app.command("register")
@@ -70,11 +70,13 @@ def invoke(
             with open_output(target.value) as file:
                 file.write(result[target.name])
         if not any(target.value == STANDARD_STREAM for target in targets):
-            printer.record({"device": result.device, "versions": result.versions, "timing": result.timing})
+            print_result(printer, result)
 
 
 @app.command("ls")
-def ls(ctx: typer.Context, prefix: Annotated[str, typer.Argument(help="Only names that start with this.")] = "") -> None:
+def ls(
+    ctx: typer.Context, prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only names that start with this.")] = ""
+) -> None:
     """List registered functions."""
     with connected(ctx) as (client, printer):
         rows = [

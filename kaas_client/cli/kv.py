@@ -12,14 +12,14 @@ from kaas_client.cli.session import connected
 
 app = typer.Typer(no_args_is_help=True, help="Put, get, list and remove values of the store.")
 
-Key = Annotated[str, typer.Argument(help="The value's key.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The value's key.")]
 
 
 @app.command("put")
 def put(
     ctx: typer.Context,
     key: Key,
-    file: Annotated[str, typer.Argument(help="The file to store; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to store; - is standard input.")],
 ) -> None:
     """Store a file as a value."""
     with open_input(file) as source, connected(ctx) as (client, printer), transfer(key) as progress:
@@ -30,7 +30,7 @@ def put(
 def get(
     ctx: typer.Context,
     key: Key,
-    file: Annotated[str, typer.Argument(help="The file to write; - is standard output.")] = STANDARD_STREAM,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is standard output.")] = STANDARD_STREAM,
     offset: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Where to begin.")] = 0,
     size: Annotated[int | None, typer.Option(min=0, metavar="BYTES", help="How much; default: up to the end.")] = None,
 ) -> None:
@@ -41,7 +41,9 @@ def get(
 
 
 @app.command("ls")
-def ls(ctx: typer.Context, prefix: Annotated[str, typer.Argument(help="Only keys that start with this.")] = "") -> None:
+def ls(
+    ctx: typer.Context, prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that start with this.")] = ""
+) -> None:
     """List keys."""
     with connected(ctx) as (client, printer):
         printer.rows(client.list(prefix), ["key", "size_bytes", "version", "update_time"])

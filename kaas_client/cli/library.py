@@ -17,7 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Upload, inspect, list and remove l
 @app.command("upload")
 def upload(
     ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="PTX, cubin, fatbin or a shared object; - is standard input.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="PTX, cubin, fatbin or a shared object; - is standard input.")],
 ) -> None:
     """Upload a library and print its id, for requests to name it by."""
     with open_input(file) as source, connected(ctx) as (client, printer), transfer(file) as progress:
@@ -27,7 +27,9 @@ def upload(
 @app.command("inspect")
 def inspect(
     ctx: typer.Context,
-    library: Annotated[str, typer.Argument(help="The id of an uploaded library, or an absolute path on the server.")],
+    library: Annotated[
+        str, typer.Argument(metavar="LIBRARY", help="The id of an uploaded library, or an absolute path on the server.")
+    ],
 ) -> None:
     """Show the kernels of a library and the sizes of their parameters."""
     with connected(ctx) as (client, printer):

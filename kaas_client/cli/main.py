@@ -72,7 +72,11 @@ def root(
     ctx: typer.Context,
     address: Annotated[
         str | None,
-        typer.Option(envvar=ADDRESS_VARIABLE, help="The server: unix:PATH, /PATH or HOST:PORT. Default: the usual socket."),
+        typer.Option(
+            envvar=ADDRESS_VARIABLE,
+            metavar="ADDRESS",
+            help="The server: unix:PATH, /PATH or HOST:PORT. Default: the usual socket.",
+        ),
     ] = None,
     output: Annotated[
         Format, typer.Option("--output", "-o", envvar="KAAS_OUTPUT", case_sensitive=False, help="What results are printed as.")

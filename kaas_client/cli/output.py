@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
-
-Row = Mapping[str, Any]
 
 
 class Format(StrEnum):
@@ -34,27 +32,24 @@ class Printer:
         print(printable(value)) if self._format is Format.TABLE else _print_json({name: value})
 
     def record(self, record: Any) -> None:
-        """Print one mapping or dataclass. In a table nested mappings are flattened, and lists of records follow."""
-        fields = _plain(record)
+        """Print one dataclass, or a mapping of field names. In a table lists of records follow it as tables of their own."""
         if self._format is Format.JSON:
-            _print_json(fields)
+            _print_json(record)
             return
-        tables = {name: value for name, value in fields.items() if _is_records(value)}
-        flat = dict(_flattened({name: value for name, value in fields.items() if name not in tables}))
-        if flat:
-            _print_table(None, [[_heading(name), _cell(name, value)] for name, value in flat.items()])
-        for rows in tables.values():
+        fields = _fields(record)
+        tables = [value for value in fields.values() if _is_records(value)]
+        _print_table(None, list(_lines({name: value for name, value in fields.items() if not _is_records(value)})))
+        for rows in tables:
             print()
-            self.rows(rows, list(rows[0]))
+            self.rows(rows, list(_fields(rows[0])))
 
     def rows(self, records: Iterable[Any], columns: Sequence[str]) -> None:
-        """Print many mappings or dataclasses: in a table the ``columns`` of each, in JSON all of their fields."""
-        rows = [_plain(record) for record in records]
+        """Print many dataclasses or mappings: in a table the ``columns`` of each, in JSON all of their fields."""
         if self._format is Format.JSON:
-            _print_json(rows)
-        else:
-            cells = [[_cell(column, row[column]) for column in columns] for row in rows]
-            _print_table([_heading(column).upper() for column in columns], cells)
+            _print_json(list(records))
+            return
+        cells = [[_cell(column, fields[column]) for column in columns] for fields in map(_fields, records)]
+        _print_table([_heading(column).upper() for column in columns], cells)
 
 
 def printable(text: str) -> str:
@@ -89,24 +84,35 @@ def format_duration(duration_ns: int) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s"
 
 
-def _plain(record: Any) -> dict[str, Any]:
-    return dataclasses.asdict(record) if dataclasses.is_dataclass(record) and not isinstance(record, type) else dict(record)
+def _fields(record: Any) -> Mapping[str, Any]:
+    if isinstance(record, Mapping):
+        return record
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _is_record(value: object) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def _is_records(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+    return isinstance(value, list | tuple) and bool(value) and _is_record(value[0])
 
 
-def _flattened(fields: Row, prefix: str = "") -> Iterable[tuple[str, Any]]:
+def _lines(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what the lines of a record say, what is nested in it too. A field's name tells a unit; a mapping's key is data."""
     for name, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{name} ")
+        heading = f"{prefix}{_heading(name)}"
+        if _is_record(value):
+            yield from _lines(_fields(value), f"{heading} ")
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                yield f"{heading} {printable(key)}", _cell("", item)
         else:
-            yield f"{prefix}{name}", value
+            yield heading, _cell(name, value)
 
 
 def _heading(name: str) -> str:
-    return printable(name.removesuffix("_bytes").removesuffix("_ns").replace("_", " "))
+    return name.removesuffix("_bytes").removesuffix("_ns").replace("_", " ")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -126,10 +132,8 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _print_json(value: object) -> None:
-    def convert(other: object) -> str:
-        if isinstance(other, datetime):
-            return other.isoformat()
-        raise TypeError(f"{type(other).__name__} has no JSON form")
+    def convert(other: Any) -> object:
+        return other.isoformat() if isinstance(other, datetime) else dataclasses.asdict(other)
 
     print(json.dumps(value, indent=2, ensure_ascii=False, default=convert))
 

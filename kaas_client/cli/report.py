@@ -15,8 +15,6 @@ def describe(error: Exception) -> str:
         return _describe_fault(error)
     if isinstance(error, errors.DeadlineExceededError):
         return f"timed out: {error}"
-    if isinstance(error, errors.ConnectionFailedError):
-        return f"cannot connect: {error}"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kaas_client import Request
+from kaas_client import Request, Result
 from kaas_client.cli.files import (
     STANDARD_STREAM,
     check_readable,
@@ -15,6 +15,7 @@ from kaas_client.cli.files import (
     open_output,
     parse_assignments,
 )
+from kaas_client.cli.output import Printer
 from kaas_client.cli.progress import transfer
 from kaas_client.cli.session import connected
 
@@ -26,6 +27,11 @@ def read_request(path: str) -> Request:
     """Return the request of a JSON file. Raises ``InvalidRequestError``, ``typer.BadParameter``."""
     with open_input(path) as file:
         return Request.from_json(file.read())
+
+
+def print_result(printer: Printer, result: Result) -> None:
+    """Print how a request ran; its outputs went to files."""
+    printer.record({"device": result.device, "versions": result.versions, "timing": result.timing})
 
 
 def submit(
@@ -57,4 +63,4 @@ def submit(
             with open_output(target.value) as file, transfer(target.name) as progress:
                 client.get(target.name, into=file, progress=progress)
         if not any(target.value == STANDARD_STREAM for target in targets):
-            printer.record({"device": result.device, "versions": result.versions, "timing": result.timing})
+            print_result(printer, result)

@@ -1,0 +1,53 @@
+"""``kaasctl`` in this process, against the fake server of the client's tests."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kaas_client.cli.main import app
+from tests.client.fake_server import FakeServer
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout.decode()
+
+
+@pytest.fixture
+def address() -> str:
+    return f"unix:/tmp/kaas-test-{uuid.uuid4().hex[:12]}.sock"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[FakeServer]:
+    with FakeServer(address) as server:
+        yield server
+
+
+@pytest.fixture
+def kaasctl(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """A function that runs a command line in a folder of its own and returns how it ended."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KAAS_OUTPUT", raising=False)
+    monkeypatch.setenv("KAAS_ADDRESS", address)
+
+    def run(*arguments: str, stdin: bytes = b"") -> Done:
+        done = CliRunner().invoke(app, arguments, input=stdin, prog_name="kaasctl")
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+        return Done(done.exit_code, done.stdout_bytes, done.stderr)
+
+    return run

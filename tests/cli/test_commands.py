@@ -1,0 +1,330 @@
+"""Every command of ``kaasctl``: what it asks of the server, what it prints, and in which files it leaves what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2
+
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaasd.version import __version__
+from tests.cli.conftest import Done
+from tests.client.fake_server import FakeServer
+from tests.client.test_calls import (
+    FUNCTION_MESSAGE,
+    LIBRARY_ID,
+    NOON_MESSAGE,
+    REQUEST,
+    REQUEST_MESSAGE,
+    TIMING_MESSAGE,
+    entry_message,
+)
+
+Kaasctl = Callable[..., Done]
+
+RESULT_JSON = {
+    "device": "emulator",
+    "versions": {"result": 12},
+    "timing": {"queue_ns": 1, "plan_ns": 2, "load_ns": 3, "run_ns": 4, "commit_ns": 5, "total_ns": 6},
+}
+
+
+def get_reply(content: bytes) -> list[kv_pb2.GetResponse]:
+    header = kv_pb2.GetResponse(entry=entry_message("k", size_bytes=len(content)))
+    return [header, kv_pb2.GetResponse(chunk=content)] if content else [header]
+
+
+def succeed(done: Done) -> Done:
+    assert (done.code, done.stderr) == (0, "")
+    return done
+
+
+# kv
+
+
+def test_kv_put_a_file(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("value").write_bytes(b"abc")
+    server.expect("Put", kv_pb2.PutResponse(entry=entry_message("k")))
+    done = succeed(kaasctl("kv", "put", "k", "value"))
+    assert done.text.split() == ["key", "k", "size", "3", "B", "version", "9", "update", "time", "2026-01-02", "12:00:00"]
+    header, chunk = server.only_call("Put").request
+    assert (header.header.key, chunk.chunk) == ("k", b"abc")
+
+
+def test_kv_put_standard_input(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Put", kv_pb2.PutResponse(entry=entry_message("k")))
+    done = succeed(kaasctl("-o", "json", "kv", "put", "k", "-", stdin=b"\0\xffabc"))
+    assert json.loads(done.text) == {"key": "k", "size_bytes": 3, "version": 9, "update_time": "2026-01-02T12:00:00+00:00"}
+    assert [message.chunk for message in server.only_call("Put").request[1:]] == [b"\0\xffabc"]
+
+
+@pytest.mark.parametrize("target", [[], ["-"]])
+def test_kv_get_to_standard_output_is_raw(kaasctl: Kaasctl, server: FakeServer, target: list[str]) -> None:
+    server.expect("Get", get_reply(b"\0\xff\n"))
+    assert succeed(kaasctl("kv", "get", "k", *target)).stdout == b"\0\xff\n"
+
+
+def test_kv_get_to_a_file(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Get", get_reply(b"new"))
+    assert succeed(kaasctl("kv", "get", "k", "out")).stdout == b""
+    assert Path("out").read_bytes() == b"new"
+    assert [path.name for path in Path().iterdir()] == ["out"]
+
+
+def test_kv_get_a_range(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Get", get_reply(b"cd"))
+    assert succeed(kaasctl("kv", "get", "k", "--offset", "2", "--size", "2")).stdout == b"cd"
+    assert (server.calls[0].request.offset_bytes, server.calls[0].request.size_bytes) == (2, 2)
+
+
+def test_kv_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("List", kv_pb2.ListResponse(entries=[entry_message("a/1", 1536), entry_message("a/2", 3 << 30, 10)]))
+    assert succeed(kaasctl("kv", "ls", "a/")).text.splitlines() == [
+        "KEY  SIZE     VERSION  UPDATE TIME",
+        "a/1  1.5 KiB  9        2026-01-02 12:00:00",
+        "a/2  3.0 GiB  10       2026-01-02 12:00:00",
+    ]
+    listed = json.loads(succeed(kaasctl("-o", "json", "kv", "ls")).text)
+    assert [(entry["key"], entry["size_bytes"]) for entry in listed] == [("a/1", 1536), ("a/2", 3 << 30)]
+    assert [call.request.prefix for call in server.calls] == ["a/", ""]
+
+
+def test_kv_ls_of_nothing(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("List", kv_pb2.ListResponse())
+    assert succeed(kaasctl("kv", "ls")).text.split() == ["KEY", "SIZE", "VERSION", "UPDATE", "TIME"]
+    server.expect("List", kv_pb2.ListResponse())
+    assert json.loads(succeed(kaasctl("-o", "json", "kv", "ls")).text) == []
+
+
+def test_keys_cannot_steer_the_terminal(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("List", kv_pb2.ListResponse(entries=[entry_message("\x1b[2Jé\n[bold]")]))
+    assert succeed(kaasctl("kv", "ls")).text.splitlines()[1].startswith("\\x1b[2Jé\\n[bold]  3 B")
+    assert json.loads(succeed(kaasctl("-o", "json", "kv", "ls")).text)[0]["key"] == "\x1b[2Jé\n[bold]"
+
+
+def test_a_long_key_is_not_cut(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("List", kv_pb2.ListResponse(entries=[entry_message("k" * 400)]))
+    assert "k" * 400 in succeed(kaasctl("kv", "ls")).text
+
+
+def test_kv_stat_and_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Stat", kv_pb2.StatResponse(entry=entry_message("k")))
+    assert json.loads(succeed(kaasctl("-o", "json", "kv", "stat", "k")).text)["version"] == 9
+    for _ in range(2):
+        server.expect("Delete", kv_pb2.DeleteResponse())
+    assert succeed(kaasctl("kv", "rm", "a", "b")).text == ""
+    assert [call.request.key for call in server.calls if call.rpc == "Delete"] == ["a", "b"]
+
+
+# library
+
+
+def test_library_upload_prints_the_id(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("dot.ptx").write_bytes(b".version")
+    for arguments, printed in (([], f"{LIBRARY_ID}\n"), (["-o", "json"], {"id": LIBRARY_ID})):
+        server.expect("UploadLibrary", library_pb2.UploadLibraryResponse(library=library_pb2.Library(id=LIBRARY_ID)))
+        text = succeed(kaasctl(*arguments, "library", "upload", "./dot.ptx")).text
+        assert (text if isinstance(printed, str) else json.loads(text)) == printed
+    header, chunk = server.calls[0].request
+    assert (header.header.file_name, chunk.chunk) == ("dot.ptx", b".version")
+
+
+def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
+    kernel = library_pb2.KernelInfo(
+        name="prodKern", parameter_size_bytes=[8, 4], static_shared_memory_bytes=2048, max_threads_per_block=1024
+    )
+    reply = library_pb2.InspectLibraryResponse(
+        id=LIBRARY_ID, kind=library_pb2.LIBRARY_KIND_PTX, kernels=[kernel], device="emulator"
+    )
+    for _ in range(2):
+        server.expect("InspectLibrary", reply)
+    lines = succeed(kaasctl("library", "inspect", LIBRARY_ID)).text.splitlines()
+    assert [line.split() for line in lines[:3]] == [["id", LIBRARY_ID], ["kind", "ptx"], ["device", "emulator"]]
+    assert lines[4:] == [
+        "NAME      PARAMETER SIZE  STATIC SHARED MEMORY  MAX THREADS PER BLOCK",
+        "prodKern  8, 4            2.0 KiB               1024",
+    ]
+    assert json.loads(succeed(kaasctl("-o", "json", "library", "inspect", LIBRARY_ID)).text) == {
+        "id": LIBRARY_ID,
+        "kind": "ptx",
+        "kernels": [
+            {
+                "name": "prodKern",
+                "parameter_size_bytes": [8, 4],
+                "static_shared_memory_bytes": 2048,
+                "max_threads_per_block": 1024,
+            }
+        ],
+        "device": "emulator",
+    }
+
+
+def test_library_ls_and_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
+    library = library_pb2.Library(
+        id=LIBRARY_ID, file_name="dot.ptx", size_bytes=5, kind=library_pb2.LIBRARY_KIND_PTX, create_time=NOON_MESSAGE
+    )
+    server.expect("ListLibraries", library_pb2.ListLibrariesResponse(libraries=[library]))
+    assert succeed(kaasctl("library", "ls")).text.splitlines()[1].split()[:3] == [LIBRARY_ID, "dot.ptx", "ptx"]
+    server.expect("DeleteLibrary", library_pb2.DeleteLibraryResponse())
+    succeed(kaasctl("library", "rm", LIBRARY_ID))
+    assert server.only_call("DeleteLibrary").request.id == LIBRARY_ID
+
+
+# submit and function
+
+
+def submit_reply() -> executor_pb2.SubmitResponse:
+    return executor_pb2.SubmitResponse(versions={"result": 12}, device="emulator", timing=TIMING_MESSAGE)
+
+
+@pytest.mark.parametrize("source", ["request.json", "-"])
+def test_submit(kaasctl: Kaasctl, server: FakeServer, source: str) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    server.expect("Submit", submit_reply())
+    done = succeed(kaasctl("-o", "json", "submit", source, "--device", "emulator", stdin=REQUEST.to_json().encode()))
+    assert server.only_call("Submit").request == executor_pb2.SubmitRequest(request=REQUEST_MESSAGE, device="emulator")
+    assert json.loads(done.text) == RESULT_JSON
+
+
+def test_submit_prints_a_table(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    server.expect("Submit", submit_reply())
+    lines = [line.split() for line in succeed(kaasctl("submit", "request.json")).text.splitlines()]
+    assert lines[:3] == [["device", "emulator"], ["versions", "result", "12"], ["timing", "queue", "1", "ns"]]
+
+
+def test_submit_puts_inputs_first_and_gets_outputs_last(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    Path("a.bin").write_bytes(bytes(16))
+    server.expect("Put", kv_pb2.PutResponse(entry=entry_message("a")))
+    server.expect("Put", kv_pb2.PutResponse(entry=entry_message("b")))
+    server.expect("Submit", submit_reply())
+    server.expect("Get", get_reply(b"\x01\0\0\0"))
+    succeed(kaasctl("submit", "request.json", "--input", "a=a.bin", "--input", "b=-", "--output", "result=c.bin", stdin=b"in"))
+    assert [call.rpc for call in server.calls] == ["Put", "Put", "Submit", "Get"]
+    assert [(call.request[0].header.key, call.request[1].chunk) for call in server.calls[:2]] == [("a", bytes(16)), ("b", b"in")]
+    assert Path("c.bin").read_bytes() == b"\x01\0\0\0"
+
+
+def test_an_output_on_standard_output_is_alone(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    server.expect("Submit", submit_reply())
+    server.expect("Get", get_reply(b"\x01\0\0\0"))
+    assert succeed(kaasctl("submit", "request.json", "--output", "result=-")).stdout == b"\x01\0\0\0"
+
+
+def test_function_register(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    server.expect("RegisterFunction", executor_pb2.RegisterFunctionResponse(function=FUNCTION_MESSAGE))
+    assert succeed(kaasctl("function", "register", "f", "request.json")).text == ""
+    assert server.calls[0].request == executor_pb2.RegisterFunctionRequest(name="f", request=REQUEST_MESSAGE)
+
+
+def test_function_invoke(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("a.bin").write_bytes(b"sixteen bytes ..")
+    server.expect(
+        "Invoke",
+        executor_pb2.InvokeResponse(outputs={"c": b"done"}, versions={"result": 12}, device="emulator", timing=TIMING_MESSAGE),
+    )
+    options = ["--input", "a=a.bin", "--key", "c=elsewhere=x", "--output", "c=c.bin"]
+    assert json.loads(succeed(kaasctl("-o", "json", "function", "invoke", "f", *options)).text) == RESULT_JSON
+    assert server.only_call("Invoke").request == executor_pb2.InvokeRequest(
+        function="f",
+        bindings={"a": executor_pb2.Binding(value=b"sixteen bytes .."), "c": executor_pb2.Binding(key="elsewhere=x")},
+        return_buffers=["c"],
+    )
+    assert Path("c.bin").read_bytes() == b"done"
+
+
+def test_function_ls_and_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("ListFunctions", executor_pb2.ListFunctionsResponse(functions=[FUNCTION_MESSAGE]))
+    assert succeed(kaasctl("function", "ls", "f")).text.splitlines() == [
+        "NAME  KERNELS  ITERATIONS  CREATE TIME",
+        "f     copy     1           2026-01-02 12:00:00",
+    ]
+    (listed,) = json.loads(succeed(kaasctl("-o", "json", "function", "ls")).text)
+    assert (listed["name"], listed["request"]) == ("f", json.loads(REQUEST.to_json()))
+    server.expect("DeleteFunction", executor_pb2.DeleteFunctionResponse())
+    succeed(kaasctl("function", "rm", "f"))
+    assert server.only_call("DeleteFunction").request.name == "f"
+
+
+# the server
+
+
+def test_device_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
+    device = admin_pb2.Device(
+        name="cuda:0", model="NVIDIA H100", compute_capability="9.0", memory_bytes=80 << 30, state=admin_pb2.WORKER_STATE_READY
+    )
+    for _ in range(2):
+        server.expect("ListDevices", admin_pb2.ListDevicesResponse(devices=[device]))
+    row = succeed(kaasctl("device", "ls")).text.splitlines()[1]
+    assert row.split() == ["cuda:0", "NVIDIA", "H100", "9.0", "ready", "0", "B", "80.0", "GiB", "0", "0"]
+    (listed,) = json.loads(succeed(kaasctl("-o", "json", "device", "ls")).text)
+    assert (listed["memory_bytes"], listed["max_grid"]) == (80 << 30, [0, 0, 0])
+
+
+def test_stats(kaasctl: Kaasctl, server: FakeServer) -> None:
+    reply = admin_pb2.GetStatsResponse(
+        uptime=Duration(seconds=3725),
+        devices=[admin_pb2.DeviceStats(device="emulator", requests_succeeded=5, run_time=Duration(nanos=1_500_000))],
+        store_keys=2,
+        failures_by_reason={"KERNEL_FAULT": 3},
+    )
+    for _ in range(2):
+        server.expect("GetStats", reply)
+    lines = succeed(kaasctl("stats")).text.splitlines()
+    assert ["uptime", "1", "h", "2", "min"] in [line.split() for line in lines]
+    assert ["failures", "by", "reason", "KERNEL_FAULT", "3"] in [line.split() for line in lines]
+    assert lines[-1].split() == ["emulator", "5", "0", "0", "0", "0", "1.5", "ms"]
+    printed = json.loads(succeed(kaasctl("-o", "json", "stats")).text)
+    assert printed["uptime_ns"] == 3725 * 10**9
+    assert printed["devices"][0]["requests_succeeded"] == 5
+    assert printed["failures_by_reason"] == {"KERNEL_FAULT": 3}
+
+
+@pytest.mark.parametrize(("status", "code"), [("SERVING", 0), ("NOT_SERVING", 1)])
+def test_health(kaasctl: Kaasctl, server: FakeServer, status: str, code: int) -> None:
+    reply = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.ServingStatus.Value(status))
+    for arguments, printed in (([], f"{status}\n"), (["-o", "json"], {"status": status})):
+        server.expect("Check", reply)
+        done = kaasctl(*arguments, "health")
+        assert done.code == code
+        assert (done.text if isinstance(printed, str) else json.loads(done.text)) == printed
+
+
+def test_version(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("GetServerInfo", admin_pb2.GetServerInfoResponse(version="7.8.9"))
+    assert succeed(kaasctl("version")).text.split() == ["client", __version__, "server", "7.8.9"]
+    assert json.loads(succeed(kaasctl("-o", "json", "version")).text) == {"client": __version__, "server": "7.8.9"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(kaasctl: Kaasctl, shell: str) -> None:
+    script = succeed(kaasctl("completion", shell)).text
+    assert "_KAASCTL_COMPLETE" in script and "kaasctl" in script
+
+
+# how things are asked for
+
+
+def test_the_output_may_be_a_variable(kaasctl: Kaasctl, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAAS_OUTPUT", "json")
+    server.expect("List", kv_pb2.ListResponse())
+    assert json.loads(succeed(kaasctl("kv", "ls")).text) == []
+
+
+def test_the_timeout_is_for_each_call(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("List", kv_pb2.ListResponse())
+    succeed(kaasctl("--timeout", "100", "kv", "ls"))
+    remaining: Any = server.calls[0].time_remaining_s
+    assert remaining is not None and remaining < 200
