@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from examples.local_daemon import local_daemon
 from examples.workloads import Workload, blur, dot_product, draw_picture, jacobi
@@ -30,25 +31,33 @@ def main() -> int:
     options = parser.parse_args()
 
     console = Console()
-    failures = 0
+    failures, devices = 0, set()
     with local_daemon("--device", options.device) as address, Client(address) as kaas:
         models = {device.name: device.model for device in kaas.devices()}
-        table = Table("request", "launches", "device", "first call", "warm call", "of it in kernels", "compared with NumPy")
+        table = Table("request")
+        for heading in ("launches", "first", "warm", "kernels"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("NumPy says")
         for workload in (dot_product(kaas), jacobi(kaas), blur(kaas, WIDTH, HEIGHT)):
             first, _ = run(kaas, workload)
             warm, result = run(kaas, workload)
             try:
-                verdict = f"[green]{workload.check(kaas)}"
+                verdict = Text(workload.check(kaas), style="green")
             except AssertionError as error:
                 failures += 1
-                verdict = f"[red]{error}"
+                verdict = Text(str(error), style="red")
             kernels = milliseconds(result.timing.run_ns)
-            table.add_row(workload.title, str(workload.launches), result.device, first, warm, kernels, verdict)
+            devices.add(result.device)
+            table.add_row(workload.title, str(workload.launches), first, warm, kernels, verdict)
         pictures = save_pictures(kaas, options.output)
 
     console.print(table)
-    for name, model in models.items():
-        console.print(f"device {name}: {model}", highlight=False)
+    console.print(
+        "milliseconds; kernels: of the warm call; residual: relative to the start's",
+        style="dim",
+    )
+    for name in sorted(devices):
+        console.print(f"ran on {name}: {models[name]}", highlight=False)
     console.print(f"the picture: {pictures[0]}\nblurred:     {pictures[1]}", highlight=False, soft_wrap=True)
     return 1 if failures else 0
 
@@ -63,8 +72,8 @@ def run(kaas: Client, workload: Workload) -> tuple[str, Result]:
 
 
 def milliseconds(duration_ns: int) -> str:
-    """Return a duration for a person to read."""
-    return f"{duration_ns / 1e6:.2f} ms"
+    """Return a duration in milliseconds for a person to read."""
+    return f"{duration_ns / 1e6:.2f}"
 
 
 def save_pictures(kaas: Client, directory: Path) -> tuple[Path, Path]:

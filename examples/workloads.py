@@ -48,9 +48,9 @@ def dot_product(kaas: Client, n: int = 1024) -> Workload:
         expected = np.sum(a * b, dtype=np.uint32)
         found = kaas.get("c", dtype="u4")[0]
         assert found == expected, f"{found} is not {expected}"
-        return f"{found}, equal"
+        return "equal"
 
-    return Workload(f"dot product of {n} uint32", request, {"a": a, "b": b}, 2, check)
+    return Workload(f"dot product, {n}", request, {"a": a, "b": b}, 2, check)
 
 
 def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
@@ -86,7 +86,7 @@ def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
         np.testing.assert_allclose(x, np.linalg.solve(matrix.astype(np.float64), b), rtol=0, atol=1e-5 * np.abs(x).max())
         assert residual < 1e-2 * start, f"residual {residual:.3g}, {start:.3g} at the start"
         assert reported < 1e-2 * start, f"the kernel reports a residual of {reported:.3g}, {start:.3g} at the start"
-        return f"residual {residual / start:.1e} of the start"
+        return f"residual {residual / start:.1e}"
 
     inputs: dict[str, Array] = {"A": matrix, "rhs": b, "x": np.zeros(n)}
     return Workload(f"Jacobi, N = {n}", request, inputs, launches, check)
@@ -111,9 +111,9 @@ def blur(kaas: Client, width: int = 640, height: int = 400, passes: int = 24) ->
             expected = blurred(expected)
         found = kaas.get("image", dtype="u1").reshape(picture.shape)
         np.testing.assert_array_equal(found, expected)
-        return "every pixel equal"
+        return "equal"
 
-    return Workload(f"blur of {width} x {height} RGB", request, {"image": picture}, passes, check)
+    return Workload(f"blur, {width} x {height}", request, {"image": picture}, passes, check)
 
 
 def blurred(image: Array) -> Array:
