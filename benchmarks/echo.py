@@ -10,7 +10,7 @@ Cases:
 * ``unary``: one call a request; the result comes back in the reply and is not stored
 * ``stored``: the same, and the result is committed to the store
 * ``stream``: over one open stream, one request at a time
-* ``pipelined``: over one open stream, many in flight; its figure is the time a request takes of the block's, not its latency
+* ``pipelined``: over one open stream, many in flight; its figure is a request's share of the time, not its latency
 """
 
 from __future__ import annotations
@@ -37,14 +37,18 @@ from benchmarks.echo_server import STREAM_METHOD, UNARY_METHOD, echo_server
 from examples.local_daemon import local_daemon
 from kaas.v1.executor_pb2 import Binding, InvokeRequest, InvokeResponse, InvokeStreamRequest, InvokeStreamResponse
 from kaas.v1.executor_pb2_grpc import ExecutorServiceStub
+from kaas.v1.types_pb2 import Timing
 from kaas_client import Client, Kernel, Request, inp, out, tmp, u64
 
 N = 1024
 IN_FLIGHT = 32
 TARGET_RATIO = 1.5
 
-Sample = tuple[int, int]
-"""Nanoseconds of a call, and of it in kernels."""
+STAGES = ("queue", "plan", "load", "run", "commit", "total")
+"""As the server times them; the total is from a request's arrival to its reply."""
+
+Sample = tuple[int, Timing]
+"""Nanoseconds of a call, and where the server says that they went."""
 Measure = Callable[[Any, Any, int], Awaitable[list[Sample]]]
 """Given a callable or an open stream, a message and a number, makes that many calls."""
 
@@ -55,7 +59,7 @@ async def one_by_one(method: Any, message: InvokeRequest, calls: int) -> list[Sa
     for _ in range(calls):
         start = time.perf_counter_ns()
         reply = await method(message)
-        samples.append((time.perf_counter_ns() - start, reply.timing.run_ns))
+        samples.append((time.perf_counter_ns() - start, reply.timing))
     return samples
 
 
@@ -66,12 +70,12 @@ async def ping_pong(stream: Any, message: InvokeStreamRequest, calls: int) -> li
         start = time.perf_counter_ns()
         await stream.write(message)
         reply = await stream.read()
-        samples.append((time.perf_counter_ns() - start, reply.response.timing.run_ns))
+        samples.append((time.perf_counter_ns() - start, reply.response.timing))
     return samples
 
 
 async def pipelined(stream: Any, message: InvokeStreamRequest, calls: int) -> list[Sample]:
-    """Keep ``IN_FLIGHT`` messages of a stream on their way; one sample for the whole block."""
+    """Keep ``IN_FLIGHT`` messages of a stream on their way; a call's time is its share of the block's."""
     room = asyncio.Semaphore(IN_FLIGHT)
 
     async def send() -> None:
@@ -81,12 +85,13 @@ async def pipelined(stream: Any, message: InvokeStreamRequest, calls: int) -> li
 
     start = time.perf_counter_ns()
     sender = asyncio.create_task(send())
-    run_ns = 0
+    timings = []
     for _ in range(calls):
-        run_ns += (await stream.read()).response.timing.run_ns
+        timings.append((await stream.read()).response.timing)
         room.release()
     await sender
-    return [((time.perf_counter_ns() - start) // calls, run_ns // calls)]
+    share = (time.perf_counter_ns() - start) // calls
+    return [(share, timing) for timing in timings]
 
 
 @dataclass
@@ -118,17 +123,21 @@ class Case:
         self.echo_samples += echo
         echo_median = statistics.median(total for total, _ in echo)
         self.ratios.append(statistics.median(total for total, _ in kaasd) / echo_median)
-        self.own_ratios.append(statistics.median(total - run for total, run in kaasd) / echo_median)
+        self.own_ratios.append(statistics.median(total - timing.run_ns for total, timing in kaasd) / echo_median)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Return the figures, times in microseconds."""
         return {
             "kaasd_us": percentiles([total for total, _ in self.kaasd_samples]),
-            "kernels_us": percentiles([run for _, run in self.kaasd_samples]),
             "echo_us": percentiles([total for total, _ in self.echo_samples]),
+            "stages_us": {stage: self._median_us(stage) for stage in STAGES},
             "ratio": spread(self.ratios),
             "own_ratio": spread(self.own_ratios),
         }
+
+    def _median_us(self, stage: str) -> float:
+        median_ns: float = statistics.median(getattr(timing, f"{stage}_ns") for _, timing in self.kaasd_samples)
+        return round(median_ns / 1e3, 1)
 
 
 def percentiles(durations_ns: Sequence[int]) -> dict[str, float]:
@@ -200,16 +209,20 @@ def machine() -> dict[str, str | int | None]:
     }
 
 
-def print_table(console: Console, cases: dict[str, dict[str, dict[str, float]]]) -> None:
+def print_tables(console: Console, cases: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print the figures for people."""
-    table = Table("case", title="time of a request in µs, and its ratio to the echo's: median (p10 to p90 of the rounds)")
-    for heading in ("kaasd p50", "p99", "of it in kernels", "echo p50", "p99", "ratio", "ratio without kernels"):
-        table.add_column(heading, justify="right")
+    latencies = Table("case", title="kaasd beside an empty echo, µs a request")
+    for heading in ("kaasd p50", "p99", "echo p50", "p99", "ratio", "without run"):
+        latencies.add_column(heading, justify="right")
+    stages = Table("case", title="where the server's time goes, µs, p50")
+    for stage in STAGES:
+        stages.add_column(stage, justify="right")
     for name, case in cases.items():
-        ratios = [f"{r['median']:.2f} ({r['p10']:.2f} to {r['p90']:.2f})" for r in (case["ratio"], case["own_ratio"])]
-        times = [case["kaasd_us"]["p50"], case["kaasd_us"]["p99"], case["kernels_us"]["p50"], *case["echo_us"].values()]
-        table.add_row(name, *(f"{value:.0f}" for value in times), *ratios)
-    console.print(table)
+        times = (*case["kaasd_us"].values(), *case["echo_us"].values())
+        ratios = (f"{r['median']:.2f} ({r['p10']:.2f}-{r['p90']:.2f})" for r in (case["ratio"], case["own_ratio"]))
+        latencies.add_row(name, *(f"{value:.0f}" for value in times), *ratios)
+        stages.add_row(name, *(f"{value:.0f}" for value in case["stages_us"].values()))
+    console.print(latencies, stages)
 
 
 def main() -> None:
@@ -228,7 +241,7 @@ def main() -> None:
         cases = uvloop.run(run(daemon, echo, options.rounds, options.calls))
 
     console = Console()
-    print_table(console, cases)
+    print_tables(console, cases)
     console.print(
         f"device {device.name}: {device.model}; target: a ratio without kernels of at most {TARGET_RATIO}", highlight=False
     )
