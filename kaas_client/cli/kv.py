@@ -22,8 +22,10 @@ def put(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to store; - is standard input.")],
 ) -> None:
     """Store a file as a value."""
-    with open_input(file) as source, connected(ctx) as (client, printer), transfer(key) as progress:
-        printer.record(client.put(key, source, progress=progress))
+    with open_input(file) as source, connected(ctx) as (client, printer):
+        with transfer(key) as progress:
+            entry = client.put(key, source, progress=progress)
+        printer.record(entry)
 
 
 @app.command("get")

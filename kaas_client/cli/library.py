@@ -20,8 +20,10 @@ def upload(
     file: Annotated[str, typer.Argument(metavar="FILE", help="PTX, cubin, fatbin or a shared object; - is standard input.")],
 ) -> None:
     """Upload a library and print its id, for requests to name it by."""
-    with open_input(file) as source, connected(ctx) as (client, printer), transfer(file) as progress:
-        printer.value("id", client.upload(source, file_name=Path(file).name, progress=progress))
+    with open_input(file) as source, connected(ctx) as (client, printer):
+        with transfer(file) as progress:
+            id = client.upload(source, file_name=Path(file).name, progress=progress)
+        printer.value("id", id)
 
 
 @app.command("inspect")

@@ -49,6 +49,8 @@ class _Bar:
                     TimeRemainingColumn(),
                     console=Console(stderr=True),
                     transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
                 )
             )
             self._task = self._progress.add_task("", total=total_bytes)
