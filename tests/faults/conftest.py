@@ -36,7 +36,7 @@ def library_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def address(library_root: Path) -> Iterator[str]:
     """The address of a daemon with small limits on the emulated device."""
-    limits = ["--max-message-size", "1MiB", "--emulator-memory", "64MiB", "--store-limit", "256MiB"]
+    limits = ["--max-message-size", "2MiB", "--emulator-memory", "64MiB", "--store-limit", "256MiB"]
     with local_daemon("--device", "emulator", "--library-root", str(library_root), *limits) as address:
         yield address
 

@@ -97,7 +97,11 @@ BAD: dict[str, tuple[Change, type[KaasError], str]] = {
     "too long key": (lambda r: setattr(r.buffers[0], "key", "k" * 401), InvalidRequestError, "buffers[0].key"),
     "empty buffer name": (lambda r: setattr(r.buffers[3], "name", ""), InvalidRequestError, "buffers[3].name"),
     "key on an ephemeral buffer": (lambda r: setattr(r.buffers[2], "key", "p"), InvalidRequestError, "buffers[2].key"),
-    "constant buffer that is written": (lambda r: setattr(r.buffers[3], "constant", True), InvalidRequestError, "buffers[3]"),
+    "constant buffer that is written": (
+        lambda r: setattr(r.buffers[3], "constant", True),
+        InvalidRequestError,
+        "kernels[1].arguments[1]",
+    ),
     "more memory than the device has": (
         lambda r: setattr(r.buffers[2], "size_bytes", 1 << 30),
         KaasError,
@@ -198,7 +202,7 @@ def test_unknown_device(submit: Submit, library_root: Path) -> None:
 def test_a_message_over_the_limit(kaas: Client, submit: Submit, library_root: Path) -> None:
     before = contents(kaas)
     message = dot_request(str(library_root / "dot.ptx"))
-    message.inputs["a"] = bytes(2 << 20)
+    message.inputs["a"] = bytes(3 << 20)
     with pytest.raises(MessageTooLargeError):
         submit(message)
     assert contents(kaas) == before
