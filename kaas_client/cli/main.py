@@ -1,6 +1,7 @@
 """``kaasctl``: the command line of kaasd. One file a noun; this one has what all commands share.
 
-Exit codes: 0 ok, 1 failed, 2 wrong usage or an unreadable file, 3 cannot connect, 4 not found, 6 timed out, 130 interrupted.
+Exit codes: 0 ok, 1 failed (a bad request too), 2 wrong usage or an unreadable file, 3 cannot connect, 4 not found, 6 timed out,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ app = typer.Typer(
     name=PROGRAM,
     cls=RootGroup,
     no_args_is_help=True,
+    epilog="Exits with 0 ok, 1 failed, 2 wrong usage, 3 cannot connect, 4 not found, 6 timed out, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
