@@ -1,0 +1,5 @@
+"""The emulated device: PTX compiled to native code and run on the CPU, with every access checked."""
+
+from kaasd.devices.emulator.device import EmulatedDevice
+
+__all__ = ["EmulatedDevice"]

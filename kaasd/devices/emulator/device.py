@@ -1,0 +1,74 @@
+"""The emulated device: runs PTX on the CPU, checking every access."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from kaasd.devices.base import Launch, Stopped, UnsupportedLibrary
+from kaasd.devices.emulator.launch import Prepared, scheduler
+from kaasd.devices.emulator.layout import CONTEXT, Fault
+from kaasd.devices.emulator.memory import AddressSpace, Allocation
+from kaasd.devices.emulator.module import EmulatedModule
+from kaasd.devices.emulator.report import kernel_fault
+from kaasd.devices.image import read_image
+from kaasd.request.target import DeviceProperties
+
+DEFAULT_MEMORY_BYTES = 8 << 30
+MODEL = "emulated device (PTX on the CPU)"
+
+_EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
+
+
+class EmulatedDevice:
+    """A ``Device`` on the CPU. ``properties`` says what it pretends to be; its memory is a limit, not a reservation."""
+
+    def __init__(self, properties: DeviceProperties | None = None) -> None:
+        self.properties = properties or DeviceProperties("emulator", MODEL, DEFAULT_MEMORY_BYTES)
+        self._space = AddressSpace(self.properties.memory_bytes)
+        self._modules: list[EmulatedModule] = []
+        self._context = CONTEXT.ctype()
+        self._context.table = self._space.table_address
+
+    def load(self, image: bytes) -> EmulatedModule:
+        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
+        content = read_image(image)
+        if not content.ptx:
+            raise UnsupportedLibrary(
+                f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
+            )
+        module = EmulatedModule(content.ptx, self._space)
+        self._modules.append(module)
+        return module
+
+    def allocate(self, size_bytes: int) -> Allocation:
+        """Return new memory. Raises ``OutOfMemory``."""
+        return self._space.allocate(size_bytes)
+
+    def run(self, launches: Sequence[Launch], iterations: int) -> None:
+        """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``."""
+        context = self._context
+        context.stop = context.fault = context.site = context.address = 0
+        prepared = Prepared(launches, self.properties)
+        try:
+            context.arena, context.resident = prepared.arena.address, ctypes.addressof(prepared.resident)
+            execute = _EXECUTE(scheduler().address("execute"))
+            fault = Fault(execute(ctypes.addressof(context), ctypes.addressof(prepared.structs), len(launches), iterations))
+            if fault is Fault.STOPPED:
+                raise Stopped
+            if fault is not Fault.NONE:
+                raise kernel_fault(context, launches, self._space)
+        finally:
+            prepared.close()
+
+    def stop(self) -> bool:
+        """Ask a running ``run`` to raise ``Stopped``, from any thread."""
+        self._context.stop = 1
+        return True
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        for module in self._modules:
+            module.close()
+        self._modules.clear()
+        self._space.close()

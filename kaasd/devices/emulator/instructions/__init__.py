@@ -1,0 +1,13 @@
+"""The semantics of every instruction, by family. Importing a family enters it in the table."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+FAMILIES = ("integer", "bits", "comparison", "floating", "conversion", "memory", "atomic", "control", "warp", "barrier")
+
+
+def load() -> None:
+    """Enter every family in the table."""
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}")

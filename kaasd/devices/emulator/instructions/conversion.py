@@ -1,0 +1,78 @@
+"""Conversions between types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kaasd.devices.emulator.emitter import Emitter
+from kaasd.devices.emulator.instructions.integer import maximum, minimum
+from kaasd.devices.emulator.instructions.rounding import finish, flush, inputs, rounded, saturate, suffix
+from kaasd.devices.emulator.native import const
+from kaasd.devices.emulator.table import Match, instruction
+from kaasd.devices.emulator.types import F64, Type
+
+INTEGERS = "u8 u16 u32 u64 s8 s16 s32 s64"
+ROUND_TO_INTEGER = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
+
+
+def _limits(kind: Type) -> tuple[int, int]:
+    return (-(1 << kind.bits - 1), (1 << kind.bits - 1) - 1) if kind.signed else (0, (1 << kind.bits) - 1)
+
+
+@instruction("cvt{.sat}.type.atype d, a:atype", type=INTEGERS, atype=INTEGERS)
+def between_integers(t: Emitter, m: Match, a: Any) -> Any:
+    b, source, target = t.b, m.type_of("atype"), m.type
+    if "sat" in m:
+        low, high = _limits(target)
+        source_low, source_high = _limits(source)
+        if source_low < low:
+            a = maximum(t, a, source.constant(low), source)
+        if source_high > high:
+            a = minimum(t, a, source.constant(high), source)
+    if target.bits > source.bits:
+        return b.sext(a, target.raw) if source.signed else b.zext(a, target.raw)
+    return b.trunc(a, target.raw) if target.bits < source.bits else a
+
+
+@instruction("cvt.rnd{.ftz}{.sat}.type.atype d, a:atype", rnd=ROUND_TO_INTEGER, type=INTEGERS, atype="f32 f64")
+def to_integer(t: Emitter, m: Match, a: Any) -> Any:
+    """Out of range gives the nearest limit; NaN gives 0, or the sign bit alone where either side has 64 bits."""
+    b, target = t.b, m.type
+    (value,) = inputs(t, m, a)
+    value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
+    name = "fptosi" if target.signed else "fptoui"
+    result = t.call(f"llvm.{name}.sat.i{target.bits}.{suffix(a.type)}", target.raw, value)
+    if m.type_of("atype") is F64 or target.bits == 64:
+        nan = b.fcmp_unordered("uno", a, a)
+        result = b.select(nan, target.constant(1 << target.bits - 1), result)
+    return result
+
+
+@instruction("cvt.rnd{.sat}.type.atype d, a:atype", rnd="rn rz rm rp", type="f32 f64", atype=INTEGERS)
+def from_integer(t: Emitter, m: Match, a: Any) -> Any:
+    value = rounded(t, "sitofp" if m.type_of("atype").signed else "uitofp", m["rnd"], m.type.ir, a)
+    return saturate(t, value) if "sat" in m else value
+
+
+@instruction("cvt{.ftz}{.sat}.f64.f32 d:f64, a:f32")
+def widen(t: Emitter, m: Match, a: Any) -> Any:
+    (value,) = inputs(t, m, a)
+    value = t.b.fpext(value, F64.ir)
+    return saturate(t, value) if "sat" in m else value
+
+
+@instruction("cvt.rnd{.ftz}{.sat}.f32.f64 d:f32, a:f64", rnd="rn rz rm rp")
+def narrow(t: Emitter, m: Match, a: Any) -> Any:
+    return finish(t, m, rounded(t, "fptrunc", m["rnd"], m.type_of("f32").ir, a))
+
+
+@instruction("cvt{.rnd}{.ftz}{.sat}.f32.f32 d, a", rnd=ROUND_TO_INTEGER)
+@instruction("cvt{.rnd}{.sat}.f64.f64 d, a", rnd=ROUND_TO_INTEGER)
+def same(t: Emitter, m: Match, a: Any) -> Any:
+    (value,) = inputs(t, m, a)
+    if "rnd" in m:
+        value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
+    return finish(t, m, value)
+
+
+__all__ = ["const", "flush"]

@@ -1,0 +1,181 @@
+"""Single- and double-precision arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.emitter import Emitter
+from kaasd.devices.emulator.instructions.rounding import canonical, finish, flush, inputs, real, rounded, suffix
+from kaasd.devices.emulator.native import I32, I64, i32, i64
+from kaasd.devices.emulator.table import Match, instruction
+from kaasd.devices.emulator.types import F64
+
+ROUNDING = "rn rz rm rp"
+
+
+@instruction("add{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+def add(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return finish(t, m, rounded(t, "fadd", m["rnd"], a.type, *inputs(t, m, a, b)))
+
+
+@instruction("sub{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+def sub(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return finish(t, m, rounded(t, "fsub", m["rnd"], a.type, *inputs(t, m, a, b)))
+
+
+@instruction("mul{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+def mul(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return finish(t, m, rounded(t, "fmul", m["rnd"], a.type, *inputs(t, m, a, b)))
+
+
+@instruction("fma.rnd{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
+@instruction("mad{.rnd}{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
+def fma(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+    return finish(t, m, rounded(t, "fma", m["rnd"], a.type, *inputs(t, m, a, b, c)))
+
+
+@instruction("div.rnd{.ftz}.type d, a, b", rnd=[*ROUNDING.split(), "full", "approx"], type="f32 f64")
+def div(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    mode = None if m["rnd"] in ("full", "approx") else m["rnd"]
+    return finish(t, m, rounded(t, "fdiv", mode, a.type, *inputs(t, m, a, b)))
+
+
+@instruction("rcp.rnd{.ftz}.type d, a", rnd=[*ROUNDING.split(), "approx"], type="f32 f64")
+def rcp(t: Emitter, m: Match, a: Any) -> Any:
+    if m["rnd"] == "approx" and m.type is F64:
+        return _upper_half(t, t.b.fdiv(real(a.type, 1.0), _flush_double(t, a)))
+    mode = None if m["rnd"] == "approx" else m["rnd"]
+    return finish(t, m, rounded(t, "fdiv", mode, a.type, real(a.type, 1.0), *inputs(t, m, a)))
+
+
+@instruction("sqrt.rnd{.ftz}.type d, a", rnd=[*ROUNDING.split(), "approx"], type="f32 f64")
+def sqrt(t: Emitter, m: Match, a: Any) -> Any:
+    mode = None if m["rnd"] == "approx" else m["rnd"]
+    return finish(t, m, rounded(t, "sqrt", mode, a.type, *inputs(t, m, a)))
+
+
+@instruction("rsqrt.approx{.ftz}.type d, a", type="f32 f64")
+def rsqrt(t: Emitter, m: Match, a: Any) -> Any:
+    if m.type is F64:
+        root = t.b.fdiv(real(F64.ir, 1.0), rounded(t, "sqrt", None, F64.ir, _flush_double(t, a) if "ftz" in m else a))
+        return _upper_half(t, root) if "ftz" in m else root
+    (a,) = inputs(t, m, a)
+    root = rounded(t, "sqrt", None, F64.ir, t.b.fpext(a, F64.ir))
+    return finish(t, m, t.b.fptrunc(t.b.fdiv(real(F64.ir, 1.0), root), a.type))
+
+
+def _flush_double(t: Emitter, value: Any) -> Any:
+    """Replace a double-precision subnormal by a zero of its sign."""
+    bits = t.b.bitcast(value, I64)
+    subnormal = t.b.not_(t.b.bits(bits, 0x7FF0000000000000))
+    return t.b.bitcast(t.b.select(subnormal, t.b.and_(bits, i64(1 << 63)), bits), value.type)
+
+
+def _upper_half(t: Emitter, value: Any) -> Any:
+    """What the double-precision approximations return: the upper 32 bits, flushed; infinity and zero as they are."""
+    bits = t.b.and_(t.b.bitcast(_flush_double(t, value), I64), i64(0xFFFFFFFF00000000))
+    nan = t.b.fcmp_unordered("uno", value, value)
+    return t.b.bitcast(t.b.select(nan, i64(0x7FFFFFFF00000000), bits), value.type)
+
+
+def _by_library(t: Emitter, m: Match, function: str, a: Any) -> Any:
+    """Compute with the C library's double-precision function and round once: far within the manual's bound."""
+    (a,) = inputs(t, m, a)
+    wide = t.call(function, F64.ir, t.b.fpext(a, F64.ir))
+    return finish(t, m, t.b.fptrunc(wide, a.type))
+
+
+@instruction("sin.approx{.ftz}.f32 d, a")
+def sin(t: Emitter, m: Match, a: Any) -> Any:
+    return _by_library(t, m, "sin", a)
+
+
+@instruction("cos.approx{.ftz}.f32 d, a")
+def cos(t: Emitter, m: Match, a: Any) -> Any:
+    return _by_library(t, m, "cos", a)
+
+
+@instruction("lg2.approx{.ftz}.f32 d, a")
+def lg2(t: Emitter, m: Match, a: Any) -> Any:
+    return _by_library(t, m, "log2", a)
+
+
+@instruction("ex2.approx{.ftz}.f32 d, a")
+def ex2(t: Emitter, m: Match, a: Any) -> Any:
+    return _by_library(t, m, "exp2", a)
+
+
+@instruction("tanh.approx.f32 d, a")
+def tanh(t: Emitter, m: Match, a: Any) -> Any:
+    return _by_library(t, m, "tanh", a)
+
+
+@instruction("abs{.ftz}.type d, a", type="f32 f64")
+def absolute(t: Emitter, m: Match, a: Any) -> Any:
+    return finish(t, m, t.call(f"llvm.fabs.{suffix(a.type)}", a.type, *inputs(t, m, a)))
+
+
+@instruction("neg{.ftz}.type d, a", type="f32 f64")
+def negate(t: Emitter, m: Match, a: Any) -> Any:
+    return finish(t, m, t.b.fneg(inputs(t, m, a)[0]))
+
+
+@instruction("copysign.type d, a, b", type="f32 f64")
+def copysign(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    """The sign is that of the first source."""
+    return t.call(f"llvm.copysign.{suffix(a.type)}", a.type, b, a)
+
+
+def extremum(t: Emitter, m: Match, largest: bool, *values: Any) -> Any:
+    """Minimum or maximum, with -0 below +0; NaN loses, or wins where ``.NaN`` is given."""
+    values = tuple(inputs(t, m, *values))
+    kind = values[0].type
+    wins = "NaN" in m
+    name = ("maximum" if largest else "minimum") + ("" if wins else "num")
+    result = values[0]
+    for value in values[1:]:
+        a, b = result, value
+        if "xorsign" in m:
+            sign = t.b.and_(t.b.xor(t.b.bitcast(a, I32), t.b.bitcast(b, I32)), i32(0x80000000))
+            a, b = (t.call(f"llvm.fabs.{suffix(kind)}", kind, x) for x in (a, b))
+        elif "abs" in m:
+            a, b = (t.call(f"llvm.fabs.{suffix(kind)}", kind, x) for x in (a, b))
+        result = t.call(f"llvm.{name}.{suffix(kind)}", kind, a, b)
+        if "xorsign" in m:
+            result = t.b.bitcast(t.b.or_(t.b.and_(t.b.bitcast(result, I32), i32(0x7FFFFFFF)), sign), kind)
+    return canonical(t, result)
+
+
+@instruction("min{.ftz}{.NaN}{.xorsign}{.abs}.type d, a, b{, c}", type="f32 f64")
+def minimum(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+    return extremum(t, m, False, *(value for value in (a, b, c) if value is not None))
+
+
+@instruction("max{.ftz}{.NaN}{.xorsign}{.abs}.type d, a, b{, c}", type="f32 f64")
+def maximum(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+    return extremum(t, m, True, *(value for value in (a, b, c) if value is not None))
+
+
+@instruction("testp.test.type d:pred, a", test="finite infinite number notanumber normal subnormal", type="f32 f64")
+def testp(t: Emitter, m: Match, a: Any) -> Any:
+    b, kind = t.b, a.type
+    size = t.call(f"llvm.fabs.{suffix(kind)}", kind, a)
+    infinity = real(kind, float("inf"))
+    smallest = real(kind, 2.0**-1022 if m.type is F64 else 2.0**-126)
+    match m["test"]:
+        case "finite":
+            return b.fcmp_ordered("<", size, infinity)
+        case "infinite":
+            return b.fcmp_ordered("==", size, infinity)
+        case "number":
+            return b.fcmp_ordered("ord", a, a)
+        case "notanumber":
+            return b.fcmp_unordered("uno", a, a)
+        case "normal":
+            return b.and_(b.fcmp_ordered(">=", size, smallest), b.fcmp_ordered("<", size, infinity))
+    return b.or_(b.fcmp_ordered("<", size, smallest), b.fcmp_ordered("==", size, real(kind, 0.0)))
+
+
+__all__ = ["ROUNDING", "extremum", "flush", "ir"]

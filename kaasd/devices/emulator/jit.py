@@ -1,0 +1,65 @@
+"""LLVM modules to machine code."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cache
+
+from llvmlite import binding, ir
+
+_LOCK = threading.Lock()
+"""LLVM's global state, which llvmlite shares between threads."""
+
+
+@cache
+def _target() -> binding.TargetMachine:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_default_triple()
+    features = binding.get_host_cpu_features().flatten()
+    return target.create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=features, opt=2, reloc="default", codemodel="jitdefault"
+    )
+
+
+class NativeCode:
+    """Compiled code. Addresses are valid until ``close``."""
+
+    def __init__(self, module: ir.Module) -> None:
+        with _LOCK:
+            machine = _target()
+            module.triple = machine.triple
+            module.data_layout = str(machine.target_data)
+            parsed = binding.parse_assembly(str(module))
+            parsed.verify()
+            options = binding.create_pipeline_tuning_options(speed_level=2)
+            options.loop_vectorization = False  # checked accesses and calls leave nothing to vectorise
+            options.slp_vectorization = False
+            builder = binding.create_pass_builder(machine, options)
+            builder.getModulePassManager().run(parsed, builder)
+            # The engine owns its module, and a target machine belongs to one engine only.
+            self._engine: binding.ExecutionEngine | None = binding.create_mcjit_compiler(parsed, _fresh_target())
+            self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """Return where a function or variable is."""
+        assert self._engine is not None
+        found = int(self._engine.get_function_address(name) or self._engine.get_global_value_address(name))
+        assert found, name
+        return found
+
+    def pointer_at(self, name: str) -> int:
+        """Return the pointer that a variable holds."""
+        return ctypes.c_uint64.from_address(self.address(name)).value
+
+    def close(self) -> None:
+        """Free the code. Idempotent."""
+        with _LOCK:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+
+def _fresh_target() -> binding.TargetMachine:
+    return _target.__wrapped__()

@@ -1,0 +1,171 @@
+"""The structures and numbers that Python, the scheduler and compiled kernels share."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.native import I32, PTR, Struct
+
+OFFSET_BITS = 44
+"""A device address is a slot's number above an offset of this many bits (16 TiB)."""
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+SLOT_COUNT = 1 << (64 - OFFSET_BITS)
+
+WARP_SIZE = 32
+BARRIER_COUNT = 16
+FUEL = 4096
+"""Loop rounds, and calls, after which a thread lets others run: it costs 1 % or so, and a spinning thread wastes some 10 µs."""
+
+
+class Slot(IntEnum):
+    """Slots with a fixed meaning. Slot 0 is never mapped, so that small and null addresses fault."""
+
+    NULL = 0
+    SHARED = 1
+    LOCAL = 2
+    PARAM = 3
+    FUNCTION = 4
+    FIRST_FREE = 16
+
+
+class Status(IntEnum):
+    """Why a thread's code returned."""
+
+    EXIT = 0
+    CONTINUE = 1
+    """A call or a return: the thread's top function changed."""
+    WARP = 2
+    """It waits for the other threads of a warp operation."""
+    BARRIER = 3
+    ARRIVE = 4
+    """It arrived at a barrier but does not wait."""
+    YIELD = 5
+    FAULT = 6
+
+
+class State(IntEnum):
+    """What a thread does. The scheduler runs those that are ``RUNNABLE``."""
+
+    RUNNABLE = 0
+    YIELDED = 1
+    WARP = 2
+    BARRIER = 3
+    EXITED = 4
+
+
+class Fault(IntEnum):
+    """What stopped a launch."""
+
+    NONE = 0
+    STOPPED = 1
+    LOAD = 2
+    STORE = 3
+    ATOMIC = 4
+    TRAP = 5
+    DEADLOCK = 6
+    STACK = 7
+    CALL = 8
+    BARRIER = 9
+    MEMBER = 10
+    ASSERT = 11
+
+
+SLOT = Struct("Slot", base="ptr", size="i64", writable_size="i64", flags="i64")
+"""One entry of the table of slots. ``writable_size`` is 0 where only reads are allowed."""
+
+LAUNCH = Struct(
+    "Launch",
+    run="ptr",
+    thread_function="ptr",
+    collectives="ptr",
+    functions="ptr",
+    arguments="ptr",
+    arguments_size="i64",
+    read_only="ptr",
+    read_only_count="i64",
+    grid_x="i32",
+    grid_y="i32",
+    grid_z="i32",
+    block_x="i32",
+    block_y="i32",
+    block_z="i32",
+    threads="i32",
+    dynamic_shared="i32",
+    shared_size="i64",
+    thread_stride="i64",
+    frame_stride="i64",
+    local_stride="i64",
+    block_stride="i64",
+    threads_offset="i64",
+    frames_offset="i64",
+    locals_offset="i64",
+    shared_offset="i64",
+    resident_limit="i64",
+)
+"""One launch, ready to run. Offsets are from the start of a block's part of the arena."""
+
+CONTEXT = Struct(
+    "Context",
+    table="ptr",
+    launch="ptr",
+    arena="ptr",
+    resident="ptr",
+    block="ptr",
+    block_x="i32",
+    block_y="i32",
+    block_z="i32",
+    stop="i32",
+    fault="i32",
+    site="i32",
+    address="i64",
+    thread_x="i32",
+    thread_y="i32",
+    thread_z="i32",
+    launch_index="i32",
+)
+"""One run: the launch and block at hand and, once it has stopped, why and where."""
+
+THREAD = Struct(
+    "Thread",
+    state="i32",
+    operation="i32",
+    mask="i32",
+    site="i32",
+    x="i32",
+    y="i32",
+    z="i32",
+    index="i32",
+    function="ptr",
+    frame="ptr",
+    frame_end="ptr",
+    locals="ptr",
+    local="i64",
+)
+"""A thread. ``local`` is where the current function's variables start. What an operation exchanges with others follows it."""
+
+BLOCK = Struct("Block", x="i32", y="i32", z="i32", live="i32", idle="i32", pad="i32")
+"""A resident block; its barriers follow."""
+BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
+"""``expected`` is 0 for every thread that has not exited."""
+
+FRAME = Struct("Frame", resume="i32", pad="i32", function="ptr", frame="ptr", local="i64")
+"""The head of a function's frame: where to resume, and the caller. Saved registers follow."""
+
+FUNCTION = Struct("Function", code="ptr", frame_size="i64", local_size="i64", parameter_size="i64", result_size="i64")
+"""An entry of the table of functions that can be called."""
+
+THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR])
+"""Code of a thread: context and thread to ``Status``."""
+COLLECTIVE = ir.FunctionType(ir.VoidType(), [PTR, ir.IntType(64), I32])
+"""A warp operation: the warp's first thread, the distance between threads, and the mask of those that take part."""
+RUN = ir.FunctionType(I32, [PTR])
+"""Runs all blocks of the launch at hand: context to ``Fault``."""
+
+BLOCK_HEAD = BLOCK.size + BARRIER_COUNT * BARRIER.size
+
+
+def align(size: int, to: int = 16) -> int:
+    """Round ``size`` up."""
+    return (size + to - 1) // to * to

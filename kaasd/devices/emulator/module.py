@@ -1,0 +1,196 @@
+"""Loaded PTX: variables with their slots, kernels emitted and, at their first launch, compiled."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from math import prod
+
+from kaasd.devices.base import UnsupportedLibrary
+from kaasd.devices.emulator import instructions, ptx
+from kaasd.devices.emulator.calls import function_address
+from kaasd.devices.emulator.compiler import CompiledKernel
+from kaasd.devices.emulator.jit import NativeCode
+from kaasd.devices.emulator.memory import AddressSpace, Allocation
+from kaasd.devices.emulator.program import Resolver, Routine, Storage, Unsupported, storage_of
+from kaasd.devices.emulator.ptx import ast
+from kaasd.request.target import KernelAttributes
+
+instructions.load()
+
+MAX_THREADS = 1024
+_CLUSTER = ("explicitcluster", "reqnctapercluster", "maxclusterrank")
+
+
+class EmulatedKernel:
+    """One entry point."""
+
+    def __init__(self, unit: PtxUnit, compiled: CompiledKernel) -> None:
+        self.unit = unit
+        self.compiled = compiled
+        self.entry = compiled.image.entry
+        directives = self.entry.directives
+        required = directives.get("reqntid")
+        limit = directives.get("maxntid") or required
+        self.attributes = KernelAttributes(
+            name=self.entry.name,
+            parameter_size_bytes=tuple(place.size for place in self.entry.signature.parameters),
+            static_shared_memory_bytes=compiled.image.static_shared,
+            max_threads_per_block=min(MAX_THREADS, prod(limit)) if limit else MAX_THREADS,
+            required_block=(*required, 1, 1)[:3] if required else None,  # type: ignore[arg-type]
+        )
+
+    @cached_property
+    def code(self) -> NativeCode:
+        """The machine code, made when first needed."""
+        return NativeCode(self.compiled.image.module)
+
+
+class PtxUnit:
+    """One PTX text, loaded."""
+
+    def __init__(self, text: str, space: AddressSpace) -> None:
+        self._space = space
+        self._allocations: list[Allocation] = []
+        try:
+            self.syntax = ptx.parse(text)
+        except ptx.PtxSyntaxError as error:
+            raise UnsupportedLibrary(f"PTX {error}") from None
+        if self.syntax.address_size != 64:
+            raise UnsupportedLibrary("PTX with 32-bit addresses is not for the emulated device")
+        try:
+            self.kernels = self._link()
+        except BaseException:
+            self.close()
+            raise
+
+    def _link(self) -> dict[str, EmulatedKernel]:
+        functions = _by_name([function for function in self.syntax.functions if function.body is not None])
+        addresses = {
+            name: function_address(index) for index, name in enumerate(n for n, f in functions.items() if not f.is_entry)
+        }
+        names = frozenset(function.name for function in self.syntax.functions)
+        symbols = self._place_variables()
+        self._initialise(symbols, addresses)
+        routines = {name: Resolver(function, symbols, names).resolve() for name, function in functions.items()}
+        kernels = {}
+        for name, routine in routines.items():
+            if not routine.is_entry:
+                continue
+            if cluster := [word for word in _CLUSTER if word in routine.directives]:
+                if routine.directives.get("reqnctapercluster") != (1, 1, 1):
+                    raise Unsupported(routine.line, f".{cluster[0]}: thread block clusters are not on the emulated device")
+            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, self._reachable(routine, routines), addresses))
+        return kernels
+
+    def _reachable(self, entry: Routine, routines: dict[str, Routine]) -> list[Routine]:
+        """Return the routines that a kernel can call: those named in it, and those whose address a variable holds."""
+        pointed_at = {element.symbol for variable in self.syntax.variables for element in variable.initial}
+        found, waiting = {entry.name: entry}, [*entry.callees, *pointed_at]
+        while waiting:
+            routine = routines.get(waiting.pop())
+            if routine is not None and not routine.is_entry and routine.name not in found:
+                found[routine.name] = routine
+                waiting += routine.callees
+        return list(found.values())
+
+    def _place_variables(self) -> dict[str, Storage]:
+        symbols: dict[str, Storage] = {}
+        for variable in self.syntax.variables:
+            storage = storage_of(variable)
+            if variable.space in ("global", "const"):
+                if variable.linkage == "extern":
+                    raise Unsupported(variable.line, f"{variable.name} is defined in another module, which is not linked")
+                allocation = self._space.allocate(storage.size, variable.name, read_only=variable.space == "const")
+                self._allocations.append(allocation)
+                storage.offset = allocation.address
+            elif variable.space != "shared":
+                raise Unsupported(variable.line, f".{variable.space} variables at module scope are not on the emulated device")
+            symbols[variable.name] = storage
+        return symbols
+
+    def _initialise(self, symbols: dict[str, Storage], functions: dict[str, int]) -> None:
+        by_address = {allocation.address: allocation for allocation in self._allocations}
+        for variable in self.syntax.variables:
+            storage = symbols[variable.name]
+            if not variable.initial:
+                continue
+            if storage.space == "shared":
+                raise Unsupported(variable.line, f"{variable.name}: shared memory cannot be initialised")
+            data = b"".join(_element_bytes(element, storage, variable.line, symbols, functions) for element in variable.initial)
+            if len(data) > storage.size:
+                raise Unsupported(variable.line, f"{variable.name} has more values than places")
+            by_address[storage.offset].write(data)
+
+    def close(self) -> None:
+        """Free the variables and the code. Idempotent."""
+        for allocation in self._allocations:
+            allocation.close()
+        for kernel in getattr(self, "kernels", {}).values():
+            if "code" in vars(kernel):
+                kernel.code.close()
+
+
+def _by_name(functions: Sequence[ast.Function]) -> dict[str, ast.Function]:
+    result: dict[str, ast.Function] = {}
+    for function in functions:
+        if function.name in result:
+            raise Unsupported(function.line, f"{function.name} is defined twice")
+        result[function.name] = function
+    return result
+
+
+def _element_bytes(
+    element: ast.Initial, storage: Storage, line: int, symbols: dict[str, Storage], functions: dict[str, int]
+) -> bytes:
+    """Return one value of an initialiser as the bytes of the variable's type."""
+    size, kind = storage.type.bytes, storage.type
+    if element.value is None:
+        if element.symbol in functions:
+            value = functions[element.symbol]
+        elif element.symbol in symbols:
+            value = symbols[element.symbol].offset
+        else:
+            raise Unsupported(line, f"{element.symbol} is not declared")
+        value = (value + element.offset) >> element.shift
+    elif isinstance(element.value, ast.Integer):
+        value = element.value.value
+        if kind.floating:
+            return struct.pack("<f" if kind.bits == 32 else "<d", float(value))
+    else:
+        value = _float_bits(element.value, kind.bits, line)
+    return (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+def _float_bits(value: ast.Float, width: int, line: int) -> int:
+    if value.width == width:
+        return value.bits
+    if (value.width, width) == (64, 32):
+        number = struct.unpack("<d", struct.pack("<Q", value.bits))[0]
+        return int.from_bytes(struct.pack("<f", number), "little")
+    raise Unsupported(line, f"a floating-point constant of {value.width} bits does not fit {width} bits")
+
+
+class EmulatedModule:
+    """All PTX texts of a library, loaded."""
+
+    def __init__(self, texts: Sequence[str], space: AddressSpace) -> None:
+        self._units: list[PtxUnit] = []
+        self.kernels: dict[str, EmulatedKernel] = {}
+        try:
+            for text in texts:
+                unit = PtxUnit(text, space)
+                self._units.append(unit)
+                self.kernels |= unit.kernels
+        except BaseException:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[PtxUnit]:
+        return iter(self._units)
+
+    def close(self) -> None:
+        """Unload. Idempotent."""
+        for unit in self._units:
+            unit.close()

@@ -1,0 +1,196 @@
+"""The syntax tree of a PTX module. Frozen; names are as written, unresolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """A register, special register (``%tid.x``), variable, function or label, possibly with a constant added."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Integer:
+    """An integer constant; ``unsigned`` when written with ``U`` or past the range of a signed 64-bit integer."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """A floating-point constant: ``0f…`` and ``0d…`` give bits of that width, a decimal one the 64-bit value."""
+
+    bits: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Negated:
+    """``!p``: a predicate operand, negated."""
+
+    operand: Identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """``{a, b, …}``."""
+
+    elements: tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """``d|p``: two destinations."""
+
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``[base+offset]``; ``base`` is None for an absolute address. ``rest`` holds what follows a comma inside the brackets."""
+
+    base: str | None
+    offset: int
+    rest: tuple[Operand, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``(a, b, …)``: the results or arguments of a call."""
+
+    elements: tuple[Operand, ...]
+
+
+Operand: TypeAlias = Identifier | Integer | Float | Negated | Vector | Pair | Address | Group
+
+
+@dataclass(frozen=True, slots=True)
+class Inlined:
+    """Where the code of a line was inlined: ``inlined_at``."""
+
+    file: int
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A ``.loc``: a place in the source that the following instructions come from."""
+
+    file: int
+    line: int
+    column: int
+    inlined_at: Inlined | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    line: int
+    opcode: str
+    modifiers: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    guard: Identifier | Negated | None = None
+    """The predicate of ``@p`` or ``@!p``."""
+    location: Location | None = None
+
+    @property
+    def mnemonic(self) -> str:
+        return ".".join((self.opcode, *self.modifiers))
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    line: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """One element of an initialiser: a constant, or the address of ``symbol`` plus ``offset``, ``shift`` bits to the right."""
+
+    value: Integer | Float | None
+    symbol: str = ""
+    offset: int = 0
+    generic: bool = False
+    shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable in some state space, ``reg`` and ``param`` included."""
+
+    line: int
+    space: str
+    type: str
+    name: str
+    align: int | None = None
+    vector: int = 1
+    dimensions: tuple[int | None, ...] = ()
+    """Of an array; None where the size is left open."""
+    count: int | None = None
+    """``name<count>``: that many variables, ``name0`` and so on."""
+    initial: tuple[Initial, ...] = ()
+    linkage: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeBegin:
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeEnd:
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelList:
+    """``name: .branchtargets a, b;`` or ``.calltargets``."""
+
+    line: int
+    name: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prototype:
+    """``name: .callprototype (results) _ (parameters);``."""
+
+    line: int
+    name: str
+    results: tuple[Variable, ...]
+    parameters: tuple[Variable, ...]
+
+
+Statement: TypeAlias = Instruction | Label | Variable | ScopeBegin | ScopeEnd | LabelList | Prototype
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    line: int
+    name: str
+    is_entry: bool
+    results: tuple[Variable, ...]
+    parameters: tuple[Variable, ...]
+    body: tuple[Statement, ...] | None
+    """None for a declaration."""
+    linkage: str = ""
+    directives: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Such as ``{"reqntid": (256, 1, 1)}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    version: tuple[int, int]
+    targets: tuple[str, ...]
+    address_size: int
+    files: dict[int, str]
+    variables: tuple[Variable, ...]
+    functions: tuple[Function, ...]
+    aliases: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,212 @@
+"""PTX text to its syntax tree: what stands inside a function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kaasd.devices.emulator.ptx.ast import (
+    Address,
+    Group,
+    Identifier,
+    Inlined,
+    Instruction,
+    Label,
+    LabelList,
+    Location,
+    Negated,
+    Operand,
+    Pair,
+    Prototype,
+    ScopeBegin,
+    ScopeEnd,
+    Statement,
+    Vector,
+)
+from kaasd.devices.emulator.ptx.cursor import Cursor
+from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_pragma
+from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
+from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError
+
+_MAX_NESTING = 16
+"""Of operands: PTX itself needs two."""
+
+
+class BodyParser:
+    """Parses the statements of a function, from after its ``{`` to its ``}``. Scopes come out as flat begin and end marks."""
+
+    def __init__(self, cursor: Cursor, files: Mapping[int, str]) -> None:
+        self._cursor = cursor
+        self._location: Location | None = None
+
+    def parse(self) -> tuple[Statement, ...]:
+        cursor = self._cursor
+        statements: list[Statement] = []
+        depth = 0
+        while True:
+            line = cursor.line
+            if cursor.peek().kind is Kind.END:
+                raise PtxSyntaxError(line, "a function has no end")
+            if cursor.accept("{"):
+                depth += 1
+                statements.append(ScopeBegin(line))
+            elif cursor.accept("}"):
+                if depth == 0:
+                    return tuple(statements)
+                depth -= 1
+                statements.append(ScopeEnd(line))
+            elif not cursor.accept(";"):
+                self._statement(statements)
+
+    def _statement(self, statements: list[Statement]) -> None:
+        cursor = self._cursor
+        token = cursor.peek()
+        if token.kind is Kind.DOT:
+            self._directive(statements)
+        elif token.kind is Kind.IDENTIFIER and cursor.peek(1).text == ":" and cursor.peek(1).kind is Kind.PUNCTUATION:
+            cursor.advance()
+            cursor.advance()
+            if kind := cursor.accept_dot("branchtargets", "calltargets", "callprototype"):
+                statements.append(self._named_list(token.line, token.text, kind.text))
+            else:
+                statements.append(Label(token.line, token.text))
+        else:
+            statements.append(self._instruction())
+
+    def _directive(self, statements: list[Statement]) -> None:
+        cursor = self._cursor
+        if cursor.accept_dot("loc"):
+            self._location = self._parse_location()
+        elif cursor.accept_dot("pragma"):
+            skip_pragma(cursor)
+        elif cursor.peek().text.split("::")[0] in SPACES:
+            statements += parse_variables(cursor, "")
+        elif cursor.accept_dot("file"):
+            parse_integer(cursor)
+            cursor.take(Kind.STRING, "a file's name")
+        else:
+            raise PtxSyntaxError(cursor.line, f".{cursor.peek().text} cannot stand inside a function")
+
+    def _parse_location(self) -> Location:
+        cursor = self._cursor
+        file, line, column = parse_integer(cursor), parse_integer(cursor), parse_integer(cursor)
+        inlined: Inlined | None = None
+        while cursor.accept(","):
+            attribute = cursor.take(Kind.IDENTIFIER, "function_name or inlined_at")
+            if attribute == "inlined_at":
+                inlined = Inlined(parse_integer(cursor), parse_integer(cursor), parse_integer(cursor))
+            else:
+                cursor.take(Kind.IDENTIFIER, "a label")
+                parse_addend(cursor)
+        return Location(file, line, column, inlined)
+
+    def _named_list(self, line: int, name: str, kind: str) -> Statement:
+        cursor = self._cursor
+        if kind == "callprototype":
+            results = parse_parameters(cursor) if cursor.at("(") else ()
+            cursor.take(Kind.IDENTIFIER, "_")
+            parameters = parse_parameters(cursor) if cursor.at("(") else ()
+            while cursor.accept_dot():  # such as .noreturn
+                while cursor.peek().kind is Kind.INTEGER:
+                    cursor.advance()
+            cursor.expect(";")
+            return Prototype(line, name, results, parameters)
+        targets = [cursor.take(Kind.IDENTIFIER, "a name")]
+        while cursor.accept(","):
+            targets.append(cursor.take(Kind.IDENTIFIER, "a name"))
+        cursor.expect(";")
+        return LabelList(line, name, tuple(targets))
+
+    def _instruction(self) -> Instruction:
+        cursor = self._cursor
+        guard: Identifier | Negated | None = None
+        if cursor.accept("@"):
+            negated = cursor.accept("!")
+            guard = Identifier(cursor.take(Kind.IDENTIFIER, "a predicate"))
+            guard = Negated(guard) if negated else guard
+        line = cursor.line
+        opcode = cursor.take(Kind.IDENTIFIER, "an instruction")
+        modifiers = []
+        while token := cursor.accept_dot():
+            modifiers.append(token.text)
+        operands = self._call() if opcode == "call" else self._operands()
+        cursor.expect(";")
+        return Instruction(line, opcode, tuple(modifiers), tuple(operands), guard, self._location)
+
+    def _operands(self) -> list[Operand]:
+        cursor = self._cursor
+        operands: list[Operand] = []
+        while not cursor.at(";"):
+            if operands:
+                cursor.expect(",")
+            operands.append(self._operand(0))
+        return operands
+
+    def _call(self) -> list[Operand]:
+        """Parse ``(results), function, (arguments), prototype``; what is left out comes out as an empty group."""
+        cursor = self._cursor
+        operands: list[Operand] = [Group(()), Group(()), Group(()), Group(())]
+        if cursor.at("("):
+            operands[0] = Group(self._list("(", ")", 0))
+            cursor.expect(",")
+        operands[1] = self._identifier()
+        if cursor.accept(","):
+            if cursor.at("("):
+                operands[2] = Group(self._list("(", ")", 0))
+                if cursor.accept(","):
+                    operands[3] = self._identifier()
+            else:
+                operands[3] = self._identifier()
+        return operands
+
+    def _list(self, opening: str, closing: str, depth: int) -> tuple[Operand, ...]:
+        cursor = self._cursor
+        cursor.expect(opening)
+        elements: list[Operand] = []
+        while not cursor.accept(closing):
+            if elements:
+                cursor.expect(",")
+            elements.append(self._operand(depth + 1))
+        return tuple(elements)
+
+    def _operand(self, depth: int) -> Operand:
+        cursor = self._cursor
+        if depth > _MAX_NESTING:
+            raise PtxSyntaxError(cursor.line, f"operands are nested deeper than {_MAX_NESTING} levels")
+        first = self._simple_operand(depth)
+        if cursor.accept("|"):
+            return Pair(first, self._simple_operand(depth))
+        return first
+
+    def _simple_operand(self, depth: int) -> Operand:
+        cursor = self._cursor
+        if cursor.at("{"):
+            return Vector(self._list("{", "}", depth))
+        if cursor.at("["):
+            return self._address(depth)
+        if cursor.at("!") and cursor.peek(1).kind is Kind.IDENTIFIER:
+            cursor.advance()
+            return Negated(self._identifier())
+        if cursor.peek().kind is Kind.IDENTIFIER and cursor.peek().text != "WARP_SZ":
+            return self._identifier()
+        return parse_constant(cursor)
+
+    def _identifier(self) -> Identifier:
+        cursor = self._cursor
+        name = cursor.take(Kind.IDENTIFIER, "a name")
+        while member := cursor.accept_dot():
+            name += f".{member.text}"
+        return Identifier(name, parse_addend(cursor))
+
+    def _address(self, depth: int) -> Address:
+        cursor = self._cursor
+        cursor.expect("[")
+        if cursor.peek().kind is Kind.IDENTIFIER and cursor.peek().text != "WARP_SZ":
+            base = self._identifier()
+            name, offset = base.name, base.offset
+        else:
+            name, offset = None, parse_integer(cursor)
+        rest: list[Operand] = []
+        while cursor.accept(","):
+            rest.append(self._operand(depth + 1))
+        cursor.expect("]")
+        return Address(name, offset, tuple(rest))

@@ -1,0 +1,186 @@
+"""Constant expressions of PTX: 64-bit integers and double-precision numbers."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from kaasd.devices.emulator.ptx.ast import Float, Integer
+from kaasd.devices.emulator.ptx.cursor import Cursor
+from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError, Token
+
+_MASK = 2**64 - 1
+_MAX_DEPTH = 32
+_MAX_DIGITS = 100
+
+_LEVELS: tuple[tuple[str, ...], ...] = (
+    ("||",), ("&&",), ("|",), ("^",), ("&",), ("==", "!="), ("<", "<=", ">", ">="), ("<<", ">>"), ("+", "-"), ("*", "/", "%"),
+)  # fmt: skip
+"""Binary operators, weakest first."""
+
+Number = int | float
+
+
+def _divide(a: Number, b: Number) -> Number:
+    if isinstance(a, float) or isinstance(b, float):
+        return a / b
+    quotient = abs(a) // abs(b)
+    return quotient if (a < 0) == (b < 0) else -quotient
+
+
+def _remainder(a: Number, b: Number) -> Number:
+    return a - b * _divide(a, b)
+
+
+_BINARY: dict[str, Callable[[Number, Number], Number]] = {
+    "||": lambda a, b: int(bool(a) or bool(b)),
+    "&&": lambda a, b: int(bool(a) and bool(b)),
+    "|": lambda a, b: int(a) | int(b),
+    "^": lambda a, b: int(a) ^ int(b),
+    "&": lambda a, b: int(a) & int(b),
+    "==": lambda a, b: int(a == b),
+    "!=": lambda a, b: int(a != b),
+    "<": lambda a, b: int(a < b),
+    "<=": lambda a, b: int(a <= b),
+    ">": lambda a, b: int(a > b),
+    ">=": lambda a, b: int(a >= b),
+    "<<": lambda a, b: int(a) << (int(b) & 63),
+    ">>": lambda a, b: int(a) >> (int(b) & 63),
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": _divide,
+    "%": _remainder,
+}
+
+
+def _wrap(value: Number) -> Number:
+    """Keep an integer within 64 bits: as unsigned when it is past the signed range."""
+    return value if isinstance(value, float) or -(2**63) <= value < 2**64 else value & _MASK
+
+
+def parse_integer_token(token: Token) -> int:
+    """Return the value of an integer token: decimal, hexadecimal, octal or binary, with or without ``U``."""
+    text = token.text.removesuffix("U")
+    if len(text) > _MAX_DIGITS:
+        raise PtxSyntaxError(token.line, "an integer is too long")
+    if text.startswith("0") and text.isdigit() and not set(text) <= set("01234567"):
+        raise PtxSyntaxError(token.line, f"{text} is no octal number")
+    if text[:2] in ("0x", "0X"):
+        return int(text, 16)
+    if text[:2] in ("0b", "0B"):
+        return int(text, 2)
+    return int(text, 8) if text.startswith("0") and len(text) > 1 else int(text)
+
+
+def parse_float_token(text: str) -> Float:
+    """Return the bits of a floating-point token."""
+    if text[:2] in ("0f", "0F"):
+        return Float(int(text[2:], 16), 32)
+    if text[:2] in ("0d", "0D"):
+        return Float(int(text[2:], 16), 64)
+    return float_constant(float(text))
+
+
+def float_constant(value: float) -> Float:
+    """Return the 64-bit constant of ``value``."""
+    return Float(struct.unpack("<Q", struct.pack("<d", value))[0], 64)
+
+
+def parse_constant(cursor: Cursor) -> Integer | Float:
+    """Parse a constant expression. A lone ``0f…`` keeps its 32 bits."""
+    token = cursor.peek()
+    if token.kind is Kind.FLOAT and cursor.peek(1).text in (",", ";", "}", ")", "]"):
+        cursor.advance()
+        return parse_float_token(token.text)
+    value = _conditional(cursor, 0)
+    return float_constant(value) if isinstance(value, float) else Integer(value)
+
+
+def parse_integer(cursor: Cursor) -> int:
+    """Parse a constant expression that must be an integer."""
+    line = cursor.line
+    value = parse_constant(cursor)
+    if not isinstance(value, Integer):
+        raise PtxSyntaxError(line, "an integer is needed here")
+    return value.value
+
+
+def parse_addend(cursor: Cursor) -> int:
+    """Parse what may follow a symbol: ``+constant``, ``-constant`` or nothing."""
+    total = 0
+    while cursor.peek().text in ("+", "-") and cursor.peek().kind is Kind.PUNCTUATION:
+        line, sign = cursor.line, -1 if cursor.advance().text == "-" else 1
+        value = _binary(cursor, len(_LEVELS) - 1, 0)
+        if isinstance(value, float):
+            raise PtxSyntaxError(line, "an integer is needed here")
+        total += sign * value
+    return total
+
+
+def _conditional(cursor: Cursor, depth: int) -> Number:
+    condition = _binary(cursor, 0, depth)
+    if not cursor.accept("?"):
+        return condition
+    if_true = _conditional(cursor, _deeper(cursor, depth))
+    cursor.expect(":")
+    if_false = _conditional(cursor, _deeper(cursor, depth))
+    return if_true if condition else if_false
+
+
+def _binary(cursor: Cursor, level: int, depth: int) -> Number:
+    if level == len(_LEVELS):
+        return _unary(cursor, depth)
+    left = _binary(cursor, level + 1, depth)
+    while cursor.peek().kind is Kind.PUNCTUATION and cursor.peek().text in _LEVELS[level]:
+        line, operator = cursor.line, cursor.advance().text
+        right = _binary(cursor, level + 1, depth)
+        try:
+            left = _wrap(_BINARY[operator](left, right))
+        except (ZeroDivisionError, OverflowError, ValueError):
+            raise PtxSyntaxError(line, f"{left} {operator} {right} has no value") from None
+    return left
+
+
+def _unary(cursor: Cursor, depth: int) -> Number:
+    token = cursor.advance()
+    if token.kind is Kind.INTEGER:
+        return _wrap(parse_integer_token(token))
+    if token.kind is Kind.FLOAT:
+        constant = parse_float_token(token.text)
+        code = "<If" if constant.width == 32 else "<Qd"
+        return float(struct.unpack(code[0] + code[2], struct.pack(code[:2], constant.bits))[0])
+    if token.text == "WARP_SZ":
+        return 32
+    if token.text == "(":
+        return _parenthesised(cursor, _deeper(cursor, depth))
+    if token.text in ("-", "+", "!", "~"):
+        value = _unary(cursor, _deeper(cursor, depth))
+        if token.text == "~":
+            if isinstance(value, float):
+                raise PtxSyntaxError(token.line, "~ needs an integer")
+            return ~value
+        return _wrap(-value) if token.text == "-" else int(not value) if token.text == "!" else value
+    raise PtxSyntaxError(token.line, f"a constant is needed, not {token.text!r}")
+
+
+def _parenthesised(cursor: Cursor, depth: int) -> Number:
+    token = cursor.peek()
+    if token.kind is Kind.DOT and token.text in ("s64", "u64"):
+        cursor.advance()
+        cursor.expect(")")
+        value = _unary(cursor, depth)
+        try:
+            bits = int(value) & _MASK
+        except (OverflowError, ValueError):
+            raise PtxSyntaxError(token.line, f"{value} is no integer") from None
+        return bits - 2**64 if token.text == "s64" and bits >> 63 else bits
+    value = _conditional(cursor, depth)
+    cursor.expect(")")
+    return value
+
+
+def _deeper(cursor: Cursor, depth: int) -> int:
+    if depth >= _MAX_DEPTH:
+        raise PtxSyntaxError(cursor.line, f"a constant expression is nested deeper than {_MAX_DEPTH} levels")
+    return depth + 1

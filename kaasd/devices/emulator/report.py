@@ -1,0 +1,139 @@
+"""What a person needs to know of a fault: where, what, and what was near."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from kaasd.devices.base import BufferRef, KernelFault, Launch
+from kaasd.devices.emulator.layout import LAUNCH, OFFSET_BITS, OFFSET_MASK, THREAD, Fault, Slot, State
+from kaasd.devices.emulator.linking import Site
+from kaasd.devices.emulator.memory import AddressSpace, Allocation
+from kaasd.devices.emulator.module import EmulatedKernel
+from kaasd.request.types import Access
+
+ILLEGAL_ADDRESS = "CUDA_ERROR_ILLEGAL_ADDRESS"
+MISALIGNED = "CUDA_ERROR_MISALIGNED_ADDRESS"
+WRITE_TO_INPUT = "KAAS_ERROR_WRITE_TO_INPUT"
+ACCESSES = {Fault.LOAD: "read", Fault.STORE: "write", Fault.ATOMIC: "atomic access"}
+OTHERS = {
+    Fault.TRAP: ("CUDA_ERROR_LAUNCH_FAILED", "the kernel trapped"),
+    Fault.DEADLOCK: ("CUDA_ERROR_LAUNCH_FAILED", "deadlock: every thread left waits for one that cannot come"),
+    Fault.STACK: ("CUDA_ERROR_HARDWARE_STACK_ERROR", "the stack is full: calls are nested too deep"),
+    Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to what is no function of this signature"),
+    Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
+    Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
+    Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
+}
+_WINDOWS = {Slot.SHARED: "shared memory", Slot.LOCAL: "local memory", Slot.PARAM: "the kernel's parameters"}
+
+
+def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) -> KernelFault:
+    """Return the exception for what the context of a run says."""
+    launch = launches[context.launch_index]
+    kernel = launch.kernel
+    assert isinstance(kernel, EmulatedKernel)
+    kind = Fault(context.fault)
+    lines = [f"kernel {kernel.attributes.name}, grid {_triple(launch.grid)}, block {_triple(launch.block)}"]
+    block = (context.block_x, context.block_y, context.block_z)
+    if kind is Fault.DEADLOCK:
+        fault, message = OTHERS[kind]
+        lines += [f"in block {_triple(block)}:", *_waiting(context, kernel)]
+    else:
+        site = kernel.compiled.image.sites[context.site]
+        thread = (context.thread_x, context.thread_y, context.thread_z)
+        lines += [*_place(site, kernel), f"by thread {_triple(thread)} of block {_triple(block)}"]
+        if kind in ACCESSES:
+            fault, message = _access(kind, context.address, site.size, launch, kernel, space)
+            lines.append(f"device address {context.address:#018x}")
+        else:
+            fault, message = OTHERS[kind]
+    message = f"{kernel.attributes.name}: {message}"
+    return KernelFault(fault, int(context.launch_index), message, "\n".join([message, *lines]))
+
+
+def _triple(numbers: tuple[int, int, int]) -> str:
+    return "({}, {}, {})".format(*numbers)
+
+
+def _place(site: Site, kernel: EmulatedKernel) -> list[str]:
+    """Say where an instruction is, in PTX and in the source that it came from."""
+    source = site.operation.source
+    lines = [
+        f"at PTX line {source.line}: {source.mnemonic}" + (f", in {site.routine}" if site.routine != kernel.entry.name else "")
+    ]
+    files = kernel.unit.syntax.files
+    if location := source.location:
+        lines.append(f"from {files.get(location.file, '?')}:{location.line}:{location.column}")
+        if inlined := location.inlined_at:
+            lines.append(f"inlined at {files.get(inlined.file, '?')}:{inlined.line}:{inlined.column}")
+    return lines
+
+
+def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: EmulatedKernel, space: AddressSpace) -> tuple[str, str]:
+    """Say what is wrong with an access."""
+    what = f"{ACCESSES[kind]} of {size} bytes"
+    slot, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    if slot in _WINDOWS:
+        limits = {
+            Slot.SHARED: kernel.compiled.image.static_shared + launch.shared_memory_bytes,
+            Slot.LOCAL: kernel.compiled.local_stride,
+            Slot.PARAM: kernel.entry.signature.size,
+        }
+        return _judge(what, size, offset, limits[Slot(slot)], f"{_WINDOWS[Slot(slot)]} of", kind, "")
+    if slot == Slot.NULL and offset < OFFSET_MASK // 2:
+        return ILLEGAL_ADDRESS, f"{what} through a null pointer ({address:#x})"
+    if offset > OFFSET_MASK // 2:  # below a buffer's start is the end of the slot before
+        slot, offset = slot + 1, offset - OFFSET_MASK - 1
+    allocation = space.find(slot << OFFSET_BITS)[0]
+    if allocation is None:
+        return ILLEGAL_ADDRESS, f"{what} at {address:#x}, where there is no buffer"
+    access = _access_of(allocation, launch)
+    return _judge(what, size, offset, allocation.size_bytes, _name(allocation, launch), kind, access)
+
+
+def _judge(what: str, size: int, offset: int, limit: int, place: str, kind: Fault, access: str) -> tuple[str, str]:
+    where = f"{what} at offset {offset} of {place} {limit} bytes"
+    if offset < 0:
+        return ILLEGAL_ADDRESS, f"{where}: {-offset} bytes before its start"
+    if offset + size > limit:
+        return ILLEGAL_ADDRESS, f"{where}: {offset + size - limit} bytes past its end"
+    if kind is not Fault.LOAD and access:
+        return (WRITE_TO_INPUT if access == "input" else ILLEGAL_ADDRESS), f"{where}: it is {access} only"
+    return MISALIGNED, f"{where}: not aligned to {size} bytes"
+
+
+def _name(allocation: Allocation, launch: Launch) -> str:
+    for argument in launch.arguments:
+        if isinstance(argument, BufferRef) and argument.buffer is allocation:
+            return f"buffer {argument.name!r} of"
+    return f"variable {allocation.name} of" if allocation.name else "a buffer that is no argument, of"
+
+
+def _access_of(allocation: Allocation, launch: Launch) -> str:
+    """``input`` or ``constant`` where writes are not allowed, else nothing."""
+    accesses = {a.access for a in launch.arguments if isinstance(a, BufferRef) and a.buffer is allocation}
+    if accesses == {Access.INPUT}:
+        return "input"
+    return "constant" if allocation.read_only else ""
+
+
+def _waiting(context: Any, kernel: EmulatedKernel) -> list[str]:
+    """Say where the threads of the block at hand wait."""
+    launch = LAUNCH.ctype.from_address(context.launch)
+    places: Counter[int] = Counter()
+    exited = 0
+    for index in range(launch.threads):
+        thread = THREAD.ctype.from_address(context.block + launch.threads_offset + index * launch.thread_stride)
+        if thread.state == State.EXITED:
+            exited += 1
+        else:
+            places[thread.site] += 1
+    lines = []
+    for number, count in places.items():
+        place = "; ".join(_place(kernel.compiled.image.sites[number], kernel))
+        lines.append(f"  {count} thread{'s wait' if count > 1 else ' waits'} {place}")
+    if exited:
+        lines.append(f"  {exited} thread{'s' if exited > 1 else ''} had exited")
+    return lines

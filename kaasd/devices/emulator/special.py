@@ -1,0 +1,86 @@
+"""Special registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.layout import CONTEXT, LAUNCH, THREAD, WARP_SIZE
+from kaasd.devices.emulator.native import I32, I64, i32, i64
+
+if TYPE_CHECKING:
+    from kaasd.devices.emulator.emitter import Emitter
+
+
+def _launch(t: Emitter, field: str) -> ir.Value:
+    return t.b.get(LAUNCH, t.b.get(CONTEXT, t.context, "launch"), field)
+
+
+def _lane(t: Emitter) -> ir.Value:
+    return t.b.and_(t.b.get(THREAD, t.thread, "index"), i32(WARP_SIZE - 1))
+
+
+def _bit(t: Emitter) -> ir.Value:
+    return t.b.shl(i32(1), _lane(t))
+
+
+def _less(t: Emitter) -> ir.Value:
+    return t.b.sub(_bit(t), i32(1))
+
+
+def _warps(t: Emitter) -> ir.Value:
+    return t.b.lshr(t.b.add(_launch(t, "threads"), i32(WARP_SIZE - 1)), i32(5))
+
+
+def _grid_id(t: Emitter) -> ir.Value:
+    return i64(0)
+
+
+def _cycles(t: Emitter) -> ir.Value:
+    return t.call("llvm.readcyclecounter", I64)
+
+
+_READERS: dict[str, Callable[[Emitter], ir.Value]] = {
+    "%laneid": _lane,
+    "%warpid": lambda t: t.b.lshr(t.b.get(THREAD, t.thread, "index"), i32(5)),
+    "%nwarpid": _warps,
+    "%lanemask_eq": _bit,
+    "%lanemask_lt": _less,
+    "%lanemask_le": lambda t: t.b.or_(_bit(t), _less(t)),
+    "%lanemask_gt": lambda t: t.b.not_(t.b.or_(_bit(t), _less(t))),
+    "%lanemask_ge": lambda t: t.b.not_(_less(t)),
+    "%clock": lambda t: t.b.trunc(_cycles(t), I32),
+    "%clock_hi": lambda t: t.b.trunc(t.b.lshr(_cycles(t), i64(32)), I32),
+    "%clock64": _cycles,
+    "%globaltimer": _cycles,
+    "%globaltimer_lo": lambda t: t.b.trunc(_cycles(t), I32),
+    "%globaltimer_hi": lambda t: t.b.trunc(t.b.lshr(_cycles(t), i64(32)), I32),
+    "%gridid": _grid_id,
+    "%smid": lambda t: i32(0),
+    "%nsmid": lambda t: i32(1),
+    "%dynamic_smem_size": lambda t: _launch(t, "dynamic_shared"),
+    "%total_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
+    "%aggr_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
+    "%current_graph_exec": _grid_id,
+}
+
+
+def _add_vectors() -> None:
+    for axis in "xyz":
+        _READERS[f"%tid.{axis}"] = lambda t, axis=axis: t.b.get(THREAD, t.thread, axis)
+        _READERS[f"%ntid.{axis}"] = lambda t, axis=axis: _launch(t, f"block_{axis}")
+        _READERS[f"%ctaid.{axis}"] = lambda t, axis=axis: t.b.get(CONTEXT, t.context, f"block_{axis}")
+        _READERS[f"%nctaid.{axis}"] = lambda t, axis=axis: _launch(t, f"grid_{axis}")
+
+
+_add_vectors()
+
+
+def read(t: Emitter, name: str) -> ir.Value:
+    """Return a special register's value, in its own width. Raises ``Unsupported``."""
+    reader = _READERS.get(name)
+    if reader is None:
+        raise t.error(f"no special register {name} on the emulated device")
+    return reader(t)

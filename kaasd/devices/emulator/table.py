@@ -1,0 +1,176 @@
+"""The table of instructions: what forms there are, and which function emits the code of each.
+
+An entry is a function under ``@instruction(form, …)``. The form is written much as in the PTX manual, for example::
+
+    @instruction("add{.sat}.s32 d, a, b")
+    @instruction("mul.half.type d, a, b", half="hi lo", type="u16 u32 s32")
+    @instruction("setp.cmp.type d{|d2}, a, b", cmp="eq ne", type="f32")
+
+Modifiers: a name given as a keyword stands for its alternatives, others for themselves; braces make a part optional.
+Operands: names that start with ``d`` are results; ``[a]`` is an address and ``*a`` any operand as it stands, and both reach the
+function unread. Others are read as values of the type after their colon (a type or a group's name), by default that of the group
+``type`` or of the last modifier that names a type. The function gets the emitter, the match and the sources, and returns the
+result (or a tuple of several).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from kaasd.devices.emulator.types import TYPES, Type
+
+
+class Flow(Enum):
+    """Where control goes after an instruction."""
+
+    NEXT = auto()
+    BRANCH = auto()
+    """To one of the labels among its operands, or on if it is guarded."""
+    END = auto()
+    """Nowhere: the thread or function ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An operand of a form."""
+
+    name: str
+    kind: str
+    """``d`` a result, ``value``, ``address`` or ``raw``."""
+    type: str
+    optional: bool
+    paired: bool
+    """It is the second half of ``d|p``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One entry of the table."""
+
+    text: str
+    pattern: re.Pattern[str]
+    slots: tuple[Slot, ...]
+    emit: Callable[..., Any]
+    flow: Flow
+    suspends: bool
+    """The thread waits for others in it, so its registers must be saved."""
+
+
+class Match:
+    """A form's groups as an instruction fills them: ``m["rnd"]`` is the alternative chosen, or None; ``"ftz" in m`` for flags."""
+
+    __slots__ = ("_groups", "form", "mnemonic", "type")
+
+    def __init__(self, form: Form, mnemonic: str, groups: dict[str, str | None]) -> None:
+        self.form = form
+        self.mnemonic = mnemonic
+        self._groups = groups
+        name = groups.get("type")
+        if name is None:
+            name = next((word for word in reversed(mnemonic.split(".")) if word in TYPES), None)
+        self.type: Type = TYPES[name] if name else TYPES["b32"]
+
+    def __getitem__(self, group: str) -> str | None:
+        return self._groups.get(group)
+
+    def __contains__(self, group: str) -> bool:
+        return self._groups.get(group) is not None
+
+    def text(self, group: str) -> str:
+        """The chosen alternative, which must be there."""
+        return self._groups[group] or ""
+
+    def type_of(self, name: str) -> Type:
+        """The type that a slot's annotation means."""
+        if not name:
+            return self.type
+        if name == "wide":
+            return self.type.wide
+        return TYPES[name] if name in TYPES else TYPES[self.text(name)]
+
+
+_FORMS: dict[str, list[Form]] = {}
+
+
+def instruction(
+    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, **groups: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the semantics of a form; see the module's text.
+
+    ``groups`` gives each name's alternatives: words separated by spaces, or an iterable of them.
+    """
+    mnemonic, _, operands = text.partition(" ")
+    alternatives = {name: words.split() if isinstance(words, str) else list(words) for name, words in groups.items()}
+    opcode, pattern = _modifier_pattern(mnemonic, alternatives)
+
+    def register(emit: Callable[..., Any]) -> Callable[..., Any]:
+        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends)
+        _FORMS.setdefault(opcode, []).append(form)
+        return emit
+
+    return register
+
+
+def _modifier_pattern(mnemonic: str, groups: dict[str, list[str]]) -> tuple[str, str]:
+    opcode = re.match(r"[a-z0-9]+", mnemonic)
+    assert opcode is not None, mnemonic
+    pattern = ""
+    for token in re.findall(r"\{|\}|\.[A-Za-z0-9_:]+", mnemonic[opcode.end() :]):
+        if token == "{":
+            pattern += "(?:"
+        elif token == "}":
+            pattern += ")?"
+        else:
+            word = token[1:]
+            choices = groups.get(word, [word])
+            name = re.sub(r"\W", "_", word)
+            name = f"?P<{name}>" if f"?P<{name}>" not in pattern else "?:"
+            pattern += rf"\.({name}{'|'.join(map(re.escape, choices))})(?=\.|$)"
+    return opcode.group(), re.sub(r"\?P<(\d)", r"?P<_\1", pattern) + "$"
+
+
+def _operand_slots(text: str) -> tuple[Slot, ...]:
+    slots = []
+    depth = 0
+    for token in re.findall(r"\{|\}|\||\[\w+\]|\*?\w+(?::\w+)?", text):
+        if token in "{}":
+            depth += 1 if token == "{" else -1
+        elif token == "|":
+            slots.append(Slot("", "pair", "", False, False))
+        else:
+            name, _, kind = token.strip("[]*").partition(":")
+            what = (
+                "address"
+                if token.startswith("[")
+                else "raw"
+                if token.startswith("*")
+                else "d"
+                if name.startswith("d")
+                else "value"
+            )
+            paired = bool(slots) and slots[-1].kind == "pair"
+            if paired:
+                slots.pop()
+            slots.append(Slot(name, what, kind, depth > 0, paired))
+    return tuple(slots)
+
+
+def find(opcode: str, modifiers: tuple[str, ...]) -> Match | str:
+    """Return the match of an instruction's mnemonic, or why there is none."""
+    mnemonic = "".join(f".{word}" for word in modifiers)
+    forms = _FORMS.get(opcode)
+    if not forms:
+        return f"no instruction {opcode!r} on the emulated device"
+    for form in forms:
+        if match := form.pattern.match(mnemonic):
+            return Match(form, opcode + mnemonic, match.groupdict())
+    return f"{opcode}{mnemonic} is no form of {opcode!r} that the emulated device has"
+
+
+def all_forms() -> list[Form]:
+    """Return every entry of the table."""
+    return [form for forms in _FORMS.values() for form in forms]
