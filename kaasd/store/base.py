@@ -117,7 +117,7 @@ class KeyValueStore(Protocol):
         """Open a read transaction."""
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
-        """Commit all writes in one transaction, or none; the future has the new entries by key.
+        """Commit all writes in one transaction, in order, or none; the future has the new entries by key.
 
         Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,

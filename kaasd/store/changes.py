@@ -30,7 +30,8 @@ from kaasd.store.pieces import Pieces
 FREED_AT_ONCE = 64
 """Chunks that one transaction frees: 1 GiB of 16 MiB chunks adds 2 MiB to LMDB's list of free pages."""
 _MAX_INLINE_BYTES = 64 << 10
-"""Up to here copying a value behind its record costs less than finding it in a second tree: 20 µs against 25 µs."""
+"""Copying a value behind its record costs less than a second tree up to about 256 KiB: 42 against 48 µs to commit 64 KiB, 4.4
+against 5.8 µs to read it. Beyond 64 KiB the gain is small, and such runs of pages get hard to find in a full store."""
 _PAGES_OF_A_WRITE = 8
 """Rewritten by putting one key, beyond the value's own."""
 

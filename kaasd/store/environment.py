@@ -167,8 +167,7 @@ class Environment:
             if self._open:
                 raise InternalError(f"{self.path}: {self._open} snapshots are open; the store cannot be closed before them")
             self._closed = True
-        if self._pid == os.getpid():
-            self.lmdb.sync(True)
+        self.lmdb.sync(True)
         self.lmdb.close()
         self._owners.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,7 +16,7 @@ from kaasd.store.jobs import Commit, Delete
 from kaasd.store.layout import Extent, encode_key
 from kaasd.store.lmdb_errors import translate
 from kaasd.store.pieces import Pieces
-from kaasd.store.snapshot import LmdbSnapshot
+from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
 from kaasd.store.writer import Writer
 
@@ -68,8 +67,7 @@ class LmdbStore:
         self._writer = Writer(
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
         )
-        self._leaks = threading.Lock()
-        self._leaked: list[LmdbSnapshot] = []
+        self._snapshots = Snapshots(self._environment)
 
     def __enter__(self) -> LmdbStore:
         return self
@@ -82,8 +80,7 @@ class LmdbStore:
 
         Closing it raises ``BufferError`` while something uses one of its views; the bytes then stay right until that is gone.
         """
-        self._end_leaked()
-        return LmdbSnapshot(self._environment, self._leak)
+        return self._snapshots.open()
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
         """See ``KeyValueStore.commit``. A ``Staged`` is used up by it, whether it succeeds or not."""
@@ -135,7 +132,7 @@ class LmdbStore:
         Raises ``InternalError`` while a snapshot, or something that uses a view of one, is left; it can then be called again.
         """
         self._writer.close()
-        self._end_leaked()
+        self._snapshots.end_leaked()
         self._environment.close()
 
     def _change(self, write: Write) -> Change:
@@ -150,12 +147,3 @@ class LmdbStore:
         else:
             raise TypeError("a staged value of another kind of store")
         return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents)
-
-    def _leak(self, snapshot: LmdbSnapshot) -> None:
-        with self._leaks:
-            self._leaked.append(snapshot)
-
-    def _end_leaked(self) -> None:
-        if self._leaked:
-            with self._leaks:
-                self._leaked = [snapshot for snapshot in self._leaked if not snapshot.end()]

@@ -8,7 +8,8 @@ but a view of a ``PickleBuffer`` of one: everything made of that keeps the one b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pickle import PickleBuffer
 from types import TracebackType
 
@@ -24,9 +25,9 @@ from kaasd.store.lmdb_errors import translate
 class LmdbSnapshot:
     """One read transaction. Used by one thread at a time."""
 
-    def __init__(self, environment: Environment, leaked: Callable[[LmdbSnapshot], None]) -> None:
+    def __init__(self, environment: Environment, registry: Snapshots) -> None:
         self._environment = environment
-        self._leaked = leaked
+        self._registry = registry
         self._views: list[tuple[memoryview, memoryview]] = []
         self._closed = False
         self._ended = False
@@ -93,7 +94,7 @@ class LmdbSnapshot:
             return
         self._closed = True
         if not self.end():
-            self._leaked(self)
+            self._registry.leaked(self)
             sizes = ", ".join(str(len(guard)) for _, guard in self._views)
             raise BufferError(f"{len(self._views)} views of a closed snapshot are still used, of {sizes} bytes")
 
@@ -103,6 +104,7 @@ class LmdbSnapshot:
         if not self._views and not self._ended:
             self._ended = True
             self._environment.end(self._txn)
+            self._registry.ended(self)
         return self._ended
 
     def _lend(self, guard: memoryview) -> memoryview:
@@ -132,6 +134,38 @@ class LmdbSnapshot:
     def _check_open(self) -> None:
         if self._closed:
             raise InternalError("the snapshot is closed")
+
+
+class Snapshots:
+    """The snapshots of a store that have not ended, which keeps them from being collected while their views are in use."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._open: set[LmdbSnapshot] = set()
+        self._leaked: list[LmdbSnapshot] = []
+        self._lock = threading.Lock()
+
+    def open(self) -> LmdbSnapshot:
+        """Open one. Raises ``QueueFullError``, ``InternalError``."""
+        self.end_leaked()
+        snapshot = LmdbSnapshot(self._environment, self)
+        self._open.add(snapshot)
+        return snapshot
+
+    def end_leaked(self) -> None:
+        """End those that were closed while their views were in use, and no longer are."""
+        if self._leaked:
+            with self._lock:
+                self._leaked = [snapshot for snapshot in self._leaked if not snapshot.end()]
+
+    def leaked(self, snapshot: LmdbSnapshot) -> None:
+        """Take note of a closed snapshot that could not end."""
+        with self._lock:
+            self._leaked.append(snapshot)
+
+    def ended(self, snapshot: LmdbSnapshot) -> None:
+        """Take note of the end of one."""
+        self._open.discard(snapshot)
 
 
 def _released(view: memoryview, guard: memoryview) -> bool:

@@ -13,7 +13,7 @@ import lmdb
 
 from kaasd.errors import InternalError, KaasError, StoreFullError
 from kaasd.store.base import Entry
-from kaasd.store.changes import FREED_AT_ONCE, Changes
+from kaasd.store.changes import FREED_AT_ONCE, Changes, max_inline_bytes
 from kaasd.store.environment import Environment
 from kaasd.store.jobs import Commit, Job
 from kaasd.store.layout import NOBODY, Extent
@@ -29,7 +29,6 @@ Task = Iterator[None]
 _MIN_CHUNK_BYTES = 4096 - 16
 """With LMDB's header it fills one page, and so fits wherever one is free."""
 _HELD_POLL_S = 0.002
-_READER_CHECK_S = 60.0
 
 
 class Writer:
@@ -90,6 +89,7 @@ class Writer:
 
     def close(self) -> None:
         """Finish all that is queued, drop what is staged, and end the thread. Idempotent."""
+        self._environment.check_process()
         with self._wake:
             self._closing = True
             self._wake.notify_all()
@@ -258,6 +258,8 @@ class Writer:
             return
         try:
             for change in job.changes:
+                if change.pieces.size_bytes <= max_inline_bytes(self._chunk_bytes):
+                    continue
                 pieces, change.pieces = change.pieces, Pieces()
                 for part in pieces.cut(self._chunk_bytes):
                     change.extents += self._write_chunk(part)

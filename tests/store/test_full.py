@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import count
 
@@ -121,6 +122,31 @@ def test_deletes_work_while_a_snapshot_holds_the_pages(open_store: Callable, pay
         with pytest.raises(StoreFullError, match="snapshots"):
             store.commit([Write("a", [payload(1_000_000)])]).result()
     store.commit([Write("a", [payload(1_000_000)])]).result()
+
+
+def test_a_full_store_waits_for_snapshots_to_close(
+    open_store: Callable, payload: Callable, read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(limit_bytes=LIMIT_BYTES, chunk_bytes=CHUNK_BYTES, held_timeout_s=60.0)
+    for key in fill(store, payload, 1_000_000):
+        last = store.snapshot()
+        store.delete(key).result()
+        last.close()
+    waits = threading.Event()
+    is_held = store._environment.is_held
+    monkeypatch.setattr(store._environment, "is_held", lambda: is_held() and (waits.set() or True))
+    value = payload(1_000_000)
+    store.commit([Write("a", [value])]).result()
+    store.commit([Write("b", [value])]).result()
+    assert not waits.is_set()
+    snapshot = store.snapshot()
+    commits = [store.delete("a"), store.delete("b"), *(store.commit([Write(f"n{i}", [value])]) for i in range(3))]
+    assert waits.wait(60.0)
+    assert b"".join(snapshot.pieces("a")) == value
+    snapshot.close()
+    for commit in commits:
+        commit.result()
+    assert read(store, "n2") == value
 
 
 def test_limit_below_what_is_stored(open_store: Callable, payload: Callable, read: Callable) -> None:

@@ -240,14 +240,15 @@ if pid := os.fork():
     with store.snapshot() as snapshot:
         say(bytes(next(snapshot.pieces("a"))))
 else:
-    for attempt in (store.snapshot, store.stats, lambda: store.commit([Write("a", [b"2"])]), lambda: store.delete("a")):
+    commit = lambda: store.commit([Write("a", [b"2"])])
+    for attempt in (store.snapshot, store.stats, commit, lambda: store.delete("a"), store.close):
         try:
             attempt()
         except Exception as error:
             say(error.message.partition(" was ")[2])
     os._exit(0)
 """)
-    for _ in range(4):
+    for _ in range(5):
         assert said(child) == "opened before a fork; LMDB must be opened anew in each process"
     assert said(child) == "b'1'"
 

@@ -136,6 +136,20 @@ def test_snapshots_leave_no_reader_behind(store: LmdbStore) -> None:
     assert _readers(store) == 0
 
 
+def test_a_view_outlives_a_snapshot_that_nobody_closed(store: LmdbStore, payload: Callable) -> None:
+    value = payload(4096)
+    store.commit([Write("a", [value])]).result()
+    view = next(store.snapshot().pieces("a"))
+    gc.collect()
+    for _ in range(20):
+        store.commit([Write("a", [payload(4096)])]).result()
+    assert view == value
+    with pytest.raises(InternalError, match="1 snapshots are open"):
+        store.close()
+    for snapshot in list(store._snapshots._open):
+        snapshot.close()
+
+
 def _address(view: memoryview) -> int:
     return int(np.frombuffer(view, "u1").ctypes.data)
 

@@ -111,6 +111,22 @@ def test_many_small_range_writes_do_not_shatter_a_value(store: LmdbStore, payloa
         assert [len(view) for view in snapshot.pieces("a")] == [4096] * 10
 
 
+@pytest.mark.parametrize("chunk_bytes", [4096, 5000, 16_384, 65_536])
+def test_chunk_size_may_change(open_store: Callable, payload: Callable, read: Callable, chunk_bytes: int) -> None:
+    values = {f"k{size}": bytearray(payload(size)) for size in (3000, 10_000, 50_000)}
+    store = open_store(chunk_bytes=12_288)
+    store.commit([Write(key, [value]) for key, value in values.items()]).result()
+    store.close()
+    store = open_store(chunk_bytes=chunk_bytes)
+    for key, value in values.items():
+        for offset, size in ((100, 200), (1000, 2000), (len(value) // 2, len(value) // 2)):
+            value[offset : offset + size] = patch = payload(size)
+            store.commit([Write(key, [patch], offset)]).result()
+            assert read(store, key) == value
+        store.delete(key).result()
+    assert store.stats().used_bytes == 0
+
+
 def test_range_write_must_lie_within_the_value(store: LmdbStore, read: Callable) -> None:
     store.commit([Write("a", [b"0123456789"])]).result()
     with pytest.raises(ValueTooShortError, match=r"'a' has 10 bytes; \[8, 11\) is to be written"):
