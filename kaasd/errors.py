@@ -24,7 +24,7 @@ class Violation:
         return f"{self.field}: {self.description}" if self.field else self.description
 
 
-@dataclass
+@dataclass(eq=False)
 class KaasError(Exception):
     """Base of all errors that a caller may see."""
 

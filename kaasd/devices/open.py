@@ -49,9 +49,9 @@ def open_device(name: str, emulator_memory_bytes: int | None = None) -> Device:
     """
     # What a device needs is loaded when it is opened: the driver's bindings, or a compiler.
     if name == EMULATOR:
-        from kaasd.devices.emulator.device import EmulatorDevice
+        from kaasd.devices.emulator.device import EmulatedDevice
 
-        return EmulatorDevice() if emulator_memory_bytes is None else EmulatorDevice(memory_bytes=emulator_memory_bytes)
+        return EmulatedDevice() if emulator_memory_bytes is None else EmulatedDevice(memory_bytes=emulator_memory_bytes)
     ordinal = _ordinal(name)
     try:
         from kaasd.devices.cuda.device import CudaDevice

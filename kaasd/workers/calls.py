@@ -1,7 +1,7 @@
 """Which calls a worker has, and what becomes of each: events in, decisions out, no I/O.
 
-A worker serves its calls in the order in which they were sent, so the oldest unanswered one is the one that it is serving. When
-the worker dies only that one has been touched; the others are sent again to its successor.
+A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are those
+that it is serving. When the worker dies only these have been touched; the others are sent again to its successor.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 from kaasd.errors import CancelledError, DeadlineExceededError, KaasError, QueueFullError, WorkerRestartingError
 
-WINDOW = 2
-"""Calls at the worker at once: one that it serves and one that it finds when it is done, without a round trip between."""
+WAITING_AT_WORKER = 1
+"""Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
 
 class StopReason(Enum):
@@ -47,7 +48,7 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Ask the worker to stop the call and, where ``kill_after_grace``, report ``grace_over`` when it has not in time."""
+    """Ask the worker to stop the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
 
     call: int
     reason: StopReason
@@ -61,25 +62,34 @@ class Kill:
 Decision = Send | Fail | Stop | Kill
 
 
+@dataclass(slots=True)
+class _Sent:
+    """A call at the worker."""
+
+    stop: StopReason | None = None
+    failed: bool = False
+    """Its caller has been told already; the worker skips it or stops it."""
+
+
 class CallQueue:
     """The calls of one worker, waiting and sent."""
 
-    def __init__(self, max_queued: int, window: int = WINDOW) -> None:
+    def __init__(self, max_queued: int, concurrency: int = 1) -> None:
         self._max_queued = max_queued
-        self._window = window
+        self._concurrency = concurrency
         self._ready = False
         self._queued: OrderedDict[int, None] = OrderedDict()
-        self._sent: OrderedDict[int, StopReason | None] = OrderedDict()
+        self._sent: OrderedDict[int, _Sent] = OrderedDict()
 
     @property
     def queued(self) -> int:
-        """Calls that wait behind the one being served."""
-        return len(self._queued) + max(0, len(self._sent) - 1)
+        """Calls that wait behind those being served."""
+        return self.load - self.running
 
     @property
     def running(self) -> int:
-        """Calls being served: 0 or 1."""
-        return min(1, len(self._sent))
+        """Calls being served."""
+        return min(self._concurrency, len(self._sent))
 
     @property
     def load(self) -> int:
@@ -106,15 +116,19 @@ class CallQueue:
     def worker_lost(self) -> list[Decision]:
         """The worker has gone: what it served fails, what only waited there waits for the next worker."""
         self._ready = False
+        served = set(self._served())
         decisions: list[Decision] = []
-        for position, (call, stop) in enumerate(self._sent.items()):
-            if stop is not None:
-                decisions.append(Fail(call, stop.error("running")))
-            elif position == 0:
-                decisions.append(
-                    Fail(call, WorkerRestartingError("the worker died while it served this request; nothing was changed"))
-                )
-        waiting = [call for position, (call, stop) in enumerate(self._sent.items()) if position > 0 and stop is None]
+        waiting = []
+        for call, sent in self._sent.items():
+            if sent.failed:
+                continue
+            if sent.stop is not None:
+                decisions.append(Fail(call, sent.stop.error("running")))
+            elif call in served:
+                error = WorkerRestartingError("the worker died while it served this request; nothing was changed")
+                decisions.append(Fail(call, error))
+            else:
+                waiting.append(call)
         for call in reversed(waiting):
             self._queued[call] = None
             self._queued.move_to_end(call, last=False)
@@ -126,29 +140,36 @@ class CallQueue:
         if call in self._queued:
             del self._queued[call]
             return [Fail(call, reason.error("queued"))]
-        if call in self._sent and self._sent[call] is not StopReason.DEADLINE:
-            self._sent[call] = reason
+        sent = self._sent.get(call)
+        if sent is None or sent.stop is StopReason.DEADLINE:
+            return []
+        sent.stop = reason
+        if sent.failed or call in self._served():
             return [Stop(call, reason)]
-        return []
+        sent.failed = True
+        return [Fail(call, reason.error("queued")), Stop(call, reason)]
 
     def grace_over(self, call: int) -> list[Decision]:
         """A call that was to stop at its deadline had time enough to do so."""
-        return [Kill()] if self._sent.get(call) is StopReason.DEADLINE else []
+        return [Kill()] if call in self._served() and self._sent[call].stop is StopReason.DEADLINE else []
 
     def fail_all(self, error: KaasError) -> list[Decision]:
         """No worker will come any more."""
-        calls = [*self._sent, *self._queued]
+        calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
         self._sent.clear()
         self._queued.clear()
         return [Fail(call, error) for call in calls]
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while self._ready and self._queued and len(self._sent) < self._window:
+        while self._ready and self._queued and len(self._sent) < self._concurrency + WAITING_AT_WORKER:
             call, _ = self._queued.popitem(last=False)
-            self._sent[call] = None
+            self._sent[call] = _Sent()
             decisions.append(Send(call))
         return decisions
+
+    def _served(self) -> list[int]:
+        return list(islice(self._sent, self._concurrency))
 
 
 @dataclass

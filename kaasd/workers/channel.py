@@ -22,20 +22,22 @@ _RECEIVE_BYTES = 256 * 1024
 
 
 class FrontChannel(asyncio.Protocol):
-    """The front's end. ``on_message`` gets every message, ``on_lost`` once the worker has gone."""
+    """The front's end. ``on_message`` gets every message; ``on_lost`` is called once the worker has gone."""
 
-    def __init__(self, on_message: Callable[[worker_pb2.FromWorker], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_message: Callable[[worker_pb2.FromWorker], object] = lambda message: None,
+        on_lost: Callable[[], object] = lambda: None,
+    ) -> None:
         self._on_message = on_message
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
 
     @classmethod
-    async def open(
-        cls, sock: socket.socket, on_message: Callable[[worker_pb2.FromWorker], None], on_lost: Callable[[], None]
-    ) -> FrontChannel:
-        """Take over ``sock`` on the running event loop."""
-        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(on_message, on_lost), sock=sock)
+    async def open(cls, sock: socket.socket, *callbacks: Callable[..., object]) -> FrontChannel:
+        """Take over ``sock`` on the running event loop; ``callbacks`` as ``__init__``."""
+        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(*callbacks), sock=sock)
         return channel
 
     def send(self, message: worker_pb2.ToWorker) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
+from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
@@ -37,7 +38,7 @@ class _Call:
     message: worker_pb2.ToWorker
     answer: asyncio.Future[worker_pb2.FromWorker]
     deadline_timer: asyncio.TimerHandle | None = None
-    sent_at: float = 0.0
+    sent_at_ns: int = 0
 
 
 class Supervisor:
@@ -52,6 +53,7 @@ class Supervisor:
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrontChannel | None = None
+        self._stops: FrontChannel | None = None
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,8 +72,8 @@ class Supervisor:
         await self._spawn()
         await self._started
 
-    async def call(self, message: worker_pb2.ToWorker, deadline: float | None = None) -> tuple[worker_pb2.FromWorker, float]:
-        """Have the worker serve ``message`` and return its answer, and the loop time at which it was sent.
+    async def call(self, message: worker_pb2.ToWorker, deadline: float | None = None) -> tuple[worker_pb2.FromWorker, int]:
+        """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
         ``deadline`` is in the loop's time. When the awaiting task is cancelled the call is stopped. Raises ``KaasError``.
         """
@@ -95,14 +97,15 @@ class Supervisor:
             del self._calls[call_id]
         if answer.HasField("failed"):
             raise error_from_failed(answer.failed)
-        return answer, call.sent_at
+        return answer, call.sent_at_ns
 
     async def close(self) -> None:
         """Stop the worker; calls that are left fail. Idempotent."""
         self._closing = True
         self._act(self._queue.fail_all(DrainingError("the server is shutting down")))
-        if self._channel is not None:
-            self._channel.close()
+        for channel in (self._channel, self._stops):
+            if channel is not None:
+                channel.close()
         for task in self._tasks:
             task.cancel()
         if self._process is not None:
@@ -112,12 +115,14 @@ class Supervisor:
 
     async def _spawn(self) -> None:
         """Start a process with exec: nothing of the front's gRPC or LMDB may cross a fork."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "kaasd.workers.worker", str(theirs.fileno()), self._config.to_json()]
-            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL)
+        calls, stops = socket.socketpair(), socket.socketpair()
+        with calls[1], stops[1]:
+            descriptors = (calls[1].fileno(), stops[1].fileno())
+            command = [sys.executable, "-m", "kaasd.workers.worker", *map(str, descriptors), self._config.to_json()]
+            self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         self.info.worker_pid = self._process.pid
-        self._channel = await FrontChannel.open(ours, self._received, self._lost)
+        self._channel = await FrontChannel.open(calls[0], self._received, self._lost)
+        self._stops = await FrontChannel.open(stops[0])
 
     def _received(self, message: worker_pb2.FromWorker) -> None:
         if message.HasField("ready"):
@@ -196,7 +201,8 @@ class Supervisor:
                     self._fail(call_id, error)
                 case Stop(call_id, reason):
                     deadline = reason is StopReason.DEADLINE
-                    self._write(worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline)))
+                    if self._stops is not None:
+                        self._stops.send(worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline)))
                     if deadline:
                         self._loop.call_later(STOP_GRACE_S, self._grace_over, call_id)
                 case Kill():
@@ -208,12 +214,9 @@ class Supervisor:
         if call is None:  # Its caller went away while it was queued for a successor.
             self._act(self._queue.answered(call_id))
             return
-        call.sent_at = self._loop.time()
-        self._write(call.message)
-
-    def _write(self, message: worker_pb2.ToWorker) -> None:
+        call.sent_at_ns = perf_counter_ns()
         if self._channel is not None:
-            self._channel.send(message)
+            self._channel.send(call.message)
 
     def _fail(self, call_id: int, error: KaasError) -> None:
         call = self._calls.get(call_id)

@@ -1,7 +1,7 @@
 """The worker process: owns one device, serves the calls of the front in order, exits when the front has gone.
 
-The main thread receives; the device thread opens the device, serves and answers. Started as
-``python -m kaasd.workers.worker FD CONFIG``.
+The main thread receives calls, serves them and answers: no hand-over between threads on the way. A second thread listens for
+stops on a channel of its own. Started as ``python -m kaasd.workers.worker CALLS_FD STOPS_FD CONFIG``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -37,129 +36,112 @@ EXIT_DEVICE_LOST = 70
 _log = logging.getLogger(__name__)
 
 
-class CallStop:
-    """Whether a call is to stop, and why. Set by the receiving thread, looked at by the device thread."""
+class Stops:
+    """Which calls are to stop: told by the stops channel in a thread of its own, asked by the main thread."""
 
-    def __init__(self) -> None:
-        self.error: KaasError | None = None
+    def __init__(self, channel: WorkerChannel, device: Device) -> None:
+        self._channel = channel
+        self._device = device
+        self._lock = threading.Lock()
+        self._asked: dict[int, KaasError] = {}
+        self._running: int | None = None
+        self._last_begun = 0
+        threading.Thread(target=self._listen, name="stops", daemon=True).start()
 
-    def check(self) -> None:
-        """Raise the reason if the call is to stop."""
-        if self.error is not None:
-            raise self.error
+    def begin(self, call_id: int) -> None:
+        """A call is taken up. Raises the reason if it is to be skipped."""
+        with self._lock:
+            self._running = self._last_begun = call_id
+            self.check("queued")
+
+    def check(self, stage: str = "running") -> None:
+        """Raise the reason if the running call is to stop."""
+        error = self._asked.get(self._running or 0)
+        if error is not None:
+            raise type(error)(f"{error.message} while the request was {stage}")
+
+    def end(self) -> None:
+        """The running call has ended."""
+        with self._lock:
+            self._asked.pop(self._running or 0, None)
+            self._running = None
+
+    def _listen(self) -> None:
+        while (message := self._channel.receive()) is not None:
+            if message.cancel.deadline_exceeded:
+                self._stop(message.id, DeadlineExceededError("the deadline passed"))
+            else:
+                self._stop(message.id, CancelledError("the caller went away"))
+        with self._lock:
+            running = self._running
+        if running is not None:
+            self._stop(running, CancelledError("the front went away"))
+
+    def _stop(self, call_id: int, error: KaasError) -> None:
+        with self._lock:
+            if call_id != self._running and call_id <= self._last_begun:
+                return  # It has ended.
+            self._asked[call_id] = error
+            if call_id != self._running:
+                return  # It is skipped when its turn comes.
+            self._device.stop()
+        again = threading.Timer(STOP_REPEAT_S, self._stop, (call_id, error))
+        again.daemon = True
+        again.start()
 
 
 class Worker:
     """Serves one front with one device."""
 
-    def __init__(self, config: WorkerConfig, channel: WorkerChannel) -> None:
+    def __init__(self, config: WorkerConfig, calls: WorkerChannel, stops: WorkerChannel) -> None:
         self._config = config
-        self._channel = channel
-        self._changed = threading.Condition()
-        self._waiting: deque[tuple[worker_pb2.ToWorker, CallStop]] = deque()
-        self._running: tuple[int, CallStop] | None = None
-        self._device: Device | None = None
-        self._closed = False
+        self._calls = calls
+        self._stops_channel = stops
 
     def run(self) -> int:
         """Serve until the front closes its end; return the exit status."""
-        status: list[int] = []
-        server = threading.Thread(target=lambda: status.append(self._serve()), name="device")
-        server.start()
-        while (message := self._channel.receive()) is not None:
-            if message.HasField("cancel"):
-                self._cancel(message.id, message.cancel.deadline_exceeded)
-                continue
-            with self._changed:
-                self._waiting.append((message, CallStop()))
-                self._changed.notify()
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-            running = self._running
-        if running is not None:
-            self._cancel(running[0], deadline_exceeded=False)
-        server.join()
-        return status[0] if status else 1
-
-    def _cancel(self, call_id: int, deadline_exceeded: bool) -> None:
-        stage = "running"
-        with self._changed:
-            for item in self._waiting:
-                if item[0].id == call_id:
-                    self._waiting.remove(item)
-                    stage = "queued"
-                    break
-        error: KaasError = (
-            DeadlineExceededError(f"the deadline passed while the request was {stage}")
-            if deadline_exceeded
-            else CancelledError(f"the caller went away while the request was {stage}")
-        )
-        if stage == "queued":
-            self._channel.send(worker_pb2.FromWorker(id=call_id, failed=failed_from_error(error)))
-        else:
-            self._stop_running(call_id, error)
-
-    def _stop_running(self, call_id: int, error: KaasError) -> None:
-        with self._changed:
-            if self._running is None or self._running[0] != call_id:
-                return
-            self._running[1].error = error
-            if self._device is not None:
-                self._device.stop()
-        again = threading.Timer(STOP_REPEAT_S, self._stop_running, (call_id, error))
-        again.daemon = True
-        again.start()
-
-    def _serve(self) -> int:
         with ExitStack() as stack:
             try:
-                store = LmdbStore(
-                    self._config.store_path,
-                    limit_bytes=self._config.store_limit_bytes,
-                    durability=Durability(self._config.durability),
-                    chunk_bytes=self._config.chunk_bytes,
-                )
-                stack.callback(store.close)
-                device = open_device(self._config.device, emulator_memory_bytes=self._config.emulator_memory_bytes)
-                stack.callback(device.close)
-                libraries = Libraries(store, [Path(root) for root in self._config.library_roots])
-                executor = Executor(device, store, libraries)
-                stack.callback(executor.close)
+                device, executor = self._open(stack)
             except Exception as error:
                 _log.debug("cannot start", exc_info=True)
                 failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
-                self._channel.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
-                os._exit(1)
-            self._device = device
-            self._channel.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
-            while (item := self._next()) is not None:
-                answer = self._answer(executor, *item)
-                with self._changed:
-                    self._running = None
-                answer.id = item[0].id
-                self._channel.send(answer)
+                self._calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
+                return 1
+            stops = Stops(self._stops_channel, device)
+            self._calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
+            while (message := self._calls.receive()) is not None:
+                answer = self._answer(executor, message, stops)
+                stops.end()
+                answer.id = message.id
+                self._calls.send(answer)
                 if answer.HasField("failed") and answer.failed.device_lost:
                     os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
         return 0
 
-    def _next(self) -> tuple[worker_pb2.ToWorker, CallStop] | None:
-        """Wait for a call and take it as the running one; None when there will be no more."""
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
-            message, stop = self._waiting.popleft()
-            self._running = (message.id, stop)
-            return message, stop
+    def _open(self, stack: ExitStack) -> tuple[Device, Executor]:
+        """Open the store and the device, to be closed by ``stack``."""
+        config = self._config
+        store = LmdbStore(
+            config.store_path,
+            limit_bytes=config.store_limit_bytes,
+            durability=Durability(config.durability),
+            chunk_bytes=config.chunk_bytes,
+        )
+        stack.callback(store.close)
+        device = open_device(config.device, emulator_memory_bytes=config.emulator_memory_bytes)
+        stack.callback(device.close)
+        executor = Executor(device, store, Libraries(store, [Path(root) for root in config.library_roots]))
+        stack.callback(executor.close)
+        return device, executor
 
     @staticmethod
-    def _answer(executor: Executor, message: worker_pb2.ToWorker, stop: CallStop) -> worker_pb2.FromWorker:
+    def _answer(executor: Executor, message: worker_pb2.ToWorker, stops: Stops) -> worker_pb2.FromWorker:
         try:
+            stops.begin(message.id)
             match message.WhichOneof("call"):
                 case "execute":
-                    return worker_pb2.FromWorker(executed=_execute(executor, message.execute, stop))
+                    return worker_pb2.FromWorker(executed=_execute(executor, message.execute, stops))
                 case "prepare":
                     executor.prepare(message.prepare.request)
                     return worker_pb2.FromWorker(prepared=worker_pb2.Prepared())
@@ -174,9 +156,9 @@ class Worker:
             return worker_pb2.FromWorker(failed=failed_from_error(InternalError("a defect of kaasd; its log has the details")))
 
 
-def _execute(executor: Executor, call: worker_pb2.Execute, stop: CallStop) -> worker_pb2.Executed:
+def _execute(executor: Executor, call: worker_pb2.Execute, stops: Stops) -> worker_pb2.Executed:
     result = executor.execute(
-        call.request, keys=call.keys, inputs=call.inputs, return_buffers=call.return_buffers, check_stop=stop.check
+        call.request, keys=call.keys, inputs=call.inputs, return_buffers=call.return_buffers, check_stop=stops.check
     )
     return worker_pb2.Executed(
         outputs=result.outputs,
@@ -221,13 +203,13 @@ def _describe(properties: DeviceProperties) -> admin_pb2.Device:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the front at the other end of an inherited socket."""
-    descriptor, config = int(arguments[0]), WorkerConfig.from_json(arguments[1])
+    """Serve the front at the other ends of two inherited sockets."""
+    calls, stops = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments[:2])
+    config = WorkerConfig.from_json(arguments[2])
     logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
     # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = WorkerChannel(socket.socket(fileno=descriptor))
-    return Worker(config, channel).run()
+    return Worker(config, calls, stops).run()
 
 
 if __name__ == "__main__":

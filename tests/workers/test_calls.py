@@ -75,6 +75,29 @@ def test_a_queued_call_is_stopped_at_once(reason: StopReason, kind: type[Excepti
     assert queue.worker_ready() == []
 
 
+def test_a_call_that_waits_at_the_worker_fails_at_once_and_is_skipped_there() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    failed, stop = queue.stop(2, StopReason.DEADLINE)
+    assert isinstance(failed, Fail)
+    assert (failed.call, type(failed.error)) == (2, DeadlineExceededError)
+    assert stop == Stop(2, StopReason.DEADLINE)
+    assert queue.grace_over(2) == []
+    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1]
+    assert queue.worker_ready() == []
+
+
+def test_as_many_run_as_the_worker_serves_at_a_time() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    assert [queue.submit(call) for call in range(1, 6)] == [[Send(1)], [Send(2)], [Send(3)], [Send(4)], []]
+    assert (queue.running, queue.queued) == (3, 2)
+    assert queue.answered(2) == [Send(5)]
+    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1, 3, 4]
+    assert queue.worker_ready() == [Send(5)]
+
+
 def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> None:
     queue = ready_queue()
     queue.submit(1)
