@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
+from kaasd.devices.emulator import library
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.layout import CONTEXT, FRAME, FUNCTION, LAUNCH, OFFSET_BITS, THREAD, Fault, Slot, Status
 from kaasd.devices.emulator.native import I64, PTR, const, i64
@@ -38,6 +39,9 @@ def return_from(t: Emitter) -> None:
 def call(t: Emitter, results: Elements | None, target: Operand, arguments: Elements | None, prototype: Operand | None) -> None:
     """Push the callee's frame, let it run, and take its results."""
     b = t.b
+    if isinstance(target, LabelName) and target.name in t.image.declared and target.name not in t.image.signatures:
+        _call_library(t, target.name, results, arguments)
+        return
     signature, entry = _callee(t, target, prototype)
     own_frame = b.load(t.image.frame_sizes[t.routine.name], typ=I64)
     frame, local = b.get(THREAD, t.thread, "frame"), b.get(THREAD, t.thread, "local")
@@ -55,6 +59,23 @@ def call(t: Emitter, results: Elements | None, target: Operand, arguments: Eleme
     t.suspend(Status.CONTINUE)
     for place, operand in _pair(t, signature.results, results, "results"):
         _take(t, place, operand)
+
+
+def _call_library(t: Emitter, name: str, results: Elements | None, arguments: Elements | None) -> None:
+    """Emit a call of a function of the device's runtime library."""
+    signature = t.image.declared[name]
+    values = []
+    for place, operand in _pair(t, signature.parameters, arguments, "arguments"):
+        if isinstance(operand, Symbol) and operand.storage.space == "local":
+            values.append(t.b.load_as(place.type.raw, t.local_pointer(operand.storage.offset), "memory"))
+        else:
+            values.append(t.raw(t.read(operand, place.type)))
+    value = library.emit(t, name, values)
+    for place, operand in _pair(t, signature.results, results, "results"):
+        if isinstance(operand, Symbol):
+            t.b.store_as(t.b.resize(value, place.type.raw), t.local_pointer(operand.storage.offset), "memory")
+        else:
+            t.write(operand, t.b.resize(value, place.type.raw), place.type)
 
 
 def _callee(t: Emitter, target: Operand, prototype: Operand | None) -> tuple[Signature, ir.Value]:

@@ -24,7 +24,7 @@ from kaasd.devices.emulator.layout import (
 )
 from kaasd.devices.emulator.linking import KernelImage
 from kaasd.devices.emulator.native import I32, PTR, Builder, i32, i64
-from kaasd.devices.emulator.program import Register, Routine
+from kaasd.devices.emulator.program import Register, Routine, Signature
 from kaasd.devices.emulator.scheduler import enter_block, enter_thread, record_thread, stopped
 from kaasd.devices.emulator.table import Flow
 from kaasd.devices.emulator.types import PRED
@@ -36,8 +36,14 @@ STACK_SIZE = 64 << 10
 class CompiledKernel:
     """A kernel's LLVM module, with the routines that it can reach (itself among them). Raises ``Unsupported``."""
 
-    def __init__(self, entry: Routine, routines: Sequence[Routine], function_addresses: Mapping[str, int]) -> None:
-        self.image = KernelImage(entry, routines, function_addresses)
+    def __init__(
+        self,
+        entry: Routine,
+        routines: Sequence[Routine],
+        function_addresses: Mapping[str, int],
+        declared: Mapping[str, Signature],
+    ) -> None:
+        self.image = KernelImage(entry, routines, function_addresses, declared)
         module = self.image.module
         self.frame_sizes: dict[str, int] = {}
         functions = {}
@@ -51,7 +57,7 @@ class CompiledKernel:
             compiler = _RoutineCompiler(self.image, routine, functions[routine.name])
             self.frame_sizes[routine.name] = size = compiler.compile()
             self.image.frame_sizes[routine.name].initializer = i64(size)
-            self.waits |= compiler.resume_count > 0
+            self.waits |= compiler.waits
         self.frame_stride, self.local_stride = self._stack_sizes()
         """Bytes of saved registers, and of local memory, for a thread."""
         _define(self.image.function_table, self._function_entries(functions))
@@ -112,8 +118,9 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function) -> None:
     block = [b.get(LAUNCH, launch, f"block_{axis}") for axis in "xyz"]
     shared = b.at(arena, b.get(LAUNCH, launch, "shared_offset"))
     thread = b.alloca(THREAD.ir)
-    b.put(THREAD, thread, local=0)
-    enter_thread(b, context, b.at(arena, b.get(LAUNCH, launch, "locals_offset")))
+    local = b.at(arena, b.get(LAUNCH, launch, "locals_offset"))
+    b.put(THREAD, thread, locals=local, local=0)
+    enter_thread(b, context, local)
     with b.count(grid[2]) as block_z, b.count(grid[1]) as block_y, b.count(grid[0]) as block_x:
         with b.when(stopped(b, context), likely=False):
             b.ret(i32(Fault.STOPPED))
@@ -137,7 +144,12 @@ class _RoutineCompiler:
         self._liveness: Liveness | None = None
         self._frame_size = FRAME.size
         self._emitter.suspend = self._suspend
-        self.resume_count = 0
+        self._resumes: list[ir.Block] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether a thread can return before its end."""
+        return bool(self._resumes)
 
     def compile(self) -> int:
         """Emit the routine and return the size of its frame."""
@@ -156,6 +168,7 @@ class _RoutineCompiler:
             self._emit()
         self._continue_at(len(operations))
         return_from(t)  # past the last instruction: the same as `ret`
+        self._dispatch()
         return align(self._frame_size)
 
     def _start(self) -> None:
@@ -163,24 +176,26 @@ class _RoutineCompiler:
         t = self._emitter
         b = t.b
         self._first = b.append_basic_block("first")
-        self._switch_block = b.block
+        self._entry = b.block
         b.position_at_end(self._first)
         for place in self._routine.signature.parameters:
             if register := self._routine.formals.get(place.offset):
                 t.write(register, b.load_as(place.type.raw, t.local_pointer(place.offset), "memory"), place.type)
         b.branch(t.blocks[0])
-        b.position_at_end(self._switch_block)
-        self._switch: ir.Instruction | None = None
-        if self._can_wait():
-            frame = b.get(THREAD, t.thread, "frame")
-            self._frame = frame
-            self._switch = b.switch(b.get(FRAME, frame, "resume"), self._first)
-        else:
-            b.branch(self._first)
+        b.position_at_end(self._entry)
+        self._frame = b.get(THREAD, t.thread, "frame")
+        b.position_at_end(t.blocks[0])
 
-    def _can_wait(self) -> bool:
-        operations = self._routine.operations
-        return any(op.match.form.suspends or self._goes_back(op.index) for op in operations)
+    def _dispatch(self) -> None:
+        """End the entry: to the start, or to where the thread left off."""
+        b = self._emitter.b
+        b.position_at_end(self._entry)
+        if not self._resumes:
+            b.branch(self._first)
+            return
+        switch = b.switch(b.get(FRAME, self._frame, "resume"), self._first)
+        for number, block in enumerate(self._resumes, 1):
+            switch.add_case(i32(number), block)
 
     def _goes_back(self, index: int) -> bool:
         return any(target <= index for target in targets(self._routine, self._routine.operations[index]))
@@ -235,7 +250,8 @@ class _RoutineCompiler:
         """Save registers, return to the scheduler, and load them before going on to ``go_on``."""
         t = self._emitter
         b = t.b
-        self.resume_count += 1
+        resume = b.append_basic_block("resume")
+        self._resumes.append(resume)
         places, offset = [], FRAME.size
         for register in sorted(registers, key=lambda register: -register.type.bits):
             places.append((register, offset))
@@ -243,11 +259,8 @@ class _RoutineCompiler:
         self._frame_size = max(self._frame_size, offset)
         for register, place in places:
             b.store_as(t.load_register(register), b.at(self._frame, place))
-        b.put(FRAME, self._frame, resume=self.resume_count)
+        b.put(FRAME, self._frame, resume=len(self._resumes))
         b.ret(i32(status))
-        resume = b.append_basic_block("resume")
-        assert self._switch is not None
-        self._switch.add_case(i32(self.resume_count), resume)
         b.position_at_end(resume)
         for register, place in places:
             t.store_register(register, b.load_as(register.type.raw, b.at(self._frame, place)))

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 
 from kaasd.devices.base import Launch, Stopped, UnsupportedLibrary
 from kaasd.devices.emulator.launch import Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, Fault
-from kaasd.devices.emulator.memory import AddressSpace, Allocation
+from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedModule
+from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
 from kaasd.devices.image import read_image
 from kaasd.request.target import DeviceProperties
 
+_LOG = logging.getLogger(__name__)
+
 DEFAULT_MEMORY_BYTES = 8 << 30
+PRINT_BYTES = 1 << 20
+"""For what kernels print in one run: CUDA's default."""
+HEAP_BYTES = 8 << 20
+"""For what device code may hold of ``malloc`` at a time: CUDA's default."""
 MODEL = "emulated device (PTX on the CPU)"
 
 _EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
@@ -29,6 +37,11 @@ class EmulatedDevice:
         self._modules: list[EmulatedModule] = []
         self._context = CONTEXT.ctype()
         self._context.table = self._space.table_address
+        self._print_memory = HostMemory(PRINT_BYTES)
+        self._context.printed, self._context.printed_size = self._print_memory.address, PRINT_BYTES
+        self._context.heap_limit = HEAP_BYTES
+        self.printed = ""
+        """What the kernels of the last ``run`` that printed anything printed."""
 
     def load(self, image: bytes) -> EmulatedModule:
         """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
@@ -49,6 +62,7 @@ class EmulatedDevice:
         """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``."""
         context = self._context
         context.stop = context.fault = context.site = context.address = 0
+        context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
         prepared = Prepared(launches, self.properties)
         try:
             context.arena, context.resident = prepared.arena.address, ctypes.addressof(prepared.resident)
@@ -60,6 +74,17 @@ class EmulatedDevice:
                 raise kernel_fault(context, launches, self._space)
         finally:
             prepared.close()
+            if context.heap_next:
+                self._space.clear_heap()
+            if context.printed_used:
+                self._note_printed()
+
+    def _note_printed(self) -> None:
+        context = self._context
+        self.printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
+        if context.printed_lost:
+            self.printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
+        _LOG.info("device code printed:\n%s", self.printed)
 
     def stop(self) -> bool:
         """Ask a running ``run`` to raise ``Stopped``, from any thread."""
@@ -72,3 +97,4 @@ class EmulatedDevice:
             module.close()
         self._modules.clear()
         self._space.close()
+        self._print_memory.close()

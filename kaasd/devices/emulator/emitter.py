@@ -40,6 +40,9 @@ class Emitter:
     """Emits the code of one routine. ``b`` is the LLVM builder, ``operation`` the instruction at hand."""
 
     operation: Operation
+    b: Builder
+    context: ir.Value
+    thread: ir.Value
 
     def __init__(self, image: KernelImage, routine: Routine, function: ir.Function) -> None:
         self.image = image
@@ -76,11 +79,11 @@ class Emitter:
         if isinstance(operand, ast.Integer | ast.Float):
             return self._immediate(operand, kind)
         if isinstance(operand, Special):
-            return self.cast(self._fit(special.read(self, operand.name), kind), kind)
+            return self.cast(b.resize(special.read(self, operand.name), kind.raw), kind)
         if isinstance(operand, Symbol):
-            return self.cast(self._fit(self.address_of(operand.storage, operand.offset), kind), kind)
+            return self.cast(b.resize(self.address_of(operand.storage, operand.offset), kind.raw), kind)
         if isinstance(operand, LabelName) and operand.name in self.image.function_addresses:
-            return self._fit(i64(self.image.function_addresses[operand.name]), kind)
+            return b.resize(i64(self.image.function_addresses[operand.name]), kind.raw)
         raise self.error("an operand cannot be read")
 
     def write(self, operand: Operand | None, value: Any, kind: Type) -> None:
@@ -121,12 +124,6 @@ class Emitter:
         if width < kind.bits or (1 in (width, kind.bits) and width != kind.bits):
             raise self.error(f"register {name} does not fit .{kind.name}")
         return self.b.trunc(value, kind.raw) if width > kind.bits else value
-
-    def _fit(self, value: ir.Value, kind: Type) -> ir.Value:
-        width = value.type.width
-        if width == kind.bits:
-            return value
-        return self.b.trunc(value, kind.raw) if width > kind.bits else self.b.zext(value, kind.raw)
 
     def _immediate(self, operand: ast.Integer | ast.Float, kind: Type) -> ir.Value:
         if isinstance(operand, ast.Integer) and kind.floating:

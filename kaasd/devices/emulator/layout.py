@@ -28,6 +28,8 @@ class Slot(IntEnum):
     PARAM = 3
     FUNCTION = 4
     FIRST_FREE = 16
+    HEAP = SLOT_COUNT // 2
+    """From here on: what device code gets from ``malloc``, each with a slot of its own."""
 
 
 class Status(IntEnum):
@@ -70,6 +72,7 @@ class Fault(IntEnum):
     BARRIER = 9
     MEMBER = 10
     ASSERT = 11
+    FREE = 12
 
 
 SLOT = Struct("Slot", base="ptr", size="i64", writable_size="i64", flags="i64")
@@ -124,6 +127,18 @@ CONTEXT = Struct(
     thread_y="i32",
     thread_z="i32",
     launch_index="i32",
+    assert_message="i64",
+    assert_file="i64",
+    assert_function="i64",
+    assert_line="i32",
+    pad="i32",
+    printed="ptr",
+    printed_size="i64",
+    printed_used="i64",
+    printed_lost="i64",
+    heap_next="i64",
+    heap_used="i64",
+    heap_limit="i64",
 )
 """One run: the launch and block at hand and, once it has stopped, why and where."""
 
@@ -160,6 +175,11 @@ THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR])
 """Code of a thread: context and thread to ``Status``."""
 COLLECTIVE = ir.FunctionType(ir.VoidType(), [PTR, ir.IntType(64), I32])
 """A warp operation: the warp's first thread, the distance between threads, and the mask of those that take part."""
+PRINTED = Struct("Printed", format="i64", size="i64")
+"""One call of ``vprintf``: where its format is, and how many bytes of arguments follow."""
+PRINTED_ARGUMENTS = 256
+"""Most bytes of arguments: 32 of them, as in CUDA."""
+
 RUN = ir.FunctionType(I32, [PTR])
 """Runs all blocks of the launch at hand: context to ``Fault``."""
 

@@ -9,7 +9,7 @@ from llvmlite import ir
 
 from kaasd.devices.emulator.layout import COLLECTIVE, FUNCTION, align
 from kaasd.devices.emulator.native import I64, Builder
-from kaasd.devices.emulator.program import Operation, Routine, Storage
+from kaasd.devices.emulator.program import Operation, Routine, Signature, Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,19 @@ class Site:
 class KernelImage:
     """The module of one kernel and of all that it can call."""
 
-    def __init__(self, entry: Routine, routines: Sequence[Routine], function_addresses: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        entry: Routine,
+        routines: Sequence[Routine],
+        function_addresses: Mapping[str, int],
+        declared: Mapping[str, Signature],
+    ) -> None:
         self.entry = entry
         self.routines = routines
         self.function_addresses = function_addresses
         """Of functions that can be called, as device addresses."""
+        self.declared = declared
+        """Functions without a body: those of the device's runtime library."""
         self.module = ir.Module(entry.name)
         self.sites: list[Site] = []
         self.collectives: list[ir.Function] = []

@@ -10,6 +10,8 @@ from kaasd.devices.base import OutOfMemory, ReadableBuffer
 from kaasd.devices.emulator.layout import OFFSET_BITS, OFFSET_MASK, SLOT, SLOT_COUNT, Slot
 
 _ALIGNMENT = 256
+_LONGEST_STRING = 1 << 16
+_LIBC = ctypes.CDLL(None)
 
 
 class HostMemory:
@@ -110,8 +112,8 @@ class AddressSpace:
         free = self._limit_bytes - self._used_bytes
         if size_bytes > free:
             raise OutOfMemory(f"{size_bytes} bytes asked, {free} of {self._limit_bytes} free")
-        if not self._free_slots and self._next_slot == SLOT_COUNT:
-            raise OutOfMemory(f"all {SLOT_COUNT} buffers of the device are in use")
+        if not self._free_slots and self._next_slot == Slot.HEAP:
+            raise OutOfMemory(f"all {int(Slot.HEAP)} buffers of the device are in use")
         slot = self._free_slots.pop() if self._free_slots else self._next_slot
         try:
             allocation = Allocation(self, slot, size_bytes, name, read_only)
@@ -136,6 +138,25 @@ class AddressSpace:
     def find(self, address: int) -> tuple[Allocation | None, int]:
         """Return what is in an address's slot, and the address's offset, which may be outside."""
         return self._allocations.get(address >> OFFSET_BITS), address & OFFSET_MASK
+
+    def read_string(self, address: int) -> str:
+        """Return the C string at a device address, as far as there is memory; empty where there is none."""
+        entry = self.table[address >> OFFSET_BITS]
+        offset = address & OFFSET_MASK
+        if not entry.base or offset >= entry.size:
+            return ""
+        data = ctypes.string_at(entry.base + offset, min(entry.size - offset, _LONGEST_STRING))
+        return data.split(b"\0", 1)[0].decode("utf-8", "replace")
+
+    def clear_heap(self) -> None:
+        """Free what device code got from ``malloc``."""
+        for slot in range(Slot.HEAP, SLOT_COUNT):
+            entry = self.table[slot]
+            if not entry.base:
+                return  # slots are taken in order, and a freed one keeps its base
+            if entry.size:
+                _LIBC.free(ctypes.c_void_p(entry.base))
+            entry.base, entry.size, entry.writable_size = None, 0, 0
 
     def close(self) -> None:
         """Free everything. Idempotent."""

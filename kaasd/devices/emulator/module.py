@@ -13,7 +13,7 @@ from kaasd.devices.emulator.calls import function_address
 from kaasd.devices.emulator.compiler import CompiledKernel
 from kaasd.devices.emulator.jit import NativeCode
 from kaasd.devices.emulator.memory import AddressSpace, Allocation
-from kaasd.devices.emulator.program import Resolver, Routine, Storage, Unsupported, storage_of
+from kaasd.devices.emulator.program import Resolver, Routine, Storage, Unsupported, signature_of, storage_of
 from kaasd.devices.emulator.ptx import ast
 from kaasd.request.target import KernelAttributes
 
@@ -74,14 +74,16 @@ class PtxUnit:
         symbols = self._place_variables()
         self._initialise(symbols, addresses)
         routines = {name: Resolver(function, symbols, names).resolve() for name, function in functions.items()}
+        declared = {f.name: signature_of(f.results, f.parameters) for f in self.syntax.functions if f.body is None}
         kernels = {}
         for name, routine in routines.items():
             if not routine.is_entry:
                 continue
-            if cluster := [word for word in _CLUSTER if word in routine.directives]:
-                if routine.directives.get("reqnctapercluster") != (1, 1, 1):
-                    raise Unsupported(routine.line, f".{cluster[0]}: thread block clusters are not on the emulated device")
-            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, self._reachable(routine, routines), addresses))
+            cluster = [word for word in _CLUSTER if word in routine.directives]
+            if cluster and routine.directives.get("reqnctapercluster") != (1, 1, 1):
+                raise Unsupported(routine.line, f".{cluster[0]}: thread block clusters are not on the emulated device")
+            reachable = self._reachable(routine, routines)
+            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, declared))
         return kernels
 
     def _reachable(self, entry: Routine, routines: dict[str, Routine]) -> list[Routine]:

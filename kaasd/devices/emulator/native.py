@@ -65,7 +65,7 @@ class _Opaque:
         self.get_reference = variable.get_reference
 
 
-class Builder(ir.IRBuilder):  # type: ignore[misc]
+class Builder(ir.IRBuilder):
     """An LLVM builder that knows structures, typed memory and loops.
 
     Loads and stores are tagged so that LLVM knows that a kernel's memory never overlaps the emulator's own state.
@@ -171,6 +171,12 @@ class Builder(ir.IRBuilder):  # type: ignore[misc]
         """Run the body only if ``condition`` holds; the body may end with a return."""
         with self.if_then(condition, likely=likely):
             yield
+
+    def resize(self, value: ir.Value, kind: ir.IntType) -> ir.Value:
+        """Truncate or zero-extend an integer."""
+        if value.type.width == kind.width:
+            return value
+        return self.trunc(value, kind) if value.type.width > kind.width else self.zext(value, kind)
 
     def bits(self, value: ir.Value, mask: ir.Value | int) -> ir.Value:
         """Whether ``value & mask`` is not zero."""

@@ -362,7 +362,8 @@ class Resolver:
             if isinstance(operand, ast.Pair):
                 if not (position + 1 < len(slots) and slots[position + 1].paired):
                     raise Unsupported(source.line, f"{source.mnemonic} has no second result")
-                operand, second = operand.first, operand.second
+                second = operand.second
+                operand = operand.first
             if (slot.kind == "address") != isinstance(operand, ast.Address) and slot.kind != "raw":
                 raise Unsupported(source.line, f"{source.mnemonic} does not take an operand like its operand {slot.name}")
             result.append(self._operand(operand, source.line))

@@ -24,6 +24,7 @@ OTHERS = {
     Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to what is no function of this signature"),
     Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
+    Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
     Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
 }
 _WINDOWS = {Slot.SHARED: "shared memory", Slot.LOCAL: "local memory", Slot.PARAM: "the kernel's parameters"}
@@ -49,6 +50,11 @@ def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) 
             lines.append(f"device address {context.address:#018x}")
         else:
             fault, message = OTHERS[kind]
+            if kind is Fault.ASSERT:
+                file, function, text = (
+                    space.read_string(getattr(context, f"assert_{part}")) for part in ("file", "function", "message")
+                )
+                message = f"{file}:{context.assert_line}: {function}: assertion `{text}` failed"
     message = f"{kernel.attributes.name}: {message}"
     return KernelFault(fault, int(context.launch_index), message, "\n".join([message, *lines]))
 

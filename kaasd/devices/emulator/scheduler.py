@@ -1,7 +1,7 @@
 """The native scheduler: runs the threads of a launch, warp by warp and block by block, and lets them meet.
 
-A thread runs until its code returns a ``Status``. Those that wait for others stay in their state until all that they need have come;
-then they run on. So threads of a warp may diverge as they like, and only a true deadlock stops a launch.
+A thread runs until its code returns a ``Status``. Those that wait for others stay in their state until all that they need have
+come; then they run on. So threads of a warp may diverge as they like, and only a true deadlock stops a launch.
 """
 
 from __future__ import annotations
@@ -312,7 +312,8 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     launch = b.get(CONTEXT, context, "launch")
     threads = b.get(LAUNCH, launch, "threads")
     shared = b.at(block, b.get(LAUNCH, launch, "shared_offset"))
-    enter_block(b, context, *(b.get(BLOCK, block, axis) for axis in "xyz"), shared)
+    x, y, z = (b.get(BLOCK, block, axis) for axis in "xyz")
+    enter_block(b, context, x, y, z, shared)
     b.put(CONTEXT, context, block=block)
     warps = b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))
     progress, idle = b.variable(I32), b.variable(I32, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
@@ -42,7 +42,7 @@ def _cycles(t: Emitter) -> ir.Value:
     return t.call("llvm.readcyclecounter", I64)
 
 
-_READERS: dict[str, Callable[[Emitter], ir.Value]] = {
+_READERS: dict[str, Callable[[Emitter], Any]] = {
     "%laneid": _lane,
     "%warpid": lambda t: t.b.lshr(t.b.get(THREAD, t.thread, "index"), i32(5)),
     "%nwarpid": _warps,
@@ -67,19 +67,25 @@ _READERS: dict[str, Callable[[Emitter], ir.Value]] = {
 }
 
 
-def _add_vectors() -> None:
-    for axis in "xyz":
-        _READERS[f"%tid.{axis}"] = lambda t, axis=axis: t.b.get(THREAD, t.thread, axis)
-        _READERS[f"%ntid.{axis}"] = lambda t, axis=axis: _launch(t, f"block_{axis}")
-        _READERS[f"%ctaid.{axis}"] = lambda t, axis=axis: t.b.get(CONTEXT, t.context, f"block_{axis}")
-        _READERS[f"%nctaid.{axis}"] = lambda t, axis=axis: _launch(t, f"grid_{axis}")
-
-
-_add_vectors()
+def _vector(t: Emitter, name: str, axis: str) -> ir.Value | None:
+    """Return a component of one of the vectors that place a thread, or None."""
+    match name:
+        case "%tid":
+            return t.b.get(THREAD, t.thread, axis)
+        case "%ntid":
+            return _launch(t, f"block_{axis}")
+        case "%ctaid":
+            return t.b.get(CONTEXT, t.context, f"block_{axis}")
+        case "%nctaid":
+            return _launch(t, f"grid_{axis}")
+    return None
 
 
 def read(t: Emitter, name: str) -> ir.Value:
     """Return a special register's value, in its own width. Raises ``Unsupported``."""
+    vector, _, axis = name.partition(".")
+    if axis in ("x", "y", "z") and (value := _vector(t, vector, axis)) is not None:
+        return value
     reader = _READERS.get(name)
     if reader is None:
         raise t.error(f"no special register {name} on the emulated device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llvmlite import ir
+from llvmlite import ir as llvm
 
 from kaasd.devices.emulator.native import const
 
@@ -32,22 +32,22 @@ class Type:
         return self.name in ("f32", "f64")
 
     @property
-    def ir(self) -> ir.Type:
+    def ir(self) -> llvm.Type:
         if self.floating:
-            return ir.FloatType() if self.bits == 32 else ir.DoubleType()
-        return ir.IntType(self.bits)
+            return llvm.FloatType() if self.bits == 32 else llvm.DoubleType()
+        return llvm.IntType(self.bits)
 
     @property
-    def raw(self) -> ir.IntType:
+    def raw(self) -> llvm.IntType:
         """The integer type of the same width."""
-        return ir.IntType(self.bits)
+        return llvm.IntType(self.bits)
 
     @property
     def wide(self) -> Type:
         """The integer type of twice the width."""
         return TYPES[f"{self.kind}{self.bits * 2}"]
 
-    def constant(self, value: int) -> ir.Constant:
+    def constant(self, value: int) -> llvm.Constant:
         """Return an integer constant of this type."""
         return const(self.raw, value)
 

@@ -18,7 +18,7 @@ SPACE = "global shared shared::cta"
 OPERATIONS = "and or xor exch add inc dec min max"
 INTEGERS = "b32 b64 u32 u64 s32 s64"
 HEAD = "{.order}{.scope}{.space}"
-WORDS = {"order": ORDER, "scope": SCOPE, "space": SPACE}
+WORDS: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": SPACE}
 
 
 def _combine(t: Emitter, m: Match, old: Any, value: Any) -> Any:

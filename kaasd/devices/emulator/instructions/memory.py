@@ -44,7 +44,13 @@ def store(t: Emitter, value: Any, pointer: Any, kind: Type) -> None:
 
 
 HINTS = "{.space}{.nc}{.cache}{.evict}{.evict2}{.hint}{.prefetch}"
-HINT_WORDS = {"cache": CACHE, "evict": EVICTION, "evict2": EVICTION, "hint": ["L2::cache_hint"], "prefetch": PREFETCH}
+HINT_WORDS: dict[str, Any] = {
+    "cache": CACHE,
+    "evict": EVICTION,
+    "evict2": EVICTION,
+    "hint": ["L2::cache_hint"],
+    "prefetch": PREFETCH,
+}
 
 
 @instruction(
