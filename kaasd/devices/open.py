@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from kaasd.devices.base import Device, DeviceUnavailable
 from kaasd.devices.cuda.discover import count_gpus
+from kaasd.request.target import DeviceProperties
 
 AUTO = "auto"
 EMULATOR = "emulator"
@@ -49,9 +50,9 @@ def open_device(name: str, emulator_memory_bytes: int | None = None) -> Device:
     """
     # What a device needs is loaded when it is opened: the driver's bindings, or a compiler.
     if name == EMULATOR:
-        from kaasd.devices.emulator.device import EmulatedDevice
+        from kaasd.devices.emulator.device import DEFAULT_MEMORY_BYTES, MODEL, EmulatedDevice
 
-        return EmulatedDevice() if emulator_memory_bytes is None else EmulatedDevice(memory_bytes=emulator_memory_bytes)
+        return EmulatedDevice(DeviceProperties(EMULATOR, MODEL, emulator_memory_bytes or DEFAULT_MEMORY_BYTES))
     ordinal = _ordinal(name)
     try:
         from kaasd.devices.cuda.device import CudaDevice
