@@ -50,7 +50,7 @@ def dot_product(kaas: Client, n: int = 1024) -> Workload:
         assert found == expected, f"{found} is not {expected}"
         return "equal"
 
-    return Workload(f"dot product, {n}", request, {"a": a, "b": b}, 2, check)
+    return Workload("dot product", request, {"a": a, "b": b}, 2, check)
 
 
 def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
