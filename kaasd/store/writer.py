@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from kaasd.store.pieces import Pieces
 from kaasd.store.sweep import sweep
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 Task = Iterator[None]
 """Work in steps, each at most one short transaction; it raises nothing."""
@@ -41,7 +43,7 @@ class Writer:
         self._sweep_interval_s = sweep_interval_s
         self._wake = threading.Condition()
         self._jobs: deque[Job[Any]] = deque()
-        self._tasks: deque[Task] = deque()
+        self._tasks: deque[Task] = deque([self._sweep(Future())])
         self._dropped: deque[Extent] = deque()
         self._garbage_left = False
         self._closing = False
@@ -127,11 +129,10 @@ class Writer:
     # The thread
 
     def _loop(self) -> None:
-        sweep_at = 0.0
+        sweep_at = time.monotonic() + self._sweep_interval_s
         while True:
             with self._wake:
-                wait_s = sweep_at - time.monotonic()
-                self._wake.wait_for(lambda: self._has_work() or self._closing, max(wait_s, 0.0))
+                self._wake.wait_for(lambda: self._has_work() or self._closing, max(sweep_at - time.monotonic(), 0.0))
                 if self._closing and not self._has_work():
                     break
                 jobs = self._take()
@@ -218,8 +219,9 @@ class Writer:
                 freed = self.run(lambda changes: changes.free_loose(NOBODY))
                 self._garbage_left = freed > 0
                 return freed
-        except KaasError:
+        except Exception:
             # They stay loose, and are swept later: those of this process when it is gone.
+            _log.warning("cannot free chunks in %s", self._environment.path, exc_info=True)
             self._garbage_left = False
         return 0
 

@@ -84,6 +84,7 @@ def test_what_uses_a_view_keeps_the_transaction_open(
 
 def test_a_leak_ends_with_its_last_user(store: LmdbStore, payload: Callable) -> None:
     store.commit([Write("a", [payload(4096)])]).result()
+    store.sweep().result()  # it reads too
     snapshot = store.snapshot()
     kept = np.frombuffer(next(snapshot.pieces("a")), "u1")
     with pytest.raises(BufferError):
@@ -131,6 +132,7 @@ def test_nothing_is_copied(store: LmdbStore, payload: Callable) -> None:
 
 
 def test_snapshots_leave_no_reader_behind(store: LmdbStore) -> None:
+    store.sweep().result()  # it reads too
     for _ in range(3000):  # more than there are readers' slots
         store.snapshot().close()
     assert _readers(store) == 0
