@@ -16,7 +16,7 @@ result (or a tuple of several).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -58,6 +58,8 @@ class Form:
     flow: Flow
     suspends: bool
     """The thread waits for others in it, so its registers must be saved."""
+    groups: Mapping[str, Sequence[str]]
+    """The alternatives of each name that stands for several modifiers."""
 
 
 class Match:
@@ -108,7 +110,7 @@ def instruction(
     opcode, pattern = _modifier_pattern(mnemonic, alternatives)
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
-        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends)
+        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends, alternatives)
         _FORMS.setdefault(opcode, []).append(form)
         return emit
 
