@@ -62,7 +62,7 @@ async def start_server(
 ) -> Server:
     """Listen on all of ``settings.listen``. Raises ``ListenError``; then it listens on none."""
     core = Core(settings, store, functions, libraries, dispatcher)
-    server = grpc.aio.server(options=_options(settings))
+    server = grpc.aio.server(options=server_options(settings))
     server.add_generic_rpc_handlers(
         tuple(service_handler(servicer(core), service, core.failures) for service, servicer in SERVICES.items())
     )
@@ -83,7 +83,8 @@ async def start_server(
     return Server(core, server)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def server_options(settings: Settings) -> list[tuple[str, int]]:
+    """Return gRPC's options for a server with these settings."""
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),

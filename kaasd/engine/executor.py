@@ -63,7 +63,7 @@ class Executor:
         self._programs.get(request)
 
     def inspect(self, reference: str, content: bytes | None) -> tuple[library_pb2.Library, list[KernelAttributes]]:
-        """Return a library and its kernels by name; ``content``, where given, in place of what is stored. Raises ``KaasError``."""
+        """Return a library and its kernels by name; ``content``, if given, in place of what is stored. Raises ``KaasError``."""
         if content is None:
             library = self._libraries.resolve(reference)
         else:

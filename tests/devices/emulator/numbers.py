@@ -21,7 +21,7 @@ def dtype_of(ptx: str) -> str:
 
 def edge_integers(ptx: str, extra: int = 6) -> list[int]:
     """Return edge cases of an integer type, and some others."""
-    bits, signed = int(ptx[1:]), ptx[0] == "s"
+    bits, _signed = int(ptx[1:]), ptx[0] == "s"
     patterns = {0, 1, 2, 3, 7, 31, 32, 100, 2 ** (bits - 1), 2 ** (bits - 1) - 1, 2 ** (bits - 1) + 1, 2**bits - 1, 2**bits - 2}
     patterns |= {2 ** (bits // 2), 2 ** (bits // 2) - 1}
     generator = random.Random(ptx)
