@@ -47,7 +47,7 @@ class Slot:
     """It is the second half of ``d|p``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Form:
     """One entry of the table."""
 
