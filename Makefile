@@ -73,8 +73,9 @@ proto-lint: $(DEV) ## Check the .proto files
 	@$(BIN)buf lint
 	@$(BIN)buf format --diff --exit-code
 
-ptx: ## Rebuild the example kernels' PTX from their CUDA C++ sources (needs nvcc)
+ptx: ## Rebuild the PTX that is committed beside its CUDA C++ sources (needs nvcc)
 	@$(MAKE) --no-print-directory -B -C examples/kernels
+	@$(MAKE) --no-print-directory -B -C kaasd/devices/cuda -f $(CURDIR)/examples/kernels/Makefile
 
 clean: ## Remove the virtual environment and everything that was built
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/node/node_modules

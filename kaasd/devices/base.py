@@ -2,11 +2,14 @@
 
 One thread uses a device (it owns the CUDA context); only ``Device.stop`` may be called from another. If an object of this module
 exists, what it stands for exists on the device; its owner closes it, and closing the device closes what is left.
+
+Runs and transfers are asynchronous where the device is: begun by one call, asked after by ``done``, and several at once. What one
+of them uses, no other may write until it is done, unless it was begun ``after`` it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -76,9 +79,86 @@ class Launch:
     """A buffer's address, or the bytes of a literal (as long as its parameter)."""
 
 
+class Awaited(Protocol):
+    """Something under way."""
+
+    def done(self) -> bool:
+        """Whether it has ended, without waiting. Raises what it failed with, each time."""
+
+    def wait(self) -> None:
+        """Return when it has ended, however it did."""
+
+
+class Transfer(Awaited, Protocol):
+    """Bytes on their way to a buffer."""
+
+
+class Download(Awaited, Protocol):
+    """Bytes on their way from a buffer."""
+
+    @property
+    def view(self) -> memoryview:
+        """Where they arrive, in host memory: read-only, and gone when this is closed."""
+
+    def close(self) -> None:
+        """Free the host memory; only when it has ended. Idempotent."""
+
+
+class Run(Awaited, Protocol):
+    """Launches made ready once, to be run any number of times, one after the other."""
+
+    @property
+    def uploads(self) -> Sequence[memoryview]:
+        """Host memory, one piece for each buffer of ``uploads``: what stands there at ``start`` is where the buffer starts from.
+
+        Not to be touched while a run is under way.
+        """
+
+    @property
+    def downloads(self) -> Sequence[memoryview]:
+        """Host memory, one piece for each buffer of ``downloads``: its content at the end of the last run, until the next."""
+
+    def update(self, launches: Sequence[Launch]) -> None:
+        """Run these launches from now on, which differ from those before in their buffers only."""
+
+    def warm(self) -> None:
+        """Do now what would be done once the run has come often. Raises ``KernelFault`` where a launch is refused."""
+
+    def start(self, after: Iterable[Transfer] = ()) -> None:
+        """Begin to run, when the transfers have ended. A device that cannot run aside has ended when this returns.
+
+        Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, as ``done`` does for what comes later, and ``Stopped``.
+        """
+
+    def close(self) -> None:
+        """Free what it took, which the buffers are no part of. Idempotent."""
+
+
+class MappedFile(Protocol):
+    """A file in this process's memory. Its length may grow within the mapping."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the mapping."""
+
+
+class CodeCache(Protocol):
+    """Compiled code by name, for the next process. Losing it loses time only."""
+
+    def get(self, name: str) -> bytes | None: ...
+
+    def put(self, name: str, code: bytes) -> None: ...
+
+
 @dataclass
 class KernelFault(Exception):
-    """A kernel faulted during ``Device.run``."""
+    """A kernel faulted, or could not be launched."""
 
     fault: str
     """Its standard name, such as ``CUDA_ERROR_ILLEGAL_ADDRESS``."""
@@ -90,6 +170,12 @@ class KernelFault(Exception):
     """For a person, several lines: where, and what was near."""
     device_lost: bool = False
     """The process can use the device no more."""
+    suspects: int = 1
+    """Runs that were under way; where there are several, the device cannot tell which of them it was."""
+
+
+class DeviceLost(Exception):
+    """A fault has made the device unusable for this process."""
 
 
 class Stopped(Exception):
@@ -109,25 +195,47 @@ class DeviceUnavailable(Exception):
 
 
 class Device(Protocol):
-    """Where kernels run."""
+    """Where kernels run. Every method may raise ``DeviceLost`` after a fault."""
 
     @property
     def properties(self) -> DeviceProperties: ...
 
-    def load(self, image: bytes) -> Module:
-        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object with a fatbin. Raises ``UnsupportedLibrary``."""
+    def load(self, image: bytes, cache: CodeCache | None = None) -> Module:
+        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object with a fatbin. Raises ``UnsupportedLibrary``.
+
+        What must be compiled first is taken from ``cache``, or put there.
+        """
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
         """Return new memory of unspecified content. Raises ``OutOfMemory``."""
 
-    def run(self, launches: Sequence[Launch], iterations: int) -> None:
-        """Run all ``launches`` in order, ``iterations`` times, and wait for the end.
+    def prepare(
+        self,
+        launches: Sequence[Launch],
+        iterations: int,
+        *,
+        uploads: Sequence[DeviceBuffer] = (),
+        zeroed: Sequence[DeviceBuffer] = (),
+        downloads: Sequence[DeviceBuffer] = (),
+    ) -> Run:
+        """Make a run of all ``launches`` in order, ``iterations`` times.
 
-        Raises ``KernelFault``, ``Stopped``, ``OutOfMemory``.
+        Before them ``uploads`` are filled from host memory and ``zeroed`` with zeros; after them ``downloads`` are copied back.
+        For small buffers: their host memory stays taken. Raises ``OutOfMemory``.
         """
 
+    def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Transfer:
+        """Begin to copy ``pieces`` to the buffer, one behind the other; they must stay until that is done.
+
+        Pieces of a mapped file are copied from its pages as fast as from pinned memory. Raises ``ValueError`` where they are
+        longer than the buffer.
+        """
+
+    def download(self, buffer: DeviceBuffer) -> Download:
+        """Begin to copy a buffer to host memory."""
+
     def stop(self) -> bool:
-        """Ask a running ``run`` to raise ``Stopped``, from any thread.
+        """Ask a running ``Run`` to end with ``Stopped``, from any thread.
 
         Returns False where only the end of the process can stop a kernel.
         """

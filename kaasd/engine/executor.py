@@ -7,7 +7,7 @@ leaves the store as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -190,7 +190,10 @@ class Executor:
             for launch, kernel in zip(plan.launches, kernels, strict=True)
         ]
         try:
-            self._device.run(launches, plan.iterations)
+            with closing(self._device.prepare(launches, plan.iterations)) as run:
+                run.start()
+                run.wait()
+                run.done()
         except Stopped:
             check_stop()
             raise CancelledError("the kernel was stopped") from None

@@ -77,7 +77,7 @@ def execute(
             on_device[name] = device.allocate(content.nbytes)
             stack.callback(on_device[name].close)
             on_device[name].write(memoryview(np.ascontiguousarray(content)).cast("B"))
-        device.run(
+        run = device.prepare(
             [
                 Launch(
                     kernel=module.kernels[call.kernel],
@@ -93,6 +93,10 @@ def execute(
             ],
             iterations,
         )
+        stack.callback(run.close)
+        run.start()
+        run.wait()
+        run.done()
         results: dict[str, np.ndarray] = {}
         for name, content in buffers.items():
             raw = bytearray(content.nbytes)

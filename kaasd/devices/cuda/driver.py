@@ -22,6 +22,27 @@ class CudaError(Exception):
         self.text = text
         """The driver's own description of the code."""
 
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether freeing memory may help."""
+        return self.name == "CUDA_ERROR_OUT_OF_MEMORY"
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it is what every call returns once a kernel has faulted."""
+        return self.name in _FAULTS
+
+
+_FAULTS = frozenset(
+    f"CUDA_ERROR_{name}"
+    for name in (
+        "ILLEGAL_ADDRESS", "LAUNCH_FAILED", "LAUNCH_TIMEOUT", "ASSERT", "HARDWARE_STACK_ERROR", "ILLEGAL_INSTRUCTION",
+        "MISALIGNED_ADDRESS", "INVALID_ADDRESS_SPACE", "INVALID_PC", "ECC_UNCORRECTABLE", "CONTAINED", "EXTERNAL_DEVICE",
+        "TENSOR_MEMORY_LEAK", "NVLINK_UNCORRECTABLE", "CONTEXT_IS_DESTROYED",
+    )
+)  # fmt: skip
+"""The codes that the driver calls sticky: the process must end."""
+
 
 def check(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     """Call a function of ``cuda.bindings.driver`` and return what it returns beside its status.

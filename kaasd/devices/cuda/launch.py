@@ -1,11 +1,11 @@
-"""Kernel launches in the form that the driver takes, and a record of how far a stream came that outlives its context."""
+"""Kernel launches in the form that the driver takes."""
 
 from __future__ import annotations
 
 import ctypes
-import mmap
-from collections.abc import Callable
-from contextlib import ExitStack
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from cuda.bindings import driver
@@ -14,39 +14,99 @@ from kaasd.devices.base import Launch
 from kaasd.devices.cuda.driver import check
 from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
+from kaasd.request.types import Dim3
 
 
-class PreparedLaunch:
-    """A launch whose parameters are laid out for the driver; it can be launched any number of times."""
+class KernelCall:
+    """A launch whose parameters are laid out for the driver, to go into a stream or a graph any number of times."""
 
-    def __init__(self, launch: Launch) -> None:
-        assert isinstance(launch.kernel, CudaKernel)
-        self._kernel = launch.kernel
-        self._shared_memory_bytes = launch.shared_memory_bytes
-        self._dimensions = (*launch.grid, *launch.block)
-
-        # The driver takes an array of pointers, one to each parameter's value, and copies the values when it launches. Every
-        # value begins at a multiple of 16, which suits the largest type.
+    def __init__(
+        self, kernel: CudaKernel, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
+    ) -> None:
+        """Raises ``CudaError`` where so much shared memory is refused."""
+        kernel.allow_dynamic_shared_memory(shared_memory_bytes)
+        self._function = kernel.function
+        self._configuration = (*grid, *block, shared_memory_bytes)
+        # The driver takes an array of pointers, one to each parameter's value, and copies the values when it launches or adds a
+        # node. Every value begins at a multiple of 16, which suits the largest type.
         values = bytearray()
-        offsets: list[int] = []
-        for argument in launch.arguments:
-            offsets.append(len(values))
-            if isinstance(argument, bytes):
-                values += argument
-            else:
-                assert isinstance(argument.buffer, CudaBuffer)
-                values += argument.buffer.address.to_bytes(8, "little")
-            values += bytes(-len(values) % 16)
-        self._values = (ctypes.c_uint64 * (len(values) // 8 or 1)).from_buffer_copy(values or bytes(8))
-        base = ctypes.addressof(self._values)
-        self._pointers = (ctypes.c_void_p * (len(offsets) or 1))(*(base + offset for offset in offsets))
-        self._parameters = ctypes.addressof(self._pointers)
+        self._offsets: list[int] = []
+        for parameter in parameters:
+            self._offsets.append(len(values))
+            values += parameter + bytes(-len(parameter) % 16)
+        self._values = values or bytearray(1)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._values))
+        self._pointers = (ctypes.c_void_p * (len(parameters) or 1))(*(base + offset for offset in self._offsets))
+
+    def set_parameter(self, index: int, value: bytes) -> bool:
+        """Change a parameter for launches to come; return whether it was another."""
+        start = self._offsets[index]
+        if self._values[start : start + len(value)] == value:
+            return False
+        self._values[start : start + len(value)] = value
+        return True
 
     def enqueue(self, stream: Any) -> None:
         """Put the launch into a stream. Raises ``CudaError``, which can also be that of a launch before."""
-        self._kernel.allow_dynamic_shared_memory(self._shared_memory_bytes)
-        function, shared = self._kernel.function, self._shared_memory_bytes
-        check(driver.cuLaunchKernel, function, *self._dimensions, shared, stream, self._parameters, 0)
+        *dimensions, shared = self._configuration
+        check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, ctypes.addressof(self._pointers), 0)
+
+    @cached_property
+    def node_parameters(self) -> Any:
+        """The launch as a graph's node."""
+        node = driver.CUDA_KERNEL_NODE_PARAMS()
+        node.func = self._function
+        node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ, node.sharedMemBytes = (
+            self._configuration
+        )
+        node.kernelParams = ctypes.addressof(self._pointers)
+        return node
+
+
+def call_of(launch: Launch) -> KernelCall:
+    """Return a launch for the driver. Raises ``CudaError``."""
+    assert isinstance(launch.kernel, CudaKernel)
+    parameters = [argument if isinstance(argument, bytes) else _address(argument.buffer) for argument in launch.arguments]
+    return KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+
+
+def update_call(call: KernelCall, launch: Launch) -> bool:
+    """Give a call of ``call_of`` the buffers of another launch; return whether they are others."""
+    changed = False
+    for index, argument in enumerate(launch.arguments):
+        if not isinstance(argument, bytes):
+            changed |= call.set_parameter(index, _address(argument.buffer))
+    return changed
+
+
+def _address(buffer: Any) -> bytes:
+    assert isinstance(buffer, CudaBuffer)
+    return buffer.address.to_bytes(8, "little")
+
+
+RANGES = 32
+"""Of one launch of ``moveKern``; see ``move.cu``."""
+_THREADS = 256
+_BYTES_A_BLOCK = _THREADS * 16 * 4
+_MAX_BLOCKS = 1024
+Move = tuple[int, int, int]
+"""Address to write, address to read or 0 for zeros, size in bytes. Both begin at a multiple of 16."""
+
+
+def move_calls(kernel: CudaKernel, moves: Iterable[Move], arrived: int = 0, flag: int = 0) -> Iterator[KernelCall]:
+    """Yield the launches of ``moveKern`` that make ``moves``; behind the last, the word at ``flag`` becomes 1.
+
+    ``arrived`` is a word of zero for its use alone. Where there is a flag there is at least one launch.
+    """
+    left = list(moves)
+    while left or flag:
+        batch, left = left[:RANGES], left[RANGES:]
+        blocks = max(1, min(_MAX_BLOCKS, max((-(-size // _BYTES_A_BLOCK) for _, _, size in batch), default=1)))
+        table = b"".join(struct.pack("<QQQ", *move) for move in batch).ljust(24 * RANGES, b"\0")
+        signals = [value.to_bytes(8, "little") for value in ((0, 0) if left else (arrived, flag))]
+        yield KernelCall(kernel, (blocks, max(1, len(batch)), 1), (_THREADS, 1, 1), 0, [table, *signals])
+        if not left:
+            return
 
 
 MARKED_LAUNCHES = 64
@@ -63,39 +123,3 @@ def faulted_launch(begun: int, enqueued: int, launches: int) -> int:
     if launches == 1:
         return 0
     return begun % launches if begun < MARKED_LAUNCHES or enqueued == MARKED_LAUNCHES + 1 else -1
-
-
-class Progress:
-    """A counter in host memory that the GPU writes between kernels.
-
-    After a fault every call of the driver fails, event queries too, so only plain memory can tell which kernels had ended. The
-    page is our own and stays readable whatever becomes of the context.
-    """
-
-    def __init__(self, stream: Any, release: Callable[..., None]) -> None:
-        self._stream = stream
-        with ExitStack() as undo:
-            self._page = mmap.mmap(-1, mmap.PAGESIZE)
-            self._counter = ctypes.c_uint32.from_buffer(self._page)
-            host = ctypes.addressof(self._counter)
-            check(driver.cuMemHostRegister, host, mmap.PAGESIZE, driver.CU_MEMHOSTREGISTER_DEVICEMAP)
-            undo.callback(release, driver.cuMemHostUnregister, host)
-            self._device = check(driver.cuMemHostGetDevicePointer, host, 0)
-            self._undo = undo.pop_all()
-
-    def reset(self) -> None:
-        """Begin at zero. The stream must be idle."""
-        self._counter.value = 0
-
-    def mark(self, count: int) -> None:
-        """Have ``count`` written when all that is in the stream has ended."""
-        check(driver.cuStreamWriteValue32, self._stream, self._device, count, 0)
-
-    @property
-    def count(self) -> int:
-        """The last mark reached."""
-        return int(self._counter.value)
-
-    def close(self) -> None:
-        """Unregister the page. Idempotent."""
-        self._undo.close()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from kaasd.devices.base import Launch, Stopped, UnsupportedLibrary
+from kaasd.devices.base import CodeCache, DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
 from kaasd.devices.emulator.launch import Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, Fault
 from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
+from kaasd.devices.emulator.run import EmulatedDownload, EmulatedRun, Ended
 from kaasd.devices.image import read_image
 from kaasd.request.target import DeviceProperties
 
@@ -43,8 +44,11 @@ class EmulatedDevice:
         self.printed = ""
         """What the kernels of the last ``run`` that printed anything printed."""
 
-    def load(self, image: bytes) -> EmulatedModule:
-        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
+    def load(self, image: bytes, cache: CodeCache | None = None) -> EmulatedModule:
+        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason.
+
+        Compiled code is not kept in ``cache``.
+        """
         content = read_image(image)
         if not content.ptx:
             raise UnsupportedLibrary(
@@ -57,6 +61,31 @@ class EmulatedDevice:
     def allocate(self, size_bytes: int) -> Allocation:
         """Return new memory. Raises ``OutOfMemory``."""
         return self._space.allocate(size_bytes)
+
+    def prepare(
+        self,
+        launches: Sequence[Launch],
+        iterations: int,
+        *,
+        uploads: Sequence[DeviceBuffer] = (),
+        zeroed: Sequence[DeviceBuffer] = (),
+        downloads: Sequence[DeviceBuffer] = (),
+    ) -> EmulatedRun:
+        """Make a run of all ``launches`` in order, ``iterations`` times."""
+        return EmulatedRun(self.run, launches, iterations, _own(uploads), _own(zeroed), _own(downloads))
+
+    def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:
+        """Copy ``pieces`` to the buffer, one behind the other."""
+        position = 0
+        for piece in pieces:
+            buffer.write(piece, position)
+            position += len(piece)
+        return Ended()
+
+    def download(self, buffer: DeviceBuffer) -> EmulatedDownload:
+        """Copy a buffer."""
+        assert isinstance(buffer, Allocation)
+        return EmulatedDownload(buffer)
 
     def run(self, launches: Sequence[Launch], iterations: int) -> None:
         """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``."""
@@ -98,3 +127,7 @@ class EmulatedDevice:
         self._modules.clear()
         self._space.close()
         self._print_memory.close()
+
+
+def _own(buffers: Sequence[DeviceBuffer]) -> list[Allocation]:
+    return [buffer for buffer in buffers if isinstance(buffer, Allocation)]

@@ -56,7 +56,8 @@ class Allocation:
         return self.slot << OFFSET_BITS
 
     @property
-    def _view(self) -> memoryview:
+    def view(self) -> memoryview:
+        """Its bytes; what is made of it must be gone before it closes. Raises ``ValueError`` when it is closed."""
         if self._memory is None:
             raise ValueError("the buffer is closed")
         return self._memory.view
@@ -64,7 +65,7 @@ class Allocation:
     def _range(self, offset_bytes: int, size: int) -> memoryview:
         if offset_bytes < 0 or offset_bytes + size > self.size_bytes:
             raise ValueError(f"{size} bytes at {offset_bytes} are outside a buffer of {self.size_bytes}")
-        return self._view[offset_bytes : offset_bytes + size]
+        return self.view[offset_bytes : offset_bytes + size]
 
     def zero(self) -> None:
         """Fill with zeros."""

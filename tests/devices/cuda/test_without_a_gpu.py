@@ -9,10 +9,11 @@ import pytest
 from cuda.bindings import driver
 
 from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
+from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError, check, initialize
-from kaasd.devices.cuda.launch import PreparedLaunch, faulted_launch
-from kaasd.devices.cuda.memory import CudaBuffer, Staging
+from kaasd.devices.cuda.launch import call_of, faulted_launch
+from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
 from kaasd.request.target import KernelAttributes
 from kaasd.request.types import Access
@@ -87,7 +88,7 @@ def kernel(static_shared: int = 0) -> CudaKernel:
 
 
 def buffer(address: int) -> CudaBuffer:
-    return CudaBuffer(address, 64, "stream", cast(Staging, None), lambda _: None)
+    return CudaBuffer(address, 64, "stream", cast(CudaContext, None), lambda _: None)
 
 
 def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ...]]) -> None:
@@ -97,7 +98,7 @@ def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ..
         b"\x05\x06",
         BufferRef("b", buffer(0x1000), Access.OUTPUT),
     )
-    launch = PreparedLaunch(Launch(kernel(), (5, 6, 7), (2, 3, 4), 100, arguments))
+    launch = call_of(Launch(kernel(), (5, 6, 7), (2, 3, 4), 100, arguments))
     launch.enqueue("stream")
     ((name, *given, parameters, extra),) = calls
     assert (name, given, extra) == ("cuLaunchKernel", ["function", 5, 6, 7, 2, 3, 4, 100, "stream"], 0)
@@ -113,7 +114,7 @@ def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ..
 
 
 def test_a_kernel_without_parameters(calls: list[tuple[Any, ...]]) -> None:
-    PreparedLaunch(Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, ())).enqueue("stream")
+    call_of(Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, ())).enqueue("stream")
     assert [call[0] for call in calls] == ["cuLaunchKernel"]
 
 
@@ -126,7 +127,7 @@ def test_dynamic_shared_memory_is_asked_for_once_and_only_beyond_48_kib(
 ) -> None:
     k = kernel(static)
     for size in sizes:
-        PreparedLaunch(Launch(k, (1, 1, 1), (1, 1, 1), size, ())).enqueue("stream")
+        call_of(Launch(k, (1, 1, 1), (1, 1, 1), size, ())).enqueue("stream")
     assert [call[-1] for call in calls if call[0] == "cuFuncSetAttribute"] == asked
 
 

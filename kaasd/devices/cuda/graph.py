@@ -1,0 +1,76 @@
+"""CUDA graphs of kernel launches, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from cuda.bindings import driver
+
+from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.launch import KernelCall
+
+MAX_REPEATED_LAUNCHES = 256
+"""In one graph, where iterations could make it longer. Building costs 6 microseconds a launch on an H100; launched 12 times, a
+graph of 250 took as long as one of 3000 launched once (9.61 and 9.62 ms), one of 100 was 0.6 % slower."""
+
+
+class CallRefused(Exception):
+    """The driver refused one of the calls."""
+
+    def __init__(self, index: int, error: CudaError) -> None:
+        super().__init__(index, error)
+        self.index = index
+        self.error = error
+
+
+class CudaGraph:
+    """A chain of calls, ready to be launched."""
+
+    def __init__(self, calls: Sequence[KernelCall], release: Callable[..., None]) -> None:
+        """Raises ``CallRefused``, ``CudaError``."""
+        self._nodes: dict[KernelCall, list[Any]] = {}
+        with ExitStack() as undo:
+            graph = check(driver.cuGraphCreate, 0)
+            undo.callback(release, driver.cuGraphDestroy, graph)  # the nodes are needed for as long as they may be changed
+            before: list[Any] = []
+            for index, call in enumerate(calls):
+                try:
+                    node = check(driver.cuGraphAddKernelNode, graph, before, len(before), call.node_parameters)
+                except CudaError as error:
+                    raise CallRefused(index, error) from error
+                self._nodes.setdefault(call, []).append(node)
+                before = [node]
+            self._executable = check(driver.cuGraphInstantiate, graph, 0)
+            undo.callback(release, driver.cuGraphExecDestroy, self._executable)
+            self._undo = undo.pop_all()
+
+    def launch(self, stream: Any) -> None:
+        """Put it into a stream. Raises ``CudaError``."""
+        check(driver.cuGraphLaunch, self._executable, stream)
+
+    def upload(self, stream: Any) -> None:
+        """Bring it to the device now, which the first launch would do otherwise. Raises ``CudaError``."""
+        check(driver.cuGraphUpload, self._executable, stream)
+
+    def update(self, call: KernelCall) -> None:
+        """Take over a call's new parameters, for launches to come. 2 microseconds for each time that the call is in it."""
+        for node in self._nodes.get(call, ()):
+            check(driver.cuGraphExecKernelNodeSetParams, self._executable, node, call.node_parameters)
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        self._undo.close()
+
+
+def split_iterations(launches: int, iterations: int) -> tuple[int, int, int]:
+    """Return how many iterations run singly, how many are in a graph, and how often that is launched.
+
+    All are in one graph where they fit, or where one iteration alone is too long to be repeated within it.
+    """
+    most = max(1, MAX_REPEATED_LAUNCHES // max(1, launches))
+    if iterations <= most:
+        return 0, iterations, 1
+    inside = min(range(most, max(0, most // 2 - 1), -1), key=lambda n: iterations % n)
+    return iterations % inside, inside, iterations // inside

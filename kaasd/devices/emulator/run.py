@@ -1,0 +1,74 @@
+"""Runs and copies of the emulated device, which have ended when they have begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from kaasd.devices.base import Launch, Transfer
+from kaasd.devices.emulator.memory import Allocation
+
+
+class Ended:
+    """A transfer that is over."""
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+class EmulatedDownload(Ended):
+    """A buffer's own memory."""
+
+    def __init__(self, buffer: Allocation) -> None:
+        self.view = memoryview(bytes(buffer.view))
+        """A copy: the buffer may be used again."""
+
+    def close(self) -> None:
+        """Do nothing: the copy goes with the last who uses it."""
+
+
+class EmulatedRun(Ended):
+    """Launches to run; see ``Run``. What is uploaded is written into the buffers themselves."""
+
+    def __init__(
+        self,
+        execute: Callable[[Sequence[Launch], int], None],
+        launches: Sequence[Launch],
+        iterations: int,
+        uploads: Sequence[Allocation],
+        zeroed: Sequence[Allocation],
+        downloads: Sequence[Allocation],
+    ) -> None:
+        """``execute`` runs launches, repeated."""
+        self._execute = execute
+        self._launches = launches
+        self._iterations = iterations
+        self._zeroed = zeroed
+        self._downloads = downloads
+        # Memory of their own, as on a GPU: a buffer that is loaded and written must start anew at each run.
+        self._uploaded = uploads
+        self.uploads = [memoryview(bytearray(buffer.size_bytes)) for buffer in uploads]
+        self.downloads = [buffer.view.toreadonly() for buffer in downloads]
+
+    def update(self, launches: Sequence[Launch]) -> None:
+        """Run these launches from now on."""
+        self._launches = launches
+
+    def warm(self) -> None:
+        """Do nothing."""
+
+    def start(self, after: Iterable[Transfer] = ()) -> None:
+        """Run to the end. Raises ``KernelFault``, ``Stopped``."""
+        for buffer, content in zip(self._uploaded, self.uploads, strict=True):
+            buffer.write(content)
+        for buffer in self._zeroed:
+            buffer.zero()
+        self._execute(self._launches, self._iterations)
+
+    def close(self) -> None:
+        """Let go of the buffers. Idempotent."""
+        for view in self.downloads:
+            view.release()
