@@ -15,12 +15,14 @@ BIN :=
 PY := $(PYTHON)
 RUNTIME :=
 DEV :=
+BENCH :=
 export PYTHONPATH := $(CURDIR):$(CURDIR)/proto:$(PYTHONPATH)
 else
 BIN := $(VENV)/bin/
 PY := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 endif
 
 PROTOS := $(wildcard proto/kaas/v1/*.proto)
@@ -44,11 +46,11 @@ test: $(DEV) ## Run the tests; no GPU is needed
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-bench: $(RUNTIME) ## Compare the latency of a warm request with an empty gRPC echo, on the emulated device
-	@$(PY) -m benchmarks.echo --device emulator $(ARGS)
+bench: $(RUNTIME) ## Measure a warm request's latency beside an empty gRPC echo's, on the emulated device
+	@$(PY) -m benchmarks --device emulator $(ARGS)
 
-bench-gpu: $(RUNTIME) ## The same on the first CUDA GPU
-	@$(PY) -m benchmarks.echo --device cuda:0 $(ARGS)
+bench-gpu: $(BENCH) ## Measure everything beside its alternatives on the first CUDA GPU, as in ARGS="--quick --only dot,jacobi"
+	@$(PY) -m benchmarks --device cuda:0 $(ARGS)
 
 format: $(DEV) ## Format the code and fix what can be fixed
 	@$(PY) -m ruff check --fix-only .
@@ -97,6 +99,11 @@ $(VENV)/bin/python:
 $(VENV)/.runtime: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing kaasd and what it needs ..." >&2
 	@$(INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.bench: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing kaasd and what its benchmarks need ..." >&2
+	@$(INSTALL) '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(VENV)/bin/python

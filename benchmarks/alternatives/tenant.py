@@ -1,0 +1,46 @@
+"""A process that solves Jacobi systems on a bare GPU without a pause, each a CUDA graph on a stream of its own.
+
+With one stream it is a tenant among other such processes; with many it is what one process can do without a service around it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.alternatives import raw
+from benchmarks.alternatives.raw_jobs import raw_jacobi
+from benchmarks.crew import orders, report
+from benchmarks.problems import JACOBI_LAUNCHES, jacobi_system
+
+
+def main() -> None:
+    """Follow orders; the most streams of one, and the launches of a job, are named on the command line."""
+    streams = int(sys.argv[1])
+    launches = int(sys.argv[2]) if len(sys.argv) > 2 else JACOBI_LAUNCHES
+    # A wait that spins would take a core for each process or thread.
+    with raw.Gpu(waiting=raw.BLOCKING) as gpu, ThreadPoolExecutor(streams) as threads:
+        jobs = [raw_jacobi(gpu, *jacobi_system(seed), launches) for seed in range(streams)]
+        launchers = [gpu.graph(job.stream, job.enqueue) for job in jobs]
+
+        def solve(number: int, end: float) -> int:
+            solved = 0
+            gpu.enter_thread()
+            while time.perf_counter() < end:
+                launchers[number]()
+                raw.wait(jobs[number].stream)
+                solved += 1
+            return solved
+
+        solve(0, time.perf_counter() + 1e-3)
+        report(ready=True)
+        for order in orders():
+            start = time.perf_counter()
+            running = [threads.submit(solve, i, start + order["seconds"]) for i in range(order["streams"])]
+            solved = sum(future.result() for future in running)
+            report(jobs=solved, seconds=time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

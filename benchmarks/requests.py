@@ -1,0 +1,61 @@
+"""The requests that the benchmarks send to kaasd."""
+
+from __future__ import annotations
+
+from benchmarks.problems import CHAIN_N, DOT_N, JACOBI_LAUNCHES, JACOBI_N
+from kaas_client import BufferSpec, Kernel, Request, inout, inp, out, tmp, u32, u64
+
+
+def dot_request(library: str, *, stored: bool = False, b_key: str = "b", suffix: str = "") -> Request:
+    """The dot product: ``a`` comes with the call, ``b`` lies in the store, ``c`` comes back, and is stored if so asked."""
+    size = 4 * DOT_N
+    product = Kernel(
+        library, f"prodKern{suffix}", 1, DOT_N, [u64(DOT_N), inp("a", size), inp("b", size, key=b_key), tmp("p", size)]
+    )
+    total = Kernel(library, f"sumKern{suffix}", 1, DOT_N // 2, [inp("p"), out("c", 4, ephemeral=not stored)])
+    return Request([product, total])
+
+
+def jacobi_request(library: str, matrix_key: str, rhs_key: str, launches: int = JACOBI_LAUNCHES) -> Request:
+    """Solve from zeros; the solution ``x`` is not stored."""
+    n = JACOBI_N
+
+    def step(phase: int, x: BufferSpec, x_new: BufferSpec) -> Kernel:
+        matrix, rhs = inp("A", 4 * n * n, key=matrix_key), inp("rhs", 8 * n, key=rhs_key)
+        residual = out("residual", 16, ephemeral=True)
+        return Kernel(library, "jacobiKern", n // 8, 256, [u32(n), u32(phase), matrix, rhs, x, x_new, residual], 8 * n)
+
+    steps = [step(0, inout("x", 8 * n, ephemeral=True), tmp("y", 8 * n)), step(1, inp("y"), inout("x", ephemeral=True))]
+    return Request(steps, iterations=launches // 2)
+
+
+def chain_request(library: str, kernels: int) -> Request:
+    """A chain of small kernels: ``x = w * x`` element by element, from one buffer into the other and back.
+
+    ``w`` lies in the store and is the chain's first ``x`` too; the last product, ``y`` or ``x``, comes back. ``kernels`` is even.
+    """
+    size = 4 * CHAIN_N
+
+    def product(source: BufferSpec, target: BufferSpec) -> Kernel:
+        return Kernel(library, "prodKern", 1, CHAIN_N, [u64(CHAIN_N), inp("w", size), source, target])
+
+    chain = [product(inp("w"), out("x", size, ephemeral=True))]
+    for i in range(1, kernels):
+        source, target = ("x", "y") if i % 2 else ("y", "x")
+        chain.append(product(inp(source), out(target, size, ephemeral=True)))
+    return Request(chain)
+
+
+def reading_request(library: str, size: int) -> Request:
+    """Load ``size`` bytes of the key ``input``, of which a kernel reads the first 4 KiB; ``p`` are their squares."""
+    n = DOT_N
+    return Request(
+        [Kernel(library, "prodKern", 1, n, [u64(n), inp("input", size), inp("input"), out("p", 4 * n, ephemeral=True)])]
+    )
+
+
+def writing_request(library: str, size: int, key: str = "product") -> Request:
+    """Square ``size`` bytes of the key ``factors`` as uint32 and store them."""
+    n, block = size // 4, 1024
+    factors = inp("factors", size)
+    return Request([Kernel(library, "prodKern", n // block, block, [u64(n), factors, factors, out(key, size)])])

@@ -1,0 +1,165 @@
+"""More inputs than fit: tenants whose inputs together are a multiple of the device memory limit take turns, or come at random.
+
+Each request needs 32 MiB of its tenant's and computes next to nothing. What is not on the device must be loaded: that is a share
+of 1 - limit / total of the requests, and at the bus's measured speed it gives the reload bound. What plain LRU would reach is
+reckoned from the same trace.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+
+from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench
+from benchmarks.problems import DOT_PTX
+from benchmarks.report import Row, compare, targets
+from benchmarks.requests import reading_request
+from benchmarks.turns import Contender, Turns, take_turns
+from kaas_client import Client, Key
+
+MIB = 1 << 20
+SHARES = (0.5, 0.9, 1.1, 1.5, 2.0, 4.0)
+
+BOUND = "reload bound"
+LRU = "plain LRU"
+RESIDENT = "always resident"
+
+
+def residency_rows(bench: Bench) -> Iterator[Row]:
+    """Measure every share of the limit, in turn and at random."""
+    size = 32 * MIB if bench.cuda else MIB
+    fitting = bench.pick(32, 16)
+    limit = size * fitting
+    option = limit_option()
+    if option is None:
+        yield Row("residency", "inputs beyond the device memory limit", "/s", "kaasd has no such setting here")
+        return
+    with ExitStack() as stack:
+        kaas = stack.enter_context(Client(stack.enter_context(bench.daemon(option, str(limit))), timeout=TIMEOUT_S))
+        kaas.register("read", reading_request(kaas.upload(DOT_PTX), size))
+        rng = np.random.default_rng(5)
+        for tenant in range(round(max(SHARES) * fitting)):
+            kaas.put(f"tenant-{tenant}", rng.integers(0, 256, size, dtype=np.uint8))
+        copy = copy_contender(bench, stack, size)
+        for order in ("in turn", "at random"):
+            for share in SHARES:
+                yield residency_row(bench, kaas, copy, size, fitting, share, order)
+
+
+def limit_option() -> str | None:
+    """Return the daemon's option that limits the device's memory, or None."""
+    command = [sys.executable, "-m", "kaasd", "--help"]
+    environ = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+    text = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"--device-memory[a-z-]*", text)
+    return found.group() if found else None
+
+
+def copy_contender(bench: Bench, stack: ExitStack, size: int) -> Contender | None:
+    """Return what measures how long the bus takes for one tenant's input, in seconds."""
+    if not bench.cuda:
+        return None
+    from benchmarks.alternatives import raw
+
+    gpu = stack.enter_context(raw.Gpu())
+    pinned, address, stream = gpu.pinned(size), gpu.allocate(size), gpu.stream()
+    pinned[:] = np.random.default_rng(6).integers(0, 256, size, dtype=np.uint8)
+
+    def copy() -> list[float]:
+        start = time.perf_counter()
+        for _ in range(5):
+            raw.to_device(address, pinned, stream)
+        raw.wait(stream)
+        return [(time.perf_counter() - start) / 5]
+
+    return copy
+
+
+def residency_row(bench: Bench, kaas: Client, copy: Contender | None, size: int, fitting: int, share: float, order: str) -> Row:
+    """Measure one share of the limit."""
+    tenants = round(share * fitting)
+    length = max(2 * tenants, 50)
+    traces = iter(Traces(tenants, length, order))
+    measured: list[Sequence[int]] = []
+
+    def invoke(tenant: int) -> None:
+        kaas.invoke("read", {"input": Key(f"tenant-{tenant}")})
+
+    def kaasd() -> list[float]:
+        trace = next(traces)
+        measured.append(trace)
+        start = time.perf_counter()
+        for tenant in trace:
+            invoke(tenant)
+        return [(time.perf_counter() - start) / len(trace)]
+
+    def resident() -> list[float]:
+        invoke(0)
+        start = time.perf_counter()
+        for _ in range(25):
+            invoke(0)
+        return [(time.perf_counter() - start) / 25]
+
+    contenders: dict[str, Contender] = {"kaasd": kaasd, RESIDENT: resident}
+    if copy is not None:
+        contenders["copy"] = copy
+    turns = take_turns(contenders, rounds=bench.pick(4, 3), seconds=bench.pick(4, 1.5), least_rounds=2)
+    rates = requests_per_second(turns, max(0.0, 1 - 1 / share), lru_misses(measured, fitting))
+    figure, beside = compare(rates, missing={} if copy is not None else {BOUND: NO_GPU})
+    what = f"inputs {share:g} × the limit, {order}"  # noqa: RUF001
+    return Row("residency", what, "/s", figure, beside, targets(rates, at_least={BOUND: 0.8}), x=share, series=order)
+
+
+class Traces:
+    """Blocks of a tenant's number a request, without end."""
+
+    def __init__(self, tenants: int, length: int, order: str) -> None:
+        self._tenants = tenants
+        self._length = length
+        self._random = np.random.default_rng(7) if order == "at random" else None
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        position = 0
+        while True:
+            if self._random is not None:
+                yield self._random.integers(0, self._tenants, self._length).tolist()
+            else:
+                yield [(position + i) % self._tenants for i in range(self._length)]
+                position += self._length
+
+
+def lru_misses(blocks: Sequence[Sequence[int]], capacity: int) -> list[float]:
+    """Return the share of each block's requests that plain LRU with room for ``capacity`` inputs would have to load."""
+    kept: OrderedDict[int, None] = OrderedDict()
+    shares = []
+    for block in blocks:
+        misses = 0
+        for tenant in block:
+            if tenant in kept:
+                kept.move_to_end(tenant)
+                continue
+            misses += 1
+            kept[tenant] = None
+            if len(kept) > capacity:
+                kept.popitem(last=False)
+        shares.append(misses / len(block))
+    return shares
+
+
+def requests_per_second(turns: Turns, bound_misses: float, lru: Sequence[float]) -> Turns:
+    """Return rates, with what the bound and plain LRU would reach at the speeds measured in the same round."""
+    rounds = dict(turns.rounds)
+    if copies := rounds.pop("copy", None):
+        lru = lru[-len(copies) :]
+        pairs = [(np.median(hit), np.median(copy)) for hit, copy in zip(rounds[RESIDENT], copies, strict=True)]
+        rounds[BOUND] = [[float(hit + bound_misses * copy)] for hit, copy in pairs]
+        rounds[LRU] = [[float(hit + misses * copy)] for (hit, copy), misses in zip(pairs, lru, strict=True)]
+    return Turns({name: [[1 / x for x in block] for block in blocks] for name, blocks in rounds.items()})
