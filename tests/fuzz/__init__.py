@@ -1,0 +1,1 @@
+"""Random PTX programs, run on two devices and compared; and random text for the loader."""

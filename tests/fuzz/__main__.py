@@ -1,0 +1,97 @@
+"""The fuzzer's command: ``python -m tests.fuzz make|check|compare``; ``tests.fuzz.record`` runs what was made on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from kaasd.devices.base import KernelFault, UnsupportedLibrary
+from kaasd.devices.emulator import EmulatedDevice
+from tests.fuzz import batch
+from tests.fuzz.compare import describe, differences
+
+
+def check(folder: Path, numbers: range) -> int:
+    """Have ptxas assemble every module; print what it refuses, each kind once."""
+    refused: dict[tuple[str, str], str] = {}
+    for number in numbers:
+        text = batch.load(folder, number).text
+        path = folder / "module.ptx"
+        path.write_text(text)
+        command = ["ptxas", "-arch=sm_90", "-O0", str(path), "-o", "/dev/null"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = text.splitlines()
+        for line, message in re.findall(r"line (\d+);.*?: (.*)", result.stderr):
+            wrong = lines[int(line) - 1]
+            refused.setdefault((wrong.split()[0], re.sub(r"\d+", "", message)), f"{wrong}    {message}")
+    print("\n".join(refused.values()) or f"{len(numbers) * batch.SIZE} programs pass")
+    return len(refused)
+
+
+def _compare_one(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str]]]:
+    folder, number, expected = job
+    made = batch.load(folder, number)
+    device = EmulatedDevice()
+    try:
+        actual = made.run(device)
+    except (KernelFault, UnsupportedLibrary) as error:
+        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}")]
+    finally:
+        device.close()
+    found = []
+    for (program, one), (_, two) in zip(made.take_apart(expected), made.take_apart(actual), strict=True):
+        some = differences(program, made.inputs, one, two)
+        found += [(difference.step.label, describe(difference, made.inputs)) for difference in some]
+    return number, found
+
+
+def compare(folder: Path, numbers: range, processes: int, most: int) -> int:
+    """Run what was recorded on the emulated device, and print the differences."""
+    jobs: list[tuple[Path, int, bytes]] = []
+    counts = Counter[str]()
+    for path in sorted(folder.glob("outputs*.npz")):
+        with np.load(path) as recorded:
+            known = {int(name.removeprefix("output")): name for name in recorded.files}
+            jobs += [(folder, number, recorded[name].tobytes()) for number, name in known.items() if number in numbers]
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
+        for number, found in pool.imap_unordered(_compare_one, jobs):
+            for label, text in found:
+                counts[label] += 1
+                if counts[label] <= most:
+                    print(f"--- batch {number}: {text}", flush=True)
+    print(f"{len(jobs) * batch.SIZE} programs; differences: {dict(counts.most_common()) or 'none'}")
+    return counts.total()
+
+
+def _numbers(text: str) -> range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("command", choices=("make", "check", "compare"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--batches", type=_numbers, default=range(4), help=f"such as 0-199; {batch.SIZE} programs each")
+    parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="of made programs and recorded outputs")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--most", type=int, default=2, help="differences to print for each mnemonic")
+    given = parser.parse_args()
+    if given.command == "make":
+        batch.save((batch.make(given.seed, number) for number in given.batches), given.folder)
+        return 0
+    if given.command == "check":
+        return int(check(given.folder, given.batches) != 0)
+    return int(compare(given.folder, given.batches, given.processes, given.most) != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Many programs in one module, made once and kept, so that outputs recorded elsewhere can be compared later."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kaasd.devices.base import Device
+from tests.fuzz import blocks, values
+from tests.fuzz.layout import Register
+from tests.fuzz.program import HEADER, Program
+from tests.fuzz.record import names, run
+from tests.fuzz.values import THREADS
+
+SIZE = 100
+"""Programs of a batch: enough to share what a module costs the driver."""
+
+Values = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A module's programs."""
+
+    number: int
+    programs: tuple[Program, ...]
+    inputs: Values
+    text: str
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each program's outputs."""
+        return [program.layout.stride * THREADS for program in self.programs]
+
+    def run(self, device: Device) -> bytes:
+        """Run all programs and return their outputs, one after another."""
+        return run(device, self.text, names(len(self.programs)), self.sizes, self.inputs)
+
+    def take_apart(self, content: bytes) -> Iterator[tuple[Program, dict[Register, Values]]]:
+        """Take apart what ``run`` returned: each program with the values of its registers."""
+        start = 0
+        for program, size in zip(self.programs, self.sizes, strict=True):
+            yield program, program.layout.take_apart(content[start : start + size], THREADS)
+            start += size
+
+
+def make(seed: int, number: int) -> Batch:
+    """Return the batch of a seed and number: the same on every machine, as long as the table of instructions is."""
+    programs = tuple(blocks.make(f"{seed}/{number}/{index}") for index in range(SIZE))
+    entries = [program.text(name) for name, program in zip(names(SIZE), programs, strict=True)]
+    return Batch(number, programs, values.inputs(seed * 1000 + number), "".join([HEADER, blocks.FUNCTIONS, *entries]))
+
+
+def save(batches: Iterator[Batch], folder: Path) -> None:
+    """Keep batches in a folder: their programs, and in one file the modules that a device needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    modules: dict[str, Any] = {}
+    for batch in batches:
+        (folder / f"programs{batch.number}.pickle").write_bytes(pickle.dumps(batch))
+        modules[f"text{batch.number}"] = np.frombuffer(batch.text.encode(), np.uint8)
+        modules[f"sizes{batch.number}"] = np.array(batch.sizes)
+        modules[f"inputs{batch.number}"] = batch.inputs
+    np.savez_compressed(folder / "modules.npz", **modules)
+
+
+def load(folder: Path, number: int) -> Batch:
+    """Return a batch that was kept."""
+    batch = pickle.loads((folder / f"programs{number}.pickle").read_bytes())
+    assert isinstance(batch, Batch)
+    return batch
