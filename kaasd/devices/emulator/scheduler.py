@@ -221,20 +221,21 @@ def _build_resolve(module: ir.Module) -> ir.Function:
 def _build_run_warp(
     module: ir.Module, run_thread: ir.Function, arrive: ir.Function, release: ir.Function, resolve: ir.Function
 ) -> ir.Function:
-    """Run a warp until all its threads wait for other warps, have ended or have used up their share.
+    """Run a warp until all its threads wait for other warps, have ended or have used up their share, or for some rounds.
 
     Returns 1 if any thread got on, 0 if none did, 2 if those that ran only spun, and with 4 added if there was a fault.
     """
     function, b = _function(module, "run_warp", I32, PTR, PTR, PTR, I32)
     context, block, warp, lanes = function.args
     stride = b.get(LAUNCH, b.get(CONTEXT, context, "launch"), "thread_stride")
-    result, again = b.variable(I32, 0), b.variable(I32, 1)
+    result, again, rounds = b.variable(I32, 0), b.variable(I32, 1), b.variable(I32, FUEL)
     with b.count(lanes) as lane:
         thread = b.at(warp, b.mul(b.zext(lane, I64), stride))
         with b.when(b.is_("==", b.get(THREAD, thread, "state"), State.YIELDED)):
             b.put(THREAD, thread, state=State.RUNNABLE)
-    with b.while_(lambda: b.is_("!=", b.load(again, typ=I32), 0)):
+    with b.while_(lambda: b.bits(b.load(again, typ=I32), b.sext(b.is_("!=", b.load(rounds, typ=I32), 0), I32))):
         b.store(i32(0), again)
+        b.store(b.sub(b.load(rounds, typ=I32), i32(1)), rounds)
         waiting, present = b.variable(I32), b.variable(I32)
         b.store(i32(0), waiting)
         b.store(i32(0), present)

@@ -88,5 +88,5 @@ def read(t: Emitter, name: str) -> ir.Value:
         return value
     reader = _READERS.get(name)
     if reader is None:
-        raise t.error(f"no special register {name} on the emulated device")
+        raise t.error(f"{name} is neither declared nor a special register that the emulated device has")
     return reader(t)

@@ -97,6 +97,16 @@ class Match:
 
 _FORMS: dict[str, list[Form]] = {}
 
+_REFUSED = {
+    **dict.fromkeys(("tex", "tld4", "txq", "istypep", "suld", "sust", "sured", "suq"), "textures and surfaces are not"),
+    **dict.fromkeys(("wgmma", "setmaxnreg"), "warpgroup operations are not"),
+    "tcgen05": "fifth-generation tensor cores are not",
+    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap", "multimem"), "bulk and tensor-map copies are not"),
+    **dict.fromkeys(("mapa", "getctarank", "barrier.cluster", "clusterlaunchcontrol"), "thread block clusters are not"),
+    "griddepcontrol": "dependent launches are not",
+}
+"""Why what is left out is left out, by how its mnemonic starts."""
+
 
 def instruction(
     text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, **groups: Any
@@ -164,12 +174,15 @@ def _operand_slots(text: str) -> tuple[Slot, ...]:
 def find(opcode: str, modifiers: tuple[str, ...]) -> Match | str:
     """Return the match of an instruction's mnemonic, or why there is none."""
     mnemonic = "".join(f".{word}" for word in modifiers)
-    forms = _FORMS.get(opcode)
-    if not forms:
-        return f"no instruction {opcode!r} on the emulated device"
+    forms = _FORMS.get(opcode, [])
     for form in forms:
         if match := form.pattern.match(mnemonic):
             return Match(form, opcode + mnemonic, match.groupdict())
+    for start, reason in _REFUSED.items():
+        if f"{opcode}{mnemonic}.".startswith(start + "."):
+            return f"{opcode}{mnemonic}: {reason} on the emulated device"
+    if not forms:
+        return f"{opcode}{mnemonic}: no instruction {opcode!r} on the emulated device"
     return f"{opcode}{mnemonic} is no form of {opcode!r} that the emulated device has"
 
 
