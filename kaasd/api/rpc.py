@@ -51,7 +51,8 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Co
             failures["DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"] += 1
             raise
         except Exception as error:
-            if context.cancelled():  # Writing to a caller that went away fails before the cancellation arrives here.
+            # Writing to a caller that went away fails before the cancellation arrives here.
+            if context.cancelled() or isinstance(error, grpc.aio.InternalError):
                 failures["CANCELLED"] += 1
                 return None
             known = as_kaas_error(error)
