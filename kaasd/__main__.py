@@ -7,6 +7,7 @@ import sys
 
 import uvloop
 
+from kaasd.allocator import keep_freed_memory
 from kaasd.api.listen import ListenError
 from kaasd.app import StoreInUse, serve
 from kaasd.config import parse_command_line
@@ -16,6 +17,7 @@ from kaasd.errors import KaasError
 
 def main() -> int:
     """Run the daemon with this process's command line; return its exit status."""
+    keep_freed_memory()
     settings = parse_command_line(sys.argv[1:])
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

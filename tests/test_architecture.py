@@ -22,7 +22,7 @@ BELOW = {
     "kaasd.store": {"kaasd.errors"},
     "kaasd.devices": {"kaasd.errors", "kaasd.request"},
     "kaasd.engine": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices"},
-    "kaasd.workers": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices", "kaasd.engine"},
+    "kaasd.workers": {"kaasd.allocator", "kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices", "kaasd.engine"},
     "kaasd.api": {
         "kaasd.address",
         "kaasd.config",

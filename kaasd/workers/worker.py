@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kaas.v1 import admin_pb2, library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
+from kaasd.allocator import keep_freed_memory
 from kaasd.devices.base import Device
 from kaasd.devices.open import open_device
 from kaasd.engine.executor import Executor
@@ -204,6 +205,7 @@ def _describe(properties: DeviceProperties) -> admin_pb2.Device:
 
 def main(arguments: list[str]) -> int:
     """Serve the front at the other ends of two inherited sockets."""
+    keep_freed_memory()
     calls, stops = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments[:2])
     config = WorkerConfig.from_json(arguments[2])
     logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
