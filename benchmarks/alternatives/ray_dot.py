@@ -27,15 +27,9 @@ def ray_cluster() -> Iterator[Callable[[], Any]]:
     """Run Ray on this machine for the time of a ``with`` block; yield what makes an actor with the method ``dot``."""
     import ray
 
-    path = os.pathsep.join([str(ROOT), str(ROOT / "proto"), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        num_cpus=4,
-        num_gpus=1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
+    # Where an actor finds this package: its process has the environment of the one that started Ray.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
     class Dot:
         def __init__(self) -> None:

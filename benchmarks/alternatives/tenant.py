@@ -33,7 +33,8 @@ def main() -> None:
                 solved += 1
             return solved
 
-        solve(0, time.perf_counter() + 1e-3)
+        for number in range(streams):
+            solve(number, time.perf_counter() + 1e-3)
         report(ready=True)
         for order in orders():
             start = time.perf_counter()
