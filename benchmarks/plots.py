@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Row
+from benchmarks.report import Row, number
 from benchmarks.turns import Figure
 
 
@@ -66,8 +66,8 @@ def _bars(axis: Any, rows: Sequence[Row]) -> None:
             values.append(figure.median)
             colours.append("black" if name == "kaasd" else "silver")
     bars = axis.barh(range(len(values)), values, color=colours)
-    axis.bar_label(bars, [f"{value:,.3g}" for value in values], padding=3)
+    axis.bar_label(bars, [number(value) for value in values], padding=3)
     axis.set_yticks(range(len(values)), labels)
     axis.invert_yaxis()
     axis.set_xscale("log")
-    axis.margins(x=0.15)
+    axis.margins(x=0.2)
