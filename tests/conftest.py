@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
+
 import pytest
+
+from kaasd.devices.base import Device
+from kaasd.devices.open import open_device
 
 
 @pytest.fixture(scope="session", params=["emulator", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def device_name(request: pytest.FixtureRequest) -> str:
     """A device's name. Every test that uses it runs on the emulated device, and with ``-m gpu`` on a GPU instead."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def device(device_name: str) -> Iterator[Device]:
+    """The device of this name, open. No test may make it fault: see ``tests.conformance.fault_cases`` for those."""
+    with closing(open_device(device_name)) as opened:
+        yield opened

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, Module
 from kaasd.request.types import Access, Dim3
 
 KERNELS = Path(__file__).parents[2] / "examples" / "kernels"
@@ -68,10 +68,16 @@ class Call:
 def execute(
     device: Device, code: bytes, calls: Sequence[Call], buffers: Mapping[str, np.ndarray], iterations: int = 1
 ) -> dict[str, np.ndarray]:
-    """Run ``calls`` with buffers that start as ``buffers``; return what they are afterwards."""
+    """Load ``code`` and run ``calls`` with buffers that start as ``buffers``; return what they are afterwards."""
+    with closing(device.load(code)) as module:
+        return launch(device, module, calls, buffers, iterations)
+
+
+def launch(
+    device: Device, module: Module, calls: Sequence[Call], buffers: Mapping[str, np.ndarray], iterations: int = 1
+) -> dict[str, np.ndarray]:
+    """As ``execute``, with a module that is loaded."""
     with ExitStack() as stack:
-        module = device.load(code)
-        stack.callback(module.close)
         on_device: dict[str, DeviceBuffer] = {}
         for name, content in buffers.items():
             on_device[name] = device.allocate(content.nbytes)
