@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
-from kaasd.devices.open import available
+from kaasd.devices.open import EMULATOR, available
 from kaasd.engine.functions import FunctionRegistry
 from kaasd.engine.libraries import Libraries
 from kaasd.store.lmdb_store import LmdbStore
@@ -83,6 +83,9 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         chunk_bytes=settings.chunk_bytes,
         library_roots=tuple(map(str, settings.library_roots)),
         emulator_memory_bytes=settings.emulator_memory_bytes,
+        # The emulated device runs on the thread that serves it, one request at a time.
+        concurrency=1 if device == EMULATOR else settings.concurrency,
+        device_memory_bytes=settings.device_memory_bytes,
         log_level=settings.log_level,
     )
 

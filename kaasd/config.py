@@ -168,6 +168,11 @@ class Settings:
     """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long running requests may go on after SIGTERM before they are stopped. Default 30s."""
+    concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16
+    """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one stream ran 101 requests
+    of 3000 kernels a second, 16 streams 340, 32 streams 363."""
+    device_memory_bytes: Annotated[int | None, _Option("device_memory", "SIZE", parse_size)] = None
+    """Most device memory to take on each device. Default: nine tenths of what it has."""
     emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = 4 << 30
     """Memory of the emulated device. Default 4GiB."""
     log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"

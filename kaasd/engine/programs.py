@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 from kaas.v1 import types_pb2
-from kaasd.devices.base import Device, Kernel, Module, UnsupportedLibrary
+from kaasd.devices.base import BufferRef, CodeCache, Device, DeviceBuffer, Kernel, Launch, Module, Run, UnsupportedLibrary
+from kaasd.engine.layout import Layout
 from kaasd.engine.libraries import Libraries, ResolvedLibrary
+from kaasd.engine.memory import DeviceMemory, Held
 from kaasd.errors import InvalidLibraryError, KaasError, KernelNotFoundError
 from kaasd.request.plan import Plan, make_plan
 from kaasd.request.protobuf import request_from_proto
@@ -17,28 +21,144 @@ from kaasd.request.types import Request
 MAX_PROGRAMS = 1024
 """Plans kept. A plan is a few kilobytes."""
 MAX_MODULES = 256
-"""Modules kept, beyond those that the request at hand needs."""
+"""Modules kept, beyond those that are in use."""
+PREPARE_COST_S = 300e-6
+"""Of an instance, about: allocations, and a graph of a few launches."""
 
 
-@dataclass(frozen=True, slots=True)
+class Instance(Held):
+    """A program's own buffers and its run, for one request at a time."""
+
+    def __init__(self, key: tuple[object, ...], program: Program, device: Device, own: Sequence[DeviceBuffer]) -> None:
+        super().__init__(key, own)
+        self._program = program
+        self._device = device
+        self._run: Run | None = None
+        self._shared: Sequence[DeviceBuffer] = ()
+        self._by_slot = dict(zip(program.layout.own, own, strict=True))
+
+    def buffer(self, slot: int) -> DeviceBuffer:
+        """Return the buffer of a slot."""
+        return self._by_slot[slot]
+
+    def uses(self, shared: Sequence[DeviceBuffer]) -> bool:
+        """Whether it ran with these shared buffers the last time."""
+        return self._shared == shared
+
+    def run(self, shared: Sequence[DeviceBuffer]) -> Run:
+        """Return the run with these buffers in the shared slots. Raises ``KernelFault``, ``OutOfMemory``."""
+        if self._run is not None and self._shared == shared:
+            return self._run
+        layout = self._program.layout
+        self._by_slot.update(zip(layout.shared, shared, strict=True))
+        launches = self._program.launches(self._by_slot)
+        if self._run is not None:
+            self._run.update(launches)
+        else:
+            self._run = self._device.prepare(
+                launches,
+                self._program.plan.iterations,
+                uploads=[self._by_slot[slot] for slot in layout.uploaded],
+                zeroed=[self._by_slot[slot] for slot in layout.zeroed],
+                downloads=[self._by_slot[slot] for slot in layout.downloaded],
+            )
+        self._shared = shared
+        return self._run
+
+    def close(self) -> None:
+        """Free the run and the buffers. Idempotent."""
+        if self in self._program.idle:
+            self._program.idle.remove(self)
+        if self._run is not None:
+            self._run.close()
+        super().close()
+
+
+@dataclass(eq=False)
 class Program:
     """A request ready to run on this device."""
 
     plan: Plan
+    layout: Layout
     kernels: tuple[Kernel, ...]
     """The loaded kernel of each launch of the plan."""
     libraries: tuple[ResolvedLibrary, ...]
     """What it was made from."""
+    idle: list[Instance] = field(default_factory=list)
+    """Those that no request uses, the last used last."""
+    requests: int = 0
+    """That use it now."""
+    outdated: bool = False
+    """It serves no new request."""
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep its kernels loaded."""
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def launches(self, buffers: Mapping[int, DeviceBuffer]) -> list[Launch]:
+        """Return the launches with these buffers in the slots."""
+        slots = self.plan.slots
+        return [
+            Launch(
+                kernel,
+                launch.grid,
+                launch.block,
+                launch.shared_memory_bytes,
+                tuple(
+                    argument
+                    if isinstance(argument, bytes)
+                    else BufferRef(slots[argument.slot].spec.name, buffers[argument.slot], argument.access)
+                    for argument in launch.arguments
+                ),
+            )
+            for launch, kernel in zip(self.plan.launches, self.kernels, strict=True)
+        ]
+
+    def take_instance(self, memory: DeviceMemory, device: Device, shared: Sequence[DeviceBuffer]) -> Instance:
+        """Return an instance that nobody uses, best one that ran with the same shared buffers, or a new one.
+
+        Raises ``NoRoomError``, ``OutOfMemory``.
+        """
+        for instance in self.idle:
+            if instance.uses(shared):
+                break
+        else:
+            if not self.idle:
+                # Instances of one number have their uses remembered together.
+                key = ("instance", id(self), self.requests)
+                while key in memory:
+                    key = (*key[:2], key[2] + 1)
+                sizes = [self.plan.slots[slot].spec.size_bytes for slot in self.layout.own]
+                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device))
+            instance = self.idle[-1]
+        self.idle.remove(instance)
+        memory.use(instance.key)
+        return instance
+
+    def give_instance(self, memory: DeviceMemory, instance: Instance) -> None:
+        """Take back an instance."""
+        self.idle.append(instance)
+        if self.outdated:
+            memory.drop(instance)
+        memory.release(instance)
 
 
 class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
-    def __init__(self, device: Device, libraries: Libraries) -> None:
+    def __init__(self, device: Device, libraries: Libraries, memory: DeviceMemory, cache: CodeCache | None = None) -> None:
         self._device = device
         self._libraries = libraries
+        self._memory = memory
+        self._cache = cache
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._modules: OrderedDict[str, Module] = OrderedDict()
+        self._outdated: list[Program] = []
 
     def get(self, request: bytes) -> Program:
         """Return the program of a serialised ``kaas.v1.Request``.
@@ -46,14 +166,16 @@ class Programs:
         Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``.
         """
         program = self._programs.get(request)
-        if program is not None and all(map(self._libraries.is_current, program.libraries)):
-            self._programs.move_to_end(request)
-            return program
+        if program is not None:
+            if all(map(self._libraries.is_current, program.libraries)):
+                self._programs.move_to_end(request)
+                return program
+            self._retire(request)
         program = self._make(request_from_proto(types_pb2.Request.FromString(request)))
         self._programs[request] = program
         if len(self._programs) > MAX_PROGRAMS:
-            self._programs.popitem(last=False)
-        self._drop_modules(keep={library.content_id for library in program.libraries})
+            self._retire(next(iter(self._programs)))
+        self._drop_modules(program)
         return program
 
     def inspect(self, library: ResolvedLibrary) -> Mapping[str, Kernel]:
@@ -62,7 +184,8 @@ class Programs:
 
     def close(self) -> None:
         """Unload everything. Idempotent."""
-        self._programs.clear()
+        for request in list(self._programs):
+            self._retire(request)
         while self._modules:
             self._modules.popitem()[1].close()
 
@@ -85,28 +208,39 @@ class Programs:
                 )
             kernels[spec.library, spec.name] = found[spec.name]
         plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
-        return Program(plan, tuple(kernels[launch.kernel] for launch in plan.launches), tuple(libraries.values()))
+        loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
+        return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()))
 
     def _load(self, library: ResolvedLibrary) -> Module:
         module = self._modules.get(library.content_id)
         if module is None:
             try:
-                module = self._device.load(library.data)
+                module = self._device.load(library.data, self._cache)
             except UnsupportedLibrary as error:
                 raise InvalidLibraryError(str(error)) from error
             self._modules[library.content_id] = module
         self._modules.move_to_end(library.content_id)
         return module
 
-    def _drop_modules(self, keep: set[str]) -> None:
-        """Close the modules beyond the limit, and with them the programs that use them."""
-        surplus = [content_id for content_id in self._modules if content_id not in keep]
+    def _retire(self, request: bytes) -> None:
+        """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
+        program = self._programs.pop(request)
+        program.outdated = True
+        for instance in list(program.idle):
+            self._memory.drop(instance)
+        self._outdated = [each for each in (*self._outdated, program) if each.requests]
+
+    def _drop_modules(self, newest: Program) -> None:
+        """Close the modules beyond the limit that no request uses, and with them the programs that use them."""
+        in_use = [newest, *(each for each in (*self._programs.values(), *self._outdated) if each.requests)]
+        kept = {library.content_id for program in in_use for library in program.libraries}
+        surplus = [content_id for content_id in self._modules if content_id not in kept]
         for content_id in surplus[: max(0, len(self._modules) - MAX_MODULES)]:
-            self._modules.pop(content_id).close()
             stale = [
                 request
                 for request, program in self._programs.items()
                 if any(library.content_id == content_id for library in program.libraries)
             ]
             for request in stale:
-                del self._programs[request]
+                self._retire(request)
+            self._modules.pop(content_id).close()

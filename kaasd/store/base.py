@@ -28,6 +28,8 @@ class Namespace(Enum):
     """Uploaded libraries, by content id."""
     FUNCTIONS = "f"
     """Registered functions, by name."""
+    COMPILED = "c"
+    """Compiled code, which can be made again."""
 
 
 class Durability(Enum):
@@ -74,6 +76,16 @@ class StoreStats:
     limit_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """The store's file in this process's memory."""
+
+    path: str
+    address: int
+    size_bytes: int
+    """Of the mapping; the file may be shorter."""
+
+
 class Staged(Protocol):
     """A value on its way in: chunks that no key points at yet. Closing it without a commit drops them.
 
@@ -109,9 +121,16 @@ class Snapshot(Protocol):
     def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
         """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
 
+    def close(self) -> None:
+        """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
+
 
 class KeyValueStore(Protocol):
     """A store that several threads and processes use at once."""
+
+    @property
+    def mapped(self) -> MappedFile | None:
+        """Where the views of the snapshots lie that are open now; None where that is not known."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open a read transaction."""

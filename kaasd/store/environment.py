@@ -13,12 +13,13 @@ from typing import TypeAlias
 import lmdb
 
 from kaasd.errors import InternalError, InvalidArgumentError
-from kaasd.store.base import Durability, Namespace
+from kaasd.store.base import Durability, MappedFile, Namespace
 from kaasd.store.layout import CHUNKS, FORMAT, LOOSE, STATE_KEY, State
 from kaasd.store.lmdb_errors import translate
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
+DATA_FILE = "data.mdb"
 MIN_LIMIT_BYTES = 1 << 20
 _RESIZE_TIMEOUT_S = 10.0
 """Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
@@ -53,6 +54,8 @@ class Environment:
             try:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
+                self.mapped = find_mapping(path / DATA_FILE)
+                """Changes only while no transaction is open."""
                 self.lmdb.reader_check()
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
@@ -68,7 +71,7 @@ class Environment:
             stack.pop_all()
 
     def _open_environment(self, durability: Durability, max_readers: int) -> lmdb.Environment:
-        file = self.path / "data.mdb"
+        file = self.path / DATA_FILE
         size = file.stat().st_size if file.exists() else 0
         return lmdb.open(
             str(self.path),
@@ -201,6 +204,23 @@ class Environment:
                         f"{self.path} has grown, and {self._open} open snapshots keep this process from seeing it"
                     )
                 self.lmdb.set_mapsize(0)
+                self.mapped = find_mapping(self.path / DATA_FILE)
             finally:
                 self._resizing = False
                 self._turn.notify_all()
+
+
+def find_mapping(path: Path) -> MappedFile | None:
+    """Return where this process has mapped a file; None where it has not, or the system does not tell."""
+    wanted = os.path.realpath(path)
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        # 7f0000000000-7f0000400000 r--s 00000000 fe:00 1234    /a/file
+        span, _, offset, _, _, *name = line.split(maxsplit=5)
+        if name == [wanted] and int(offset, 16) == 0:
+            start, end = (int(number, 16) for number in span.split("-"))
+            return MappedFile(wanted, start, end - start)
+    return None

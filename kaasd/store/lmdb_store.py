@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 
 from kaasd.errors import InvalidArgumentError, KaasError
-from kaasd.store.base import Durability, Entry, Namespace, StoreStats, Write
+from kaasd.store.base import Durability, Entry, MappedFile, Namespace, StoreStats, Write
 from kaasd.store.changes import Change
 from kaasd.store.environment import Environment
 from kaasd.store.jobs import Commit, Delete
@@ -74,6 +74,10 @@ class LmdbStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def mapped(self) -> MappedFile | None:
+        return self._environment.mapped
 
     def snapshot(self) -> LmdbSnapshot:
         """Open a read transaction. Raises ``QueueFullError`` where too many are open.

@@ -19,6 +19,10 @@ class WorkerConfig:
     library_roots: tuple[str, ...]
     emulator_memory_bytes: int
     log_level: str = "INFO"
+    concurrency: int = 16
+    """Most requests that run on the device at a time."""
+    device_memory_bytes: int | None = None
+    """Most device memory to take; None: the executor's own share."""
 
     def to_json(self) -> str:
         """Return the text for the command line."""

@@ -95,9 +95,13 @@ class CudaRun:
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on, which differ from those before in their buffers only."""
         self._launches = launches
-        for call, launch in zip(self._calls, launches, strict=True):
-            if update_call(call, launch) and self._graph is not None:
-                self._graph.update(call)
+        changed = [call for call, launch in zip(self._calls, launches, strict=True) if update_call(call, launch)]
+        if self._graph is not None:
+            try:
+                for call in changed:
+                    self._graph.update(call)
+            except CudaError:
+                self._drop_graph()  # the next start builds another, and tells what is wrong
 
     def warm(self) -> None:
         """Build the graph. Raises ``KernelFault`` where a launch is refused."""
@@ -215,8 +219,9 @@ class CudaRun:
             raise self._refusal(0, error) from error
 
     def _drop_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.close()
 
     def close(self) -> None:
         """Free what it took. Idempotent."""

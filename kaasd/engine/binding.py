@@ -1,0 +1,124 @@
+"""Brings a request and its data together on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import count
+
+from kaasd.devices.base import DeviceBuffer, Run, Transfer
+from kaasd.engine.memory import Held, copy_cost_s
+from kaasd.engine.programs import Program
+from kaasd.engine.resources import Resources
+from kaasd.request.plan import Plan, Slot
+from kaasd.store.base import Snapshot
+
+_serial = count()
+
+
+class Resident(Held):
+    """A range of a value on the device, for all who read it."""
+
+    def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer], version: int) -> None:
+        super().__init__(key, buffers)
+        self.version = version
+        self.transfer: Transfer | None = None
+        """While it is on its way."""
+
+
+class Binding:
+    """A request with all that it needs on the device, or on its way there."""
+
+    def __init__(self, resources: Resources, program: Program, plan: Plan, inputs: Mapping[str, bytes], stack: ExitStack) -> None:
+        """Get memory, and begin to bring what is shared; ``stack`` gives back what is taken, once it is no longer written to.
+
+        ``inputs`` come in place of the store's values, by buffer name. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``,
+        ``KeyNotFoundError``, ``ValueTooShortError``.
+        """
+        self._resources = resources
+        self._inputs = inputs
+        self._stack = stack
+        self._snapshot: Snapshot | None = None
+        self.transfers: list[Transfer] = []
+        """They come before the run."""
+        self._slots, self._layout = plan.slots, program.layout
+        shared = [self._shared(self._slots[index]) for index in self._layout.shared]
+        instance = program.take_instance(resources.memory, resources.device, shared)
+        stack.callback(program.give_instance, resources.memory, instance)
+        self.run: Run = instance.run(shared)
+        self.buffer = instance.buffer
+        """Returns the buffer of a slot."""
+
+    def load(self) -> None:
+        """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``."""
+        for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
+            position = 0
+            for piece in self._content(self._slots[index]):
+                target[position : position + len(piece)] = piece
+                position += len(piece)
+        for index in self._layout.copied:
+            self._upload(self.buffer(index), self._content(self._slots[index]))
+
+    def close_snapshot(self) -> None:
+        """Let go of the store's pages, once the transfers have ended. Idempotent."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+
+    def _open_snapshot(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = self._stack.enter_context(self._resources.store.snapshot())
+        return self._snapshot
+
+    def _content(self, slot: Slot) -> Iterable[memoryview]:
+        given = self._inputs.get(slot.spec.name)
+        if given is not None:
+            return (memoryview(given),)
+        return self._open_snapshot().pieces(slot.spec.store_key, slot.spec.offset_bytes, slot.spec.size_bytes)
+
+    def _upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
+        store, device = self._resources.store, self._resources.device
+        transfer = device.upload(buffer, pieces, store.mapped if self._snapshot is not None else None)
+        self._stack.callback(transfer.wait)
+        self.transfers.append(transfer)
+        return transfer
+
+    def _shared(self, slot: Slot) -> DeviceBuffer:
+        """Return the buffer that holds an input, or will."""
+        memory = self._resources.memory
+        if slot.spec.name in self._inputs:
+            key = ("inline", next(_serial))
+            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Held(key, buffers))
+            self._stack.callback(memory.drop, held)
+            self._stack.callback(memory.release, held)
+            self._upload(held.buffers[0], self._content(slot))
+            return held.buffers[0]
+        resident = self._resident(slot)
+        self._stack.callback(memory.release, resident)
+        if resident.transfer is not None:
+            if resident.transfer.done():
+                resident.transfer = None
+            elif resident.transfer not in self.transfers:
+                self.transfers.append(resident.transfer)
+        return resident.buffers[0]
+
+    def _resident(self, slot: Slot) -> Resident:
+        """Return what is on the device of a slot's value, pinned; bring it where it is not, or is another version."""
+        memory, spec = self._resources.memory, slot.spec
+        key = ("value", spec.store_key, spec.offset_bytes, spec.size_bytes)
+        resident = memory.use(key)
+        assert resident is None or isinstance(resident, Resident)
+        if resident is not None:
+            if spec.constant or resident.version == self._open_snapshot().stat(spec.store_key).version:
+                return resident
+            memory.drop(resident)
+            memory.release(resident)
+        version = self._open_snapshot().stat(spec.store_key).version
+        pieces = self._content(slot)
+        made = memory.make(key, [spec.size_bytes], copy_cost_s(spec.size_bytes), lambda buffers: Resident(key, buffers, version))
+        try:
+            made.transfer = self._upload(made.buffers[0], pieces)
+        except BaseException:
+            memory.drop(made)
+            memory.release(made)
+            raise
+        return made

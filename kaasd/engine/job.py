@@ -1,0 +1,234 @@
+"""One request on its way: memory, inputs, kernels, outputs, and the one commit at the end.
+
+Until the commit nothing outside the device has changed, so whatever fails before it leaves the store as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TypeAlias, TypeVar
+
+from kaasd.devices.base import Awaited, Download, OutOfMemory
+from kaasd.engine.binding import Binding
+from kaasd.engine.programs import Program
+from kaasd.engine.residency import NoRoomError
+from kaasd.engine.resources import Resources
+from kaasd.errors import InvalidRequestError
+from kaasd.request.plan import Plan, rebind
+from kaasd.store.base import Entry, ReadableBuffer, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A request as it is to be run."""
+
+    request: bytes
+    """A serialised ``kaas.v1.Request``."""
+    keys: Mapping[str, str]
+    """In place of the request's own, by buffer name."""
+    inputs: Mapping[str, bytes]
+    """In place of the store's values, by buffer name."""
+    return_buffers: Sequence[str]
+    check_stop: Callable[[], None]
+    """Raises when the request is to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A request that ran and is committed."""
+
+    outputs: Mapping[str, bytes]
+    """The buffers asked for, by name."""
+    versions: Mapping[str, int]
+    """New versions, by key."""
+    kernels_launched: int
+    plan_ns: int
+    load_ns: int
+    run_ns: int
+    commit_ns: int
+
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Awaited, None, T]
+"""Yields what it waits for, and returns in the end."""
+
+
+class Job:
+    """A request under way. Whoever runs it polls until it has its result, and may wait in between."""
+
+    def __init__(self, resources: Resources, call: Call) -> None:
+        self._resources = resources
+        self._call = call
+        self._steps = self._run()
+        self._awaited: Awaited = NOTHING
+
+    def poll(self) -> Result | None:
+        """Go as far as is possible without waiting; return the result at the end. Raises ``KaasError``, and is over then."""
+        try:
+            self._awaited = next(self._steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+        return None
+
+    def wait(self) -> None:
+        """Return when it is worth polling again."""
+        self._awaited.wait()
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether it has left the device and waits for the store alone."""
+        return isinstance(self._awaited, _Commit)
+
+    def close(self) -> None:
+        """Give it up: wait for what runs, and free what it holds. Idempotent."""
+        self._steps.close()
+
+    def _run(self) -> Steps[Result]:
+        resources, call = self._resources, self._call
+        started = perf_counter_ns()
+        program = resources.programs.get(call.request)
+        plan = rebind(program.plan, call.keys)
+        _check_sizes(plan, call.inputs)
+        planned = perf_counter_ns()
+        with ExitStack() as host_memory:
+            with resources.errors_explained(plan, call.check_stop), program.in_use(), ExitStack() as on_device:
+                bound = yield from self._bind(program, plan, on_device)
+                call.check_stop()
+                loaded = perf_counter_ns()
+                yield from self._launch(bound)
+                call.check_stop()
+                ran = perf_counter_ns()
+                contents = yield from self._read(program, plan, bound, host_memory)
+            writes = [
+                Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
+                for slot in plan.slots
+                if slot.store
+            ]
+            versions = {}
+            if writes:
+                commit = _Commit(resources.store.commit(writes), resources.on_commit)
+                while not commit.done():
+                    yield commit
+                versions = {key: entry.version for key, entry in commit.entries.items()}
+            outputs = {name: bytes(contents[name]) for name in call.return_buffers}
+            contents.clear()
+        committed = perf_counter_ns()
+        return Result(
+            outputs=outputs,
+            versions=versions,
+            kernels_launched=len(plan.launches) * plan.iterations,
+            plan_ns=planned - started,
+            load_ns=loaded - planned,
+            run_ns=ran - loaded,
+            commit_ns=committed - ran,
+        )
+
+    def _bind(self, program: Program, plan: Plan, stack: ExitStack) -> Steps[Binding]:
+        """Get memory and inputs; where others use the memory that it needs, wait for its turn."""
+        resources = self._resources
+        waiting = resources.waiting_for_memory
+        try:
+            while True:
+                if not waiting or waiting[0] is self:
+                    with ExitStack() as attempt:
+                        try:
+                            bound = Binding(resources, program, plan, self._call.inputs, attempt)
+                            bound.load()
+                        except (NoRoomError, OutOfMemory):
+                            attempt.close()
+                            if not resources.memory.in_use_bytes:
+                                raise
+                        else:
+                            stack.push(attempt.pop_all())
+                            return bound
+                if self not in waiting:
+                    waiting.append(self)
+                yield NOTHING
+                self._call.check_stop()
+        finally:
+            if self in waiting:
+                waiting.remove(self)
+
+    @staticmethod
+    def _launch(bound: Binding) -> Steps[None]:
+        bound.run.start(after=bound.transfers)
+        try:
+            for transfer in bound.transfers:
+                while not transfer.done():
+                    yield transfer
+            bound.close_snapshot()  # as early as can be: LMDB cannot reuse pages that a reader may see
+            while not bound.run.done():
+                yield bound.run
+        except GeneratorExit:
+            bound.run.wait()
+            raise
+
+    def _read(self, program: Program, plan: Plan, bound: Binding, host_memory: ExitStack) -> Steps[dict[str, ReadableBuffer]]:
+        """Bring back every buffer that is stored or returned, by name."""
+        contents: dict[str, ReadableBuffer] = {}
+        downloads: list[Download] = []
+        for index, slot in enumerate(plan.slots):
+            name = slot.spec.name
+            if not slot.store and name not in self._call.return_buffers:
+                continue
+            if index in program.layout.downloaded:
+                # Copied, so that the next request can have the run while the store writes.
+                contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
+            else:
+                download = self._resources.device.download(bound.buffer(index))
+                host_memory.callback(download.close)
+                host_memory.callback(download.wait)
+                downloads.append(download)
+                contents[name] = download.view
+        for download in downloads:
+            while not download.done():
+                yield download
+        return contents
+
+
+class _Nothing:
+    """Awaited by who can only try again."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+NOTHING = _Nothing()
+
+
+class _Commit:
+    """A commit as something to wait for."""
+
+    def __init__(self, future: Future[dict[str, Entry]], on_end: Callable[[], None]) -> None:
+        self._future = future
+        future.add_done_callback(lambda _: on_end())
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        """Return when the store has answered."""
+        wait([self._future])
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The new entries by key. Raises ``KaasError``."""
+        return self._future.result()
+
+
+def _check_sizes(plan: Plan, inputs: Mapping[str, bytes]) -> None:
+    for name, given in inputs.items():
+        index = plan.slot_index.get(name)
+        if index is None:
+            continue
+        size = plan.slots[index].spec.size_bytes
+        if len(given) != size:
+            raise InvalidRequestError.at(f'inputs["{name}"]', f"has {len(given)} bytes, but the buffer has {size}")

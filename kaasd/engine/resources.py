@@ -1,0 +1,64 @@
+"""What the requests of one device share, and what becomes of the device's errors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kaasd.devices.base import Device, DeviceLost, KernelFault, OutOfMemory, Stopped
+from kaasd.engine.memory import DeviceMemory
+from kaasd.engine.programs import Programs
+from kaasd.engine.residency import NoRoomError
+from kaasd.errors import CancelledError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
+from kaasd.request.plan import Plan
+from kaasd.store.base import KeyValueStore
+
+
+@dataclass(eq=False)
+class Resources:
+    """A device and all that is kept for it."""
+
+    device: Device
+    store: KeyValueStore
+    memory: DeviceMemory
+    programs: Programs
+    on_commit: Callable[[], None]
+    """Called from another thread when a commit has ended."""
+    waiting_for_memory: deque[object] = field(default_factory=deque)
+    """Requests that found too little, in the order in which they get it."""
+    device_lost: bool = False
+    """Whether a fault has made the device unusable for this process."""
+
+    @contextmanager
+    def errors_explained(self, plan: Plan, check_stop: Callable[[], None]) -> Iterator[None]:
+        """Raise the device's errors as ``KaasError``."""
+        try:
+            yield
+        except Stopped:
+            check_stop()
+            raise CancelledError("the kernel was stopped") from None
+        except KernelFault as fault:
+            self.device_lost |= fault.device_lost
+            raise _explain(fault, plan) from fault
+        except DeviceLost as error:
+            self.device_lost = True
+            raise WorkerRestartingError("another request's kernel faulted; nothing was changed") from error
+        except (NoRoomError, OutOfMemory) as error:
+            name, held, limit = self.device.properties.name, self.memory.held_bytes, self.memory.limit_bytes
+            raise OutOfDeviceMemoryError(
+                f"the request's buffers need {plan.device_bytes} bytes of {name}; {held} of at most {limit} are held: {error}",
+                {"asked_bytes": str(plan.device_bytes), "held_bytes": str(held), "memory_bytes": str(limit)},
+            ) from error
+
+
+def _explain(fault: KernelFault, plan: Plan) -> KernelFaultError:
+    index = fault.launch_index
+    kernel = plan.launches[index].kernel[1] if index >= 0 else "unknown"
+    metadata = {"fault": fault.fault, "kernel_index": str(index), "kernel": kernel}
+    if fault.report:
+        metadata["report"] = fault.report
+    if fault.suspects > 1:
+        metadata["suspects"] = str(fault.suspects)
+    return KernelFaultError(f"kernels[{index}] ({kernel}) faulted: {fault.fault}: {fault.message}", metadata)
