@@ -74,7 +74,9 @@ def _format(text: str, data: bytes, space: AddressSpace) -> str:
             value &= (1 << bits) - 1
             if kind in "di" and value >> bits - 1:
                 value -= 1 << bits
-        if kind == "o" and "#" in flags:
+        if kind in "xXo" and value == 0:
+            directive = directive.replace("#", "")  # C marks only other numbers
+        if kind == "o" and "#" in flags and value:
             return (directive.replace("#", "") + "s") % f"0{value:o}"
         return (directive + ("d" if kind in "diu" else kind)) % value
 

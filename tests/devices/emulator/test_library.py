@@ -53,6 +53,15 @@ def test_printf(device: EmulatedDevice) -> None:
     assert device.printed == "-5|0007|2.500|ffffffffffff|wörd|A|100%\n"
 
 
+def test_printf_marks_no_zero(device: EmulatedDevice) -> None:
+    body = f"""
+    .local .align 8 .b8 depot[16]; .reg .b64 %l, %args; mov.u64 %l, depot; cvta.local.u64 %args, %l;
+    st.local.v4.u32 [depot], {{0, 0, 16, 8}};
+    {CALL_PRINT}"""
+    run(device, body, text("fmt", "%#x %#o %#X %#o"))
+    assert device.printed == "0 0 0X10 010"  # as C prints them
+
+
 def test_printf_from_many_threads_in_order(device: EmulatedDevice) -> None:
     body = f"""
     .local .align 8 .b8 depot[8]; .reg .b64 %l, %args; mov.u64 %l, depot; cvta.local.u64 %args, %l; st.local.u32 [depot], %i;
