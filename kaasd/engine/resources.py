@@ -46,10 +46,16 @@ class Resources:
             self.device_lost = True
             raise WorkerRestartingError("another request's kernel faulted; nothing was changed") from error
         except (NoRoomError, OutOfMemory) as error:
-            name, held, limit = self.device.properties.name, self.memory.held_bytes, self.memory.limit_bytes
+            properties, held, limit = self.device.properties, self.memory.held_bytes, self.memory.limit_bytes
             raise OutOfDeviceMemoryError(
-                f"the request's buffers need {plan.device_bytes} bytes of {name}; {held} of at most {limit} are held: {error}",
-                {"asked_bytes": str(plan.device_bytes), "held_bytes": str(held), "memory_bytes": str(limit)},
+                f"the request's buffers need {plan.device_bytes} bytes of {properties.name}, where at most {limit} of "
+                f"{properties.memory_bytes} may be taken and {held} are held: {error}",
+                {
+                    "asked_bytes": str(plan.device_bytes),
+                    "held_bytes": str(held),
+                    "limit_bytes": str(limit),
+                    "memory_bytes": str(properties.memory_bytes),
+                },
             ) from error
 
 

@@ -292,7 +292,7 @@ def test_more_than_the_limit_is_an_error_that_says_how_much(device: Device, stor
         with pytest.raises(OutOfDeviceMemoryError) as error:
             bench.run(bench.multiply(LARGE))
         assert error.value.metadata["asked_bytes"] == str(12 * LARGE)
-        assert error.value.metadata["memory_bytes"] == str(10 * LARGE)
+        assert error.value.metadata["limit_bytes"] == str(10 * LARGE)
         bench.put("c", numbers(1, SMALL))
         bench.run(bench.multiply(SMALL), {"a": "c", "b": "c"})
 
