@@ -1,7 +1,8 @@
 """Which calls a worker has, and what becomes of each: events in, decisions out, no I/O.
 
 A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are those
-that it is serving. When the worker dies only these have been touched; the others are sent again to its successor.
+that it is serving. When the worker dies only these have been touched; the others are sent again to its successor. Where a fault
+took the device from several requests and nobody can tell which of them did it, each is run again, alone.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class CallQueue:
         self._ready = False
         self._queued: OrderedDict[int, None] = OrderedDict()
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        self._alone: set[int] = set()
+        """Calls that must not run beside others."""
 
     @property
     def queued(self) -> int:
@@ -111,7 +114,22 @@ class CallQueue:
     def answered(self, call: int) -> list[Decision]:
         """The worker has answered a call."""
         self._sent.pop(call, None)
+        self._alone.discard(call)
         return self._next()
+
+    def run_again(self, call: int, *, alone: bool) -> list[Decision]:
+        """The worker has lost its device while it served a call, and changed nothing: its successor is to run it.
+
+        ``alone``, where the call may be the one at fault.
+        """
+        sent = self._sent.pop(call, _Sent())
+        if sent.stop is not None:
+            return [] if sent.failed else [Fail(call, sent.stop.error("running"))]
+        self._ready = False
+        self._wait_first(call)
+        if alone:
+            self._alone.add(call)
+        return []
 
     def worker_lost(self) -> list[Decision]:
         """The worker has gone: what it served fails, what only waited there waits for the next worker."""
@@ -130,8 +148,7 @@ class CallQueue:
             else:
                 waiting.append(call)
         for call in reversed(waiting):
-            self._queued[call] = None
-            self._queued.move_to_end(call, last=False)
+            self._wait_first(call)
         self._sent.clear()
         return decisions
 
@@ -139,6 +156,7 @@ class CallQueue:
         """A call's deadline has passed, or its caller has gone."""
         if call in self._queued:
             del self._queued[call]
+            self._alone.discard(call)
             return [Fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
         if sent is None or sent.stop is StopReason.DEADLINE:
@@ -158,15 +176,23 @@ class CallQueue:
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
         self._sent.clear()
         self._queued.clear()
+        self._alone.clear()
         return [Fail(call, error) for call in calls]
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
         while self._ready and self._queued and len(self._sent) < self._concurrency + WAITING_AT_WORKER:
-            call, _ = self._queued.popitem(last=False)
+            call = next(iter(self._queued))
+            if self._sent and (call in self._alone or not self._alone.isdisjoint(self._sent)):
+                break
+            del self._queued[call]
             self._sent[call] = _Sent()
             decisions.append(Send(call))
         return decisions
+
+    def _wait_first(self, call: int) -> None:
+        self._queued[call] = None
+        self._queued.move_to_end(call, last=False)
 
     def _served(self) -> list[int]:
         return list(islice(self._sent, self._concurrency))

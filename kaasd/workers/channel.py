@@ -82,16 +82,36 @@ class WorkerChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._send_lock = threading.Lock()
-        self._reader = sock.makefile("rb", buffering=_RECEIVE_BYTES)
+        self._received = bytearray()
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on for a message, where ``has_begun`` is false."""
+        return self._socket.fileno()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether part of the next message has been received already, so that the descriptor may not become readable."""
+        return bool(self._received)
 
     def receive(self) -> worker_pb2.ToWorker | None:
         """Wait for the next message; None when the front has closed its end."""
-        head = self._reader.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
+        if not self._receive_up_to(_LENGTH.size):
             return None
-        (length,) = _LENGTH.unpack(head)
-        data = self._reader.read(length)
-        return worker_pb2.ToWorker.FromString(data) if len(data) == length else None
+        (length,) = _LENGTH.unpack_from(self._received)
+        end = _LENGTH.size + length
+        if not self._receive_up_to(end):
+            return None
+        message = worker_pb2.ToWorker.FromString(bytes(memoryview(self._received)[_LENGTH.size : end]))
+        del self._received[:end]
+        return message
+
+    def _receive_up_to(self, size: int) -> bool:
+        while len(self._received) < size:
+            data = self._socket.recv(_RECEIVE_BYTES)
+            if not data:
+                return False
+            self._received += data
+        return True
 
     def send(self, message: worker_pb2.FromWorker) -> None:
         """Send a message. Does nothing when the front has gone."""
@@ -104,5 +124,4 @@ class WorkerChannel:
 
     def close(self) -> None:
         """Close this end. Idempotent."""
-        self._reader.close()
         self._socket.close()

@@ -47,7 +47,7 @@ class Supervisor:
     def __init__(self, config: WorkerConfig, max_queued: int) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._queue = CallQueue(max_queued)
+        self._queue = CallQueue(max_queued, config.concurrency)
         self._restart = RestartPolicy()
         self._calls: dict[int, _Call] = {}
         self._ids = itertools.count(1)
@@ -141,14 +141,20 @@ class Supervisor:
             if not self._started.done():
                 self._started.set_exception(error)
             return
-        lost = message.HasField("failed") and message.failed.device_lost
-        if lost:
+        failed = message.failed if message.HasField("failed") else None
+        if failed is not None and failed.device_lost:
             self.info.state = admin_pb2.WORKER_STATE_RESTARTING
+            if failed.reason == WorkerRestartingError.reason:
+                self._act(self._queue.run_again(message.id, alone=False))
+                return
+            if int(failed.metadata.get("suspects", "1")) > 1:
+                self._act(self._queue.run_again(message.id, alone=True))
+                return
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
         decisions = self._queue.answered(message.id)
-        if not lost:
+        if failed is None or not failed.device_lost:
             self._act(decisions)
 
     def _lost(self) -> None:

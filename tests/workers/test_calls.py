@@ -98,6 +98,43 @@ def test_as_many_run_as_the_worker_serves_at_a_time() -> None:
     assert queue.worker_ready() == [Send(5)]
 
 
+def test_suspects_of_a_fault_run_again_one_at_a_time() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    for call in range(1, 4):
+        queue.submit(call)
+    for call in (3, 2, 1):
+        assert queue.run_again(call, alone=True) == []
+    assert queue.worker_lost() == []
+    queue.submit(4)
+    queue.submit(5)
+    assert queue.worker_ready() == [Send(1)]
+    assert queue.answered(1) == [Send(2)]
+    assert queue.answered(2) == [Send(3)]
+    assert queue.answered(3) == [Send(4), Send(5)]
+
+
+def test_what_another_request_took_down_runs_again_beside_others() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    for call in range(1, 4):
+        queue.submit(call)
+    queue.answered(1)
+    for call in (3, 2):
+        assert queue.run_again(call, alone=False) == []
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
+def test_a_call_that_is_to_stop_is_not_run_again() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.stop(1, StopReason.DEADLINE)
+    (failed,) = queue.run_again(1, alone=True)
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, DeadlineExceededError)
+    assert queue.worker_ready() == []
+
+
 def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> None:
     queue = ready_queue()
     queue.submit(1)

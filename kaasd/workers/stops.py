@@ -1,0 +1,68 @@
+"""Which calls of a worker are to stop: told by a channel of its own in a thread of its own, asked by the main thread."""
+
+from __future__ import annotations
+
+import threading
+
+from kaasd.devices.base import Device
+from kaasd.errors import CancelledError, DeadlineExceededError, KaasError
+from kaasd.workers.channel import WorkerChannel
+
+REPEAT_S = 0.01
+"""A stop is asked for again until the call has ended: the kernel may not have begun when it first came."""
+
+
+class Stops:
+    """The stops that were asked for."""
+
+    def __init__(self, channel: WorkerChannel, device: Device) -> None:
+        self._channel = channel
+        self._device = device
+        self._lock = threading.Lock()
+        self._asked: dict[int, KaasError] = {}
+        self._running: set[int] = set()
+        self._last_begun = 0
+        threading.Thread(target=self._listen, name="stops", daemon=True).start()
+
+    def begin(self, call_id: int) -> None:
+        """A call is taken up. Raises the reason if it is to be skipped."""
+        with self._lock:
+            self._running.add(call_id)
+            self._last_begun = max(self._last_begun, call_id)
+        self.check(call_id, "queued")
+
+    def check(self, call_id: int, stage: str = "running") -> None:
+        """Raise the reason if a call is to stop."""
+        error = self._asked.get(call_id)
+        if error is not None:
+            raise type(error)(f"{error.message} while the request was {stage}")
+
+    def end(self, call_id: int) -> None:
+        """A call has ended."""
+        with self._lock:
+            self._asked.pop(call_id, None)
+            self._running.discard(call_id)
+
+    def _listen(self) -> None:
+        while (message := self._channel.receive()) is not None:
+            if message.cancel.deadline_exceeded:
+                self._stop(message.id, DeadlineExceededError("the deadline passed"))
+            else:
+                self._stop(message.id, CancelledError("the caller went away"))
+        with self._lock:
+            running = list(self._running)
+        for call_id in running:
+            self._stop(call_id, CancelledError("the front went away"))
+
+    def _stop(self, call_id: int, error: KaasError) -> None:
+        with self._lock:
+            if call_id not in self._running:
+                if call_id > self._last_begun:
+                    self._asked[call_id] = error  # It is skipped when its turn comes.
+                return
+            self._asked[call_id] = error
+            # A device that can stop a kernel runs one call at a time, so what it stops is this one.
+            self._device.stop()
+        again = threading.Timer(REPEAT_S, self._stop, (call_id, error))
+        again.daemon = True
+        again.start()
