@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -161,8 +162,8 @@ class Emitter:
         place = i64(storage.offset + offset)
         return self.b.add(self.b.get(THREAD, self.thread, "local"), place) if storage.space == "local" else place
 
-    def pointer(self, space: str, memory: Memory, size: int, access: Fault, alignment: int | None = None) -> ir.Value:
-        """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""
+    def address(self, space: str, memory: Memory) -> tuple[str, ir.Value]:
+        """Return an address operand's space, as far as it is known, and its address there."""
         b = self.b
         if isinstance(memory.base, Storage):
             address = self.address_of(memory.base, memory.offset)
@@ -176,8 +177,11 @@ class Emitter:
                 raise self.error(f"register {memory.base.name} cannot hold an address")
             address = b.add(base, const(base.type, memory.offset))
             address = b.zext(address, I64) if base.type.width == 32 else address
-        if space == "param" and not self.routine.is_entry:
-            space = "local"
+        return ("local" if space == "param" and not self.routine.is_entry else space), address
+
+    def pointer(self, space: str, memory: Memory, size: int, access: Fault, alignment: int | None = None) -> ir.Value:
+        """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""
+        space, address = self.address(space, memory)
         return self.checked(space, address, size, access, alignment or size)
 
     def checked(self, space: str, address: ir.Value, size: int, access: Fault, alignment: int) -> ir.Value:
@@ -256,6 +260,13 @@ class Emitter:
 
     # Other functions
 
+    @contextmanager
+    def building(self, b: Builder) -> Iterator[None]:
+        """Emit elsewhere for a while: in the code of a warp operation."""
+        own, self.b = self.b, b
+        yield
+        self.b = own
+
     def intrinsic(self, name: str, result: ir.Type, *arguments: ir.Type) -> ir.Function:
         """Return the declaration of an LLVM intrinsic or of a function of the C library."""
         return self.image.declare(name, ir.FunctionType(result, arguments))
@@ -280,7 +291,12 @@ class Emitter:
                 sources.append(None if operand is None else self.read(operand, match.type_of(slot.type)))
             else:
                 sources.append(operand)
+        if operation.carry_in:
+            sources.append(self.load_register(operation.carry_in))
         value = match.form.emit(self, match, *sources)
+        if operation.carry_out:
+            value, carry = value
+            self.store_register(operation.carry_out, carry)
         if results:
             values = value if isinstance(value, tuple) else (value,)
             for (slot, operand), one in zip(results, values, strict=False):

@@ -105,6 +105,16 @@ class Operation:
     """One for each slot of the form; None where an optional one is missing."""
     guard: Register | Not | None
     index: int
+    carry: Register | None = None
+    """The carry flag, where the form reads or writes it."""
+
+    @property
+    def carry_in(self) -> Register | None:
+        return self.carry if "in" in self.match.form.carry else None
+
+    @property
+    def carry_out(self) -> Register | None:
+        return self.carry if "out" in self.match.form.carry else None
 
     @property
     def line(self) -> int:
@@ -117,11 +127,11 @@ class Operation:
 
     @property
     def writes(self) -> list[Register]:
-        return list(self._registers(True))
+        return [*self._registers(True), *_registers_of(self.carry_out)]
 
     @property
     def reads(self) -> list[Register]:
-        return [*self._registers(False), *_registers_of(self.guard)]
+        return [*self._registers(False), *_registers_of(self.carry_in), *_registers_of(self.guard)]
 
 
 def _registers_of(operand: Operand | None) -> Iterator[Register]:
@@ -221,6 +231,7 @@ class Resolver:
         self.routine = Routine(function.name, function.line, function.is_entry, signature, directives=function.directives)
         self._scopes: list[dict[str, Register | Storage]] = [dict(names), {}]
         self._used_shared: dict[int, Storage] = {}
+        self._carry: Register | None = None
         for variable, storage in zip(
             (*function.results, *function.parameters), (*signature.results, *signature.parameters), strict=True
         ):
@@ -336,7 +347,15 @@ class Resolver:
         if guard is not None and not isinstance(guard, Register | Not):
             raise Unsupported(source.line, "the guard is no predicate")
         operands = self._assign(match.form.slots, source)
-        self.routine.operations.append(Operation(source, match, operands, guard, len(self.routine.operations)))
+        carry = self._carry_flag() if match.form.carry else None
+        self.routine.operations.append(Operation(source, match, operands, guard, len(self.routine.operations), carry))
+
+    def _carry_flag(self) -> Register:
+        """Return the register that stands for the carry flag."""
+        if self._carry is None:
+            self._carry = Register("the carry flag", TYPES["pred"], len(self.routine.registers))
+            self.routine.registers.append(self._carry)
+        return self._carry
 
     def _assign(self, slots: tuple[Slot, ...], source: ast.Instruction) -> tuple[Operand | None, ...]:
         """Give each operand its slot. Optional slots are filled from the left."""

@@ -58,6 +58,8 @@ class Form:
     flow: Flow
     suspends: bool
     """The thread waits for others in it, so its registers must be saved."""
+    carry: str
+    """``in``, ``out`` or ``in out``: whether it reads and writes the carry flag, as a last source and a last result."""
     groups: Mapping[str, Sequence[str]]
     """The alternatives of each name that stands for several modifiers."""
 
@@ -109,7 +111,7 @@ _REFUSED = {
 
 
 def instruction(
-    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, **groups: Any
+    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, carry: str = "", **groups: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the semantics of a form; see the module's text.
 
@@ -120,7 +122,7 @@ def instruction(
     opcode, pattern = _modifier_pattern(mnemonic, alternatives)
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
-        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends, alternatives)
+        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends, carry, alternatives)
         _FORMS.setdefault(opcode, []).append(form)
         return emit
 

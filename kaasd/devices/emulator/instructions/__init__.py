@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILIES = ("integer", "bits", "comparison", "floating", "conversion", "memory", "atomic", "control", "warp", "barrier")
+FAMILIES = (
+    "integer",
+    "carry",
+    "bits",
+    "video",
+    "comparison",
+    "floating",
+    "half",
+    "conversion",
+    "packing",
+    "memory",
+    "atomic",
+    "control",
+    "warp",
+    "barrier",
+    "asynchronous",
+    "matrix",
+    "tensor",
+    "wmma",
+)
 
 
 def load() -> None:

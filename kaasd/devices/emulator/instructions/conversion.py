@@ -6,25 +6,25 @@ from typing import Any
 
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.integer import maximum, minimum
-from kaasd.devices.emulator.instructions.rounding import finish, flush, inputs, rounded, saturate, suffix
-from kaasd.devices.emulator.native import const
+from kaasd.devices.emulator.instructions.rounding import finish, inputs, rounded, saturate, suffix
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import F64, Type
+from kaasd.devices.emulator.types import F64
 
 INTEGERS = "u8 u16 u32 u64 s8 s16 s32 s64"
 ROUND_TO_INTEGER = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
 
 
-def _limits(kind: Type) -> tuple[int, int]:
-    return (-(1 << kind.bits - 1), (1 << kind.bits - 1) - 1) if kind.signed else (0, (1 << kind.bits) - 1)
+def limits(bits: int, signed: bool) -> tuple[int, int]:
+    """Return the smallest and largest number of an integer type."""
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
 
 
 @instruction("cvt{.sat}.type.atype d, a:atype", type=INTEGERS, atype=INTEGERS)
 def between_integers(t: Emitter, m: Match, a: Any) -> Any:
     b, source, target = t.b, m.type_of("atype"), m.type
     if "sat" in m:
-        low, high = _limits(target)
-        source_low, source_high = _limits(source)
+        low, high = limits(target.bits, target.signed)
+        source_low, source_high = limits(source.bits, source.signed)
         if source_low < low:
             a = maximum(t, a, source.constant(low), source)
         if source_high > high:
@@ -36,15 +36,19 @@ def between_integers(t: Emitter, m: Match, a: Any) -> Any:
 
 @instruction("cvt.rnd{.ftz}{.sat}.type.atype d, a:atype", rnd=ROUND_TO_INTEGER, type=INTEGERS, atype="f32 f64")
 def to_integer(t: Emitter, m: Match, a: Any) -> Any:
-    """Out of range gives the nearest limit; NaN gives 0, or the sign bit alone where either side has 64 bits."""
-    b, target = t.b, m.type
     (value,) = inputs(t, m, a)
-    value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
+    return convert_to_integer(t, m, value, wide=m.type_of("atype") is F64 or m.type.bits == 64)
+
+
+def convert_to_integer(t: Emitter, m: Match, value: Any, wide: bool) -> Any:
+    """Out of range gives the nearest limit; NaN gives 0, or the sign bit alone for ``wide`` types."""
+    kind, target = value.type, m.type
+    whole = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(kind)}", kind, value)
     name = "fptosi" if target.signed else "fptoui"
-    result = t.call(f"llvm.{name}.sat.i{target.bits}.{suffix(a.type)}", target.raw, value)
-    if m.type_of("atype") is F64 or target.bits == 64:
-        nan = b.fcmp_unordered("uno", a, a)
-        result = b.select(nan, target.constant(1 << target.bits - 1), result)
+    result = t.call(f"llvm.{name}.sat.i{target.bits}.{suffix(kind)}", target.raw, whole)
+    if wide:
+        nan = t.b.fcmp_unordered("uno", value, value)
+        result = t.b.select(nan, target.constant(1 << target.bits - 1), result)
     return result
 
 
@@ -73,6 +77,3 @@ def same(t: Emitter, m: Match, a: Any) -> Any:
     if "rnd" in m:
         value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
     return finish(t, m, value)
-
-
-__all__ = ["const", "flush"]

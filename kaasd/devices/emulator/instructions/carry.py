@@ -1,0 +1,69 @@
+"""Arithmetic of extended precision, through the carry flag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.emitter import Emitter
+from kaasd.devices.emulator.instructions.integer import high
+from kaasd.devices.emulator.native import const
+from kaasd.devices.emulator.table import Match, instruction
+
+TYPES = "u32 s32 u64 s64"
+
+
+def _add(t: Emitter, a: Any, b: Any, carry: Any) -> tuple[Any, Any]:
+    """The sum, and whether it left its width."""
+    wide = ir.IntType(a.type.width + 1)
+    total = t.b.add(t.b.zext(a, wide), t.b.zext(b, wide))
+    if carry is not None:
+        total = t.b.add(total, t.b.zext(carry, wide))
+    return t.b.trunc(total, a.type), t.b.trunc(t.b.lshr(total, const(wide, a.type.width)), ir.IntType(1))
+
+
+def _subtract(t: Emitter, a: Any, b: Any, borrow: Any) -> tuple[Any, Any]:
+    """The difference, and whether it borrowed."""
+    wide = ir.IntType(a.type.width + 1)
+    difference = t.b.sub(t.b.zext(a, wide), t.b.zext(b, wide))
+    if borrow is not None:
+        difference = t.b.sub(difference, t.b.zext(borrow, wide))
+    return t.b.trunc(difference, a.type), t.b.trunc(t.b.lshr(difference, const(wide, a.type.width)), ir.IntType(1))
+
+
+@instruction("add.cc.type d, a, b", type=TYPES, carry="out")
+@instruction("addc.cc.type d, a, b", type=TYPES, carry="in out")
+def add_cc(t: Emitter, m: Match, a: Any, b: Any, carry: Any = None) -> Any:
+    return _add(t, a, b, carry)
+
+
+@instruction("addc.type d, a, b", type=TYPES, carry="in")
+def addc(t: Emitter, m: Match, a: Any, b: Any, carry: Any) -> Any:
+    return _add(t, a, b, carry)[0]
+
+
+@instruction("sub.cc.type d, a, b", type=TYPES, carry="out")
+@instruction("subc.cc.type d, a, b", type=TYPES, carry="in out")
+def sub_cc(t: Emitter, m: Match, a: Any, b: Any, borrow: Any = None) -> Any:
+    return _subtract(t, a, b, borrow)
+
+
+@instruction("subc.type d, a, b", type=TYPES, carry="in")
+def subc(t: Emitter, m: Match, a: Any, b: Any, borrow: Any) -> Any:
+    return _subtract(t, a, b, borrow)[0]
+
+
+def _product(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return high(t, a, b, m.type) if m["half"] == "hi" else t.b.mul(a, b)
+
+
+@instruction("mad.half.cc.type d, a, b, c", half="hi lo", type=TYPES, carry="out")
+@instruction("madc.half.cc.type d, a, b, c", half="hi lo", type=TYPES, carry="in out")
+def mad_cc(t: Emitter, m: Match, a: Any, b: Any, c: Any, carry: Any = None) -> Any:
+    return _add(t, _product(t, m, a, b), c, carry)
+
+
+@instruction("madc.half.type d, a, b, c", half="hi lo", type=TYPES, carry="in")
+def madc(t: Emitter, m: Match, a: Any, b: Any, c: Any, carry: Any) -> Any:
+    return _add(t, _product(t, m, a, b), c, carry)[0]
