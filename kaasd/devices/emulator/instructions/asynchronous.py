@@ -117,6 +117,16 @@ def _completed(t: Emitter, m: Match, a: Memory, parity: Any) -> Any:
     return t.b.is_("!=", t.b.lshr(state, i64(63)), parity)
 
 
+@instruction("mbarrier.test_wait{.order}{.scope}{.space}.b64 d:pred, [a], b:u64", **_WORDS)
+def test_wait(t: Emitter, m: Match, a: Memory, b: Any) -> Any:
+    return _completed(t, m, a, t.b.lshr(b, i64(63)))
+
+
+@instruction("mbarrier.test_wait.parity{.order}{.scope}{.space}.b64 d:pred, [a], b:u32", **_WORDS)
+def test_wait_parity(t: Emitter, m: Match, a: Memory, b: Any) -> Any:
+    return _completed(t, m, a, t.b.zext(t.b.and_(b, i32(1)), I64))
+
+
 def _wait(t: Emitter, done: Any) -> Any:
     """Return ``done``, and give other threads a turn before that where it is false."""
     code = t.b

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.integer import maximum, minimum
 from kaasd.devices.emulator.instructions.memory import EVICTION, SCOPE, access, load, space_of, store
+from kaasd.devices.emulator.instructions.narrow import base_of, each, from_double, sum_to_odd, to_double
 from kaasd.devices.emulator.instructions.rounding import canonical, flush
 from kaasd.devices.emulator.layout import Fault
 from kaasd.devices.emulator.program import Memory
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import F32
+from kaasd.devices.emulator.types import F32, F64
 
 ORDER = "relaxed acquire release acq_rel"
 SPACE = "global shared shared::cta"
@@ -70,7 +72,7 @@ def exchange_wide(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
 
 
 def add_floats(t: Emitter, m: Match, old: Any, value: Any) -> Any:
-    """The sum, to nearest; single precision outside shared memory flushes subnormals, as the hardware does."""
+    """The sum, to nearest; single precision in global memory flushes subnormals, as the hardware does."""
     flushes = m.type is F32 and space_of(m) != "shared"
     if flushes:
         old, value = flush(t, old), flush(t, value)
@@ -85,3 +87,56 @@ def atom_add_float(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     old = load(t, pointer, m.type)
     store(t, add_floats(t, m, old, b), pointer, m.type)
     return old
+
+
+HALVES = "f16 f16x2 bf16 bf16x2"
+
+
+def _combine_halves(t: Emitter, m: Match, old: Any, value: Any) -> Any:
+    """Sums are rounded to nearest and keep subnormals; minimum and maximum ignore a NaN."""
+    name = base_of(m.type)
+
+    def element(x: Any, y: Any) -> Any:
+        p, q = to_double(t, x, name), to_double(t, y, name)
+        if m["op"] == "add":
+            return from_double(t, sum_to_odd(t, p, q), name)
+        return from_double(t, t.call(f"llvm.{m.text('op')}imumnum.f64", F64.ir, p, q), name)
+
+    return each(t, m.type, element, old, value)
+
+
+@instruction(f"atom{HEAD}.op.noftz{{.hint}}.type d, [a], b{{, *policy}}", op="add", type=HALVES, hint=EVICTION, **WORDS)
+@instruction(f"red{HEAD}.op.noftz{{.hint}}.type [a], b{{, *policy}}", op="add", type=HALVES, hint=EVICTION, **WORDS)
+def atom_half(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
+    (pointer,) = access(t, m, a, Fault.ATOMIC)
+    old = load(t, pointer, m.type)
+    store(t, _combine_halves(t, m, old, b), pointer, m.type)
+    return old
+
+
+def _each_element(t: Emitter, m: Match, a: Memory, values: Any, combine: Callable[..., Any]) -> list[Any]:
+    """Combine a vector element by element; each is atomic by itself."""
+    count = int(m.text("vec")[1:])
+    if not isinstance(values, list) or len(values) != count:
+        raise t.error(f"a vector of {count} is needed")
+    before = []
+    for pointer, value in zip(access(t, m, a, Fault.ATOMIC, count), values, strict=True):
+        old = load(t, pointer, m.type)
+        store(t, combine(t, m, old, value), pointer, m.type)
+        before.append(old)
+    return before
+
+
+_VECTOR: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": "global", "vec": "v2 v4 v8", "hint": EVICTION}
+
+
+@instruction(f"atom{HEAD}.add{{.hint}}.vec.type d, [a], b{{, *policy}}", type="f32", **_VECTOR)
+@instruction(f"red{HEAD}.add{{.hint}}.vec.type [a], b{{, *policy}}", type="f32", **_VECTOR)
+def atom_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
+    return _each_element(t, m, a, b, add_floats)
+
+
+@instruction(f"atom{HEAD}.op.noftz{{.hint}}.vec.type d, [a], b{{, *policy}}", op="add min max", type=HALVES, **_VECTOR)
+@instruction(f"red{HEAD}.op.noftz{{.hint}}.vec.type [a], b{{, *policy}}", op="add min max", type=HALVES, **_VECTOR)
+def atom_half_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
+    return _each_element(t, m, a, b, _combine_halves)

@@ -189,3 +189,19 @@ def test_single_precision_atomics_flush_outside_shared_memory() -> None:
     ld.shared.f32 %v, [cell]; st.global.f32 [%p0+4], %v; red.global.add.f32 [%p0], 0f00000002;
     """
     assert list(run(body, np.array([1, 0], "u4"))) == [0, 3]
+
+
+def test_half_precision_and_vector_atomics() -> None:
+    body = """
+    .reg .b16 %h; .reg .b32 %w; .reg .f32 %f<4>;
+    atom.global.add.noftz.f16 %h, [%p0], 0x3C00; st.global.u16 [%p0+2], %h;
+    red.global.add.noftz.f16x2 [%p0+4], 0x40003C00; red.global.add.noftz.bf16x2 [%p0+8], 0x3F803F80;
+    mov.f32 %f0, 0f3F800000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;
+    atom.global.add.v4.f32 {%f0, %f1, %f2, %f3}, [%p0+16], {%f0, %f1, %f2, %f3}; st.global.f32 [%p0+12], %f3;
+    """
+    halves = np.array([1.5, 0, 2.0, 3.0], "f2")
+    data = np.concatenate([halves.view("u4"), np.array([0x3F803F80, 0], "u4"), np.array([1, 2, 3, 4], "f4").view("u4")])
+    result = run(body, data)
+    assert list(result[:2].view("f2")) == [2.5, 1.5, 3.0, 5.0]
+    assert result[2] == 0x40004000
+    assert list(result[3:].view("f4")) == [4, 2, 3, 4, 5]
