@@ -16,13 +16,13 @@ HEAD_START_S = 0.05
 
 
 class Crew:
-    """``size`` processes of one module, each ready when ``__init__`` returns. Ends them at the end of its ``with`` block.
+    """``size`` processes of one module, which end at the end of its ``with`` block.
 
-    The module is a loop over ``orders()`` that calls ``report``.
+    The module reports once when it is ready, and then once for each of its ``orders()``.
     """
 
     def __init__(self, module: str, size: int, arguments: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
-        """Raises ``RuntimeError`` where one does not get ready."""
+        """Start the processes, ready or not."""
         command = [sys.executable, "-m", module, *arguments]
         environment = {**os.environ, **(environ or {})}
         self._members = [
@@ -30,12 +30,8 @@ class Crew:
             for _ in range(size)
         ]
         self._module = module
+        self._ready = False
         self.size = size
-        try:
-            self.greetings = [self._read(member) for member in self._members]
-        except BaseException:
-            self.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
@@ -57,8 +53,21 @@ class Crew:
             assert member.stdout
             member.stdout.close()
 
+    def wait_until_ready(self) -> None:
+        """Return when all are ready. Raises ``RuntimeError``, and ends the others, where one ends before."""
+        if self._ready:
+            return
+        try:
+            for member in self._members:
+                self._read(member)
+        except BaseException:
+            self.close()
+            raise
+        self._ready = True
+
     def run(self, orders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Give an order to as many processes as there are orders, to be begun at the same time; return their reports."""
+        self.wait_until_ready()
         start = time.monotonic() + HEAD_START_S
         busy = []
         for member, order in zip(self._members, orders, strict=False):

@@ -1,4 +1,4 @@
-"""A process that solves Jacobi systems on a bare GPU without a pause, each a CUDA graph on a stream of its own.
+"""A process that solves Jacobi systems on a bare GPU, each on a stream of its own: as a CUDA graph, or launch by launch.
 
 With one stream it is a tenant among other such processes; with many it is what one process can do without a service around it.
 """
@@ -24,12 +24,16 @@ def main() -> None:
         jobs = [raw_jacobi(gpu, *jacobi_system(seed), launches) for seed in range(streams)]
         launchers = [gpu.graph(job.stream, job.enqueue) for job in jobs]
 
-        def solve(number: int, end: float) -> int:
+        def solve(number: int, end: float, graph: bool = True) -> int:
             solved = 0
             gpu.enter_thread()
+            job = jobs[number]
             while time.perf_counter() < end:
-                launchers[number]()
-                raw.wait(jobs[number].stream)
+                if graph:
+                    launchers[number]()
+                else:
+                    job.enqueue(job.stream)
+                raw.wait(job.stream)
                 solved += 1
             return solved
 
@@ -38,7 +42,8 @@ def main() -> None:
         report(ready=True)
         for order in orders():
             start = time.perf_counter()
-            running = [threads.submit(solve, i, start + order["seconds"]) for i in range(order["streams"])]
+            end = start + order["seconds"]
+            running = [threads.submit(solve, i, end, order["graph"]) for i in range(order["streams"])]
             solved = sum(future.result() for future in running)
             report(jobs=solved, seconds=time.perf_counter() - start)
 

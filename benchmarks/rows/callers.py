@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 from benchmarks.alternatives import ray_dot
 from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench, Rival, start_rivals
@@ -24,7 +25,7 @@ PROCESSES = max(1, (os.cpu_count() or 2) // 2)
 def caller_rows(bench: Bench) -> Iterator[Row]:
     """Measure each number of callers on every server in turns."""
     a, b = dot_vectors()
-    seconds, rounds = bench.pick((1.0, 3), (0.3, 2))
+    seconds, rounds = bench.pick((0.7, 3), (0.3, 2))
     message = base64.b64encode(invocation("dot", a).SerializeToString()).decode()
     with ExitStack() as stack:
         rivals = start_rivals(bench, stack)
@@ -33,13 +34,11 @@ def caller_rows(bench: Bench) -> Iterator[Row]:
             kaas.register("dot", dot_request(kaas.upload(DOT_PTX)))
         crew = stack.enter_context(Crew("benchmarks.alternatives.caller", min(64, PROCESSES)))
         missing = dict(rivals.missing)
-        actor = None
-        absent = ray_dot.missing() if bench.cuda else NO_GPU
-        if absent:
+        ray = None
+        if absent := ray_dot.missing() if bench.cuda else NO_GPU:
             missing[RAY] = absent
         else:
-            actor = stack.enter_context(ray_dot.ray_cluster())()
-            ray_dot.ask(actor, a.tobytes())
+            ray = stack.enter_context(ray_dot.RayClient())
 
         def answered(server: Rival, callers: int, for_seconds: float) -> float:
             return calls_per_second(crew, server, [message] * callers, for_seconds)
@@ -50,8 +49,8 @@ def caller_rows(bench: Bench) -> Iterator[Row]:
 
         for callers in (1, 4, 16, 64):
             contenders = {name: contender(server, callers) for name, server in rivals.servers.items()}
-            if actor is not None:
-                contenders[RAY] = lambda n=callers: [ray_dot.calls_per_second(actor, a.tobytes(), n, seconds)]  # type: ignore[misc]
+            if ray is not None:
+                contenders[RAY] = partial(ray.calls_per_second, callers, seconds)
             turns = take_turns(contenders, rounds=rounds, seconds=60, warm_up=0)
             figure, beside = compare(turns, missing=missing)
             goals = targets(turns, at_least={ECHO: 0.7, HAND_WRITTEN: 1.0, RAY: 1.0}) if bench.cuda else []

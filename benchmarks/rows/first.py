@@ -119,9 +119,7 @@ def start_rivals(bench: Bench, stack: ExitStack, folder: Path) -> tuple[dict[str
     }
     if absent := ray_dot.missing():
         return rivals, {ACTOR: absent}
-    new_actor = stack.enter_context(ray_dot.ray_cluster())
-    a = dot_vectors()[0].tobytes()
-    rivals[ACTOR] = timed(lambda: ray_dot.ask(new_actor(), a))
+    rivals[ACTOR] = stack.enter_context(ray_dot.RayClient()).first_call
     return rivals, {}
 
 
