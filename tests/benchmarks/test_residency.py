@@ -1,0 +1,39 @@
+"""What the row of inputs beyond the limit is measured against."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from benchmarks.rows.residency import BOUND, LRU, RESIDENT, Traces, lru_misses, requests_per_second
+from benchmarks.turns import Turns
+
+
+def test_lru_misses_everything_in_a_cycle_of_one_too_many() -> None:
+    cycle = [0, 1, 2, 3] * 3
+    assert lru_misses([cycle, cycle], capacity=3) == [1.0, 1.0]
+
+
+def test_lru_keeps_what_fits_from_one_block_to_the_next() -> None:
+    assert lru_misses([[0, 1, 2], [0, 1, 2]], capacity=3) == [1.0, 0.0]
+
+
+def test_lru_drops_what_was_used_longest_ago() -> None:
+    assert lru_misses([[0, 1, 0, 2, 0, 1]], capacity=2) == [pytest.approx(4 / 6)]
+
+
+def test_turns_go_on_from_block_to_block() -> None:
+    assert list(islice(Traces(3, 4, "in turn"), 2)) == [[0, 1, 2, 0], [1, 2, 0, 1]]
+
+
+def test_random_blocks_name_every_tenant() -> None:
+    first, second = islice(Traces(5, 100, "at random"), 2)
+    assert set(first) == set(range(5)) and first != second
+
+
+def test_the_bound_loads_its_share_at_the_speed_of_the_bus() -> None:
+    """A hit takes 1 s and a copy 4 s: at twice the limit a request takes 3 s, and LRU that misses everything 5 s."""
+    turns = Turns({"kaasd": [[4.0]], RESIDENT: [[1.0]], "copy": [[4.0]]})
+    rates = requests_per_second(turns, bound_misses=0.5, lru=[0.25, 1.0])
+    assert rates.rounds == {"kaasd": [[1 / 4]], RESIDENT: [[1.0]], BOUND: [[1 / 3]], LRU: [[1 / 5]]}
