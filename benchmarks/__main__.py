@@ -55,6 +55,8 @@ SECTION_LIMIT_S = 120
 def main() -> int:
     """Measure, print, and write what was found; return 1 where a section failed, whatever its targets."""
     options = parse_options()
+    # So that everything that was started, MPS above all, is stopped as at any other end.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     bench = Bench(options.device, options.quick)
     console, progress = Console(), Console(stderr=True)
     if not console.is_terminal:
