@@ -12,10 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kaasd.devices.base import KernelFault, UnsupportedLibrary
-from kaasd.devices.emulator import EmulatedDevice
 from tests.fuzz import batch
-from tests.fuzz.compare import describe, differences
+from tests.fuzz.compare import compare_batch
 
 
 def check(folder: Path, numbers: range) -> int:
@@ -35,23 +33,6 @@ def check(folder: Path, numbers: range) -> int:
     return len(refused)
 
 
-def _compare_one(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str]]]:
-    folder, number, expected = job
-    made = batch.load(folder, number)
-    device = EmulatedDevice()
-    try:
-        actual = made.run(device)
-    except (KernelFault, UnsupportedLibrary) as error:
-        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}")]
-    finally:
-        device.close()
-    found = []
-    for (program, one), (_, two) in zip(made.take_apart(expected), made.take_apart(actual), strict=True):
-        some = differences(program, made.inputs, one, two)
-        found += [(difference.step.label, describe(difference, made.inputs)) for difference in some]
-    return number, found
-
-
 def compare(folder: Path, numbers: range, processes: int, most: int) -> int:
     """Run what was recorded on the emulated device, and print the differences."""
     jobs: list[tuple[Path, int, bytes]] = []
@@ -61,7 +42,7 @@ def compare(folder: Path, numbers: range, processes: int, most: int) -> int:
             known = {int(name.removeprefix("output")): name for name in recorded.files}
             jobs += [(folder, number, recorded[name].tobytes()) for number, name in known.items() if number in numbers]
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
-        for number, found in pool.imap_unordered(_compare_one, jobs):
+        for number, found in pool.imap_unordered(compare_batch, jobs):
             for label, text in found:
                 counts[label] += 1
                 if counts[label] <= most:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kaasd.devices.base import KernelFault, UnsupportedLibrary
+from kaasd.devices.emulator import EmulatedDevice
+from tests.fuzz import batch
 from tests.fuzz.forms import Bound
 from tests.fuzz.layout import Register
 from tests.fuzz.program import Program, Step, entry
@@ -136,3 +140,21 @@ def describe(difference: Difference, inputs: Values) -> str:
         recorded, here = (known[register][thread].tobytes()[::-1].hex() for known in (difference.expected, difference.actual))
         lines.append(f"  {register.name} ({register.kind}): recorded {recorded}, here {here}")
     return "\n".join(lines)
+
+
+def compare_batch(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str]]]:
+    """Run a batch on the emulated device; return the labels and descriptions of what differs from the recorded outputs."""
+    folder, number, expected = job
+    made = batch.load(folder, number)
+    device = EmulatedDevice()
+    try:
+        actual = made.run(device)
+    except (KernelFault, UnsupportedLibrary) as error:
+        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}")]
+    finally:
+        device.close()
+    found = []
+    for (program, one), (_, two) in zip(made.take_apart(expected), made.take_apart(actual), strict=True):
+        some = differences(program, made.inputs, one, two)
+        found += [(difference.step.label, describe(difference, made.inputs)) for difference in some]
+    return number, found

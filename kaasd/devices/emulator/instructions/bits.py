@@ -13,8 +13,8 @@ from kaasd.devices.emulator.types import Type
 
 
 def _as_count(t: Emitter, value: Any, kind: Type) -> Any:
-    """A 32-bit number in the width of ``kind``, which is at least as wide."""
-    return t.b.zext(value, kind.raw) if kind.bits > 32 else value
+    """A position or length in the width of ``kind``: its lower byte for 32 bits, but all of it for 64, as the compiler does."""
+    return t.b.zext(value, kind.raw) if kind.bits > 32 else t.b.and_(value, i32(255))
 
 
 def _to_32(t: Emitter, value: Any) -> Any:
@@ -48,7 +48,7 @@ def bfind(t: Emitter, m: Match, a: Any) -> Any:
 @instruction("bfe.type d, a, b:u32, c:u32", type="u32 u64 s32 s64")
 def bfe(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     kind = m.type
-    start, length = (_as_count(t, t.b.and_(value, i32(255)), kind) for value in (b, c))
+    start, length = (_as_count(t, value, kind) for value in (b, c))
     moved = shift_right(t, a, start, kind.signed)
     length = t.call(f"llvm.umin.i{kind.bits}", kind.raw, length, kind.constant(kind.bits))
     spare = t.b.sub(kind.constant(kind.bits), length)
@@ -59,7 +59,7 @@ def bfe(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 @instruction("bfi.type d, a, b, c:u32, e:u32", type="b32 b64")
 def bfi(t: Emitter, m: Match, a: Any, b: Any, c: Any, e: Any) -> Any:
     kind = m.type
-    start, length = (_as_count(t, t.b.and_(value, i32(255)), kind) for value in (c, e))
+    start, length = (_as_count(t, value, kind) for value in (c, e))
     mask = t.b.not_(shift_left(t, kind.constant(-1), length))
     place = shift_left(t, mask, start)
     field = shift_left(t, t.b.and_(a, mask), start)

@@ -6,9 +6,9 @@ from typing import Any
 
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.integer import maximum, minimum
-from kaasd.devices.emulator.instructions.rounding import finish, inputs, rounded, saturate, suffix
+from kaasd.devices.emulator.instructions.rounding import finish, flush, inputs, rounded, saturate, suffix
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import F64
+from kaasd.devices.emulator.types import F32, F64
 
 INTEGERS = "u8 u16 u32 u64 s8 s16 s32 s64"
 ROUND_TO_INTEGER = {"rni": "roundeven", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}
@@ -67,13 +67,18 @@ def widen(t: Emitter, m: Match, a: Any) -> Any:
 
 @instruction("cvt.rnd{.ftz}{.sat}.f32.f64 d:f32, a:f64", rnd="rn rz rm rp")
 def narrow(t: Emitter, m: Match, a: Any) -> Any:
-    return finish(t, m, rounded(t, "fptrunc", m["rnd"], m.type_of("f32").ir, a))
+    """A NaN keeps its sign and the upper bits of its payload, and becomes quiet."""
+    value = rounded(t, "fptrunc", m["rnd"], F32.ir, a)
+    value = flush(t, value) if "ftz" in m else value
+    return saturate(t, value) if "sat" in m else value
 
 
 @instruction("cvt{.rnd}{.ftz}{.sat}.f32.f32 d, a", rnd=ROUND_TO_INTEGER)
 @instruction("cvt{.rnd}{.sat}.f64.f64 d, a", rnd=ROUND_TO_INTEGER)
 def same(t: Emitter, m: Match, a: Any) -> Any:
     (value,) = inputs(t, m, a)
+    if "rnd" not in m and "sat" not in m:
+        return value  # a move: NaN stays as it is
     if "rnd" in m:
         value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
     return finish(t, m, value)

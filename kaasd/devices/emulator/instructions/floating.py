@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
 
 from kaasd.devices.emulator.emitter import Emitter
-from kaasd.devices.emulator.instructions.rounding import canonical, finish, flush, inputs, real, rounded, suffix
+from kaasd.devices.emulator.instructions.rounding import CANONICAL_NAN, canonical, finish, flush, inputs, real, rounded, suffix
 from kaasd.devices.emulator.native import I32, I64, i32, i64
 from kaasd.devices.emulator.table import Match, instruction
 from kaasd.devices.emulator.types import F64
@@ -39,27 +40,41 @@ def fma(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 @instruction("div.rnd{.ftz}.type d, a, b", rnd=[*ROUNDING.split(), "full", "approx"], type="f32 f64")
 def div(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     mode = None if m["rnd"] in ("full", "approx") else m["rnd"]
-    return finish(t, m, rounded(t, "fdiv", mode, a.type, *inputs(t, m, a, b)))
+    a, b = inputs(t, m, a, b)
+    quotient = rounded(t, "fdiv", mode, a.type, a, b)
+    if m["rnd"] == "approx":  # the reciprocal of so large a divisor is taken for zero
+        size = t.call("llvm.fabs.f32", a.type, b)
+        large = t.b.and_(t.b.fcmp_ordered(">", size, real(a.type, 2.0**126)), t.b.fcmp_ordered("<", size, real(a.type, math.inf)))
+        zero = t.call("llvm.copysign.f32", a.type, real(a.type, 0.0), b)
+        quotient = t.b.select(large, t.b.fmul(a, zero), quotient)
+    return finish(t, m, quotient)
 
 
 @instruction("rcp.rnd{.ftz}.type d, a", rnd=[*ROUNDING.split(), "approx"], type="f32 f64")
 def rcp(t: Emitter, m: Match, a: Any) -> Any:
     if m["rnd"] == "approx" and m.type is F64:
-        return _upper_half(t, t.b.fdiv(real(a.type, 1.0), _flush_double(t, a)))
+        return _upper_half(t, t.b.fdiv(real(a.type, 1.0), _upper_source(t, a)))
     mode = None if m["rnd"] == "approx" else m["rnd"]
     return finish(t, m, rounded(t, "fdiv", mode, a.type, real(a.type, 1.0), *inputs(t, m, a)))
 
 
 @instruction("sqrt.rnd{.ftz}.type d, a", rnd=[*ROUNDING.split(), "approx"], type="f32 f64")
 def sqrt(t: Emitter, m: Match, a: Any) -> Any:
+    (a,) = inputs(t, m, a)
     mode = None if m["rnd"] == "approx" else m["rnd"]
-    return finish(t, m, rounded(t, "sqrt", mode, a.type, *inputs(t, m, a)))
+    root = rounded(t, "sqrt", mode, a.type, a)
+    if m.type is F64:
+        return root
+    # The test for NaN is one of integers, since LLVM drops one of floats: it takes the root's own NaN to be as good.
+    bits = t.b.bitcast(a, I32)
+    nan = t.b.and_(t.b.is_(">", bits, 0x7F800000), t.b.is_("!=", bits, 0x80000000))
+    return t.b.select(nan, t.b.bitcast(i32(CANONICAL_NAN), a.type), root)
 
 
 @instruction("rsqrt.approx{.ftz}.type d, a", type="f32 f64")
 def rsqrt(t: Emitter, m: Match, a: Any) -> Any:
     if m.type is F64:
-        root = t.b.fdiv(real(F64.ir, 1.0), rounded(t, "sqrt", None, F64.ir, _flush_double(t, a) if "ftz" in m else a))
+        root = t.b.fdiv(real(F64.ir, 1.0), rounded(t, "sqrt", None, F64.ir, _upper_source(t, a) if "ftz" in m else a))
         return _upper_half(t, root) if "ftz" in m else root
     (a,) = inputs(t, m, a)
     root = rounded(t, "sqrt", None, F64.ir, t.b.fpext(a, F64.ir))
@@ -71,6 +86,12 @@ def _flush_double(t: Emitter, value: Any) -> Any:
     bits = t.b.bitcast(value, I64)
     subnormal = t.b.not_(t.b.bits(bits, 0x7FF0000000000000))
     return t.b.bitcast(t.b.select(subnormal, t.b.and_(bits, i64(1 << 63)), bits), value.type)
+
+
+def _upper_source(t: Emitter, value: Any) -> Any:
+    """What the double-precision approximations read: the upper 32 bits, flushed."""
+    bits = t.b.and_(t.b.bitcast(value, I64), i64(0xFFFFFFFF00000000))
+    return _flush_double(t, t.b.bitcast(bits, value.type))
 
 
 def _upper_half(t: Emitter, value: Any) -> Any:
@@ -173,9 +194,10 @@ def testp(t: Emitter, m: Match, a: Any) -> Any:
             return b.fcmp_ordered("ord", a, a)
         case "notanumber":
             return b.fcmp_unordered("uno", a, a)
-        case "normal":
-            return b.and_(b.fcmp_ordered(">=", size, smallest), b.fcmp_ordered("<", size, infinity))
-    return b.or_(b.fcmp_ordered("<", size, smallest), b.fcmp_ordered("==", size, real(kind, 0.0)))
+    subnormal = b.and_(b.fcmp_ordered("<", size, smallest), b.fcmp_ordered(">", size, real(kind, 0.0)))
+    if m["test"] == "subnormal":
+        return subnormal
+    return b.and_(b.fcmp_ordered("<", size, infinity), b.not_(subnormal))  # zero is normal
 
 
 __all__ = ["ROUNDING", "extremum", "flush", "ir"]

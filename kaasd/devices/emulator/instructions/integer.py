@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -9,7 +10,7 @@ from llvmlite import ir
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.native import I32, I64, const, i32
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import Type
+from kaasd.devices.emulator.types import TYPES, Type
 
 INTEGERS = "u16 u32 u64 s16 s32 s64"
 SIGNED = "s16 s32 s64"
@@ -130,7 +131,7 @@ def sad(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 
 
 def _divide(t: Emitter, a: Any, b: Any, kind: Type) -> tuple[Any, Any]:
-    """Quotient and remainder. By zero: all ones, and the dividend; the smallest number by -1: itself, and 0."""
+    """Quotient and remainder. By zero: all ones, as an H100 gives for both; the smallest number by -1: itself, and 0."""
     by_zero = t.b.is_("==", b, 0)
     odd = by_zero
     if kind.signed:
@@ -139,7 +140,7 @@ def _divide(t: Emitter, a: Any, b: Any, kind: Type) -> tuple[Any, Any]:
     safe = t.b.select(odd, kind.constant(1), b)
     quotient = t.b.sdiv(a, safe) if kind.signed else t.b.udiv(a, safe)
     remainder = t.b.srem(a, safe) if kind.signed else t.b.urem(a, safe)
-    return t.b.select(by_zero, kind.constant(-1), quotient), t.b.select(by_zero, a, remainder)
+    return t.b.select(by_zero, kind.constant(-1), quotient), t.b.select(by_zero, kind.constant(-1), remainder)
 
 
 @instruction("div.type d, a, b", type=INTEGERS)
@@ -271,3 +272,38 @@ def shf(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     if m["side"] == "l":
         return t.b.trunc(t.b.lshr(t.b.shl(both, wide), const(I64, 32)), I32)
     return t.b.trunc(t.b.lshr(both, wide), I32)
+
+
+PACKED = "u16x2 s16x2"
+
+
+def _packed(t: Emitter, m: Match, compute: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """Compute on the two 16-bit halves by themselves."""
+    half, count = ir.IntType(16), i32(16)
+    low = compute(t.b.trunc(a, half), t.b.trunc(b, half))
+    high_half = compute(t.b.trunc(t.b.lshr(a, count), half), t.b.trunc(t.b.lshr(b, count), half))
+    return t.b.or_(t.b.zext(low, I32), t.b.shl(t.b.zext(high_half, I32), count))
+
+
+@instruction("add.type d, a, b", type=PACKED)
+def add_packed(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _packed(t, m, t.b.add, a, b)
+
+
+@instruction("min{.relu}.type d, a, b", type=PACKED)
+def min_packed(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _packed(t, m, lambda x, y: _clamped(t, m, minimum(t, x, y, _half(m))), a, b)
+
+
+@instruction("max{.relu}.type d, a, b", type=PACKED)
+def max_packed(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _packed(t, m, lambda x, y: _clamped(t, m, maximum(t, x, y, _half(m))), a, b)
+
+
+def _half(m: Match) -> Type:
+    return TYPES[m.type.name.removesuffix("x2")]
+
+
+def _clamped(t: Emitter, m: Match, value: Any) -> Any:
+    """``.relu``: nothing below zero."""
+    return maximum(t, value, _half(m).constant(0), _half(m)) if "relu" in m else value
