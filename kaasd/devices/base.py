@@ -227,9 +227,12 @@ class Device(Protocol):
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Transfer:
         """Begin to copy ``pieces`` to the buffer, one behind the other; they must stay until that is done.
 
-        Pieces of a mapped file are copied from its pages as fast as from pinned memory. Raises ``ValueError`` where they are
-        longer than the buffer.
+        Pieces of a mapped file are copied from its pages as fast as from pinned memory. The device keeps hold of these pages: of
+        one file at a time, until ``unmap``. Raises ``ValueError`` where the pieces are longer than the buffer.
         """
+
+    def unmap(self) -> None:
+        """Let go of a mapped file. To be called before its mapping goes."""
 
     def download(self, buffer: DeviceBuffer) -> Download:
         """Begin to copy a buffer to host memory."""

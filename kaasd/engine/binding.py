@@ -22,6 +22,8 @@ class Resident(Held):
     def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer], version: int) -> None:
         super().__init__(key, buffers)
         self.version = version
+        self.current_at = -1
+        """The last commit at which the value had this version: while there is no other, it has."""
         self.transfer: Transfer | None = None
         """While it is on its way."""
 
@@ -29,25 +31,27 @@ class Resident(Held):
 class Binding:
     """A request with all that it needs on the device, or on its way there."""
 
-    def __init__(self, resources: Resources, program: Program, plan: Plan, inputs: Mapping[str, bytes], stack: ExitStack) -> None:
-        """Get memory, and begin to bring what is shared; ``stack`` gives back what is taken, once it is no longer written to.
+    def __init__(self, resources: Resources, program: Program, plan: Plan, inputs: Mapping[str, bytes]) -> None:
+        """Get memory, and begin to bring what is shared.
 
         ``inputs`` come in place of the store's values, by buffer name. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``,
         ``KeyNotFoundError``, ``ValueTooShortError``.
         """
         self._resources = resources
+        self._slots, self._layout = plan.slots, program.layout
         self._inputs = inputs
-        self._stack = stack
         self._snapshot: Snapshot | None = None
         self.transfers: list[Transfer] = []
         """They come before the run."""
-        self._slots, self._layout = plan.slots, program.layout
-        shared = [self._shared(self._slots[index]) for index in self._layout.shared]
-        instance = program.take_instance(resources.memory, resources.device, shared)
-        stack.callback(program.give_instance, resources.memory, instance)
-        self.run: Run = instance.run(shared)
-        self.buffer = instance.buffer
-        """Returns the buffer of a slot."""
+        with ExitStack() as undo:
+            self._undo = undo
+            shared = [self._shared(self._slots[index]) for index in self._layout.shared]
+            instance = program.take_instance(resources.memory, resources.device, shared)
+            undo.callback(program.give_instance, resources.memory, instance)
+            self.run: Run = instance.run(shared)
+            self.buffer = instance.buffer
+            """Returns the buffer of a slot."""
+            self._undo = undo.pop_all()
 
     def load(self) -> None:
         """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``."""
@@ -64,9 +68,13 @@ class Binding:
         if self._snapshot is not None:
             self._snapshot.close()
 
+    def close(self) -> None:
+        """Give back what was taken, when the run has ended; waits for transfers. Idempotent."""
+        self._undo.close()
+
     def _open_snapshot(self) -> Snapshot:
         if self._snapshot is None:
-            self._snapshot = self._stack.enter_context(self._resources.store.snapshot())
+            self._snapshot = self._undo.enter_context(self._resources.store.snapshot())
         return self._snapshot
 
     def _content(self, slot: Slot) -> Iterable[memoryview]:
@@ -76,9 +84,8 @@ class Binding:
         return self._open_snapshot().pieces(slot.spec.store_key, slot.spec.offset_bytes, slot.spec.size_bytes)
 
     def _upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
-        store, device = self._resources.store, self._resources.device
-        transfer = device.upload(buffer, pieces, store.mapped if self._snapshot is not None else None)
-        self._stack.callback(transfer.wait)
+        transfer = self._resources.device.upload(buffer, pieces, self._resources.store.mapped)
+        self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
         return transfer
 
@@ -88,12 +95,12 @@ class Binding:
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
             held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Held(key, buffers))
-            self._stack.callback(memory.drop, held)
-            self._stack.callback(memory.release, held)
+            self._undo.callback(memory.drop, held)
+            self._undo.callback(memory.release, held)
             self._upload(held.buffers[0], self._content(slot))
             return held.buffers[0]
-        resident = self._resident(slot)
-        self._stack.callback(memory.release, resident)
+        resident = self._current(slot) or self._bring(slot)
+        self._undo.callback(memory.release, resident)
         if resident.transfer is not None:
             if resident.transfer.done():
                 resident.transfer = None
@@ -101,24 +108,47 @@ class Binding:
                 self.transfers.append(resident.transfer)
         return resident.buffers[0]
 
-    def _resident(self, slot: Slot) -> Resident:
-        """Return what is on the device of a slot's value, pinned; bring it where it is not, or is another version."""
+    def _current(self, slot: Slot) -> Resident | None:
+        """Return what is on the device of a slot's value, pinned; None where it is not there, or is another version."""
         memory, spec = self._resources.memory, slot.spec
-        key = ("value", spec.store_key, spec.offset_bytes, spec.size_bytes)
-        resident = memory.use(key)
-        assert resident is None or isinstance(resident, Resident)
-        if resident is not None:
-            if spec.constant or resident.version == self._open_snapshot().stat(spec.store_key).version:
-                return resident
-            memory.drop(resident)
+        resident = memory.use(_key(slot))
+        if resident is None:
+            return None
+        assert isinstance(resident, Resident)
+        if spec.constant:
+            return resident
+        last_commit = self._resources.store.last_commit
+        if resident.current_at == last_commit:
+            return resident
+        try:
+            is_current = resident.version == self._open_snapshot().stat(spec.store_key).version
+        except BaseException:
             memory.release(resident)
+            raise
+        if is_current:
+            resident.current_at = last_commit
+            return resident
+        memory.drop(resident)
+        memory.release(resident)
+        return None
+
+    def _bring(self, slot: Slot) -> Resident:
+        """Begin to copy a slot's value to the device, and return what will hold it, pinned."""
+        memory, spec, key = self._resources.memory, slot.spec, _key(slot)
         version = self._open_snapshot().stat(spec.store_key).version
         pieces = self._content(slot)
-        made = memory.make(key, [spec.size_bytes], copy_cost_s(spec.size_bytes), lambda buffers: Resident(key, buffers, version))
+        resident = memory.make(
+            key, [spec.size_bytes], copy_cost_s(spec.size_bytes), lambda buffers: Resident(key, buffers, version)
+        )
         try:
-            made.transfer = self._upload(made.buffers[0], pieces)
+            resident.transfer = self._upload(resident.buffers[0], pieces)
         except BaseException:
-            memory.drop(made)
-            memory.release(made)
+            memory.drop(resident)
+            memory.release(resident)
             raise
-        return made
+        return resident
+
+
+def _key(slot: Slot) -> tuple[object, ...]:
+    spec = slot.spec
+    return ("value", spec.store_key, spec.offset_bytes, spec.size_bytes)

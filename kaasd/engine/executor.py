@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 
 from kaas.v1 import library_pb2
 from kaasd.devices.base import Device, KernelFault, OutOfMemory
@@ -67,9 +67,13 @@ class Executor:
         What cannot be done yet is left to the first run. Raises as ``Job.poll`` for what is wrong with the request itself.
         """
         program = self._resources.programs.get(request)
+        program.requests += 1
         later = suppress(KeyNotFoundError, ValueTooShortError, NoRoomError, OutOfMemory, KernelFault)
-        with later, program.in_use(), ExitStack() as stack:
-            Binding(self._resources, program, program.plan, {}, stack).run.warm()
+        try:
+            with later, closing(Binding(self._resources, program, program.plan, {})) as bound:
+                bound.run.warm()
+        finally:
+            program.requests -= 1
 
     def inspect(self, reference: str, content: bytes | None) -> tuple[library_pb2.Library, list[KernelAttributes]]:
         """Return a library and its kernels by name, of ``content`` where it is not stored yet. Raises ``KaasError``."""
@@ -116,3 +120,4 @@ class Executor:
         """Free everything, when no job is under way. Idempotent."""
         self._resources.programs.close()
         self._resources.memory.close()
+        self._resources.device.unmap()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter_ns
 from typing import TypeAlias, TypeVar
@@ -16,7 +15,7 @@ from kaasd.devices.base import Awaited, Download, OutOfMemory
 from kaasd.engine.binding import Binding
 from kaasd.engine.programs import Program
 from kaasd.engine.residency import NoRoomError
-from kaasd.engine.resources import Resources
+from kaasd.engine.resources import DEVICE_ERRORS, Resources
 from kaasd.errors import InvalidRequestError
 from kaasd.request.plan import Plan, rebind
 from kaasd.store.base import Entry, ReadableBuffer, Write
@@ -95,28 +94,33 @@ class Job:
         plan = rebind(program.plan, call.keys)
         _check_sizes(plan, call.inputs)
         planned = perf_counter_ns()
-        with ExitStack() as host_memory:
-            with resources.errors_explained(plan, call.check_stop), program.in_use(), ExitStack() as on_device:
-                bound = yield from self._bind(program, plan, on_device)
-                call.check_stop()
-                loaded = perf_counter_ns()
-                yield from self._launch(bound)
-                call.check_stop()
-                ran = perf_counter_ns()
-                contents = yield from self._read(program, plan, bound, host_memory)
-            writes = [
-                Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
-                for slot in plan.slots
-                if slot.store
-            ]
-            versions = {}
-            if writes:
-                commit = _Commit(resources.store.commit(writes), resources.on_commit)
-                while not commit.done():
-                    yield commit
-                versions = {key: entry.version for key, entry in commit.entries.items()}
+        downloads: list[Download] = []
+        program.requests += 1
+        try:
+            try:
+                bound = yield from self._bind(program, plan)
+                try:
+                    call.check_stop()
+                    loaded = perf_counter_ns()
+                    yield from self._launch(bound)
+                    call.check_stop()
+                    ran = perf_counter_ns()
+                    contents = self._read(program, plan, bound, downloads)
+                    for download in downloads:
+                        while not download.done():
+                            yield download
+                finally:
+                    bound.close()
+            except DEVICE_ERRORS as error:
+                raise resources.explain(error, plan, call.check_stop) from error
+            finally:
+                program.requests -= 1
+            versions = yield from self._commit(plan, contents)
             outputs = {name: bytes(contents[name]) for name in call.return_buffers}
-            contents.clear()
+        finally:
+            for download in downloads:
+                download.wait()
+                download.close()
         committed = perf_counter_ns()
         return Result(
             outputs=outputs,
@@ -128,31 +132,33 @@ class Job:
             commit_ns=committed - ran,
         )
 
-    def _bind(self, program: Program, plan: Plan, stack: ExitStack) -> Steps[Binding]:
+    def _bind(self, program: Program, plan: Plan) -> Steps[Binding]:
         """Get memory and inputs; where others use the memory that it needs, wait for its turn."""
         resources = self._resources
         waiting = resources.waiting_for_memory
         try:
             while True:
                 if not waiting or waiting[0] is self:
-                    with ExitStack() as attempt:
-                        try:
-                            bound = Binding(resources, program, plan, self._call.inputs, attempt)
-                            bound.load()
-                        except (NoRoomError, OutOfMemory):
-                            attempt.close()
-                            if not resources.memory.in_use_bytes:
-                                raise
-                        else:
-                            stack.push(attempt.pop_all())
-                            return bound
+                    try:
+                        bound = Binding(resources, program, plan, self._call.inputs)
+                    except (NoRoomError, OutOfMemory):
+                        if not resources.memory.in_use_bytes:
+                            raise
+                    else:
+                        break
                 if self not in waiting:
                     waiting.append(self)
                 yield NOTHING
                 self._call.check_stop()
         finally:
-            if self in waiting:
+            if waiting and self in waiting:
                 waiting.remove(self)
+        try:
+            bound.load()
+        except BaseException:
+            bound.close()
+            raise
+        return bound
 
     @staticmethod
     def _launch(bound: Binding) -> Steps[None]:
@@ -168,10 +174,9 @@ class Job:
             bound.run.wait()
             raise
 
-    def _read(self, program: Program, plan: Plan, bound: Binding, host_memory: ExitStack) -> Steps[dict[str, ReadableBuffer]]:
-        """Bring back every buffer that is stored or returned, by name."""
+    def _read(self, program: Program, plan: Plan, bound: Binding, downloads: list[Download]) -> dict[str, ReadableBuffer]:
+        """Return every buffer that is stored or returned, by name; what is large arrives with ``downloads``."""
         contents: dict[str, ReadableBuffer] = {}
-        downloads: list[Download] = []
         for index, slot in enumerate(plan.slots):
             name = slot.spec.name
             if not slot.store and name not in self._call.return_buffers:
@@ -180,15 +185,23 @@ class Job:
                 # Copied, so that the next request can have the run while the store writes.
                 contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
             else:
-                download = self._resources.device.download(bound.buffer(index))
-                host_memory.callback(download.close)
-                host_memory.callback(download.wait)
-                downloads.append(download)
-                contents[name] = download.view
-        for download in downloads:
-            while not download.done():
-                yield download
+                downloads.append(self._resources.device.download(bound.buffer(index)))
+                contents[name] = downloads[-1].view
         return contents
+
+    def _commit(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> Steps[Mapping[str, int]]:
+        """Store what is to be stored; return the new versions by key."""
+        writes = [
+            Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
+            for slot in plan.slots
+            if slot.store
+        ]
+        if not writes:
+            return {}
+        commit = _Commit(self._resources.store.commit(writes), self._resources.on_commit)
+        while not commit.done():
+            yield commit
+        return {key: entry.version for key, entry in commit.entries.items()}
 
 
 class _Nothing:

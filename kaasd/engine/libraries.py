@@ -68,6 +68,8 @@ class Libraries:
         self._real_roots = [Path(os.path.realpath(root)) for root in roots]
         self._spelt_roots = [*roots, *self._real_roots]
         self._resolved: LruCache[str, ResolvedLibrary] = LruCache(CACHE_BYTES)
+        self._seen: dict[str, int] = {}
+        """The last commit at which an uploaded library was there: while there is no other, it is."""
 
     def resolve(self, reference: str) -> ResolvedLibrary:
         """Return the library of a content id or of an absolute path below a root.
@@ -91,9 +93,13 @@ class Libraries:
         try:
             if resolved.stamp is not None:
                 return _stamp(os.stat(resolved.reference)) == resolved.stamp  # noqa: PTH116  (a Path costs as much again)
-            with self._store.snapshot() as snapshot:
-                snapshot.stat(resolved.content_id, Namespace.LIBRARIES)
+            last_commit = self._store.last_commit
+            if self._seen.get(resolved.content_id) != last_commit:
+                with self._store.snapshot() as snapshot:
+                    snapshot.stat(resolved.content_id, Namespace.LIBRARIES)
+                self._seen[resolved.content_id] = last_commit
         except (OSError, KeyNotFoundError):
+            self._seen.pop(resolved.content_id, None)
             return False
         return True
 

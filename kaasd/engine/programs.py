@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -87,18 +86,9 @@ class Program:
     idle: list[Instance] = field(default_factory=list)
     """Those that no request uses, the last used last."""
     requests: int = 0
-    """That use it now."""
+    """That use it now; its kernels stay loaded."""
     outdated: bool = False
     """It serves no new request."""
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep its kernels loaded."""
-        self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
 
     def launches(self, buffers: Mapping[int, DeviceBuffer]) -> list[Launch]:
         """Return the launches with these buffers in the slots."""

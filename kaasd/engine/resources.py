@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kaasd.devices.base import Device, DeviceLost, KernelFault, OutOfMemory, Stopped
 from kaasd.engine.memory import DeviceMemory
 from kaasd.engine.programs import Programs
 from kaasd.engine.residency import NoRoomError
-from kaasd.errors import CancelledError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
+from kaasd.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
 from kaasd.request.plan import Plan
 from kaasd.store.base import KeyValueStore
+
+DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
 
 
 @dataclass(eq=False)
@@ -31,35 +32,31 @@ class Resources:
     device_lost: bool = False
     """Whether a fault has made the device unusable for this process."""
 
-    @contextmanager
-    def errors_explained(self, plan: Plan, check_stop: Callable[[], None]) -> Iterator[None]:
-        """Raise the device's errors as ``KaasError``."""
-        try:
-            yield
-        except Stopped:
+    def explain(self, error: Exception, plan: Plan, check_stop: Callable[[], None]) -> KaasError:
+        """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_stop`` raises where it was stopped."""
+        if isinstance(error, Stopped):
             check_stop()
-            raise CancelledError("the kernel was stopped") from None
-        except KernelFault as fault:
-            self.device_lost |= fault.device_lost
-            raise _explain(fault, plan) from fault
-        except DeviceLost as error:
+            return CancelledError("the kernel was stopped")
+        if isinstance(error, KernelFault):
+            self.device_lost |= error.device_lost
+            return _explain_fault(error, plan)
+        if isinstance(error, DeviceLost):
             self.device_lost = True
-            raise WorkerRestartingError("another request's kernel faulted; nothing was changed") from error
-        except (NoRoomError, OutOfMemory) as error:
-            properties, held, limit = self.device.properties, self.memory.held_bytes, self.memory.limit_bytes
-            raise OutOfDeviceMemoryError(
-                f"the request's buffers need {plan.device_bytes} bytes of {properties.name}, where at most {limit} of "
-                f"{properties.memory_bytes} may be taken and {held} are held: {error}",
-                {
-                    "asked_bytes": str(plan.device_bytes),
-                    "held_bytes": str(held),
-                    "limit_bytes": str(limit),
-                    "memory_bytes": str(properties.memory_bytes),
-                },
-            ) from error
+            return WorkerRestartingError("another request's kernel faulted; nothing was changed")
+        properties, held, limit = self.device.properties, self.memory.held_bytes, self.memory.limit_bytes
+        return OutOfDeviceMemoryError(
+            f"the request's buffers need {plan.device_bytes} bytes of {properties.name}, where at most {limit} of "
+            f"{properties.memory_bytes} may be taken and {held} are held: {error}",
+            {
+                "asked_bytes": str(plan.device_bytes),
+                "held_bytes": str(held),
+                "limit_bytes": str(limit),
+                "memory_bytes": str(properties.memory_bytes),
+            },
+        )
 
 
-def _explain(fault: KernelFault, plan: Plan) -> KernelFaultError:
+def _explain_fault(fault: KernelFault, plan: Plan) -> KernelFaultError:
     index = fault.launch_index
     kernel = plan.launches[index].kernel[1] if index >= 0 else "unknown"
     metadata = {"fault": fault.fault, "kernel_index": str(index), "kernel": kernel}

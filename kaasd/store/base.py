@@ -132,6 +132,10 @@ class KeyValueStore(Protocol):
     def mapped(self) -> MappedFile | None:
         """Where the views of the snapshots lie that are open now; None where that is not known."""
 
+    @property
+    def last_commit(self) -> int:
+        """A number that every commit of any process raises; cheap."""
+
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open a read transaction."""
 

@@ -145,6 +145,13 @@ class Environment:
             pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         return pages * self.page_bytes
 
+    def last_transaction(self) -> int:
+        """Return the number of the last transaction that was committed, by any process."""
+        with self._turn:  # the map does not move meanwhile
+            if self._closed:
+                raise InternalError(f"{self.path} is closed")
+            return int(self.lmdb.info()["last_txnid"])
+
     def is_held(self) -> bool:
         """Whether a snapshot of any process sees an older state than the last, so that pages cannot be used again."""
         last = self.lmdb.info()["last_txnid"]

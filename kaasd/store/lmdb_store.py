@@ -79,6 +79,10 @@ class LmdbStore:
     def mapped(self) -> MappedFile | None:
         return self._environment.mapped
 
+    @property
+    def last_commit(self) -> int:
+        return self._environment.last_transaction()
+
     def snapshot(self) -> LmdbSnapshot:
         """Open a read transaction. Raises ``QueueFullError`` where too many are open.
 

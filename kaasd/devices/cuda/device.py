@@ -140,6 +140,7 @@ class CudaDevice:
         """Begin to copy ``pieces`` to the buffer; they must stay until that is done."""
         assert isinstance(buffer, CudaBuffer)
         context, stream, position = self._context, self._context.copies_in, 0
+        self._registered.follow(mapped)
         try:
             for piece in pieces:
                 size = len(piece)
@@ -155,6 +156,10 @@ class CudaDevice:
         except BaseException:
             driver.cuStreamSynchronize(stream)  # the pieces may go now
             raise
+
+    def unmap(self) -> None:
+        """Let go of a mapped file."""
+        self._registered.close()
 
     def download(self, buffer: DeviceBuffer) -> CudaDownload:
         """Begin to copy a buffer to pinned memory."""

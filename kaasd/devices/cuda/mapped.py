@@ -40,18 +40,26 @@ class RegisteredFile:
         self._refused = False
 
     def parts(self, file: MappedFile, address: int, size_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut a range of the mapping where registered ranges meet: yield address and size of each part, in order.
+        """Cut a range of memory where registered ranges meet: yield address and size of each part, in order.
 
-        What is not registered yet is, if it can be; what cannot be copies all the same, slower.
+        What is not registered yet is, if it is of the file and can be; the rest is copied all the same, slower.
         """
-        if file is not self._file:
-            self.close()
-            self._file = file
+        self.follow(file)
         end = address + size_bytes
+        if not file.address <= address <= end <= file.address + file.size_bytes:
+            yield address, size_bytes
+            return
         while address < end:
             covered = min(end, self._covered_to(file, address))
             yield address, covered - address
             address = covered
+
+    def follow(self, file: MappedFile | None) -> None:
+        """Let go of any other file: what is mapped where it was would be taken for it, and its old pages copied."""
+        if file is not self._file:
+            self._unregister_all()
+            self._file = file
+            self._refused = False
 
     def _covered_to(self, file: MappedFile, address: int) -> int:
         """Return the end of the registered range that holds ``address``, or of the unregistered one."""
@@ -95,9 +103,7 @@ class RegisteredFile:
 
     def close(self) -> None:
         """Unregister everything. Idempotent."""
-        self._unregister_all()
-        self._file = None
-        self._refused = False
+        self.follow(None)
 
 
 def _default_limit() -> int:

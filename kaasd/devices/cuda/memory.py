@@ -85,14 +85,17 @@ class CudaTransfer:
         if driver.cuEventQuery(self._event)[0] == driver.CUresult.CUDA_ERROR_NOT_READY:
             return False
         self._context.check(driver.cuEventQuery, self._event)
-        self._context.give_event(self._event)
-        self._event = None
+        self._end()
         return True
 
     def wait(self) -> None:
         """Return when it has ended, however it did."""
-        if self._event is not None:
-            driver.cuEventSynchronize(self._event)  # a fault comes back from ``done``
+        if self._event is not None and not driver.cuEventSynchronize(self._event)[0]:  # a fault comes back from ``done``
+            self._end()
+
+    def _end(self) -> None:
+        self._context.give_event(self._event)
+        self._event = None
 
     def precede(self, stream: Any) -> None:
         """Have what comes into ``stream`` from now on wait for it."""

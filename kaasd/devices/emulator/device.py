@@ -82,6 +82,9 @@ class EmulatedDevice:
             position += len(piece)
         return Ended()
 
+    def unmap(self) -> None:
+        """Do nothing: no memory is held."""
+
     def download(self, buffer: DeviceBuffer) -> EmulatedDownload:
         """Copy a buffer."""
         assert isinstance(buffer, Allocation)

@@ -119,6 +119,23 @@ def test_another_mapping_forgets_the_first(fake: Driver) -> None:
     assert fake.ranges == {BASE: BASE + PIECE}
 
 
+def test_memory_that_is_not_of_the_file_is_left_alone(fake: Driver) -> None:
+    os.truncate(fake.path, PIECE)
+    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    file = File(str(fake.path))
+    for address in (BASE - PIECE, BASE + file.size_bytes, 0x5000):
+        assert list(registered.parts(file, address, 3 * PAGE)) == [(address, 3 * PAGE)]
+    assert fake.ranges == {}
+
+
+def test_a_file_is_let_go_as_soon_as_another_is_named(fake: Driver) -> None:
+    os.truncate(fake.path, PIECE)
+    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    list(registered.parts(File(str(fake.path)), BASE, 10))
+    registered.follow(None)
+    assert fake.ranges == {}
+
+
 def test_where_the_driver_refuses_copies_go_all_the_same(fake: Driver, caplog: pytest.LogCaptureFixture) -> None:
     os.truncate(fake.path, 4 * PIECE)
     registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
