@@ -23,13 +23,12 @@ def _add(t: Emitter, a: Any, b: Any, carry: Any) -> tuple[Any, Any]:
     return t.b.trunc(total, a.type), t.b.trunc(t.b.lshr(total, const(wide, a.type.width)), ir.IntType(1))
 
 
-def _subtract(t: Emitter, a: Any, b: Any, borrow: Any) -> tuple[Any, Any]:
-    """The difference, and whether it borrowed."""
-    wide = ir.IntType(a.type.width + 1)
-    difference = t.b.sub(t.b.zext(a, wide), t.b.zext(b, wide))
-    if borrow is not None:
-        difference = t.b.sub(difference, t.b.zext(borrow, wide))
-    return t.b.trunc(difference, a.type), t.b.trunc(t.b.lshr(difference, const(wide, a.type.width)), ir.IntType(1))
+def _subtract(t: Emitter, a: Any, b: Any, carry: Any) -> tuple[Any, Any]:
+    """The difference, and the flag: as the hardware has it, the carry of ``a + ~b + 1``, so set where nothing was borrowed.
+
+    Divisions of 128 bits, as nvcc compiles them, read the flag of ``subc.cc`` with ``addc``.
+    """
+    return _add(t, a, t.b.not_(b), const(ir.IntType(1), 1) if carry is None else carry)
 
 
 @instruction("add.cc.type d, a, b", type=TYPES, carry="out")
@@ -45,13 +44,13 @@ def addc(t: Emitter, m: Match, a: Any, b: Any, carry: Any) -> Any:
 
 @instruction("sub.cc.type d, a, b", type=TYPES, carry="out")
 @instruction("subc.cc.type d, a, b", type=TYPES, carry="in out")
-def sub_cc(t: Emitter, m: Match, a: Any, b: Any, borrow: Any = None) -> Any:
-    return _subtract(t, a, b, borrow)
+def sub_cc(t: Emitter, m: Match, a: Any, b: Any, carry: Any = None) -> Any:
+    return _subtract(t, a, b, carry)
 
 
 @instruction("subc.type d, a, b", type=TYPES, carry="in")
-def subc(t: Emitter, m: Match, a: Any, b: Any, borrow: Any) -> Any:
-    return _subtract(t, a, b, borrow)[0]
+def subc(t: Emitter, m: Match, a: Any, b: Any, carry: Any) -> Any:
+    return _subtract(t, a, b, carry)[0]
 
 
 def _product(t: Emitter, m: Match, a: Any, b: Any) -> Any:

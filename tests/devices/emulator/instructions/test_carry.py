@@ -49,6 +49,16 @@ def test_product_of_64_bits_from_words() -> None:
     assert result == [(x % 2**64) * (y % 2**64) for x, y in PAIRS]
 
 
+def test_addition_reads_the_flag_of_a_subtraction() -> None:
+    a, b = (np.array([pair[i] % 2**32 for pair in PAIRS], "u4") for i in range(2))
+    code = "sub.cc.u32 %d0, %a, %b; addc.cc.u32 %d1, 0, 0; add.cc.u32 %d2, %a, %b; subc.u32 %d2, 0, 0;"
+    difference, kept, borrowed = evaluate(code, ["u4"] * 3, a, b)
+    assert np.array_equal(difference, a - b)
+    # One flag serves both: on an H100 a subtraction sets it where it borrows nothing.
+    assert np.array_equal(kept, a >= b)
+    assert np.array_equal(borrowed, np.where(a.astype("u8") + b >= 2**32, 0, 2**32 - 1))
+
+
 def test_carry_outlives_a_barrier() -> None:
     a = np.array([2**32 - 1, 5], "u4")
     code = "add.cc.u32 %d0, %a, 1; bar.sync 0; addc.u32 %d1, 0, 0;"
