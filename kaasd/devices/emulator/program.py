@@ -383,6 +383,8 @@ class Resolver:
                     raise Unsupported(source.line, f"{source.mnemonic} has no second result")
                 second = operand.second
                 operand = operand.first
+            if isinstance(operand, ast.Vector) and len(operand.elements) == 1 and slot.kind in ("d", "value"):
+                operand = operand.elements[0]  # Triton loads and stores single elements so
             if (slot.kind == "address") != isinstance(operand, ast.Address) and slot.kind != "raw":
                 raise Unsupported(source.line, f"{source.mnemonic} does not take an operand like its operand {slot.name}")
             result.append(self._operand(operand, source.line))

@@ -150,6 +150,7 @@ def mma_single(t: Emitter, m: Match, d: Any, a: Any, b: Any, c: Any) -> None:
 
 
 @instruction(f"{_HEAD}{{.rnd}}.f64.f64.f64.f64 *d, *a, *b, *c", rnd="rn", **_WORDS)
+@instruction(f"{_HEAD}.f64.f64.f64.f64.rnd *d, *a, *b, *c", rnd="rn", **_WORDS)  # as nvcc writes it
 def mma_double(t: Emitter, m: Match, d: Any, a: Any, b: Any, c: Any) -> None:
     _multiply(t, m, [a, b, c], d, ("f64",) * 4)
 

@@ -43,6 +43,11 @@ def test_vectors(ptx: str, count: int) -> None:
     np.testing.assert_array_equal(run(body, data)[64 : 64 + size * count], elements[::-1].ravel())
 
 
+def test_braces_around_one_element() -> None:
+    body = ".reg .b32 %v; ld.global.b32 {%v}, [%p0]; st.global.b32 [%p0+4], {%v};"
+    assert run(body, np.array([77, 0], "u4"))[1] == 77
+
+
 def test_pack_and_unpack() -> None:
     a = array(edge_integers("b64"), "b64")
     low, high = evaluate("mov.b64 {%d0, %d1}, %a;", ["u4", "u4"], a)

@@ -259,6 +259,8 @@ def test_wmma(shape: str, ptx: str, ctype: str, na: int, nb: int, nc: int, kind:
     width = "b64" if ptx == "f64" else "b32"
     names = {"a": registers("ra", 0, na), "b": registers("rb", 0, nb), "c": registers("rc", 0, nc)}
     types = f"{ctype}.{ctype}" if ptx == "f16" else f"{ctype}.{ptx}.{ptx}.{ctype}"
+    if ptx == "f64" and lc == "row":
+        types += ".rn"  # nvcc writes the rounding last
     body = f"""
     .reg .{width} %ra<{na}>, %rb<{nb}>, %rc<{nc}>; .reg .b64 %pa, %pb, %pc;
     ld.param.u64 %pa, [p0]; ld.param.u64 %pb, [p1]; ld.param.u64 %pc, [p2];
