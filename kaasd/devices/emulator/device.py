@@ -6,7 +6,7 @@ import ctypes
 import logging
 from collections.abc import Iterable, Sequence
 
-from kaasd.devices.base import CodeCache, DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
+from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
 from kaasd.devices.emulator.launch import Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, Fault
 from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
@@ -44,11 +44,8 @@ class EmulatedDevice:
         self.printed = ""
         """What the kernels of the last ``run`` that printed anything printed."""
 
-    def load(self, image: bytes, cache: CodeCache | None = None) -> EmulatedModule:
-        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason.
-
-        Compiled code is not kept in ``cache``.
-        """
+    def load(self, image: bytes) -> EmulatedModule:
+        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
         content = read_image(image)
         if not content.ptx:
             raise UnsupportedLibrary(

@@ -19,8 +19,21 @@ ORDER = "relaxed acquire release acq_rel"
 SPACE = "global shared shared::cta"
 OPERATIONS = "and or xor exch add inc dec min max"
 INTEGERS = "b32 b64 u32 u64 s32 s64"
-HEAD = "{.order}{.scope}{.space}"
 WORDS: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": SPACE}
+
+
+def atomic(form: str, operands: str, reduces: bool = True, **groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter an ``atom`` and, where it ``reduces``, a ``red``. Order and scope may stand before or behind the operation."""
+
+    def register(emit: Callable[..., Any]) -> Callable[..., Any]:
+        words = WORDS | {"hint": EVICTION} | groups
+        for head in ("{.order}{.scope}{.space}." + form, "{.space}." + form.replace("{.hint}", "{.order}{.scope}{.hint}")):
+            instruction(f"atom{head} d, {operands}{{, *policy}}", **words)(emit)
+            if reduces:
+                instruction(f"red{head} {operands}{{, *policy}}", **words)(emit)
+        return emit
+
+    return register
 
 
 def _combine(t: Emitter, m: Match, old: Any, value: Any) -> Any:
@@ -46,8 +59,7 @@ def _combine(t: Emitter, m: Match, old: Any, value: Any) -> Any:
     return b.select(low, value, b.sub(old, m.type.constant(1)))
 
 
-@instruction(f"atom{HEAD}.op{{.hint}}.type d, [a], b{{, *policy}}", op=OPERATIONS, type=INTEGERS, hint=EVICTION, **WORDS)
-@instruction(f"red{HEAD}.op{{.hint}}.type [a], b{{, *policy}}", op=OPERATIONS, type=INTEGERS, hint=EVICTION, **WORDS)
+@atomic("op{.hint}.type", "[a], b", op=OPERATIONS, type=INTEGERS)
 def atom(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
@@ -55,7 +67,7 @@ def atom(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     return old
 
 
-@instruction(f"atom{HEAD}.cas{{.hint}}.type d, [a], b, c{{, *policy}}", type="b16 b32 b64 b128 u32 u64", hint=EVICTION, **WORDS)
+@atomic("cas{.hint}.type", "[a], b, c", reduces=False, type="b16 b32 b64 b128 u32 u64")
 def cas(t: Emitter, m: Match, a: Memory, b: Any, c: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
@@ -63,7 +75,7 @@ def cas(t: Emitter, m: Match, a: Memory, b: Any, c: Any, policy: Any) -> Any:
     return old
 
 
-@instruction(f"atom{HEAD}.exch{{.hint}}.b128 d, [a], b{{, *policy}}", hint=EVICTION, **WORDS)
+@atomic("exch{.hint}.b128", "[a], b", reduces=False)
 def exchange_wide(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
@@ -80,8 +92,7 @@ def add_floats(t: Emitter, m: Match, old: Any, value: Any) -> Any:
     return flush(t, total) if flushes else total
 
 
-@instruction(f"atom{HEAD}.add{{.hint}}.type d, [a], b{{, *policy}}", type="f32 f64", hint=EVICTION, **WORDS)
-@instruction(f"red{HEAD}.add{{.hint}}.type [a], b{{, *policy}}", type="f32 f64", hint=EVICTION, **WORDS)
+@atomic("add{.hint}.type", "[a], b", type="f32 f64")
 def atom_add_float(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
@@ -105,8 +116,7 @@ def _combine_halves(t: Emitter, m: Match, old: Any, value: Any) -> Any:
     return each(t, m.type, element, old, value)
 
 
-@instruction(f"atom{HEAD}.op.noftz{{.hint}}.type d, [a], b{{, *policy}}", op="add", type=HALVES, hint=EVICTION, **WORDS)
-@instruction(f"red{HEAD}.op.noftz{{.hint}}.type [a], b{{, *policy}}", op="add", type=HALVES, hint=EVICTION, **WORDS)
+@atomic("op.noftz{.hint}.type", "[a], b", op="add", type=HALVES)
 def atom_half(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
@@ -127,16 +137,11 @@ def _each_element(t: Emitter, m: Match, a: Memory, values: Any, combine: Callabl
     return before
 
 
-_VECTOR: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": "global", "vec": "v2 v4 v8", "hint": EVICTION}
-
-
-@instruction(f"atom{HEAD}.add{{.hint}}.vec.type d, [a], b{{, *policy}}", type="f32", **_VECTOR)
-@instruction(f"red{HEAD}.add{{.hint}}.vec.type [a], b{{, *policy}}", type="f32", **_VECTOR)
+@atomic("add{.hint}.vec.type", "[a], b", type="f32", space="global", vec="v2 v4 v8")
 def atom_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     return _each_element(t, m, a, b, add_floats)
 
 
-@instruction(f"atom{HEAD}.op.noftz{{.hint}}.vec.type d, [a], b{{, *policy}}", op="add min max", type=HALVES, **_VECTOR)
-@instruction(f"red{HEAD}.op.noftz{{.hint}}.vec.type [a], b{{, *policy}}", op="add min max", type=HALVES, **_VECTOR)
+@atomic("op.noftz{.hint}.vec.type", "[a], b", op="add min max", type=HALVES, space="global", vec="v2 v4 v8")
 def atom_half_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     return _each_element(t, m, a, b, _combine_halves)

@@ -158,7 +158,7 @@ def cvta_to(t: Emitter, m: Match, a: Any) -> Any:
     return a if _window(t, m) is None else t.b.and_(a, const(a.type, OFFSET_MASK))
 
 
-@instruction("isspacep.space d:pred, a:u64", space=SPACE)
+@instruction("isspacep.space d:pred, a:u64", space=f"{SPACE} shared::cluster")
 def isspacep(t: Emitter, m: Match, a: Any) -> Any:
     b, slot = t.b, t.b.lshr(a, i64(OFFSET_BITS))
     window = _window(t, m)
