@@ -65,7 +65,11 @@ def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tupl
         chunk_bytes=config.chunk_bytes,
     )
     stack.callback(store.close)
-    device = open_device(config.device, emulator_memory_bytes=config.emulator_memory_bytes)
+    device = open_device(
+        config.device,
+        emulator_memory_bytes=config.emulator_memory_bytes,
+        code_cache=Path(config.store_path) / "compiled",
+    )
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])
     executor = Executor(device, store, libraries, memory_limit_bytes=config.device_memory_bytes, on_commit=commits.notify)
