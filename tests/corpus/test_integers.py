@@ -1,0 +1,495 @@
+"""Kernels of integers: big numbers, checksums, ciphers, random numbers, strings, graphs, tables."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from tests.conformance.launching import Call, inout, inp, out, u32, u64
+from tests.corpus.running import Corpus, normals, wides, words
+
+ZERO = np.zeros(1, np.uint32)
+
+
+def numbers_of(parts: np.ndarray) -> list[int]:
+    """The rows of an array as long numbers, the lowest word first."""
+    return [int.from_bytes(row.tobytes(), "little") for row in parts]
+
+
+def test_product_of_long_numbers(corpus: Corpus) -> None:
+    a, b = words(1, 8 * 64).reshape(64, 8), words(2, 8 * 64).reshape(64, 8)
+    a[0], b[0], b[1] = 0xFFFFFFFF, 0xFFFFFFFF, 0
+    call = Call("multiplyKern", 1, 64, [u32(64), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=a, b=b, c=np.zeros((64, 16), np.uint32))
+    assert numbers_of(results["c"]) == [x * y for x, y in zip(numbers_of(a), numbers_of(b), strict=True)]
+
+
+def test_sum_of_long_numbers(corpus: Corpus) -> None:
+    a, b = wides(3, 16 * 40).reshape(40, 16), wides(4, 16 * 40).reshape(40, 16)
+    a[0], b[0] = 2**64 - 1, [1, *[0] * 15]
+    call = Call("addKern", 2, 32, [u32(40), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=a, b=b, c=np.zeros((40, 17), np.uint64))
+    assert numbers_of(results["c"]) == [x + y for x, y in zip(numbers_of(a), numbers_of(b), strict=True)]
+
+
+def truncated(a: int, b: int) -> tuple[int, int]:
+    """Quotient towards zero, and the remainder."""
+    quotient = abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    return quotient, a - quotient * b
+
+
+def test_division_of_64_bits(corpus: Corpus) -> None:
+    n = 200
+    a, b = wides(5, n), wides(6, n) >> np.arange(n).astype(np.uint64) % 61 | np.uint64(1)
+    call = Call("divideKern", 2, 128, [u32(n), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=a, b=b, c=np.zeros((4, n), np.uint64))
+    signed = [truncated(int(x), int(y)) for x, y in zip(a.view(np.int64), b.view(np.int64), strict=True)]
+    assert np.array_equal(results["c"][0], a // b)
+    assert np.array_equal(results["c"][1], a % b)
+    assert results["c"][2].view(np.int64).tolist() == [quotient for quotient, _ in signed]
+    assert results["c"][3].view(np.int64).tolist() == [remainder for _, remainder in signed]
+
+
+def test_numbers_of_128_bits(corpus: Corpus) -> None:
+    n = 64
+    a, b = wides(7, 2 * n).reshape(n, 2), wides(8, 2 * n).reshape(n, 2)
+    b[::2, 1] >>= np.uint64(50)
+    b[::3, 1] = 0
+    b[:, 0] |= np.uint64(2)
+    call = Call("wideKern", 1, 64, [u32(n), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=a, b=b, c=np.zeros((3, n, 2), np.uint64))
+    pairs = list(zip(numbers_of(a), numbers_of(b), strict=True))
+    assert numbers_of(results["c"][0]) == [x * y % 2**128 for x, y in pairs]
+    assert numbers_of(results["c"][1]) == [x // y for x, y in pairs]
+    expected = [truncated(x - (x >> 127 << 128), y >> 1)[1] % 2**128 for x, y in pairs]
+    assert numbers_of(results["c"][2]) == expected
+
+
+def test_modular_powers(corpus: Corpus) -> None:
+    bases, exponents, modulus = wides(9, 32), wides(10, 32), 2**64 - 59
+    call = Call("modpowKern", 1, 32, [u32(32), u64(modulus), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=bases, b=exponents, c=np.zeros(32, np.uint64))
+    assert results["c"].tolist() == [pow(int(x), int(y), modulus) for x, y in zip(bases, exponents, strict=True)]
+
+
+def test_greatest_common_divisors(corpus: Corpus) -> None:
+    a, b = wides(11, 100, 2**40) * np.uint64(720720), wides(12, 100, 2**40) * np.uint64(5040)
+    a[0], b[1] = 0, 0
+    call = Call("gcdKern", 1, 128, [u32(100), inp("a"), inp("b"), out("c")])
+    results = corpus.run("numbers", call, a=a, b=b, c=np.zeros(100, np.uint64))
+    assert np.array_equal(results["c"], np.gcd(a, b))
+
+
+def test_sieve(corpus: Corpus) -> None:
+    n = 4096
+    results = corpus.run("numbers", Call("primesKern", 1, 128, [u32(n), out("bits")], n // 8), bits=np.zeros(n // 32, np.uint32))
+    found = np.flatnonzero(np.unpackbits(results["bits"].view(np.uint8), bitorder="little"))
+    assert found.tolist() == [p for p in range(2, n) if all(p % d for d in range(2, math.isqrt(p) + 1))]
+
+
+def test_bit_tricks(corpus: Corpus) -> None:
+    values = wides(13, 128)
+    values[:2] = [0, 2**64 - 1]
+    call = Call("bitsKern", 1, 128, [u32(128), inp("x"), out("y")])
+    results = corpus.run("numbers", call, x=values, y=np.zeros((10, 128), np.uint32))
+    for i, value in enumerate(map(int, values)):
+        low, high = value % 2**32, value >> 32
+        lows, highs = low.to_bytes(4, "little"), high.to_bytes(4, "little")
+        signed = [int.from_bytes(part, "little", signed=True) for part in (lows, highs)]
+        expected = [
+            value.bit_count(),
+            64 - value.bit_length(),
+            int(f"{value:064b}"[::-1], 2) >> 32,
+            int.from_bytes([lows[0], highs[0], lows[1], highs[1]], "little"),
+            sum(abs(x - y) for x, y in zip(lows, highs, strict=True)),
+            int.from_bytes([min(x + y, 255) for x, y in zip(lows, highs, strict=True)], "little"),
+            abs(low - high) + 7,
+            5 + sum((x ^ 128) * (y ^ 128) - 128 * ((x ^ 128) + (y ^ 128)) + 128**2 for x, y in zip(lows, highs, strict=True)),
+            signed[0] * signed[1] >> 32,
+            signed[0] + signed[1] >> 1,
+        ]
+        assert results["y"][:, i].tolist() == [x % 2**32 for x in expected], i
+
+
+def test_collatz(corpus: Corpus) -> None:
+    results = corpus.run("numbers", Call("collatzKern", 4, 64, [u32(250), out("y")]), y=np.zeros(250, np.uint32))
+
+    def steps(x: int) -> int:
+        count = 0
+        while x != 1:
+            x, count = (3 * x + 1 if x % 2 else x // 2), count + 1
+        return count
+
+    assert results["y"].tolist() == [steps(i + 1) for i in range(250)]
+
+
+@pytest.mark.parametrize(("kernel", "reference"), [("crc32Kern", zlib.crc32), ("adlerKern", zlib.adler32)])
+def test_checksums(corpus: Corpus, kernel: str, reference) -> None:  # type: ignore[no-untyped-def]
+    data = words(14, 70 * 25).view(np.uint8).reshape(70, 100)
+    call = Call(kernel, 3, 32, [u32(70), u32(100), inp("x"), out("y")])
+    results = corpus.run("crypto", call, x=data, y=np.zeros(70, np.uint32))
+    assert results["y"].tolist() == [reference(row.tobytes()) for row in data]
+
+
+@pytest.mark.parametrize("length", [0, 3, 55, 56, 64, 130])
+def test_sha256(corpus: Corpus, length: int) -> None:
+    data = words(15, 33 * 33).view(np.uint8)[: 33 * length].reshape(33, length)
+    call = Call("sha256Kern", 2, 32, [u32(33), u32(length), inp("x"), out("y")])
+    results = corpus.run("crypto", call, x=np.append(data.ravel(), np.uint8(0)), y=np.zeros((33, 8), np.uint32))
+    assert [row.byteswap().tobytes() for row in results["y"]] == [hashlib.sha256(row.tobytes()).digest() for row in data]
+
+
+def test_chacha20(corpus: Corpus) -> None:
+    key = np.arange(32, dtype=np.uint8).view(np.uint32)
+    nonce = np.array([0x09000000, 0x4A000000, 0], np.uint32)
+    call = Call("chachaKern", 1, 32, [inp("key"), inp("nonce"), out("stream")])
+    results = corpus.run("crypto", call, key=key, nonce=nonce, stream=np.zeros((32, 16), np.uint32))
+    # The key stream of block 1 in section 2.3.2 of RFC 8439.
+    expected = (
+        "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
+        "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e"
+    )
+    assert results["stream"][1].tobytes().hex() == expected
+    assert len(set(map(bytes, results["stream"]))) == 32
+
+
+def aes_key_schedule(key: bytes) -> np.ndarray:
+    """The round keys of AES-128 as 44 little-endian words."""
+
+    def times(a: int, b: int) -> int:
+        result = 0
+        for bit in range(8):
+            result ^= (a << bit) * (b >> bit & 1)
+        for bit in range(14, 7, -1):
+            result ^= (0x11B << bit - 8) * (result >> bit & 1)
+        return result
+
+    def substitute(x: int) -> int:
+        inverse = next((y for y in range(256) if times(x, y) == 1), 0)
+        for by in range(1, 5):
+            x = (inverse << by | inverse >> 8 - by) & 255 ^ (x if by > 1 else inverse)
+        return x ^ 0x63
+
+    schedule = [list(key[i : i + 4]) for i in range(0, 16, 4)]
+    constant = 1
+    for i in range(4, 44):
+        word = list(schedule[i - 1])
+        if i % 4 == 0:
+            word = [substitute(x) for x in word[1:] + word[:1]]
+            word[0] ^= constant
+            constant = times(constant, 2)
+        schedule.append([x ^ y for x, y in zip(schedule[i - 4], word, strict=True)])
+    return np.array(schedule, np.uint8).reshape(-1).view(np.uint32)
+
+
+def test_aes128(corpus: Corpus) -> None:
+    # The examples of FIPS 197, appendices B and C.1.
+    cases = [
+        ("2b7e151628aed2a6abf7158809cf4f3c", "3243f6a8885a308d313198a2e0370734", "3925841d02dc09fbdc118597196a0b32"),
+        ("000102030405060708090a0b0c0d0e0f", "00112233445566778899aabbccddeeff", "69c4e0d86a7b0430d8cdb78070b4c55a"),
+    ]
+    for key, text, cipher in cases:
+        blocks = words(16, 4 * 40).view(np.uint8).reshape(40, 16)
+        blocks[[5, 39]] = np.frombuffer(bytes.fromhex(text), np.uint8)
+        call = Call("aesKern", 2, 32, [u32(40), inp("keys"), inp("x"), out("y")])
+        results = corpus.run("crypto", call, keys=aes_key_schedule(bytes.fromhex(key)), x=blocks, y=np.zeros_like(blocks))
+        assert [results["y"][i].tobytes().hex() for i in (5, 39)] == [cipher, cipher]
+        assert len(set(map(bytes, results["y"]))) == 39
+
+
+def test_siphash(corpus: Corpus) -> None:
+    key = np.arange(16, dtype=np.uint8).tobytes()
+    data = np.tile(np.arange(8, dtype=np.uint8), (32, 1))
+    call = Call("siphashKern", 1, 32, [u32(32), u32(1), key, inp("x"), out("y")])
+    results = corpus.run("crypto", call, x=data, y=np.zeros(32, np.uint64))
+    # Number 8 of the reference vectors of SipHash-2-4: the message 00 01 … 07.
+    assert results["y"].tolist() == [0x93F5F5799A932462] * 32
+
+
+def test_xorshift(corpus: Corpus) -> None:
+    state = wides(17, 128).reshape(64, 2)
+    call = Call("xorshiftKern", 2, 32, [u32(20), inout("state"), out("y")])
+    results = corpus.run("random", call, state=state, y=np.zeros((20, 64), np.uint64))
+    a, b = state[:, 0].copy(), state[:, 1].copy()
+    for row in results["y"]:
+        t, a = a, b
+        t = t ^ t << np.uint64(23)
+        b = t ^ (t >> np.uint64(18) ^ b ^ b >> np.uint64(5))
+        assert np.array_equal(row, a + b)
+    assert np.array_equal(results["state"], np.stack([a, b], axis=1))
+
+
+def test_philox(corpus: Corpus) -> None:
+    key = np.array([0xA4093822, 0x299F31D0], np.uint32)
+    call = Call("philoxKern", 2, 64, [u32(3), key.tobytes(), out("y")])
+    results = corpus.run("random", call, y=np.zeros((128, 4), np.uint32))
+    for i in (0, 1, 127):
+        # NumPy counts before it draws, and its key and counter are of 64 bits: the four-by-32 variant is written out here.
+        c, k = [i, 3, 0, 0], key.tolist()
+        for _ in range(10):
+            x, y = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+            c = [y >> 32 ^ c[1] ^ k[0], y % 2**32, x >> 32 ^ c[3] ^ k[1], x % 2**32]
+            k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+        assert results["y"][i].tolist() == c
+
+
+def test_pcg(corpus: Corpus) -> None:
+    seed = 0x853C49E6748FEA9B
+    results = corpus.run("random", Call("pcgKern", 1, 128, [u64(seed), out("y")]), y=np.zeros(128, np.uint32))
+    expected, state = [], seed
+    for _ in range(128):
+        mixed = ((state >> 18 ^ state) >> 27) % 2**32
+        turn = state >> 59
+        expected.append((mixed >> turn | mixed << (32 - turn)) % 2**32)
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+    assert results["y"].tolist() == expected
+
+
+def test_pi_by_monte_carlo(corpus: Corpus) -> None:
+    results = corpus.run("random", Call("piKern", 4, 64, [u32(100), inout("hits")]), hits=np.zeros(1, np.uint64))
+    state = (np.arange(1, 257, dtype=np.uint32) * np.uint32(2654435761)).astype(np.uint32)
+    hits = 0
+
+    def draw() -> np.ndarray:
+        nonlocal state
+        state = state ^ state << np.uint32(13)
+        state = state ^ state >> np.uint32(17)
+        state = state ^ state << np.uint32(5)
+        return (state >> np.uint32(1)).astype(np.uint64)
+
+    for _ in range(100):
+        x, y = draw(), draw()
+        hits += int((x * x + y * y < 2**62).sum())
+    assert results["hits"][0] == hits
+    assert abs(4 * hits / 25600 - math.pi) < 0.05
+
+
+def test_normal_numbers(corpus: Corpus) -> None:
+    pairs = words(18, 2000).reshape(1000, 2)
+    call = Call("normalsKern", 8, 128, [u32(1000), inp("x"), out("y")])
+    results = corpus.run("random", call, x=pairs, y=np.zeros((1000, 2), np.float32))
+    u, v = ((pairs[:, 0] >> 8) + 0.5) * 2.0**-24, (pairs[:, 1] >> 8) * 2.0**-24
+    radius = np.sqrt(-2 * np.log(u.astype(np.float32).astype(np.float64)))
+    exact = np.stack([radius * np.cos(2 * np.pi * v), radius * np.sin(2 * np.pi * v)], axis=1)
+    np.testing.assert_allclose(results["y"], exact, rtol=1e-6, atol=1e-6)
+
+
+def test_matches_of_a_pattern(corpus: Corpus) -> None:
+    text = words(19, 3000, 3).astype(np.uint8) + ord("a")
+    pattern = np.frombuffer(b"abca", np.uint8)
+    text[-4:] = pattern
+    results = corpus.run(
+        "text",
+        Call("storeKern", 1, 32, [u32(4), inp("pattern")]),
+        Call("matchKern", 12, 256, [u32(3000), inp("text"), out("y")]),
+        text=text,
+        pattern=pattern,
+        y=np.zeros(3000, np.uint8),
+    )
+    string = text.tobytes()
+    assert results["y"].tolist() == [string.startswith(b"abca", i) for i in range(3000)]
+
+
+def test_automaton(corpus: Corpus) -> None:
+    lines = words(20, 50 * 40, 9).astype(np.uint8).reshape(50, 40) + ord("a")
+    call = Call("automatonKern", 2, 32, [u32(50), u32(40), inp("x"), out("y")])
+    results = corpus.run("text", call, x=lines, y=np.zeros(50, np.uint32))
+
+    def count(line: bytes) -> int:
+        state = found = 0
+        for c in line.decode():
+            if c == "c":
+                found += state
+            elif c == "d":
+                found += 1000
+            elif c == "e":
+                found ^= 2**31
+            elif c == "f":
+                found = int(f"{found % 2**32:032b}"[::-1], 2)
+            elif c == "g":
+                found *= 3
+            state = 1 if c == "a" else state if c == "b" else 0
+        return found % 2**32
+
+    assert results["y"].tolist() == [count(line.tobytes()) for line in lines]
+
+
+def test_smith_waterman(corpus: Corpus) -> None:
+    a, b = words(21, 70, 4).astype(np.uint8), words(22, 90, 4).astype(np.uint8)
+    b[20:50] = a[30:60]
+    call = Call("smithKern", 1, 64, [u32(70), u32(90), inp("a"), inp("b"), inout("best")], 12 * 71)
+    results = corpus.run("text", call, a=a, b=b, best=np.zeros(1, np.int32))
+    score = np.zeros((71, 91), int)
+    for i in range(1, 71):
+        for j in range(1, 91):
+            diagonal = score[i - 1, j - 1] + (3 if a[i - 1] == b[j - 1] else -2)
+            score[i, j] = max(0, diagonal, score[i - 1, j] - 4, score[i, j - 1] - 4)
+    assert results["best"][0] == score.max()
+
+
+def test_edit_distance(corpus: Corpus) -> None:
+    pairs = [
+        ("kitten", "sitting"),
+        ("", "abc"),
+        ("abc", ""),
+        ("", ""),
+        ("a" * 32, "b" * 32),
+        ("abcdefgh", "bcdefghi"),
+        ("x", "x"),
+    ]
+    letters, lengths = words(23, 40 * 64, 3).reshape(40, 2, 32) + ord("a"), words(24, 80, 33).reshape(40, 2)
+    pairs += [tuple("".join(map(chr, letters[i, j, : lengths[i, j]])) for j in range(2)) for i in range(40)]  # type: ignore[misc]
+    data = np.zeros((len(pairs), 2, 32), np.uint8)
+    for row, pair in zip(data, pairs, strict=True):
+        for target, word in zip(row, pair, strict=True):
+            target[: len(word)] = list(word.encode())
+    call = Call("levenshteinKern", 2, 32, [u32(len(pairs)), inp("x"), out("y")])
+    results = corpus.run("text", call, x=data, y=np.zeros(len(pairs), np.uint32))
+
+    def distance(a: str, b: str) -> int:
+        row = list(range(len(b) + 1))
+        for i, x in enumerate(a, start=1):
+            before, row[0] = row[0], i
+            for j, y in enumerate(b, start=1):
+                before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+        return row[-1]
+
+    assert results["y"].tolist() == [distance(*pair) for pair in pairs]
+
+
+def test_base64(corpus: Corpus) -> None:
+    data = words(25, 75).view(np.uint8)
+    call = Call("base64Kern", 2, 64, [u32(100), inp("x"), out("y")])
+    results = corpus.run("text", call, x=data, y=np.zeros(400, np.uint8))
+    assert results["y"].tobytes() == base64.b64encode(data.tobytes())
+
+
+def test_utf8(corpus: Corpus) -> None:
+    text = "Kernels, Öfen, 窯, печь, 🔥, ف" * 5
+    data = np.frombuffer(text.encode(), np.uint8)
+    call = Call("utf8Kern", 2, 128, [u32(len(data)), inp("x"), out("y")])
+    results = corpus.run("text", call, x=data, y=np.zeros(len(data), np.int32))
+    assert "".join(chr(point) for point in results["y"] if point >= 0) == text
+
+
+def csr_graph(seed: int, nodes: int, edges: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random directed graph as starts and neighbours."""
+    ends = words(seed, 2 * edges, nodes).reshape(2, edges)
+    order = np.argsort(ends[0], kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(ends[0], minlength=nodes))]).astype(np.uint32)
+    return starts, ends[1][order]
+
+
+def test_breadth_first_search(corpus: Corpus) -> None:
+    nodes = 600
+    starts, neighbours = csr_graph(26, nodes, 1500)
+    root = int(np.argmax(np.diff(starts)))
+    depths = np.full(nodes, 0xFFFFFFFF, np.uint32)
+    depths[root] = 0
+    frontier, size, depth = np.full(nodes, root, np.uint32), np.ones(1, np.uint32), 0
+    expected, level = depths.copy(), [root]
+    while size[0]:
+        depth += 1
+        level = sorted(
+            {int(x) for node in level for x in neighbours[starts[node] : starts[node + 1]] if expected[x] == 0xFFFFFFFF}
+        )
+        expected[level] = depth
+        arguments = [
+            u32(depth),
+            inp("starts"),
+            inp("neighbours"),
+            inout("depths"),
+            inp("now"),
+            inp("size"),
+            out("next"),
+            inout("count"),
+        ]
+        results = corpus.run(
+            "graph",
+            Call("bfsKern", 2, 64, arguments),
+            starts=starts,
+            neighbours=neighbours,
+            depths=depths,
+            now=frontier,
+            size=size,
+            next=np.zeros(nodes, np.uint32),
+            count=ZERO,
+        )
+        depths, frontier, size = results["depths"], results["next"], results["count"]
+        assert np.array_equal(np.sort(frontier[: size[0]]), level)
+    assert depth > 4
+    assert np.array_equal(depths, expected)
+
+
+def test_connected_components(corpus: Corpus) -> None:
+    nodes, edges = 400, words(27, 2 * 300, 400).reshape(300, 2)
+    labels, changed = np.arange(nodes, dtype=np.uint32), np.ones(1, np.uint32)
+    while changed[0]:
+        call = Call("componentsKern", 3, 128, [u32(300), inp("edges"), inout("labels"), inout("changed")])
+        results = corpus.run("graph", call, edges=edges, labels=labels, changed=ZERO)
+        labels, changed = results["labels"], results["changed"]
+    expected = np.arange(nodes)
+    for _ in range(nodes):
+        for a, b in edges:
+            expected[[a, b]] = min(expected[a], expected[b])
+    assert np.array_equal(labels, expected)
+
+
+def test_hash_table(corpus: Corpus) -> None:
+    keys, values = words(28, 600, 700) + 1, words(29, 600)
+    queries = np.arange(1, 801, dtype=np.uint32)
+    results = corpus.run(
+        "graph",
+        Call("insertKern", 5, 128, [u32(600), u32(10), inp("keys"), inp("values"), inout("table")]),
+        Call("findKern", 7, 128, [u32(800), u32(10), inp("queries"), inp("table"), out("found")]),
+        keys=keys,
+        values=values,
+        table=np.zeros(1024, np.uint64),
+        queries=queries,
+        found=np.zeros(800, np.uint32),
+    )
+    expected: dict[int, int] = {}
+    for key, value in zip(keys.tolist(), values.tolist(), strict=True):
+        expected[key] = max(value, expected.get(key, 0))
+    assert results["found"].tolist() == [expected.get(key, 0xFFFFFFFF) for key in queries.tolist()]
+
+
+def test_lists_of_a_table(corpus: Corpus) -> None:
+    keys = words(30, 500)
+    call = Call("listKern", 4, 128, [u32(500), u32(16), inp("keys"), inout("heads"), out("next")])
+    results = corpus.run("graph", call, keys=keys, heads=np.zeros(16, np.uint32), next=np.zeros(500, np.uint32))
+    for bucket, head in enumerate(results["heads"]):
+        members, node = [], int(head)
+        while node:
+            members.append(node - 1)
+            node = int(results["next"][node - 1])
+        assert sorted(members) == np.flatnonzero(keys % 16 == bucket).tolist()
+
+
+def test_number_theoretic_transform(corpus: Corpus) -> None:
+    modulus = 3 * 2**30 + 1
+    root = pow(5, (modulus - 1) // 256, modulus)
+    data = words(31, 2 * 256, modulus).reshape(2, 256)
+    results = corpus.run("fourier", Call("nttKern", 2, 128, [u32(root), inout("x")]), x=data)
+    powers = [pow(root, i, modulus) for i in range(256)]
+    for row, transformed in zip(data.tolist(), results["x"].tolist(), strict=True):
+        for k in range(0, 256, 7):
+            assert transformed[k] == sum(x * powers[i * k % 256] for i, x in enumerate(row)) % modulus
+
+
+def test_distances_between_all_pairs(corpus: Corpus) -> None:
+    n = 40
+    distances = words(32, n * n, 1000).astype(np.int32).reshape(n, n)
+    distances[normals(33, n, n) > 0] = 10**8
+    np.fill_diagonal(distances, 0)
+    calls = [Call("floydKern", (1, n, 1), 64, [u32(n), u32(k), inout("d")]) for k in range(n)]
+    results = corpus.run("grid", *calls, d=distances)
+    expected = distances.copy()
+    for k in range(n):
+        expected = np.minimum(expected, expected[:, k : k + 1] + expected[k : k + 1])
+    assert np.array_equal(results["d"], expected)
