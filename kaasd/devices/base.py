@@ -148,14 +148,6 @@ class MappedFile(Protocol):
         """Of the mapping."""
 
 
-class CodeCache(Protocol):
-    """Compiled code by name, for the next process. Losing it loses time only."""
-
-    def get(self, name: str) -> bytes | None: ...
-
-    def put(self, name: str, code: bytes) -> None: ...
-
-
 @dataclass
 class KernelFault(Exception):
     """A kernel faulted, or could not be launched."""
@@ -200,11 +192,8 @@ class Device(Protocol):
     @property
     def properties(self) -> DeviceProperties: ...
 
-    def load(self, image: bytes, cache: CodeCache | None = None) -> Module:
-        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object with a fatbin. Raises ``UnsupportedLibrary``.
-
-        What must be compiled first is taken from ``cache``, or put there.
-        """
+    def load(self, image: bytes) -> Module:
+        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object with a fatbin. Raises ``UnsupportedLibrary``."""
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
         """Return new memory of unspecified content. Raises ``OutOfMemory``."""

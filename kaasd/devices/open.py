@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from kaasd.devices.base import Device, DeviceUnavailable
 from kaasd.devices.cuda.discover import count_gpus
@@ -42,11 +43,11 @@ def available(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(resolved))
 
 
-def open_device(name: str, emulator_memory_bytes: int | None = None) -> Device:
+def open_device(name: str, emulator_memory_bytes: int | None = None, code_cache: Path | None = None) -> Device:
     """Open ``cuda:N`` or ``emulator``; the thread that opens a device is the one that uses it.
 
-    ``emulator_memory_bytes`` limits the emulated device; None leaves its own default. Raises ``ValueError`` for a name that is
-    neither, ``DeviceUnavailable``.
+    ``emulator_memory_bytes`` limits the emulated device; None leaves its own default. In ``code_cache``, a directory, a device
+    keeps what it compiles for the next process. Raises ``ValueError`` for a name that is neither, ``DeviceUnavailable``.
     """
     # What a device needs is loaded when it is opened: the driver's bindings, or a compiler.
     if name == EMULATOR:
@@ -58,7 +59,7 @@ def open_device(name: str, emulator_memory_bytes: int | None = None) -> Device:
         from kaasd.devices.cuda.device import CudaDevice
     except ImportError as error:
         raise DeviceUnavailable(f"{name} cannot be opened: cuda-bindings is not installed ({error})") from error
-    return CudaDevice(ordinal)
+    return CudaDevice(ordinal, code_cache=code_cache)
 
 
 def _ordinal(name: str) -> int:

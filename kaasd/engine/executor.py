@@ -8,7 +8,6 @@ from contextlib import closing, suppress
 from kaas.v1 import library_pb2
 from kaasd.devices.base import Device, KernelFault, OutOfMemory
 from kaasd.engine.binding import Binding
-from kaasd.engine.compiled import StoredCode
 from kaasd.engine.job import Call, Job, Result
 from kaasd.engine.libraries import Libraries, ResolvedLibrary, content_id
 from kaasd.engine.memory import DeviceMemory
@@ -42,7 +41,7 @@ class Executor:
         """
         limit = memory_limit_bytes or int(device.properties.memory_bytes * MEMORY_SHARE)
         memory = DeviceMemory(device, limit, keep_unused=keep_unused)
-        programs = Programs(device, libraries, memory, StoredCode(store))
+        programs = Programs(device, libraries, memory)
         self._libraries = libraries
         self._resources = Resources(device, store, memory, programs, on_commit)
 

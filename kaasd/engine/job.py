@@ -17,7 +17,7 @@ from kaasd.engine.programs import Program
 from kaasd.engine.residency import NoRoomError
 from kaasd.engine.resources import DEVICE_ERRORS, Resources
 from kaasd.errors import InvalidRequestError
-from kaasd.request.plan import Plan, rebind
+from kaasd.request.plan import Plan
 from kaasd.store.base import Entry, ReadableBuffer, Write
 
 
@@ -91,7 +91,7 @@ class Job:
         resources, call = self._resources, self._call
         started = perf_counter_ns()
         program = resources.programs.get(call.request)
-        plan = rebind(program.plan, call.keys)
+        plan = program.with_keys(call.keys)
         _check_sizes(plan, call.inputs)
         planned = perf_counter_ns()
         downloads: list[Download] = []

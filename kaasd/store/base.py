@@ -28,8 +28,6 @@ class Namespace(Enum):
     """Uploaded libraries, by content id."""
     FUNCTIONS = "f"
     """Registered functions, by name."""
-    COMPILED = "c"
-    """Compiled code, which can be made again."""
 
 
 class Durability(Enum):

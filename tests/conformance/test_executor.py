@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -110,46 +110,48 @@ def bench(device: Device, store: LmdbStore) -> Iterator[Bench]:
         yield Bench(executor, store)
 
 
-def variants(device: Device, device_name: str, store: LmdbStore, stack: ExitStack, tiny_bytes: int) -> dict[str, Bench]:
-    """Return executors that differ in what they keep and how they launch, which must not show."""
-    devices = {"": device}
+def devices(device: Device, device_name: str) -> Iterator[tuple[str, Device]]:
+    """Yield devices that differ in how they launch, one after the other."""
+    yield "", device
     if device_name.startswith("cuda"):
         from kaasd.devices.cuda.device import CudaDevice
 
-        devices[", graphs at once"] = stack.enter_context(closing(CudaDevice(0, plain_starts=0)))
-        devices[", no graphs"] = stack.enter_context(closing(CudaDevice(0, plain_starts=None)))
-    benches = {}
-    for name, each in devices.items():
-        libraries = Libraries(store)
-        for kind, executor in {
-            "all stays": Executor(each, store, libraries),
-            "nothing stays": Executor(each, store, libraries, keep_unused=False),
-            "little memory": Executor(each, store, libraries, memory_limit_bytes=tiny_bytes),
-        }.items():
-            stack.callback(executor.close)
-            benches[kind + name] = Bench(executor, store)
-    return benches
+        for name, plain_starts in ((", graphs at once", 0), (", no graphs", None)):
+            with closing(CudaDevice(0, plain_starts=plain_starts)) as other:
+                yield name, other
+
+
+def variants(device: Device, device_name: str, store: LmdbStore, tiny_bytes: int) -> Iterator[tuple[str, Bench]]:
+    """Yield executors that differ in what they keep, too; nothing of all this must show."""
+    for name, each in devices(device, device_name):
+        for kind, limit, keep_unused in (
+            ("all stays", None, True),
+            ("nothing stays", None, False),
+            ("little memory", tiny_bytes, True),
+        ):
+            libraries = Libraries(store)
+            with closing(Executor(each, store, libraries, memory_limit_bytes=limit, keep_unused=keep_unused)) as executor:
+                yield kind + name, Bench(executor, store)
 
 
 @pytest.mark.parametrize("n", [SMALL, LARGE])
 def test_what_stays_on_the_device_does_not_show(n: int, device: Device, device_name: str, store: LmdbStore) -> None:
-    with ExitStack() as stack:
-        for name, bench in variants(device, device_name, store, stack, tiny_bytes=13 * n).items():
-            rng = random.Random(n)
-            values = {key: numbers(index, n) for index, key in enumerate("abcd")}
-            for key, value in values.items():
-                bench.put(key, value)
-            request = bench.multiply(n)
-            for step in range(25):
-                if step % 3 == 2:
-                    key = rng.choice("abcd")
-                    values[key] = numbers(100 + step, n)
-                    bench.put(key, values[key])
-                keys = {"a": rng.choice("abcd"), "b": rng.choice("abcd"), "p": f"p{step}"}
-                result = bench.run(request, keys, return_buffers=["p"])
-                expected = values[keys["a"]] * values[keys["b"]]
-                assert np.array_equal(np.frombuffer(result.outputs["p"], np.uint32), expected), (name, step)
-                assert np.array_equal(bench.get(keys["p"]), expected), (name, step)
+    for name, bench in variants(device, device_name, store, tiny_bytes=13 * n):
+        rng = random.Random(n)
+        values = {key: numbers(index, n) for index, key in enumerate("abcd")}
+        for key, value in values.items():
+            bench.put(key, value)
+        request = bench.multiply(n)
+        for step in range(25):
+            if step % 3 == 2:
+                key = rng.choice("abcd")
+                values[key] = numbers(100 + step, n)
+                bench.put(key, values[key])
+            keys = {"a": rng.choice("abcd"), "b": rng.choice("abcd"), "p": f"p{step}"}
+            result = bench.run(request, keys, return_buffers=["p"])
+            expected = values[keys["a"]] * values[keys["b"]]
+            assert np.array_equal(np.frombuffer(result.outputs["p"], np.uint32), expected), (name, step)
+            assert np.array_equal(bench.get(keys["p"]), expected), (name, step)
 
 
 def test_an_output_is_the_next_input_at_once(bench: Bench) -> None:

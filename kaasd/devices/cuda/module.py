@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,9 +9,9 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import CodeCache, UnsupportedLibrary
+from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.cuda.driver import CudaError, check
-from kaasd.devices.image import Image, ImageKind, ptx_version, read_image
+from kaasd.devices.image import Image, ptx_version, read_image
 from kaasd.request.target import KernelAttributes
 from kaasd.request.types import Dim3
 
@@ -43,26 +41,18 @@ class CudaModule:
     """A library's code, one module of the driver for each of its units."""
 
     def __init__(
-        self,
-        data: bytes,
-        capability: tuple[int, int],
-        cache: CodeCache | None,
-        release: Callable[..., None],
-        forget: Callable[[CudaModule], None],
+        self, data: bytes, capability: tuple[int, int], release: Callable[..., None], forget: Callable[[CudaModule], None]
     ) -> None:
         """Load ``data``. To close, each handle is given to ``release`` with its function, then the module to ``forget``.
 
         Raises ``UnsupportedLibrary``.
         """
         image = read_image(data)
-        units = (
-            [_compiled(unit, capability, cache) for unit in image.units] if cache and image.kind is ImageKind.PTX else image.units
-        )
         required_blocks = _required_blocks(image)
         kernels: dict[str, CudaKernel] = {}
         with ExitStack() as undo:
             undo.callback(forget, self)
-            for unit in units:
+            for unit in image.units:
                 handle = _load(unit, image, capability)
                 undo.callback(release, driver.cuModuleUnload, handle)
                 for attributes, function in _kernels(handle, required_blocks):
@@ -79,31 +69,6 @@ class CudaModule:
     def close(self) -> None:
         """Unload. Idempotent."""
         self._undo.close()
-
-
-def _compiled(ptx: bytes, capability: tuple[int, int], cache: CodeCache) -> bytes:
-    """Return the cubin of a PTX text from the cache, or compile it; the text itself where the driver refuses it."""
-    # Another driver's compiler may do better, or take back what it got wrong.
-    name = f"{hashlib.sha256(ptx).hexdigest()}.sm_{capability[0]}{capability[1]}.{check(driver.cuDriverGetVersion)}"
-    cubin = cache.get(name)
-    if cubin is None:
-        try:
-            cubin = _compile(ptx)
-        except CudaError:
-            return ptx  # loading it says why
-        cache.put(name, cubin)
-    return cubin
-
-
-def _compile(ptx: bytes) -> bytes:
-    """Return the cubin of a PTX text for the context's GPU. Raises ``CudaError``."""
-    linking = check(driver.cuLinkCreate, 0, [], [])
-    try:
-        check(driver.cuLinkAddData, linking, driver.CUjitInputType.CU_JIT_INPUT_PTX, ptx, len(ptx), b"", 0, [], [])
-        address, size = check(driver.cuLinkComplete, linking)
-        return ctypes.string_at(int(address), size)
-    finally:
-        check(driver.cuLinkDestroy, linking)
 
 
 def _load(unit: bytes, image: Image, capability: tuple[int, int]) -> Any:

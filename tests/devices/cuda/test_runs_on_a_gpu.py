@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ import numpy as np
 import pytest
 
 from kaasd.devices.base import Awaited, BufferRef, Launch
-from kaasd.devices.cuda import module as cuda_module
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.mapped import PIECE_BYTES
 from kaasd.devices.cuda.memory import CudaBuffer
@@ -202,27 +202,34 @@ def test_a_run_waits_for_the_transfers_before_it(device: CudaDevice, dot: CudaMo
         assert np.array_equal(np.frombuffer(download.view, np.uint32), first * second)
 
 
-def test_compiled_code_is_kept_and_loaded_instead(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[str, bytes] = {}
+COMPILE = """
+import sys
+from pathlib import Path
+from kaasd.devices.cuda.device import CudaDevice
+from tests.conformance.launching import library
+device = CudaDevice(0, code_cache=Path(sys.argv[1]))
+device.load(library("matmul") + sys.argv[2].encode())
+device.close()
+"""
 
-    class Cache:
-        get = staticmethod(kept.get)
 
-        def put(self, name: str, code: bytes) -> None:
-            kept[name] = code
+def test_compiled_code_is_kept_for_the_next_process(tmp_path: Path) -> None:
+    def kept_bytes_after_loading(comment: str) -> int:
+        root = Path(__file__).parents[3]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_CACHE")}
+        subprocess.run([sys.executable, "-c", COMPILE, str(tmp_path), comment], check=True, cwd=root, env=environ, timeout=100)
+        return sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
 
-    device.load(library("matmul"), Cache()).close()
-    ((name, code),) = kept.items()
-    assert f".sm_{device.properties.compute_capability[0]}{device.properties.compute_capability[1]}." in name
-    assert code.startswith(b"\x7fELF")
-    monkeypatch.setattr(cuda_module, "_compile", lambda ptx: pytest.fail("compiled again"))
-    with closing(device.load(library("matmul"), Cache())) as module:
-        assert module.kernels["matmulKern"].attributes.parameter_size_bytes == (4, 4, 4, 8, 8, 8)
+    first = kept_bytes_after_loading("\n// one\n")
+    assert first > 0
+    assert kept_bytes_after_loading("\n// one\n") == first
+    assert kept_bytes_after_loading("\n// another\n") > first
 
 
 FAULT_IN_A_REPLAY = """
 import json
 from tests.devices.cuda.test_runs_on_a_gpu import *
+from tests.conformance.launching import u32
 from kaasd.devices.base import KernelFault
 device = CudaDevice(0, plain_starts=1)
 module = device.load(library("faults"))
