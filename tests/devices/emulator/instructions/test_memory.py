@@ -155,6 +155,12 @@ def test_atomics(opcode: str, ptx: str, space: str) -> None:
     np.testing.assert_array_equal(new, expected)
 
 
+@pytest.mark.parametrize("words", ["acq_rel.gpu.global.add", "global.cta.add", "global.gpu.acq_rel.add", "add.acquire.cta"])
+def test_places_of_order_and_scope(words: str) -> None:
+    body = f".reg .b32 %o; atom.{words}.u32 %o, [%p0], 5; red.{words}.u32 [%p0], 7; st.global.b32 [%p0+4], %o;"
+    assert run(body, np.array([30, 0], "u4")).tolist() == [42, 30]
+
+
 @pytest.mark.parametrize("ptx", ["b16", "b32", "b64"])
 def test_compare_and_swap(ptx: str) -> None:
     body = f"""
