@@ -39,6 +39,8 @@ def test_defaults() -> None:
     assert settings.durability is Durability.META
     assert settings.library_roots == ()
     assert settings.store_limit_bytes == 64 * 1024**3
+    assert settings.concurrency == 16
+    assert settings.device_memory_bytes is None
 
 
 @pytest.mark.parametrize(
