@@ -10,7 +10,8 @@ from kaasd.devices.emulator.instructions.integer import maximum, minimum
 from kaasd.devices.emulator.instructions.memory import EVICTION, SCOPE, access, load, space_of, store
 from kaasd.devices.emulator.instructions.narrow import base_of, each, from_double, sum_to_odd, to_double
 from kaasd.devices.emulator.instructions.rounding import canonical, flush
-from kaasd.devices.emulator.layout import Fault
+from kaasd.devices.emulator.layout import OFFSET_BITS, Fault, Slot
+from kaasd.devices.emulator.native import i64
 from kaasd.devices.emulator.program import Memory
 from kaasd.devices.emulator.table import Match, instruction
 from kaasd.devices.emulator.types import F32, F64
@@ -92,20 +93,24 @@ def exchange_wide(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     return old
 
 
-def add_floats(t: Emitter, m: Match, old: Any, value: Any) -> Any:
+def add_floats(t: Emitter, m: Match, memory: Memory, old: Any, value: Any) -> Any:
     """The sum, to nearest; single precision in global memory flushes subnormals, as the hardware does."""
-    flushes = m.type is F32 and space_of(m) != "shared"
-    if flushes:
-        old, value = flush(t, old), flush(t, value)
     total = canonical(t, t.b.fadd(old, value))
-    return flush(t, total) if flushes else total
+    space, address = t.address(space_of(m), memory)
+    if m.type is not F32 or space == "shared":
+        return total
+    flushed = flush(t, canonical(t, t.b.fadd(flush(t, old), flush(t, value))))
+    if space:
+        return flushed
+    is_shared = t.b.is_("==", t.b.lshr(address, i64(OFFSET_BITS)), Slot.SHARED)
+    return t.b.select(is_shared, total, flushed)
 
 
 @atomic("add{.hint}.type", "[a], b", type="f32 f64")
 def atom_add_float(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
-    store(t, add_floats(t, m, old, b), pointer, m.type)
+    store(t, add_floats(t, m, a, old, b), pointer, m.type)
     return old
 
 
@@ -148,7 +153,7 @@ def _each_element(t: Emitter, m: Match, a: Memory, values: Any, combine: Callabl
 
 @atomic("add{.hint}.vec.type", "[a], b", type="f32", space="global", vec="v2 v4 v8")
 def atom_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
-    return _each_element(t, m, a, b, add_floats)
+    return _each_element(t, m, a, b, lambda t, m, old, value: add_floats(t, m, a, old, value))
 
 
 @atomic("op.noftz{.hint}.vec.type", "[a], b", op="add min max", type=HALVES, space="global", vec="v2 v4 v8")

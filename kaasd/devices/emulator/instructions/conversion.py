@@ -77,7 +77,7 @@ def narrow(t: Emitter, m: Match, a: Any) -> Any:
 @instruction("cvt{.rnd}{.sat}.f64.f64 d, a", rnd=ROUND_TO_INTEGER)
 def same(t: Emitter, m: Match, a: Any) -> Any:
     (value,) = inputs(t, m, a)
-    if "rnd" not in m and "sat" not in m:
+    if not any(word in m for word in ("rnd", "ftz", "sat")):
         return value  # a move: NaN stays as it is
     if "rnd" in m:
         value = t.call(f"llvm.{ROUND_TO_INTEGER[m.text('rnd')]}.{suffix(a.type)}", a.type, value)
