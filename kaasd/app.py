@@ -18,8 +18,10 @@ from kaasd.engine.libraries import Libraries
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.workers.config import WorkerConfig
 from kaasd.workers.dispatcher import Dispatcher
+from kaasd.workers.spin import Spin
 from kaasd.workers.supervisor import Supervisor
 
+MIN_CORES_TO_SPIN = 4
 STOP_GRACE_S = 5.0
 """After the drain: how long calls that only read may go on."""
 
@@ -51,7 +53,7 @@ async def serve(settings: Settings) -> None:
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
-        dispatcher = Dispatcher(supervisors, settings.max_run_s)
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(_spin_s(settings)))
         server = await start_server(
             settings,
             store=store,
@@ -87,7 +89,13 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         concurrency=1 if device == EMULATOR else settings.concurrency,
         device_memory_bytes=settings.device_memory_bytes,
         log_level=settings.log_level,
+        spin_s=_spin_s(settings),
     )
+
+
+def _spin_s(settings: Settings) -> float:
+    """Two processes that spin leave too little of a small machine to the caller that they wait for."""
+    return settings.spin_s if len(os.sched_getaffinity(0)) >= MIN_CORES_TO_SPIN else 0.0
 
 
 def _locked(path: Path) -> ExitStack:

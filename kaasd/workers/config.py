@@ -19,6 +19,8 @@ class WorkerConfig:
     library_roots: tuple[str, ...]
     emulator_memory_bytes: int
     log_level: str = "INFO"
+    spin_s: float = 0.0
+    """How long to look for the next call instead of sleeping."""
     concurrency: int = 16
     """Most requests that run on the device at a time."""
     device_memory_bytes: int | None = None

@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2
 from kaas.v1 import admin_pb2, library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.errors import DrainingError, InvalidRequestError, KaasError
+from kaasd.workers.spin import Spin
 from kaasd.workers.supervisor import Supervisor
 
 
@@ -31,9 +32,10 @@ class Execution:
 class Dispatcher:
     """All devices of this server."""
 
-    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float) -> None:
+    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, spin: Spin) -> None:
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
+        self._spin = spin
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -69,7 +71,10 @@ class Dispatcher:
                 supervisor.counters["failed"] += 1
                 raise
         executed = answer.executed
-        supervisor.counters.update(succeeded=1, kernels_launched=executed.kernels_launched, run_ns=executed.timing.run_ns)
+        counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
+        counters["succeeded"] += 1
+        counters["kernels_launched"] += executed.kernels_launched
+        counters["run_ns"] += executed.timing.run_ns
         supervisor.info.memory_used_bytes = executed.memory_used_bytes
         timing = executed.timing
         timing.queue_ns = sent_at_ns - arrived_ns
@@ -133,9 +138,17 @@ class Dispatcher:
             raise DrainingError("the server is draining")
         self._in_flight += 1
         self._idle.clear()
+        self._keep_awake()
         try:
             yield
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
+            self._keep_awake()
+
+    def _keep_awake(self) -> None:
+        if self._in_flight <= 1:
+            self._spin.extend()
+        else:
+            self._spin.end()

@@ -17,12 +17,8 @@ from kaasd.workers.channel import WorkerChannel
 from kaasd.workers.messages import failed_from_error
 from kaasd.workers.stops import Stops
 
-SPIN_NS = 2_000_000
-"""How long after anything happened the loop looks again at once: to be woken costs 20 to 100 microseconds."""
-SPARE_CORES = 4
-"""With fewer cores to this process it does not look for calls while it has none: the front and its callers need them."""
 NAP_S = 0.0001
-"""Between looks at requests that take longer."""
+"""Between looks at requests that take longer than one spins."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +49,13 @@ class CommitSignal:
 class Serving:
     """Serves the calls of one channel with one executor."""
 
-    def __init__(self, calls: WorkerChannel, executor: Executor, stops: Stops, commits: CommitSignal, concurrency: int) -> None:
-        """``concurrency`` is how many requests may be under way; ``commits`` is what the executor notifies."""
+    def __init__(
+        self, calls: WorkerChannel, executor: Executor, stops: Stops, commits: CommitSignal, concurrency: int, spin_s: float
+    ) -> None:
+        """``concurrency`` is how many requests may be under way; ``commits`` is what the executor notifies.
+
+        For ``spin_s`` after anything happened the loop looks for the next thing instead of sleeping.
+        """
         self._calls = calls
         self._executor = executor
         self._stops = stops
@@ -62,7 +63,7 @@ class Serving:
         self._concurrency = concurrency
         self._jobs: dict[int, Job] = {}
         self._last_event_ns = 0
-        self._looks_for_calls = len(os.sched_getaffinity(0)) >= SPARE_CORES
+        self._spin_ns = round(spin_s * 1e9)
 
     def run(self) -> None:
         """Serve until the front has closed its end, or the device is lost and all that was under way is answered."""
@@ -82,7 +83,7 @@ class Serving:
     def _call_waits(self) -> bool:
         """Wait until there is something to do; return whether it is a call that can be taken up."""
         if not self._jobs:
-            while self._looks_for_calls and not self._calls.has_begun and self._spins:
+            while self._spins and not self._calls.has_begun:
                 if select.select([self._calls], (), (), 0)[0]:
                     break
             return True
@@ -102,7 +103,7 @@ class Serving:
 
     @property
     def _spins(self) -> bool:
-        return perf_counter_ns() - self._last_event_ns < SPIN_NS
+        return perf_counter_ns() - self._last_event_ns < self._spin_ns
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         """Begin a request; serve any other call at once."""
