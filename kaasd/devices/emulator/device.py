@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
-from kaasd.devices.emulator.launch import Prepared, scheduler
+from kaasd.devices.emulator.launch import Arena, Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, Fault
 from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedModule
@@ -36,7 +36,10 @@ class EmulatedDevice:
         self.properties = properties or DeviceProperties("emulator", MODEL, DEFAULT_MEMORY_BYTES)
         self._space = AddressSpace(self.properties.memory_bytes)
         self._modules: list[EmulatedModule] = []
+        self._arena = Arena()
+        self._native = _EXECUTE(scheduler().address("execute"))
         self._context = CONTEXT.ctype()
+        self._context_address = ctypes.addressof(self._context)
         self._context.table = self._space.table_address
         self._print_memory = HostMemory(PRINT_BYTES)
         self._context.printed, self._context.printed_size = self._print_memory.address, PRINT_BYTES
@@ -69,7 +72,9 @@ class EmulatedDevice:
         downloads: Sequence[DeviceBuffer] = (),
     ) -> EmulatedRun:
         """Make a run of all ``launches`` in order, ``iterations`` times."""
-        return EmulatedRun(self.run, launches, iterations, _own(uploads), _own(zeroed), _own(downloads))
+        return EmulatedRun(
+            self._execute, Prepared(launches, self.properties), iterations, _own(uploads), _own(zeroed), _own(downloads)
+        )
 
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:
         """Copy ``pieces`` to the buffer, one behind the other."""
@@ -88,21 +93,28 @@ class EmulatedDevice:
         return EmulatedDownload(buffer)
 
     def run(self, launches: Sequence[Launch], iterations: int) -> None:
-        """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``."""
-        context = self._context
-        context.stop = context.fault = context.site = context.address = 0
+        """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``, ``OutOfMemory``."""
+        self._context.stop = 0  # before the code is compiled, so that a stop meanwhile counts
+        self._execute(Prepared(launches, self.properties), iterations)
+
+    def _start(self, prepared: Prepared, iterations: int) -> None:
+        self._context.stop = 0
+        self._execute(prepared, iterations)
+
+    def _execute(self, prepared: Prepared, iterations: int) -> None:
+        context, arena = self._context, self._arena
+        context.fault = context.site = context.address = 0
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
-        prepared = Prepared(launches, self.properties)
+        arena.make_room(prepared)
+        context.arena, context.resident = arena.address, ctypes.addressof(arena.resident)
         try:
-            context.arena, context.resident = prepared.arena.address, ctypes.addressof(prepared.resident)
-            execute = _EXECUTE(scheduler().address("execute"))
-            fault = Fault(execute(ctypes.addressof(context), ctypes.addressof(prepared.structs), len(launches), iterations))
-            if fault is Fault.STOPPED:
+            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+            if outcome == Fault.STOPPED:
                 raise Stopped
-            if fault is not Fault.NONE:
-                raise kernel_fault(context, launches, self._space)
+            if outcome != Fault.NONE:
+                raise kernel_fault(context, prepared.launches, self._space)
         finally:
-            prepared.close()
+            arena.clear(prepared)
             if context.heap_next:
                 self._space.clear_heap()
             if context.printed_used:
@@ -125,6 +137,7 @@ class EmulatedDevice:
         for module in self._modules:
             module.close()
         self._modules.clear()
+        self._arena.close()
         self._space.close()
         self._print_memory.close()
 

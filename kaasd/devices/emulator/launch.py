@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from kaasd.devices.base import BufferRef, Launch
+from kaasd.devices.base import BufferRef, Launch, OutOfMemory
 from kaasd.devices.emulator.jit import NativeCode
 from kaasd.devices.emulator.layout import BLOCK_HEAD, LAUNCH, THREAD, align
 from kaasd.devices.emulator.memory import Allocation, HostMemory
@@ -29,21 +29,35 @@ def scheduler() -> NativeCode:
 
 
 class Prepared:
-    """The launches of one run."""
+    """Launches ready to run. They may run any number of times, also with other buffers."""
 
     def __init__(self, launches: Sequence[Launch], properties: DeviceProperties) -> None:
-        self._kept: list[object] = []
         self._properties = properties
         self.structs = (LAUNCH.ctype * len(launches))()
-        arena_size = residents = 1
+        self.address = ctypes.addressof(self.structs)
+        self.arena_size = 1
+        """Bytes that the resident blocks of one launch take."""
+        self.residents = 1
+        """Most resident blocks of a launch."""
+        self._arguments: list[HostMemory] = []
         for launch, struct in zip(launches, self.structs, strict=True):
             self._fill(struct, launch)
             blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
             count = min(struct.resident_limit, blocks)
-            arena_size = max(arena_size, struct.block_stride * count)
-            residents = max(residents, count)
-        self.arena = HostMemory(arena_size)
-        self.resident = (ctypes.c_void_p * residents)()
+            self.arena_size = max(self.arena_size, struct.block_stride * count)
+            self.residents = max(self.residents, count)
+        self.place(launches)
+
+    def place(self, launches: Sequence[Launch]) -> None:
+        """Run these launches from now on, which differ from those before in their buffers only."""
+        self.launches = launches
+        self._read_only = []
+        for launch, struct, memory in zip(launches, self.structs, self._arguments, strict=True):
+            _place_arguments(launch, memory)
+            slots = _read_only_slots(launch)
+            array = (ctypes.c_uint64 * len(slots))(*slots)
+            self._read_only.append(array)
+            struct.read_only, struct.read_only_count = ctypes.addressof(array), len(slots)
 
     def _fill(self, struct: Any, launch: Launch) -> None:
         kernel = launch.kernel
@@ -62,8 +76,9 @@ class Prepared:
         struct.shared_size = static + launch.shared_memory_bytes
         struct.thread_stride = align(THREAD.size + compiled.image.exchange_size)
         struct.frame_stride, struct.local_stride = compiled.frame_stride, compiled.local_stride
-        self._place_arguments(struct, launch, kernel)
-        self._find_read_only(struct, launch)
+        size = kernel.entry.signature.size
+        self._arguments.append(HostMemory(max(size, 1)))
+        struct.arguments, struct.arguments_size = self._arguments[-1].address, size
         held = threads if compiled.waits else 1
         struct.threads_offset = align(BLOCK_HEAD)
         struct.frames_offset = align(struct.threads_offset + held * struct.thread_stride, 64)
@@ -74,29 +89,54 @@ class Prepared:
         limit = min(self._properties.multiprocessor_count * per_multiprocessor, ARENA_LIMIT // struct.block_stride)
         struct.resident_limit = max(1, limit) if compiled.waits else 1
 
-    def _place_arguments(self, struct: Any, launch: Launch, kernel: EmulatedKernel) -> None:
-        signature = kernel.entry.signature
-        block = HostMemory(max(signature.size, 1))
-        for place, argument in zip(signature.parameters, launch.arguments, strict=True):
-            data = _address(argument).to_bytes(8, "little") if isinstance(argument, BufferRef) else argument
-            if len(data) != place.size:
-                raise ValueError(f"argument {place.name} has {place.size} bytes, not {len(data)}")
-            block.view[place.offset : place.offset + place.size] = data
-        self._kept.append(block)
-        struct.arguments, struct.arguments_size = block.address, signature.size
 
-    def _find_read_only(self, struct: Any, launch: Launch) -> None:
-        """List the slots that this launch may not write: buffers that it gets as input only."""
-        references = [argument for argument in launch.arguments if isinstance(argument, BufferRef)]
-        written = {_slot(reference) for reference in references if reference.access is not Access.INPUT}
-        slots = sorted({_slot(reference) for reference in references} - written)
-        array = (ctypes.c_uint64 * len(slots))(*slots)
-        self._kept.append(array)
-        struct.read_only, struct.read_only_count = ctypes.addressof(array), len(slots)
+def _place_arguments(launch: Launch, memory: HostMemory) -> None:
+    assert isinstance(launch.kernel, EmulatedKernel)
+    for place, argument in zip(launch.kernel.entry.signature.parameters, launch.arguments, strict=True):
+        data = _address(argument).to_bytes(8, "little") if isinstance(argument, BufferRef) else argument
+        if len(data) != place.size:
+            raise ValueError(f"argument {place.name} has {place.size} bytes, not {len(data)}")
+        memory.view[place.offset : place.offset + place.size] = data
+
+
+def _read_only_slots(launch: Launch) -> list[int]:
+    """Return the slots that a launch may not write: buffers that it gets as input only."""
+    references = [argument for argument in launch.arguments if isinstance(argument, BufferRef)]
+    written = {_slot(reference) for reference in references if reference.access is not Access.INPUT}
+    return sorted({_slot(reference) for reference in references} - written)
+
+
+class Arena:
+    """Memory of the resident blocks of whatever launch runs: zeros before each run. It grows as needed, and is kept."""
+
+    def __init__(self) -> None:
+        self._memory = HostMemory(1)
+        self._size = 1
+        self.resident = (ctypes.c_void_p * 1)()
+
+    def make_room(self, prepared: Prepared) -> None:
+        """Make it large enough. Raises ``OutOfMemory``."""
+        if prepared.arena_size > self._size:
+            try:
+                memory = HostMemory(prepared.arena_size)
+            except (OSError, MemoryError, OverflowError) as error:
+                raise OutOfMemory(f"{prepared.arena_size} bytes for the blocks of a launch: {error}") from error
+            self._memory.close()
+            self._memory, self._size = memory, prepared.arena_size
+        if prepared.residents > len(self.resident):
+            self.resident = (ctypes.c_void_p * prepared.residents)()
+
+    @property
+    def address(self) -> int:
+        return self._memory.address
+
+    def clear(self, prepared: Prepared) -> None:
+        """Forget what a run has left."""
+        self._memory.clear(prepared.arena_size)
 
     def close(self) -> None:
-        """Free the memory of the run."""
-        self.arena.close()
+        """Free it. Idempotent."""
+        self._memory.close()
 
 
 def _slot(reference: BufferRef) -> int:

@@ -7,10 +7,12 @@ import mmap
 from collections.abc import Iterator
 
 from kaasd.devices.base import OutOfMemory, ReadableBuffer
-from kaasd.devices.emulator.layout import OFFSET_BITS, OFFSET_MASK, SLOT, SLOT_COUNT, Slot
+from kaasd.devices.emulator.layout import OFFSET_BITS, OFFSET_MASK, SLOT, SLOT_COUNT, Slot, align
 
 _ALIGNMENT = 256
 _LONGEST_STRING = 1 << 16
+_CLEARED_BY_HAND = 1 << 20
+"""Bytes: more is cleared by giving its pages back, of which the next use has to get anew those that it touches."""
 _LIBC = ctypes.CDLL(None)
 
 
@@ -20,13 +22,20 @@ class HostMemory:
     def __init__(self, size: int) -> None:
         # Small blocks come from a bytearray: a mapping of its own would cost each of them a page.
         if size >= mmap.PAGESIZE * 4:
-            self._owner: mmap.mmap | bytearray = mmap.mmap(-1, size)
+            self._owner: mmap.mmap | bytearray = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             start = 0
         else:
             self._owner = bytearray(size + _ALIGNMENT)
             start = -ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) % _ALIGNMENT
         self.view = memoryview(self._owner)[start : start + size]
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) + start
+
+    def clear(self, size: int) -> None:
+        """Make the first ``size`` bytes zeros again."""
+        if isinstance(self._owner, mmap.mmap) and size > _CLEARED_BY_HAND:
+            self._owner.madvise(mmap.MADV_DONTNEED, 0, min(align(size, mmap.PAGESIZE), len(self._owner)))
+        else:
+            ctypes.memset(self.address, 0, size)
 
     def close(self) -> None:
         """Free it. Idempotent."""

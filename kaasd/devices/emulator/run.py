@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from kaasd.devices.base import Launch, Transfer
+from kaasd.devices.emulator.launch import Prepared
 from kaasd.devices.emulator.memory import Allocation
 
 
@@ -35,16 +36,16 @@ class EmulatedRun(Ended):
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Launch], int], None],
-        launches: Sequence[Launch],
+        execute: Callable[[Prepared, int], None],
+        prepared: Prepared,
         iterations: int,
         uploads: Sequence[Allocation],
         zeroed: Sequence[Allocation],
         downloads: Sequence[Allocation],
     ) -> None:
-        """``execute`` runs launches, repeated."""
+        """``execute`` runs what was prepared, repeated."""
         self._execute = execute
-        self._launches = launches
+        self._prepared = prepared
         self._iterations = iterations
         self._zeroed = zeroed
         self._downloads = downloads
@@ -55,10 +56,10 @@ class EmulatedRun(Ended):
 
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on."""
-        self._launches = launches
+        self._prepared.place(launches)
 
     def warm(self) -> None:
-        """Do nothing."""
+        """Do nothing: the code is compiled."""
 
     def start(self, after: Iterable[Transfer] = ()) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``."""
@@ -66,7 +67,7 @@ class EmulatedRun(Ended):
             buffer.write(content)
         for buffer in self._zeroed:
             buffer.zero()
-        self._execute(self._launches, self._iterations)
+        self._execute(self._prepared, self._iterations)
 
     def close(self) -> None:
         """Let go of the buffers. Idempotent."""
