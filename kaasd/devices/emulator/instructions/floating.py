@@ -47,7 +47,19 @@ def div(t: Emitter, m: Match, a: Any, b: Any) -> Any:
         large = t.b.and_(t.b.fcmp_ordered(">", size, real(a.type, 2.0**126)), t.b.fcmp_ordered("<", size, real(a.type, math.inf)))
         zero = t.call("llvm.copysign.f32", a.type, real(a.type, 0.0), b)
         quotient = t.b.select(large, t.b.fmul(a, zero), quotient)
+    elif "ftz" in m:
+        quotient = _flush_tiny(t, quotient, rounded(t, "fdiv", mode, a.type, t.b.fmul(a, real(a.type, 2.0**64)), b))
     return finish(t, m, quotient)
+
+
+def _flush_tiny(t: Emitter, value: Any, scaled: Any) -> Any:
+    """Flush also what rounding made the smallest normal number, and would not have with a wider range of exponents.
+
+    ``scaled`` is the same result, 2**64 times as large and rounded there.
+    """
+    tiny = t.b.fcmp_ordered("<", t.call("llvm.fabs.f32", value.type, scaled), real(value.type, 2.0 ** (64 - 126)))
+    zero = t.call("llvm.copysign.f32", value.type, real(value.type, 0.0), value)
+    return t.b.select(tiny, zero, value)
 
 
 @instruction("rcp.rnd{.ftz}.type d, a", rnd=[*ROUNDING.split(), "approx"], type="f32 f64")

@@ -96,7 +96,9 @@ def _extremum(t: Emitter, m: Match, largest: bool, a: Any, b: Any) -> Any:
         if "abs" in m:
             x, y = (t.b.and_(value, const(value.type, 0x7FFF)) for value in (x, y))
         result = from_double(t, t.call(function, F64.ir, to_double(t, x, name), to_double(t, y, name)), name)
-        return t.b.or_(result, sign) if "xorsign" in m else result
+        if "xorsign" not in m:
+            return result
+        return t.b.select(t.b.is_("==", result, FORMATS[name].nan), result, t.b.or_(result, sign))
 
     return each(t, m.type, element, a, b)
 

@@ -41,7 +41,7 @@ class Format:
 FORMATS = {
     "f16": Format(16, 10, 15, 0x7BFF, 0x7FFF, 0x7C00),
     "bf16": Format(16, 7, 127, 0x7F7F, 0x7FFF, 0x7F80),
-    "tf32": Format(32, 23, 127, 0x7F7FFFFF, 0x7FFFFFFF, 0x7F800000),
+    "tf32": Format(32, 23, 127, 0x7F7FFFFF, 0x7FFFE000, 0x7F800000),
     "e4m3": Format(8, 3, 7, 0x7E, 0x7F, None),
     "e5m2": Format(8, 2, 15, 0x7B, 0x7F, 0x7C),
 }

@@ -8,11 +8,11 @@ from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.conversion import INTEGERS, ROUND_TO_INTEGER, convert_to_integer, limits
 from kaasd.devices.emulator.instructions.half import clamp_negative
 from kaasd.devices.emulator.instructions.integer import maximum, minimum
-from kaasd.devices.emulator.instructions.narrow import flush_narrow, from_double, sum_to_odd, to_double
+from kaasd.devices.emulator.instructions.narrow import FORMATS, flush_narrow, from_double, sum_to_odd, to_double
 from kaasd.devices.emulator.instructions.rounding import finish, flush, saturate
-from kaasd.devices.emulator.native import I16, I32, const
+from kaasd.devices.emulator.native import I16, I32, I64, const, i32, i64
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import F64, TYPES
+from kaasd.devices.emulator.types import F32, F64, TYPES
 
 HALF = "f16 bf16"
 MODES = "rn rz rm rp"
@@ -22,9 +22,11 @@ def _double(t: Emitter, m: Match, value: Any, name: str) -> Any:
     """Return any floating-point value in double precision."""
     if name == "f64":
         return value
+    # Between f16 and f32 nothing is flushed: what is subnormal in the one is not in the other.
+    flushes = "ftz" in m and {m["type"], m["atype"]} != {"f16", "f32"}
     if name == "f32":
-        return t.b.fpext(flush(t, value) if "ftz" in m else value, F64.ir)
-    return to_double(t, flush_narrow(t, value, name) if "ftz" in m else value, name)
+        return t.b.fpext(flush(t, value) if flushes else value, F64.ir)
+    return to_double(t, flush_narrow(t, value, name) if flushes else value, name)
 
 
 def _narrow(t: Emitter, m: Match, value: Any, name: str) -> Any:
@@ -37,7 +39,17 @@ def _narrow(t: Emitter, m: Match, value: Any, name: str) -> Any:
 
 @instruction("cvt{.rnd}{.relu}{.satfinite}{.ftz}{.sat}.type.atype d, a:atype", rnd=MODES, type=HALF, atype="f32 f64 f16 bf16")
 def to_half(t: Emitter, m: Match, a: Any) -> Any:
-    return _narrow(t, m, _double(t, m, a, m.text("atype")), m.type.name)
+    result = _narrow(t, m, _double(t, m, a, m.text("atype")), m.type.name)
+    if m["atype"] != "f64" or "sat" in m:
+        return result
+    # A NaN of double precision keeps its sign and the upper bits of its payload.
+    b, fraction = t.b, FORMATS[m.type.name].fraction
+    bits = b.bitcast(a, I64)
+    payload = b.trunc(b.lshr(bits, i64(52 - fraction)), I16)
+    sign = b.shl(b.trunc(b.lshr(bits, i64(63)), I16), const(I16, 15))
+    quiet = const(I16, (1 << 15) - (1 << fraction - 1))
+    nan = b.or_(sign, b.or_(quiet, b.and_(payload, const(I16, (1 << fraction) - 1))))
+    return b.select(b.fcmp_unordered("uno", a, a), nan, result)
 
 
 @instruction("cvt.rnd{.ftz}{.sat}.type.type2 d, a", rnd=ROUND_TO_INTEGER, type=HALF, type2=HALF)
@@ -50,6 +62,8 @@ def half_to_whole(t: Emitter, m: Match, a: Any) -> Any:
 
 @instruction("cvt{.rnd}{.ftz}{.sat}.type.atype d, a:atype", rnd="rn", type="f32 f64", atype=HALF)
 def from_half(t: Emitter, m: Match, a: Any) -> Any:
+    if m.type is F32 and m["atype"] == "bf16" and not ("ftz" in m or "sat" in m):
+        return t.b.bitcast(t.b.shl(t.b.zext(a, I32), const(I32, 16)), F32.ir)  # NaN stays as it is
     value = _double(t, m, a, m.text("atype"))
     if m.type is not F64:
         value = t.b.fptrunc(value, m.type.ir)
@@ -84,7 +98,20 @@ def pack_halves(t: Emitter, m: Match, a: Any, b: Any) -> Any:
 
 @instruction("cvt.rnd{.relu}{.satfinite}.tf32.f32 d:b32, a:f32", rnd="rna rn rz")
 def to_tf32(t: Emitter, m: Match, a: Any) -> Any:
+    if m["rnd"] == "rna":
+        return _tf32_away(t, m, a)
     return _narrow(t, m, _double(t, m, a, "f32"), "tf32")
+
+
+def _tf32_away(t: Emitter, m: Match, a: Any) -> Any:
+    """Ties go away from zero. It is integer arithmetic on the bits, which treats a NaN as a number past infinity."""
+    b, beyond = t.b, 0x7F800000
+    bits = b.bitcast(a, I32)
+    special = b.is_("==", b.and_(bits, i32(beyond)), beyond)
+    result = b.and_(b.select(special, bits, b.add(bits, i32(1 << 12))), i32(-1 << 13))
+    if "satfinite" not in m:
+        return result
+    return b.select(b.is_("==", b.and_(result, i32(beyond)), beyond), b.sub(result, i32(1 << 13)), result)
 
 
 FP8 = "e4m3x2 e5m2x2"
