@@ -1,4 +1,4 @@
-"""The fuzzer's command: ``python -m tests.fuzz make|check|compare``; ``tests.fuzz.record`` runs what was made on a GPU."""
+"""The fuzzer's command: ``python -m tests.fuzz refused|make|check|compare``; ``tests.fuzz.record`` runs programs on a GPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,38 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz import batch
+from tests.fuzz import batch, forms
 from tests.fuzz.compare import compare_batch
+from tests.fuzz.program import HEADER, Program
+
+
+def _assemble(text: str, folder: Path) -> list[tuple[int, str]]:
+    """Return the lines that ptxas refuses, and why."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "module.ptx"
+    path.write_text(text)
+    command = ["ptxas", "-arch=sm_90", "-O0", str(path), "-o", "/dev/null"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [(int(line), message) for line, message in re.findall(r"line (\d+);.*?: (.*)", result.stderr)]
+
+
+def note_refused(folder: Path) -> int:
+    """Write the file of mnemonics that the table has and ptxas refuses."""
+    program = Program("refused")
+    lines, mnemonics = [], []
+    for form in (*forms.weighted(False)[0], *forms.weighted(True)[0]):
+        for match in forms.variants(form):
+            with program.step(match.mnemonic) as step:
+                lines.append(program.instruction(match)[0][-1 if match.form.suspends else 0])
+            mnemonics.append(match.mnemonic)
+            step.reads.clear()
+    program.steps.clear()
+    head = program.text("all").partition("mov.u32 %thread")[0]
+    before = (HEADER + head).count("\n")
+    refused = {mnemonics[line - before - 1] for line, _ in _assemble(f"{HEADER}{head}" + "\n".join([*lines, "}"]), folder)}
+    forms.REFUSED_FILE.write_text("\n".join(sorted(refused)) + "\n")
+    print(f"{len(mnemonics)} mnemonics, {len(refused)} of them refused")
+    return 0
 
 
 def check(folder: Path, numbers: range) -> int:
@@ -21,13 +51,9 @@ def check(folder: Path, numbers: range) -> int:
     refused: dict[tuple[str, str], str] = {}
     for number in numbers:
         text = batch.load(folder, number).text
-        path = folder / "module.ptx"
-        path.write_text(text)
-        command = ["ptxas", "-arch=sm_90", "-O0", str(path), "-o", "/dev/null"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = text.splitlines()
-        for line, message in re.findall(r"line (\d+);.*?: (.*)", result.stderr):
-            wrong = lines[int(line) - 1]
+        for line, message in _assemble(text, folder):
+            wrong = lines[line - 1]
             refused.setdefault((wrong.split()[0], re.sub(r"\d+", "", message)), f"{wrong}    {message}")
     print("\n".join(refused.values()) or f"{len(numbers) * batch.SIZE} programs pass")
     return len(refused)
@@ -59,13 +85,15 @@ def _numbers(text: str) -> range:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("command", choices=("make", "check", "compare"))
+    parser.add_argument("command", choices=("refused", "make", "check", "compare"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batches", type=_numbers, default=range(4), help=f"such as 0-199; {batch.SIZE} programs each")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="of made programs and recorded outputs")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--most", type=int, default=2, help="differences to print for each mnemonic")
     given = parser.parse_args()
+    if given.command == "refused":
+        return note_refused(given.folder)
     if given.command == "make":
         batch.save((batch.make(given.seed, number) for number in given.batches), given.folder)
         return 0

@@ -61,7 +61,7 @@ def _agree(
     actual: dict[Register, Values],
 ) -> Values:
     one, two = expected[register], actual[register]
-    same = (one == two).all(axis=1)
+    same: Values = (one == two).all(axis=1)
     if same.all() or step.bound is None or register.bits == 1:
         return same
     return same | _near(step, register, program, inputs, expected, one, two)
@@ -73,7 +73,7 @@ def _near(
     """Whether results of an approximation are as near to each other as they must be."""
     assert step.bound is not None
     parts = [_as_floats(values, register.kind) for values in (one, two)]
-    near = close(step.bound, *parts)
+    near: Any = close(step.bound, *parts)
     if register.kind.endswith("x2"):
         near = near.reshape(THREADS, 2).all(axis=1)
     if np.isfinite(step.bound.largest_source):
@@ -98,17 +98,14 @@ def close(bound: Bound, one: Values, two: Values) -> Values:
         apart = np.abs(one - two)
         ulp = np.maximum(np.exp2(np.floor(np.log2(size)) - 23), 2.0**-149)
         limit = np.maximum(np.maximum(bound.ulps * ulp, bound.relative * size), bound.absolute)
-        return (apart <= limit) | (one == two) | (np.isnan(one) & np.isnan(two))
+        near: Values = (apart <= limit) | (one == two) | (np.isnan(one) & np.isnan(two))
+        return near
 
 
-def slice_of(program: Program, step: Step) -> tuple[str, dict[Register, int]]:
-    """Return an entry ``case`` that takes one step alone, its sources loaded from the inputs, and where each one is."""
+def slice_of(program: Program, step: Step, threads: int) -> str:
+    """Return an entry ``case`` that takes one step alone, its sources loaded from rows of inputs in their order."""
     rows = {register: row for row, register in enumerate(step.reads)}
-    return _labelled(entry("case", rows, [step], program)), rows
-
-
-def _labelled(text: str) -> str:
-    """Declare only the registers that are used."""
+    text = entry("case", rows, [step], program, threads)
     used = set(re.findall(r"%[phrlx]\d+", text.partition("mov.u32 %thread")[2]))
 
     def declare(match: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 from kaasd.devices.emulator import instructions, table
 from kaasd.devices.emulator.table import Flow, Form, Match
@@ -16,46 +17,41 @@ from kaasd.devices.emulator.table import Flow, Form, Match
 instructions.load()
 
 _FLOATS = r"f32|f64|f16|f16x2|bf16|bf16x2"
-_REFUSED = re.compile(
+_EXCLUDED = re.compile(
     "|".join(
         (
-            r"(add|sub|mul|mad|fma|div|sqrt|abs|neg|min|max)\..*\b(ftz|sat)\b.*\.f64",
-            r"mad(\.ftz|\.sat)*\.f(32|64)",
-            r"(mul|mad)24(\.hi\.lo)?\.[us]32",
-            r"(div\.(approx|full)|sqrt\.approx|rcp\.approx)(?!.*rcp.*ftz).*\.f64",
-            r"(min|max)\.(?!.*xorsign\.abs).*\b(xorsign|abs)\b.*",
-            r"(min|max)\..*\b(NaN|xorsign|abs)\b.*\.f64",
+            # Comparisons that PTX has for some types only, too many to list.
             r"setp?\..*\bftz\b(?!.*\.(f32|f16|f16x2)$).*",
             r"setp?\.(lt|le|gt|ge|lo|ls|hi|hs)\b.*\bb\d+",
             rf"setp?\.(lo|ls|hi|hs)\b.*\.(s\d+|{_FLOATS})",
             r"setp?\.(equ|neu|ltu|leu|gtu|geu|num|nan)\b.*\.[usb]\d+",
-            r"cvt\..*\bftz\b.*\.(f64|[us]\d+\.f64)",
-            r"cvt\.\w+\.ftz\.(f32\.f16|f32\.bf16)",
-            r"(shfl|vote)\.(?!sync).*",  # gone with sm_70
-            r"(atom|red)\..*\b(and|or|xor|exch)\.[us]\d+",
-            r"(atom|red)\..*\b(min|max)\.b\d+",
-            r"(atom|red)\..*\b(inc|dec)\.(?!u32).*",
-            r"(atom|red)\..*\badd\.(b\d+|s64)",
-            r"atom\..*\bcas\.u\d+",
-            r"slct\.ftz\.(?!.*\.f32$).*",
+            # The same for atomic operations.
+            r"(atom|red)\..*\b(and|or|xor|exch)\b.*\.[us]\d+",
+            r"(atom|red)\..*\b(min|max)\b.*\.b\d+",
+            r"(atom|red)\..*\b(inc|dec)\b.*(?<!\.u32)",
+            r"(atom|red)\..*\badd\b.*\.(b\d+|s64)",
+            r"atom\..*\bcas\b.*\.u\d+",
+            # Matrix products with types that do not go together.
+            r"mma\..*(\.f16\.f16\.f16\.f32|\.f32\.f16\.f16\.f16)",
+            r"mma\..*\.(bf16\.tf32|tf32\.bf16)\..*",
+            r"mma\.sync\.aligned\.(m16n8k4\..*\bbf16\b|m16n8k16\..*\btf32\b).*",
+            # Video instructions of one word whose 34 bits in between the compiler of NVIDIA's driver does not keep.
+            r"v(add|sub|absdiff|min|max)\..*\.(min|max)",
+            r"v(add|sub|absdiff|min|max)\.u32\..*\bsat\b.*",
+            # What the compiler of NVIDIA's driver takes for a move, against the manual.
+            r"cvt(\.ftz)?\.sat\.(f32\.f32|f64\.f64)",
         )
     )
 )
-"""What the table takes, for the sake of simple entries, and PTX does not."""
+"""Mnemonics that the table takes, for the sake of simple entries, and PTX does not; and what no two devices agree on."""
+
+REFUSED_FILE = Path(__file__).with_name("refused.txt")
+"""Further mnemonics of the table that ptxas refuses for sm_90, one a line: ``python -m tests.fuzz refused`` makes it."""
 
 
-def _narrows_nothing(match: Match) -> bool:
-    """Whether ``.sat`` on a conversion between integers could never matter, which PTX refuses."""
-    words = match.mnemonic.split(".")
-    if words[:2] != ["cvt", "sat"] or len(words) != 4 or "f" in words[2] + words[3]:
-        return False
-    (to, to_bits), (of, of_bits) = ((word[0], int(word[1:])) for word in words[2:])
-    return (to == of and to_bits >= of_bits) or ((to, of) == ("s", "u") and to_bits > of_bits)
-
-
-def in_ptx(match: Match) -> bool:
-    """Whether PTX for sm_90 has this mnemonic."""
-    return not _REFUSED.fullmatch(match.mnemonic) and not _narrows_nothing(match)
+@cache
+def _refused() -> frozenset[str]:
+    return frozenset(REFUSED_FILE.read_text().split())
 
 
 @cache
@@ -77,11 +73,13 @@ def _parts(form: Form) -> tuple[str, tuple[tuple[str | None, ...], ...]]:
 
 def _match(form: Form, modifiers: tuple[str | None, ...]) -> Match | None:
     match = table.find(_parts(form)[0], tuple(word for word in modifiers if word))
-    return match if not isinstance(match, str) and match.form is form and in_ptx(match) else None
+    if isinstance(match, str) or match.form is not form or _EXCLUDED.fullmatch(match.mnemonic):
+        return None
+    return match
 
 
 def variants(form: Form) -> Iterator[Match]:
-    """Every mnemonic of a form that PTX has."""
+    """Every mnemonic of a form, those that ptxas refuses among them."""
     for modifiers in product(*_parts(form)[1]):
         if match := _match(form, modifiers):
             yield match
@@ -92,8 +90,8 @@ def variant(form: Form, rng: random.Random) -> Match | None:
     return _match(form, tuple(rng.choice(choices) for choices in _parts(form)[1]))
 
 
-_HANDLED = {"cvta", "isspacep", "fence", "membar", "brkpt", "pmevent", "prefetch", "prefetchu", "applypriority", "discard"}
-"""Opcodes of plain operands that need more than random ones, or have no result."""
+_HANDLED = {"cvta", "isspacep", "mbarrier"}
+"""Opcodes that need more than random operands."""
 
 
 def is_plain(form: Form) -> bool:
@@ -101,7 +99,9 @@ def is_plain(form: Form) -> bool:
     return (
         form.flow is Flow.NEXT
         and not form.suspends
+        and not form.carry
         and _parts(form)[0] not in _HANDLED
+        and any(slot.kind == "d" for slot in form.slots)
         and all(slot.kind in ("d", "value") or slot.name == "table" for slot in form.slots)
     )
 
@@ -109,7 +109,12 @@ def is_plain(form: Form) -> bool:
 def is_collective(form: Form) -> bool:
     """Whether random operands do for an operation of all threads of a warp or block, with its results in registers."""
     opcode = _parts(form)[0]
-    return form.suspends and opcode not in ("call", "nanosleep") and form.slots[0].kind == "d"
+    return (
+        form.suspends
+        and opcode not in ("call", "nanosleep")
+        and form.slots[0].kind == "d"
+        and all(slot.kind in ("d", "value") for slot in form.slots)
+    )
 
 
 def _weight(form: Form) -> float:
@@ -127,7 +132,17 @@ def draw(rng: random.Random, collective: bool = False) -> Match:
     """Draw a mnemonic from the table."""
     while True:
         forms, weights = weighted(collective)
-        if match := variant(rng.choices(forms, weights)[0], rng):
+        match = variant(rng.choices(forms, weights)[0], rng)
+        if match and match.mnemonic not in _refused():
+            return match
+
+
+def draw_product(rng: random.Random) -> Match:
+    """Draw a product of matrices in registers."""
+    named = [form for form in table.all_forms() if _parts(form)[0] == "mma"]
+    while True:
+        match = variant(rng.choice(named), rng)
+        if match and match.mnemonic not in _refused():
             return match
 
 
@@ -185,14 +200,17 @@ def bound(mnemonic: str) -> Bound | None:
     return next((limit for pattern, limit in _BOUNDS if re.fullmatch(pattern, mnemonic)), None)
 
 
-def may_be_fused(mnemonic: str) -> bool:
-    """Whether a compiler may make one operation of this one and an addition that reads its result."""
-    return bool(re.fullmatch(rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})", mnemonic))
+def is_an_end(mnemonic: str) -> bool:
+    """Whether no other instruction may read the result: a compiler may fuse a product with the addition that reads it, and the
+    one of NVIDIA's driver takes a 1.0 made by ``set`` for a 1 where it is read as an integer, and ``abs`` for never negative."""
+    return bool(re.fullmatch(rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})|set\..*\.(f32|f16)\.\w+|abs\.s\d+", mnemonic))
 
 
-def nan_is_open(match: Match, kind: str) -> bool:
-    """Whether PTX leaves the bits of a NaN result open: of double precision always, of others where only a sign changes."""
+def nan_is_open(match: Match, kind: str, same: bool = False) -> bool:
+    """Whether PTX leaves the bits of a NaN result open: of double precision always, of others where only a sign changes, and of a
+    minimum of a register and itself, which is no operation to a compiler."""
     opcode = match.mnemonic.partition(".")[0]
     if opcode in ("selp", "slct", "mov", "copysign", "and", "or", "xor", "not"):
         return False
-    return kind == "f64" or (kind in _FLOATS.split("|") and opcode in ("abs", "neg"))
+    unchanged = opcode in ("abs", "neg") or (same and opcode in ("min", "max"))
+    return kind == "f64" or (kind in _FLOATS.split("|") and unchanged)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from kaasd.devices.emulator.table import Match
+from kaasd.devices.emulator.table import Match, Slot
 from kaasd.devices.emulator.types import TYPES, Type
 from tests.fuzz import forms, values
 from tests.fuzz.forms import Bound
@@ -18,7 +19,15 @@ from tests.fuzz.values import THREADS
 HEADER = ".version 8.8\n.target sm_90\n.address_size 64\n"
 PARAMETERS = ".param .u64 inputs, .param .u64 outputs, .param .u64 scratch, .param .u32 place"
 """Of every entry; ``place`` is where in the outputs this program's begin."""
+CONVERGE = "bar.warp.sync 0xFFFFFFFF;"
+"""What must stand before the work of a warp or block, whose threads may have parted."""
+
 _PREFIX = {1: "%p", 16: "%h", 32: "%r", 64: "%l", 128: "%x"}
+_NO_CONSTANTS = re.compile(r"v\w+[24]\.|cvt\..*[fe]\d")
+"""Instructions whose sources must be registers."""
+_FLOATS = {"f16", "f16x2", "bf16", "bf16x2", "f32", "tf32", "f64"}
+"""Types whose results other instructions read through memory and moves only. The compiler of NVIDIA's driver converts a number
+that is read as a count, or stored narrower, from the register of a floating-point result, and reckons with that result's sign."""
 _NAN = {16: "0x7FFF", 32: "0x7FFFFFFF", 64: "0x7FF8000000000000"}
 
 
@@ -102,7 +111,8 @@ class Program:
         alike = [register for register in self._pool if register.kind == kind.name and register.bits == bits]
         if way < 0.35 and alike:
             return self.rng.choice(alike)
-        if way < 0.5 and (others := self.candidates(bits)):
+        others = [r for r in self.candidates(bits) if r.kind == kind.name or not {r.kind, kind.name} & _FLOATS]
+        if way < 0.5 and others:
             return self.rng.choice(others)
         return self._input(kind, bits)
 
@@ -135,7 +145,7 @@ class Program:
         for slot in match.form.slots:
             kind = match.type_of(slot.type)
             if slot.kind == "d":
-                if slot.paired and slot.optional and self.rng.getrandbits(1):
+                if slot.paired and not self._has_second(match, slot):
                     continue
                 result = self.fresh(self._result_bits(match, kind), kind.name)
                 results.append(result)
@@ -146,36 +156,47 @@ class Program:
             elif slot.optional:
                 continue  # sources that can be left out belong to newer processors, or to barriers with counts
             else:
-                operands.append(self._operand(match, slot.name, kind))
+                operands.append(self._operand(match, slot, kind))
         lines = [f"{match.mnemonic} {', '.join(operands)};"]
+        same = len(operands) > 2 and operands[1] == operands[2]
         for result in results:
-            lines += self.settle_nan(match, result)
+            lines += self.settle_nan(match, result, same)
         return lines, results
 
+    def _has_second(self, match: Match, slot: Slot) -> bool:
+        if match.mnemonic.startswith("setp.") and "f16" in match.type.name:
+            return match.type.name.endswith("x2")  # a predicate for each half, and of a single one none but its own
+        return not slot.optional or bool(self.rng.getrandbits(1))
+
     def _result_bits(self, match: Match, kind: Type) -> int:
-        if match.mnemonic.startswith("cvt.") and kind.kind in "us" and self.rng.random() < 0.25:
+        if match.mnemonic.startswith("cvt.") and kind.kind in "us" and "bf16" not in match.mnemonic and self.rng.random() < 0.25:
             return self.rng.choice([bits for bits in (16, 32, 64) if bits >= kind.bits])  # extended as the type says
         return 16 if kind.bits == 8 else kind.bits
 
-    def _operand(self, match: Match, name: str, kind: Type) -> str:
-        opcode = match.mnemonic.partition(".")[0]
+    def _operand(self, match: Match, slot: Slot, kind: Type) -> str:
+        opcode, name = match.mnemonic.partition(".")[0], slot.name
         if name == "mask":
             return "0xFFFFFFFF"
         if name == "table":
             return str(self.rng.randrange(256))
         if opcode in ("bar", "barrier") and name == "a":
             return "0"
-        if opcode == "fns" and name == "b":
-            return str(self.rng.randrange(32))  # PTX says nothing of bases past the last bit
-        constants = not match.form.suspends and not (opcode in ("bfe", "bfi") and kind.name == "u32")  # those must be bytes
+        if opcode == "fns" and name in "bc":  # PTX says nothing of bases past the last bit
+            return str(self.rng.randrange(32) if name == "b" else self.rng.randrange(-34, 35))
+        if opcode in ("bfe", "bfi", "shl", "shr") and slot.type == "u32" and self.rng.random() < 0.3:
+            return str(self.rng.randrange(70))
+        constants = not match.form.suspends and slot.type != "u32" and not _NO_CONSTANTS.match(match.mnemonic)
         return self.source(kind, constants)
 
-    def settle_nan(self, match: Match, result: Register) -> list[str]:
-        """Return lines that put a known NaN in place of one whose bits PTX leaves open."""
-        if result.bits not in _NAN or not forms.nan_is_open(match, result.kind) or result.kind.endswith("x2"):
+    def settle_nan(self, match: Match, result: Register, same: bool = False) -> list[str]:
+        """Return lines that put a known NaN in place of one whose bits are open; ``same``: both sources are one register."""
+        if result.bits not in _NAN or not forms.nan_is_open(match, result.kind, same):
             return []
-        nan = f"selp.b{result.bits} {result.name}, {_NAN[result.bits]}, {result.name}, %nan;"
-        return [f"setp.nan.{result.kind} %nan, {result.name}, {result.name};", nan]
+        if not result.kind.endswith("x2"):
+            return _settle(result.name, result.bits, result.kind)
+        halves = "{%byte0, %byte1}"
+        each = [line for name in ("%byte0", "%byte1") for line in _settle(name, 16, result.kind.removesuffix("x2"))]
+        return [f"mov.b32 {halves}, {result.name};", *each, f"mov.b32 {result.name}, {halves};"]
 
     @contextmanager
     def step(self, label: str) -> Any:
@@ -187,7 +208,9 @@ class Program:
         self._pool = [*known, *loaded]
         step.reads = [register for register in step.reads if register in self._pool]
         self.steps.append(step)
-        if step.bound is None and not forms.may_be_fused(label):
+        if step.together:
+            step.lines.insert(0, CONVERGE)
+        if step.bound is None and not forms.is_an_end(label):
             self._pool += [register for register in step.writes if register.bits != 128]
 
     # Text
@@ -197,8 +220,12 @@ class Program:
         return entry(name, self.inputs, self.steps, self)
 
 
-def entry(name: str, inputs: dict[Register, int], steps: list[Step], sizes: Program) -> str:
-    """Return an entry that loads ``inputs``, takes ``steps`` and stores all that they write."""
+def _settle(name: str, bits: int, kind: str) -> list[str]:
+    return [f"setp.nan.{kind} %nan, {name}, {name};", f"selp.b{bits} {name}, {_NAN[bits]}, {name}, %nan;"]
+
+
+def entry(name: str, inputs: dict[Register, int], steps: list[Step], sizes: Program, threads: int = THREADS) -> str:
+    """Return an entry for a block of ``threads`` that loads ``inputs``, takes ``steps`` and stores all that they write."""
     layout = lay_out(register for step in steps for register in step.writes)
     lines = [f".visible .entry {name}({PARAMETERS})\n{{", ".reg .pred %nan, %q;", ".reg .b64 %in, %out, %scratch, %at;"]
     lines += [".reg .b32 %thread, %place;", ".reg .b16 %byte<4>;"]
@@ -210,14 +237,14 @@ def entry(name: str, inputs: dict[Register, int], steps: list[Step], sizes: Prog
     lines += ["mov.u32 %thread, %tid.x;", "ld.param.u64 %in, [inputs];", "mad.wide.u32 %in, %thread, 8, %in;"]
     lines += ["ld.param.u64 %out, [outputs];", "ld.param.u32 %place, [place];", "cvt.u64.u32 %at, %place;"]
     lines += ["add.u64 %out, %out, %at;", "ld.param.u64 %scratch, [scratch];"]
-    lines += [line for register, row in inputs.items() for line in _load(register, row)]
+    lines += [line for register, row in inputs.items() for line in _load(register, row * threads * 8)]
     lines += [line for step in steps for line in step.lines]
     lines += [f"mad.wide.u32 %out, %thread, {layout.stride}, %out;", *layout.stores("%out")]
     return "\n".join([*lines, "ret;\n}\n"])
 
 
-def _load(register: Register, row: int) -> list[str]:
-    place = f"[%in+{row * THREADS * 8}]"
+def _load(register: Register, offset: int) -> list[str]:
+    place = f"[%in+{offset}]"
     if register.bits == 1:
         return [f"ld.global.u16 %byte0, {place};", "and.b16 %byte0, %byte0, 1;", f"setp.ne.s16 {register.name}, %byte0, 0;"]
     if register.bits == 128:

@@ -11,6 +11,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from kaasd.request.types import Access
 
 SCRATCH_BYTES = 16384
 """Global memory that a program may use."""
+
+SECONDS_EACH = 20
+"""A process that ends no module in so long is stopped. A module of 100 programs takes an H100's driver under 2 seconds."""
 
 Values = np.ndarray[Any, Any]
 
@@ -63,35 +67,56 @@ def run(device: Device, text: str, entries: Sequence[str], sizes: Sequence[int],
     return bytes(content)
 
 
-def _share(device_name: str, modules: Path, numbers: list[int], out: Path) -> None:
+def _run_all(device_name: str, modules: Path, numbers: list[int], folder: Path) -> None:
+    """Run modules one after another; leave each one's outputs in a file of its own."""
     device = open_device(device_name)
-    outputs: dict[str, Any] = {}
     with np.load(modules) as made:
         for number in numbers:
             text, sizes, inputs = (made[f"{part}{number}"] for part in ("text", "sizes", "inputs"))
             content = run(device, text.tobytes().decode(), names(len(sizes)), sizes.tolist(), inputs)
-            outputs[f"output{number}"] = np.frombuffer(content, np.uint8)
-    np.savez_compressed(out, **outputs)
+            np.save(folder / f"part{number}.npy", np.frombuffer(content, np.uint8))
     device.close()
 
 
-def record(device_name: str, modules: Path, folder: Path, processes: int) -> bool:
-    """Run all modules of a file on a device; each process leaves a file in ``folder``. Returns whether all went well."""
+def _share(device_name: str, modules: Path, numbers: list[int], folder: Path, index: int) -> list[int]:
+    """Run modules in a process, and in a new one past each that faults or does not end. Returns those."""
+    context = multiprocessing.get_context("spawn")
+    left, failed = numbers, []
+    while left:
+        worker = context.Process(target=_run_all, args=(device_name, modules, left, folder))
+        worker.start()
+        count = -1
+        while worker.is_alive() and count < (count := sum((folder / f"part{number}.npy").exists() for number in left)):
+            worker.join(SECONDS_EACH)
+        worker.kill()
+        worker.join()
+        left = [number for number in left if not (folder / f"part{number}.npy").exists()]
+        if left:
+            failed.append(left.pop(0))
+    parts = {f"output{number}": folder / f"part{number}.npy" for number in numbers if number not in failed}
+    outputs: dict[str, Any] = {name: np.load(path) for name, path in parts.items()}
+    np.savez_compressed(folder / f"outputs{index}.npz", **outputs)
+    for path in parts.values():
+        path.unlink()
+    return failed
+
+
+def record(device_name: str, modules: Path, folder: Path, processes: int) -> list[int]:
+    """Run all modules of a file on a device; leave a file of outputs for each of ``processes`` in ``folder``.
+
+    Returns the modules that faulted or did not end.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with np.load(modules) as made:
         numbers = sorted(int(name.removeprefix("sizes")) for name in made.files if name.startswith("sizes"))
-        count = sum(len(made[f"sizes{number}"]) for number in numbers)
-    context = multiprocessing.get_context("spawn")
-    workers = []
-    for index in range(min(processes, len(numbers))):
-        share = (device_name, modules, numbers[index::processes], folder / f"outputs{index}.npz")
-        workers.append(context.Process(target=_share, args=share))
-        workers[-1].start()
-    for worker in workers:
-        worker.join()
-    print(f"{count} programs on {device_name} in {time.monotonic() - started:.1f} s")
-    return all(worker.exitcode == 0 for worker in workers)
+    with ThreadPoolExecutor(processes) as pool:
+        shares = [
+            pool.submit(_share, device_name, modules, numbers[index::processes], folder, index) for index in range(processes)
+        ]
+        failed = sorted(number for share in shares for number in share.result())
+    print(f"{len(numbers)} modules on {device_name} in {time.monotonic() - started:.1f} s; failed: {failed or 'none'}")
+    return failed
 
 
 if __name__ == "__main__":
@@ -101,4 +126,4 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--processes", type=int, default=8)
     given = parser.parse_args()
-    sys.exit(not record(given.device, given.modules, given.folder, given.processes))
+    sys.exit(bool(record(given.device, given.modules, given.folder, given.processes)))

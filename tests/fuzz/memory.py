@@ -1,0 +1,136 @@
+"""Steps of programs that use memory: loads, stores, atomics, and values that pass between threads.
+
+Every thread has SLOT bytes of each area of its own, new ones for each step.
+"""
+
+from __future__ import annotations
+
+import random
+
+from kaasd.devices.emulator.types import TYPES
+from tests.fuzz import forms
+from tests.fuzz.program import CONVERGE, Program, Step
+from tests.fuzz.values import THREADS
+
+SLOT = 16
+_ORDERS = ("", ".volatile", ".relaxed.cta", ".relaxed.gpu", ".weak")
+_LOADS = (".ca", ".cg", ".cs", ".lu", ".cv", ".L1::evict_first", ".L2::128B", *_ORDERS)
+_STORES = (".wb", ".cg", ".cs", ".wt", ".L1::no_allocate", *_ORDERS)
+
+
+def area(program: Program, step: Step, space: str, generic: bool | None = None) -> tuple[str, str]:
+    """Return the space to name, empty for a generic address, and a register that points to this thread's slot."""
+    size = SLOT * THREADS
+    pointer = program.fresh(64, "u64").name
+    if space == "local":
+        step.lines += [f"mov.u64 {pointer}, stack;", f"add.u64 {pointer}, {pointer}, {program.local_bytes};"]
+        program.local_bytes += SLOT
+    else:
+        start = program.shared_bytes if space == "shared" else program.scratch_bytes
+        step.lines += [*point("%thread", "area" if space == "shared" else "%scratch", start), f"mov.u64 {pointer}, %at;"]
+        program.shared_bytes += size * (space == "shared")
+        program.scratch_bytes += size * (space == "global")
+    if program.rng.random() < 0.3 if generic is None else generic:
+        step.lines.append(f"cvta.{space}.u64 {pointer}, {pointer};")
+        return "", pointer
+    return f".{space}", pointer
+
+
+def local(program: Program) -> None:
+    """A store and loads of local memory."""
+    _store_and_load(program, "local")
+
+
+def memory(program: Program) -> None:
+    """A store and loads of a thread's own shared or global memory."""
+    _store_and_load(program, program.rng.choice(("shared", "global")))
+
+
+def _modifier(rng: random.Random, space: str, choices: tuple[str, ...]) -> str:
+    """Caching and ordering, which PTX has for global memory."""
+    return rng.choice(choices) if space == ".global" else ""
+
+
+def _ordered(opcode: str, modifier: str, space: str) -> str:
+    return f"{opcode}{modifier}{space}" if modifier in _ORDERS else f"{opcode}{space}{modifier}"
+
+
+def _store_and_load(program: Program, where: str) -> None:
+    rng = program.rng
+    with program.step(f"ld st {where}") as step:
+        space, pointer = area(program, step, where)
+        vector, bits = rng.choice((("", 64), (".v2", 32), (".v2", 64), (".v4", 32), (".v4", 16), ("", 32)))
+        count = int(vector[2:] or 1)
+        parts = [program.source(TYPES[f"u{bits}"], False) for _ in range(count)]
+        value = f"{{{', '.join(parts)}}}" if vector else parts[0]
+        step.lines += [f"st{space}.b64 [{pointer}], 0;", f"st{space}.b64 [{pointer}+8], -1;"]
+        step.lines.append(f"{_ordered('st', _modifier(rng, space, _STORES), space)}{vector}.b{bits} [{pointer}], {value};")
+        narrow = program.source(TYPES["u32"], False)
+        step.lines.append(f"st{space}.{rng.choice(('u8', 'b16', 's8'))} [{pointer}+{2 * rng.randrange(8)}], {narrow};")
+        for _ in range(3):
+            kind = TYPES[rng.choice(("u8", "s8", "u16", "s16", "u32", "s32", "b64", "f32", "f64", "b16"))]
+            widths = [width for width in (16, 32, 64) if width >= kind.bits and (kind.kind in "us" or width == kind.bits)]
+            result = program.fresh(rng.choice(widths), kind.name if kind.bits > 8 else "u16")
+            offset = kind.bytes * rng.randrange(SLOT // kind.bytes)
+            opcode = _ordered("ld", _modifier(rng, space, _LOADS), space)
+            step.lines.append(f"{opcode}.{kind.name} {result.name}, [{pointer}+{offset}];")
+            step.writes.append(result)
+
+
+def exchange(program: Program) -> None:
+    """Values that pass from thread to thread through shared memory, with a barrier between."""
+    with program.step("exchange") as step:
+        step.together = True
+        result, lane = program.fresh(64, "u64"), program.fresh(32, "u32")
+        start = program.shared_bytes
+        space, pointer = area(program, step, "shared")
+        barrier = program.rng.choice(("bar.sync 0;", "barrier.sync 1;", "bar.sync 3, 64;"))
+        step.lines += [f"st{space}.b64 [{pointer}], {program.source(TYPES['u64'], False)};", CONVERGE, barrier]
+        step.lines.append(f"xor.b32 {lane.name}, %thread, {program.rng.choice((1, 2, 8, 32, 33, 63))};")
+        step.lines += point(lane.name, "area", start)
+        step.lines.append(f"ld.shared.b64 {result.name}, [%at];")
+        step.writes.append(result)
+
+
+def point(thread: str, base: str, start: int) -> list[str]:
+    """Lines that make ``%at`` point to a thread's slot, from ``start`` on."""
+    return [f"mov.u64 %at, {base};", f"mad.wide.u32 %at, {thread}, {SLOT}, %at;", f"add.u64 %at, %at, {start};"]
+
+
+def own_atomics(program: Program) -> None:
+    """An atomic operation on memory of the thread's own: what was there before counts too."""
+    rng = program.rng
+    where = rng.choice(("global", "shared"))
+    match = forms.atomic(rng, where, "atom")
+    with program.step(match.mnemonic) as step:
+        space, pointer = area(program, step, where, generic=match["space"] is None)
+        bits = match.type.bits
+        old, new = program.fresh(bits, match.type.name), program.fresh(bits, match.type.name)
+        sources = [program.source(match.type, False) for slot in match.form.slots if slot.kind == "value" and not slot.optional]
+        step.lines.append(f"st{space}.b{bits} [{pointer}], {program.source(match.type, False)};")
+        step.lines += [f"{match.mnemonic} {old.name}, [{pointer}], {', '.join(sources)};"]
+        step.lines.append(f"ld{space}.b{bits} {new.name}, [{pointer}];")
+        step.lines += [line for result in (old, new) for line in program.settle_nan(match, result)]
+        step.writes += [old, new]
+
+
+def common_atomics(program: Program) -> None:
+    """Atomic operations of all threads on one place, such that their order does not matter."""
+    rng = program.rng
+    where = rng.choice(("global", "shared"))
+    while True:
+        match = forms.atomic(rng, where, rng.choice(("red", "atom")))
+        if match["op"] in ("add", "and", "or", "xor", "min", "max") and match.type.kind in "bus" and match["space"]:
+            break
+    with program.step(match.mnemonic) as step:
+        step.together = True
+        start = program.shared_bytes if where == "shared" else program.scratch_bytes
+        area(program, step, where)
+        bits = match.type.bits
+        result, first = program.fresh(bits, match.type.name), program.fresh(1, "pred")
+        unused = f"{program.fresh(bits, match.type.name).name}, " if match.mnemonic.startswith("atom") else ""
+        step.lines = [*point("0", "area" if where == "shared" else "%scratch", start), f"setp.eq.u32 {first.name}, %thread, 0;"]
+        step.lines.append(f"@{first.name} st.{where}.b{bits} [%at], {program.source(match.type, False)};")
+        step.lines += [CONVERGE, "bar.sync 0;", f"{match.mnemonic} {unused}[%at], {program.source(match.type, False)};"]
+        step.lines += ["bar.sync 0;", f"ld.{where}.b{bits} {result.name}, [%at];"]
+        step.writes.append(result)
