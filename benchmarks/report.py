@@ -11,6 +11,9 @@ from rich.text import Text
 
 from benchmarks.turns import Figure, Turns
 
+MIN_SAMPLES_OF_P99 = 100
+"""Of fewer samples a 99th percentile is but the largest."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -94,7 +97,8 @@ def shown(figure: Figure | str) -> Text:
         return Text(figure, style="dim")
     if figure.samples == 1:
         return Text(number(figure.median))
-    return Text.assemble(number(figure.median), (f" ({number(figure.p10)} to {number(figure.p90)})", "dim"))
+    tail = f"; p99 {number(figure.p99)}" if figure.samples >= MIN_SAMPLES_OF_P99 else ""
+    return Text.assemble(number(figure.median), (f" ({number(figure.p10)} to {number(figure.p90)}{tail})", "dim"))
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

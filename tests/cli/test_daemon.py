@@ -18,6 +18,7 @@ from kaas_client import AsyncClient, Client, Kernel, Key, Request, inp, out, tmp
 from kaas_client.errors import FunctionNotFoundError, InvalidRequestError, KeyNotFoundError, LibraryNotFoundError
 
 KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
+REQUESTS = Path(__file__).parent.parent / "testdata/requests"
 COUNT = 1024
 A = np.arange(COUNT, dtype="u4")
 B = np.arange(COUNT, 2 * COUNT, dtype="u4")
@@ -27,8 +28,13 @@ Kaasctl = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture(scope="module")
-def daemon() -> Iterator[str]:
-    with local_daemon("--device", "emulator", "--log-level", "WARNING") as address:
+def library_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def daemon(library_root: Path) -> Iterator[str]:
+    with local_daemon("--device", "emulator", "--log-level", "WARNING", "--library-root", str(library_root)) as address:
         yield address
 
 
@@ -69,6 +75,41 @@ def test_a_request_from_the_shell(kaasctl: Kaasctl, tmp_path: Path) -> None:
     assert kaasctl("function", "register", "shell/dot", "dot.json").returncode == 0
     done = kaasctl("function", "invoke", "shell/dot", "--input", "a=b", "--key", "b=a", "--output", "c=-")
     assert int.from_bytes(done.stdout, "little") == DOT
+
+
+@pytest.mark.parametrize("name", ["original_pairs", "original_type_list", "original_by_use"])
+def test_requests_of_the_original_format(name: str, kaasctl: Kaasctl, tmp_path: Path, library_root: Path) -> None:
+    """As they stand, but for the folder of the library."""
+    (library_root / "dot.so").write_bytes((KERNELS / "dot.ptx").read_bytes())
+    text = (REQUESTS / f"{name}.json").read_text()
+    assert "/opt/kernels/dot.so" in text
+    (tmp_path / "request.json").write_text(text.replace("/opt/kernels", str(library_root)))
+    (tmp_path / "a").write_bytes(A.tobytes())
+    (tmp_path / "b").write_bytes(B.tobytes())
+    done = kaasctl("submit", "request.json", "--input", "a=a", "--input", "b=b", "--output", "c=c")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert int.from_bytes((tmp_path / "c").read_bytes(), "little") == DOT
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("{", "line 1"),
+        ("[]", "object"),
+        ('{"kernels": {}}', "kernels"),
+        ('{"kernels": [], "kernel": 1}', "kernel"),
+        ('{"kernels": [{"library": "/x", "name": "k", "nGrid": -1, "nBlock": 1}]}', "kernels[0].grid[0]"),
+        ('{"kernels": [{"library": "/x", "name": "k", "nGrid": 1, "nBlock": 1, "arguments": [["a", "x"]]}]}', "arguments[0]"),
+    ],
+    ids=["not JSON", "not an object", "wrong shape", "unknown field", "negative grid", "unknown access letter"],
+)
+def test_a_request_file_that_is_wrong(text: str, where: str, kaasctl: Kaasctl, tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text(text)
+    before = kaasctl("-o", "json", "kv", "ls").stdout
+    done = kaasctl("submit", "request.json")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert where in done.stderr.decode()
+    assert kaasctl("-o", "json", "kv", "ls").stdout == before
 
 
 def test_looking_around_from_the_shell(kaasctl: Kaasctl, daemon: str) -> None:
