@@ -73,7 +73,7 @@ class EmulatedDevice:
     ) -> EmulatedRun:
         """Make a run of all ``launches`` in order, ``iterations`` times."""
         return EmulatedRun(
-            self._execute, Prepared(launches, self.properties), iterations, _own(uploads), _own(zeroed), _own(downloads)
+            self._start, Prepared(launches, self.properties), iterations, _own(uploads), _own(zeroed), _own(downloads)
         )
 
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:

@@ -1,0 +1,89 @@
+"""SIGTERM drains: what runs finishes, what comes later is refused, health says so, and the daemon exits with 0."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from kaas.v1 import executor_pb2, executor_pb2_grpc
+from kaas_client import Client
+from kaasd.errors import DrainingError
+from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
+
+
+@pytest.fixture
+def daemon(library_root: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A daemon of one's own and its address."""
+    address = f"unix:{tmp_path}/kaasd.sock"
+    options = ["--listen", address, "--store", f"{tmp_path}/store", "--device", "emulator", "--library-root", str(library_root)]
+    command = [sys.executable, "-m", "kaasd", *options, "--drain-timeout", "60s"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"listening on {address}\n"
+        yield process, address
+        process.kill()
+
+
+def health(channel: grpc.Channel) -> int:
+    """Return the server's health."""
+    status: int = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
+    return status
+
+
+def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], library_root: Path) -> None:
+    process, address = daemon
+    with Client(address) as kaas, grpc.insecure_channel(address) as channel:
+        executor = executor_pb2_grpc.ExecutorServiceStub(channel)
+        assert health(channel) == health_pb2.HealthCheckResponse.SERVING
+        expected = put_dot_inputs(kaas)
+        blocker = executor.Submit.future(spin(library_root), timeout=60)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        waiting = executor.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60)
+        wait_until(lambda: kaas.stats().devices[0].queued == 1)
+
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)
+        with pytest.raises(grpc.RpcError) as caught:
+            executor.Submit(dot_request(str(library_root / "dot.ptx")))
+        assert isinstance(as_kaas_error(caught.value, address), DrainingError)
+        assert process.poll() is None
+
+        blocker.cancel()
+        assert "c" in waiting.result().versions
+        assert kaas.get("c", dtype="u4")[0] == expected
+    assert process.wait(60) == 0
+
+
+def test_a_store_in_use_is_refused(daemon: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
+    options = ["--listen", f"unix:{tmp_path}/other.sock", "--store", f"{tmp_path}/store", "--device", "emulator"]
+    second = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=60)
+    assert second.returncode == 1
+    assert "another daemon uses this store" in second.stderr
+
+
+def test_values_and_functions_outlive_the_daemon(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/kaasd.sock"
+    command = [sys.executable, "-m", "kaasd", "--listen", address, "--store", f"{tmp_path}/store", "--device", "emulator"]
+    for life in (1, 2):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("listening on ")
+            with Client(address) as kaas:
+                if life == 1:
+                    library = kaas.upload(Path(__file__).parents[2] / "examples/kernels/dot.ptx")
+                    expected = put_dot_inputs(kaas)
+                    registration = executor_pb2.RegisterFunctionRequest(name="dot", request=dot_request(library).request)
+                    with grpc.insecure_channel(address) as channel:
+                        executor_pb2_grpc.ExecutorServiceStub(channel).RegisterFunction(registration)
+                else:
+                    kaas.invoke("dot")
+                    assert kaas.get("c", dtype="u4")[0] == expected
+            process.kill() if life == 1 else process.terminate()
+            assert process.wait(60) == (-signal.SIGKILL if life == 1 else 0)
