@@ -1,4 +1,4 @@
-"""The fuzzer's command: ``python -m tests.fuzz refused|make|check|compare``; ``tests.fuzz.record`` runs programs on a GPU."""
+"""The fuzzer's command: ``python -m tests.fuzz refused|make|check|compare|keep``; ``tests.fuzz.record`` runs on a GPU."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from tests.fuzz import batch, forms
-from tests.fuzz.compare import compare_batch
+from tests.fuzz import batch, cases, forms
+from tests.fuzz.compare import compare_batch, exact_programs
 from tests.fuzz.program import HEADER, Program
+
+RECORDED = Path(__file__).with_name("recorded")
+"""What an H100 made of programs, for the tests."""
 
 
 def _assemble(text: str, folder: Path) -> list[tuple[int, str]]:
@@ -59,22 +63,37 @@ def check(folder: Path, numbers: range) -> int:
     return len(refused)
 
 
-def compare(folder: Path, numbers: range, processes: int, most: int) -> int:
-    """Run what was recorded on the emulated device, and print the differences."""
-    jobs: list[tuple[Path, int, bytes]] = []
-    counts = Counter[str]()
+def _recorded(folder: Path, numbers: range) -> Iterator[tuple[int, bytes]]:
+    """The batches among ``numbers`` that a GPU ran, with their outputs."""
     for path in sorted(folder.glob("outputs*.npz")):
         with np.load(path) as recorded:
-            known = {int(name.removeprefix("output")): name for name in recorded.files}
-            jobs += [(folder, number, recorded[name].tobytes()) for number, name in known.items() if number in numbers]
+            for name in recorded.files:
+                if (number := int(name.removeprefix("output"))) in numbers:
+                    yield number, recorded[name].tobytes()
+
+
+def compare(folder: Path, numbers: range, processes: int, most: int, keep: bool) -> int:
+    """Run what was recorded on the emulated device; print the differences, and ``keep`` one of each mnemonic as a case."""
+    jobs = [(folder, number, expected) for number, expected in _recorded(folder, numbers)]
+    counts = Counter[str]()
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
         for number, found in pool.imap_unordered(compare_batch, jobs):
-            for label, text in found:
+            for label, text, case in found:
                 counts[label] += 1
                 if counts[label] <= most:
                     print(f"--- batch {number}: {text}", flush=True)
+                if keep and case and counts[label] == 1:
+                    case.write(cases.FOLDER / f"{re.sub(r'[^a-z0-9]+', '_', label)}.ptx")
     print(f"{len(jobs) * batch.SIZE} programs; differences: {dict(counts.most_common()) or 'none'}")
     return counts.total()
+
+
+def keep(folder: Path, numbers: range, count: int) -> int:
+    """Keep programs of each recorded batch for the tests."""
+    for number, expected in _recorded(folder, numbers):
+        made = batch.load(folder, number)
+        batch.keep(made, expected, exact_programs(made, expected), count, RECORDED / f"h100_{number:03}.npz.xz")
+    return 0
 
 
 def _numbers(text: str) -> range:
@@ -85,12 +104,14 @@ def _numbers(text: str) -> range:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("command", choices=("refused", "make", "check", "compare"))
+    parser.add_argument("command", choices=("refused", "make", "check", "compare", "keep"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batches", type=_numbers, default=range(4), help=f"such as 0-199; {batch.SIZE} programs each")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="of made programs and recorded outputs")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--most", type=int, default=2, help="differences to print for each mnemonic")
+    parser.add_argument("--cases", action="store_true", help="keep a case of each mnemonic that differs")
+    parser.add_argument("--count", type=int, default=30, help="programs to keep of each batch")
     given = parser.parse_args()
     if given.command == "refused":
         return note_refused(given.folder)
@@ -99,7 +120,9 @@ def main() -> int:
         return 0
     if given.command == "check":
         return int(check(given.folder, given.batches) != 0)
-    return int(compare(given.folder, given.batches, given.processes, given.most) != 0)
+    if given.command == "keep":
+        return keep(given.folder, given.batches, given.count)
+    return int(compare(given.folder, given.batches, given.processes, given.most, given.cases) != 0)
 
 
 if __name__ == "__main__":

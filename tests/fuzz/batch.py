@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import lzma
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,22 @@ def save(batches: Iterator[Batch], folder: Path) -> None:
         modules[f"sizes{batch.number}"] = np.array(batch.sizes)
         modules[f"inputs{batch.number}"] = batch.inputs
     np.savez_compressed(folder / "modules.npz", **modules)
+
+
+def keep(made: Batch, expected: bytes, same: Sequence[bool], count: int, path: Path) -> None:
+    """Keep the first ``count`` programs that are the ``same`` on both devices and approximate nothing, with their outputs."""
+    ends = list(accumulate(made.sizes))
+    every = zip(made.programs, [0, *ends], ends, same, strict=False)
+    fit = [(p, start, end) for p, start, end, is_same in every if is_same and not any(step.bound for step in p.steps)][:count]
+    entries = [program.text(name) for name, (program, _, _) in zip(names(len(fit)), fit, strict=True)]
+    parts: dict[str, Any] = {
+        "text": np.frombuffer("".join([HEADER, blocks.FUNCTIONS, *entries]).encode(), np.uint8),
+        "sizes": np.array([end - start for _, start, end in fit]),
+        "inputs": made.inputs,
+        "output": np.frombuffer(b"".join(expected[start:end] for _, start, end in fit), np.uint8),
+    }
+    with path.open("wb") as file, lzma.open(file, "wb") as packed:
+        np.savez(packed, **parts)
 
 
 def load(folder: Path, number: int) -> Batch:

@@ -11,9 +11,8 @@ import numpy as np
 
 from kaasd.devices.base import Device
 from tests.fuzz import blocks
-from tests.fuzz.compare import slice_of, sources_of
 from tests.fuzz.layout import Register, lay_out
-from tests.fuzz.program import HEADER, Program, Step
+from tests.fuzz.program import HEADER, Program, Step, entry
 from tests.fuzz.record import run
 from tests.fuzz.values import THREADS
 
@@ -59,3 +58,28 @@ def make(program: Program, step: Step, thread: int, inputs: Values, known: dict[
     table = np.ascontiguousarray(table[:, chosen])
     text = f"{HEADER}{functions}{slice_of(program, step, table.shape[1])}"
     return Case(text, table, records[chosen].tobytes())
+
+
+def slice_of(program: Program, step: Step, threads: int) -> str:
+    """Return an entry ``case`` that takes one step alone, its sources loaded from rows of inputs in their order."""
+    rows = {register: row for row, register in enumerate(step.reads)}
+    text = entry("case", rows, [step], program, threads)
+    used = set(re.findall(r"%[phrlx]\d+", text.partition("mov.u32 %thread")[2]))
+
+    def declare(match: re.Match[str]) -> str:
+        numbers = [int(name[2:]) for name in used if name.startswith(match[2])]
+        return f".reg .{match[1]} {match[2]}<{max(numbers) + 1}>;\n" if numbers else ""
+
+    return re.sub(r"\.reg \.(\w+) (%[phrlx])<\d+>;\n", declare, text)
+
+
+def sources_of(program: Program, step: Step, inputs: Values, known: dict[Register, Values]) -> Values:
+    """Return a table of inputs that holds what a step reads: a row for each source, 64 bits for each thread."""
+    table = np.zeros((max(len(step.reads), 1), THREADS), np.uint64)
+    for row, register in enumerate(step.reads):
+        if register in known:
+            width = min(register.stored_bytes, 8)
+            table[row].view(np.uint8).reshape(THREADS, 8)[:, :width] = known[register][:, :width]
+        else:
+            table[row] = inputs[program.inputs[register]]
+    return table

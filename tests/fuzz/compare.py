@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from kaasd.devices.base import KernelFault, UnsupportedLibrary
 from kaasd.devices.emulator import EmulatedDevice
-from tests.fuzz import batch
+from tests.fuzz import batch, cases
 from tests.fuzz.forms import Bound
 from tests.fuzz.layout import Register
-from tests.fuzz.program import Program, Step, entry
+from tests.fuzz.program import Program, Step
 from tests.fuzz.values import THREADS
 
 Values = np.ndarray[Any, Any]
@@ -73,13 +73,14 @@ def _near(
     """Whether results of an approximation are as near to each other as they must be."""
     assert step.bound is not None
     parts = [_as_floats(values, register.kind) for values in (one, two)]
-    near: Any = close(step.bound, *parts)
+    near = close(step.bound, *parts)
     if register.kind.endswith("x2"):
-        near = near.reshape(THREADS, 2).all(axis=1)
+        near = np.logical_and(near[::2], near[1::2])
     if np.isfinite(step.bound.largest_source):
         for source in step.reads:
             bits = known[source] if source in known else inputs[program.inputs[source]].view(np.uint8).reshape(THREADS, 8)
-            near |= ~(np.abs(_as_floats(bits[:, : register.bits // 8].copy(), register.kind)) <= step.bound.largest_source)
+            size = np.abs(_as_floats(bits[:, : register.bits // 8].copy(), register.kind))
+            near = np.logical_or(near, ~(size <= step.bound.largest_source))
     return near
 
 
@@ -87,8 +88,9 @@ def _as_floats(content: Values, kind: str) -> Values:
     kind = kind.removesuffix("x2")
     flat = np.ascontiguousarray(content).reshape(-1)
     if kind == "bf16":
-        return (flat.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return flat.view(_FLOATS[kind]).astype(np.float64)
+        flat, kind = (flat.view(np.uint16).astype(np.uint32) << 16), "f32"
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return flat.view(_FLOATS[kind]).astype(np.float64)
 
 
 def close(bound: Bound, one: Values, two: Values) -> Values:
@@ -102,35 +104,10 @@ def close(bound: Bound, one: Values, two: Values) -> Values:
         return near
 
 
-def slice_of(program: Program, step: Step, threads: int) -> str:
-    """Return an entry ``case`` that takes one step alone, its sources loaded from rows of inputs in their order."""
-    rows = {register: row for row, register in enumerate(step.reads)}
-    text = entry("case", rows, [step], program, threads)
-    used = set(re.findall(r"%[phrlx]\d+", text.partition("mov.u32 %thread")[2]))
-
-    def declare(match: re.Match[str]) -> str:
-        numbers = [int(name[2:]) for name in used if name.startswith(match[2])]
-        return f".reg .{match[1]} {match[2]}<{max(numbers) + 1}>;\n" if numbers else ""
-
-    return re.sub(r"\.reg \.(\w+) (%[phrlx])<\d+>;\n", declare, text)
-
-
-def sources_of(program: Program, step: Step, inputs: Values, known: dict[Register, Values]) -> Values:
-    """Return a table of inputs that holds what a step reads: a row for each source, 64 bits for each thread."""
-    table = np.zeros((max(len(step.reads), 1), THREADS), np.uint64)
-    for row, register in enumerate(step.reads):
-        if register in known:
-            width = min(register.stored_bytes, 8)
-            table[row].view(np.uint8).reshape(THREADS, 8)[:, :width] = known[register][:, :width]
-        else:
-            table[row] = inputs[program.inputs[register]]
-    return table
-
-
 def describe(difference: Difference, inputs: Values) -> str:
     """Say what differs, with the step's PTX and its sources and results in one thread."""
     program, step, thread = difference.program, difference.step, difference.threads[0]
-    table = sources_of(program, step, inputs, difference.expected)
+    table = cases.sources_of(program, step, inputs, difference.expected)
     lines = [f"{step.label} in program {program.seed}: {len(difference.threads)} threads, first {thread}", *step.lines]
     lines += [f"  {register.name} ({register.kind}) = {int(table[row, thread]):#x}" for row, register in enumerate(step.reads)]
     for register in step.writes:
@@ -139,19 +116,32 @@ def describe(difference: Difference, inputs: Values) -> str:
     return "\n".join(lines)
 
 
-def compare_batch(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str]]]:
-    """Run a batch on the emulated device; return the labels and descriptions of what differs from the recorded outputs."""
+def compare_batch(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str, cases.Case | None]]]:
+    """Run a batch on the emulated device; return what differs from the recorded outputs: its label, a description, the case."""
     folder, number, expected = job
     made = batch.load(folder, number)
     device = EmulatedDevice()
     try:
         actual = made.run(device)
     except (KernelFault, UnsupportedLibrary) as error:
-        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}")]
+        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}", None)]
     finally:
         device.close()
-    found = []
+    found: list[tuple[str, str, cases.Case | None]] = []
     for (program, one), (_, two) in zip(made.take_apart(expected), made.take_apart(actual), strict=True):
-        some = differences(program, made.inputs, one, two)
-        found += [(difference.step.label, describe(difference, made.inputs)) for difference in some]
+        for difference in differences(program, made.inputs, one, two):
+            step = difference.step
+            case = cases.make(program, step, difference.threads[0], made.inputs, one)
+            found.append((step.label, describe(difference, made.inputs), case))
     return number, found
+
+
+def exact_programs(made: batch.Batch, expected: bytes) -> list[bool]:
+    """Which of a batch's programs leave the same bytes on the emulated device."""
+    device = EmulatedDevice()
+    try:
+        actual = made.run(device)
+    finally:
+        device.close()
+    starts = [0, *accumulate(made.sizes)]
+    return [actual[start:end] == expected[start:end] for start, end in pairwise(starts)]

@@ -202,8 +202,9 @@ def bound(mnemonic: str) -> Bound | None:
 
 def is_an_end(mnemonic: str) -> bool:
     """Whether no other instruction may read the result: a compiler may fuse a product with the addition that reads it, and the
-    one of NVIDIA's driver takes a 1.0 made by ``set`` for a 1 where it is read as an integer, and ``abs`` for never negative."""
-    return bool(re.fullmatch(rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})|set\..*\.(f32|f16)\.\w+|abs\.s\d+", mnemonic))
+    one of NVIDIA's driver takes a 1.0 made by ``set`` for a 1 where it is read as an integer, and the ``abs`` or ``neg``
+    of the smallest number for positive."""
+    return bool(re.fullmatch(rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})|set\..*\.(f32|f16)\.\w+|(abs|neg)\.s\d+", mnemonic))
 
 
 def nan_is_open(match: Match, kind: str, same: bool = False) -> bool:

@@ -147,7 +147,8 @@ class Program:
             if slot.kind == "d":
                 if slot.paired and not self._has_second(match, slot):
                     continue
-                result = self.fresh(self._result_bits(match, kind), kind.name)
+                name = "tf32" if ".tf32." in match.mnemonic else kind.name  # whose register is one of plain bits to the table
+                result = self.fresh(self._result_bits(match, kind), name)
                 results.append(result)
                 if slot.paired:
                     operands[-1] += f"|{result.name}"
