@@ -51,8 +51,8 @@ class Dispatcher(Protocol):
     ) -> Execution:
         """Run a serialised, valid ``kaas.v1.Request``; ``deadline`` is in the loop's time."""
 
-    async def prepare(self, request: bytes, *, device: str = "") -> None:
-        """Check a request against its libraries and the device, without running it."""
+    async def prepare(self, request: bytes) -> None:
+        """Check a request against its libraries and the devices, without running it."""
 
     async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
         """Describe a library, or ``content`` that is not stored."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from kaasd.devices.options import EmulatorOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class WorkerConfig:
     durability: str
     chunk_bytes: int
     library_roots: tuple[str, ...]
-    emulator_memory_bytes: int
+    emulator: EmulatorOptions = field(default_factory=EmulatorOptions)
     log_level: str = "INFO"
     spin_s: float = 0.0
     """How long to look for the next call instead of sleeping."""
@@ -34,4 +37,6 @@ class WorkerConfig:
     def from_json(cls, text: str) -> WorkerConfig:
         """Return what ``to_json`` wrote."""
         fields = json.loads(text)
-        return cls(**{**fields, "library_roots": tuple(fields["library_roots"])})
+        emulator: dict[str, Any] = fields["emulator"]
+        emulator |= {name: tuple(value) for name, value in emulator.items() if isinstance(value, list)}
+        return cls(**{**fields, "library_roots": tuple(fields["library_roots"]), "emulator": EmulatorOptions(**emulator)})

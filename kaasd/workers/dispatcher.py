@@ -81,10 +81,19 @@ class Dispatcher:
         timing.total_ns = perf_counter_ns() - arrived_ns
         return Execution(executed.outputs, executed.versions, supervisor.info.name, timing)
 
-    async def prepare(self, request: bytes, *, device: str = "") -> None:
-        """Check a serialised request against its libraries and the device. Raises ``KaasError``."""
+    async def prepare(self, request: bytes) -> None:
+        """Check a serialised request against its libraries and every device, and have each that can run it ready to do so.
+
+        Raises ``KaasError`` where none can.
+        """
+        call = worker_pb2.Prepare(request=request)
         with self._tracked():
-            await self._choose(device).call(worker_pb2.ToWorker(prepare=worker_pb2.Prepare(request=request)))
+            results = await asyncio.gather(
+                *(s.call(worker_pb2.ToWorker(prepare=call)) for s in self._supervisors.values()), return_exceptions=True
+            )
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if len(errors) == len(results):
+            raise errors[0]
 
     async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
         """Describe a library, or ``content`` that is not stored yet. Raises ``KaasError``."""

@@ -69,7 +69,7 @@ def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tupl
     stack.callback(store.close)
     device = open_device(
         config.device,
-        emulator_memory_bytes=config.emulator_memory_bytes,
+        config.emulator,
         code_cache=Path(config.store_path) / "compiled",
     )
     stack.callback(device.close)

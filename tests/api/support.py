@@ -128,8 +128,8 @@ class FakeDispatcher:
             remaining=remaining,
         )
 
-    async def prepare(self, request: bytes, *, device: str = "") -> None:
-        await self._answer("prepare", request=request, device=device)
+    async def prepare(self, request: bytes) -> None:
+        await self._answer("prepare", request=request)
 
     async def inspect(self, library: str, content: bytes | None = None) -> Any:
         return await self._answer("inspect", library=library, content=content)
