@@ -150,7 +150,7 @@ class Prepared:
 
 def open_emulator(checks: Sequence[str]) -> EmulatedDevice:
     """Return a device, with the checks named."""
-    return EmulatedDevice()
+    return EmulatedDevice(checks=checks)
 
 
 class Interpreter:

@@ -13,6 +13,7 @@ from pathlib import Path
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.open import EMULATOR, available
+from kaasd.devices.options import EmulatorOptions
 from kaasd.engine.functions import FunctionRegistry
 from kaasd.engine.libraries import Libraries
 from kaasd.store.lmdb_store import LmdbStore
@@ -84,7 +85,14 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         durability=settings.durability.value,
         chunk_bytes=settings.chunk_bytes,
         library_roots=tuple(map(str, settings.library_roots)),
-        emulator_memory_bytes=settings.emulator_memory_bytes,
+        emulator=EmulatorOptions(
+            memory_bytes=settings.emulator_memory_bytes,
+            checks=settings.emulator_checks,
+            seed=settings.emulator_seed,
+            compute_capability=settings.emulator_compute_capability,
+            multiprocessor_count=settings.emulator_multiprocessors,
+            shared_memory_bytes=settings.emulator_shared_memory_bytes,
+        ),
         # The emulated device runs on the thread that serves it, one request at a time.
         concurrency=1 if device == EMULATOR else settings.concurrency,
         device_memory_bytes=settings.device_memory_bytes,

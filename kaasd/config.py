@@ -21,6 +21,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from kaasd.address import default_listen_address, parse_address
+from kaasd.devices.options import EMULATOR_CHECKS
 from kaasd.store.base import Durability
 from kaasd.version import __version__
 
@@ -83,6 +84,21 @@ def _parse_count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"expected a whole number of at least 1, got {value!r}")
     return value
+
+
+def _parse_seed(value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _parse_compute_capability(value: object) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,2})\.(\d)", str(value), re.ASCII)
+    if match is None:
+        raise ValueError(f"expected a compute capability such as 9.0, got {value!r}")
+    return int(match[1]), int(match[2])
 
 
 def _parse_text(value: object) -> str:
@@ -182,6 +198,21 @@ class Settings:
     """Most device memory to take on each device. Default: nine tenths of what it has."""
     emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = 4 << 30
     """Memory of the emulated device. Default 4GiB."""
+    emulator_checks: Annotated[
+        tuple[str, ...], _Option("emulator_check", "races|init", _one_of(*EMULATOR_CHECKS), many=True)
+    ] = ()
+    """What the emulated device looks for beside faults. races: two threads of different warps that touch the same byte between
+    barriers, one of them writing; init: reads of shared, local or temporary memory that nothing wrote. Default: neither."""
+    emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", _parse_seed)] = None
+    """Blocks and warps of the emulated device run in a random order of this seed. Default: in a fixed order."""
+    emulator_compute_capability: Annotated[
+        tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
+    ] = (9, 0)
+    """What the emulated device calls itself. Default 9.0, as an H100."""
+    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = 132
+    """Of the emulated device: as many blocks are under way at a time as fit them. Default 132, as an H100."""
+    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = 227 << 10
+    """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
     log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
     """How much is logged, to standard error: DEBUG, INFO, WARNING or ERROR. Default INFO."""
 

@@ -83,6 +83,9 @@ def test_lists_from_flags_and_environment() -> None:
         ('library_root = "relative/path"', r"kaasd.toml: library_root: expected an absolute path"),
         ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number"),
         ('max_message_size = "3GiB"', r"kaasd.toml: max_message_size: must be at most"),
+        ('emulator_check = "speed"', r"kaasd.toml: emulator_check: expected races or init"),
+        ("emulator_seed = -1", r"kaasd.toml: emulator_seed: expected a whole number"),
+        ('emulator_compute_capability = "nine"', r"kaasd.toml: emulator_compute_capability: expected a compute capability"),
         ("kaasd = 3", r"kaasd.toml: kaasd: must be a table"),
         ("= 3", r"kaasd.toml: not a TOML file"),
     ],
@@ -92,6 +95,17 @@ def test_a_bad_file_names_itself_and_the_key(tmp_path: Path, text: str, message:
     file.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings({}, str(file), ENVIRON)
+
+
+def test_the_emulated_device() -> None:
+    arguments = ["--emulator-check", "races", "--emulator-check", "init", "--emulator-seed", "0"]
+    arguments += ["--emulator-compute-capability", "8.6", "--emulator-multiprocessors", "84", "--emulator-shared-memory", "99KiB"]
+    settings = parse_command_line(arguments, ENVIRON)
+    assert (settings.emulator_checks, settings.emulator_seed) == (("races", "init"), 0)
+    assert (settings.emulator_compute_capability, settings.emulator_multiprocessors) == ((8, 6), 84)
+    assert settings.emulator_shared_memory_bytes == 99 * 1024
+    defaults = load_settings({}, None, ENVIRON)
+    assert (defaults.emulator_checks, defaults.emulator_seed, defaults.emulator_compute_capability) == ((), None, (9, 0))
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

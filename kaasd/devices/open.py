@@ -9,10 +9,12 @@ from pathlib import Path
 
 from kaasd.devices.base import Device, DeviceUnavailable
 from kaasd.devices.cuda.discover import count_gpus
+from kaasd.devices.options import EmulatorOptions
 from kaasd.request.target import DeviceProperties
 
 AUTO = "auto"
 EMULATOR = "emulator"
+DEFAULT_EMULATOR = EmulatorOptions()
 
 _logger = logging.getLogger(__name__)
 _CUDA = re.compile(r"cuda:(0|[1-9]\d{0,3})")
@@ -43,17 +45,25 @@ def available(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(resolved))
 
 
-def open_device(name: str, emulator_memory_bytes: int | None = None, code_cache: Path | None = None) -> Device:
+def open_device(name: str, emulator: EmulatorOptions = DEFAULT_EMULATOR, code_cache: Path | None = None) -> Device:
     """Open ``cuda:N`` or ``emulator``; the thread that opens a device is the one that uses it.
 
-    ``emulator_memory_bytes`` limits the emulated device; None leaves its own default. In ``code_cache``, a directory, a device
-    keeps what it compiles for the next process. Raises ``ValueError`` for a name that is neither, ``DeviceUnavailable``.
+    ``emulator`` says how the emulated device is to be. In ``code_cache``, a directory, a device keeps what it compiles for the
+    next process. Raises ``ValueError`` for a name that is neither, ``DeviceUnavailable``.
     """
     # What a device needs is loaded when it is opened: the driver's bindings, or a compiler.
     if name == EMULATOR:
-        from kaasd.devices.emulator.device import DEFAULT_MEMORY_BYTES, MODEL, EmulatedDevice
+        from kaasd.devices.emulator.device import MODEL, EmulatedDevice
 
-        return EmulatedDevice(DeviceProperties(EMULATOR, MODEL, emulator_memory_bytes or DEFAULT_MEMORY_BYTES))
+        properties = DeviceProperties(
+            EMULATOR,
+            MODEL,
+            emulator.memory_bytes,
+            compute_capability=emulator.compute_capability,
+            multiprocessor_count=emulator.multiprocessor_count,
+            max_shared_memory_bytes=emulator.shared_memory_bytes,
+        )
+        return EmulatedDevice(properties, checks=emulator.checks, seed=emulator.seed)
     ordinal = _ordinal(name)
     try:
         from kaasd.devices.cuda.device import CudaDevice

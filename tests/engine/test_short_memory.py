@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kaasd.devices.open import open_device
+from kaasd.devices.options import EmulatorOptions
 from kaasd.engine.executor import Executor
 from kaasd.engine.libraries import Libraries
 from kaasd.errors import OutOfDeviceMemoryError
@@ -20,7 +21,7 @@ from tests.conformance.test_executor import LARGE, Bench, numbers
 def test_what_the_device_lacks_is_given_up_and_asked_for_again(tmp_path: Path) -> None:
     with (
         LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store,
-        closing(open_device("emulator", emulator_memory_bytes=13 * LARGE)) as device,
+        closing(open_device("emulator", EmulatorOptions(memory_bytes=13 * LARGE))) as device,
     ):
         libraries = Libraries(store)
         libraries.put(libraries.describe(library("dot")), library("dot"))

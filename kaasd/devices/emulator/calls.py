@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from kaasd.devices.emulator import library
+from kaasd.devices.emulator import checks, library
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.layout import CONTEXT, FRAME, FUNCTION, LAUNCH, OFFSET_BITS, THREAD, Fault, Slot, Status
 from kaasd.devices.emulator.native import I64, PTR, const, i64
@@ -131,6 +131,7 @@ def _pass(t: Emitter, place: Storage, operand: Operand) -> None:
         _copy(t, _inner(t, place), t.local_pointer(operand.storage.offset), place.size)
     else:
         t.b.store_as(t.raw(t.read(operand, place.type)), _inner(t, place), "memory")
+    checks.note_written(t, _inner(t, place), place.size)
 
 
 def _take(t: Emitter, place: Storage, operand: Operand) -> None:

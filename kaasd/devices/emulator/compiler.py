@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from llvmlite import ir
 
 from kaasd.devices.emulator.calls import return_from
+from kaasd.devices.emulator.checks import begin_block, begin_thread
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.flow import Liveness, targets
 from kaasd.devices.emulator.layout import (
@@ -42,8 +43,9 @@ class CompiledKernel:
         routines: Sequence[Routine],
         function_addresses: Mapping[str, int],
         declared: Mapping[str, Signature],
+        checks: frozenset[str] = frozenset(),
     ) -> None:
-        self.image = KernelImage(entry, routines, function_addresses, declared)
+        self.image = KernelImage(entry, routines, function_addresses, declared, checks)
         module = self.image.module
         self.frame_sizes: dict[str, int] = {}
         functions = {}
@@ -68,7 +70,7 @@ class CompiledKernel:
         pointer.global_constant = True
         if not self.waits:
             functions[entry.name].attributes.add("alwaysinline")
-            _emit_simple_run(module, functions[entry.name])
+            _emit_simple_run(module, functions[entry.name], checked=bool(checks))
 
     def _stack_sizes(self) -> tuple[int, int]:
         """Return the largest stack that calls can need, or the default where that is not known before they run."""
@@ -108,7 +110,7 @@ def _define(table: ir.GlobalVariable, entries: list[ir.Constant]) -> None:
     table.initializer = ir.Constant(table.value_type, entries or None)
 
 
-def _emit_simple_run(module: ir.Module, thread_function: ir.Function) -> None:
+def _emit_simple_run(module: ir.Module, thread_function: ir.Function, checked: bool) -> None:
     """Emit ``run`` for a kernel whose threads never wait: plain loops over blocks and threads."""
     function = ir.Function(module, RUN, "run")
     (context,) = function.args
@@ -125,11 +127,17 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function) -> None:
         with b.when(stopped(b, context), likely=False):
             b.ret(i32(Fault.STOPPED))
         enter_block(b, context, block_x, block_y, block_z, shared)
+        if checked:
+            b.put(CONTEXT, context, block=arena)
+            number = b.add(block_x, b.mul(grid[0], b.add(block_y, b.mul(grid[1], block_z))))
+            begin_block(b, context, arena, number)
         index = b.variable(I32, 0)
         with b.count(block[2]) as z, b.count(block[1]) as y, b.count(block[0]) as x:
             number = b.load(index, typ=I32)
             b.store(b.add(number, i32(1)), index)
             b.put(THREAD, thread, x=x, y=y, z=z, index=number)
+            if checked:
+                begin_thread(b, context, arena)
             with b.when(b.is_("!=", b.call(thread_function, [context, thread]), Status.EXIT), likely=False):
                 record_thread(b, context, thread)
                 b.ret(b.get(CONTEXT, context, "fault"))

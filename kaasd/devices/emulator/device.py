@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Iterable, Sequence
+from random import Random
 
 from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
+from kaasd.devices.emulator.checks import Shadows
 from kaasd.devices.emulator.launch import Arena, Prepared, scheduler
-from kaasd.devices.emulator.layout import CONTEXT, Fault
+from kaasd.devices.emulator.layout import CONTEXT, SLOT_COUNT, Fault
 from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
@@ -32,7 +34,13 @@ _EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, c
 class EmulatedDevice:
     """A ``Device`` on the CPU. ``properties`` says what it pretends to be; its memory is a limit, not a reservation."""
 
-    def __init__(self, properties: DeviceProperties | None = None) -> None:
+    def __init__(
+        self, properties: DeviceProperties | None = None, *, checks: Iterable[str] = (), seed: int | None = None
+    ) -> None:
+        """``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
+
+        With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
+        """
         self.properties = properties or DeviceProperties("emulator", MODEL, DEFAULT_MEMORY_BYTES)
         self._space = AddressSpace(self.properties.memory_bytes)
         self._modules: list[EmulatedModule] = []
@@ -41,6 +49,12 @@ class EmulatedDevice:
         self._context = CONTEXT.ctype()
         self._context_address = ctypes.addressof(self._context)
         self._context.table = self._space.table_address
+        self._order = None if seed is None else Random(seed)
+        if self._order is not None:
+            self._context.random = self._order.randrange(1, 1 << 32)
+        self._checks = frozenset(checks)
+        if self._checks:
+            self._space.shadows = Shadows(self._context, SLOT_COUNT)
         self._print_memory = HostMemory(PRINT_BYTES)
         self._context.printed, self._context.printed_size = self._print_memory.address, PRINT_BYTES
         self._context.heap_limit = HEAP_BYTES
@@ -54,7 +68,7 @@ class EmulatedDevice:
             raise UnsupportedLibrary(
                 f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
             )
-        module = EmulatedModule(content.ptx, self._space)
+        module = EmulatedModule(content.ptx, self._space, self._checks)
         self._modules.append(module)
         return module
 
@@ -73,7 +87,12 @@ class EmulatedDevice:
     ) -> EmulatedRun:
         """Make a run of all ``launches`` in order, ``iterations`` times."""
         return EmulatedRun(
-            self._start, Prepared(launches, self.properties), iterations, _own(uploads), _own(zeroed), _own(downloads)
+            self._start,
+            Prepared(launches, self.properties, self._order),
+            iterations,
+            _own(uploads),
+            _own(zeroed),
+            _own(downloads),
         )
 
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:
@@ -95,7 +114,7 @@ class EmulatedDevice:
     def run(self, launches: Sequence[Launch], iterations: int) -> None:
         """Run all ``launches`` in order, ``iterations`` times. Raises ``KernelFault``, ``Stopped``, ``OutOfMemory``."""
         self._context.stop = 0  # before the code is compiled, so that a stop meanwhile counts
-        self._execute(Prepared(launches, self.properties), iterations)
+        self._execute(Prepared(launches, self.properties, self._order), iterations)
 
     def _start(self, prepared: Prepared, iterations: int) -> None:
         self._context.stop = 0
@@ -107,6 +126,9 @@ class EmulatedDevice:
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
         arena.make_room(prepared)
         context.arena, context.resident = arena.address, ctypes.addressof(arena.resident)
+        shadows = self._space.shadows
+        if shadows is not None:
+            shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
         try:
             outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
             if outcome == Fault.STOPPED:
@@ -115,6 +137,8 @@ class EmulatedDevice:
                 raise kernel_fault(context, prepared.launches, self._space)
         finally:
             arena.clear(prepared)
+            if shadows is not None:
+                shadows.end_run()
             if context.heap_next:
                 self._space.clear_heap()
             if context.printed_used:
@@ -139,6 +163,8 @@ class EmulatedDevice:
         self._modules.clear()
         self._arena.close()
         self._space.close()
+        if self._space.shadows is not None:
+            self._space.shadows.close()
         self._print_memory.close()
 
 

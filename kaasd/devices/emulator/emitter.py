@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from kaasd.devices.emulator import special
+from kaasd.devices.emulator import checks, special
 from kaasd.devices.emulator.layout import CONTEXT, OFFSET_BITS, OFFSET_MASK, SLOT, THREAD, Fault, Status
 from kaasd.devices.emulator.layout import Slot as MemorySlot
 from kaasd.devices.emulator.linking import KernelImage
@@ -181,11 +181,15 @@ class Emitter:
 
     def pointer(self, space: str, memory: Memory, size: int, access: Fault, alignment: int | None = None) -> ir.Value:
         """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""
+        named = space
         space, address = self.address(space, memory)
-        return self.checked(space, address, size, access, alignment or size)
+        return self.checked(space, address, size, access, alignment or size, observed=named != "param")
 
-    def checked(self, space: str, address: ir.Value, size: int, access: Fault, alignment: int) -> ir.Value:
-        """Return the host address of a device address: fault unless slot, bounds, alignment and permission are right."""
+    def checked(self, space: str, address: ir.Value, size: int, access: Fault, alignment: int, observed: bool = True) -> ir.Value:
+        """Return the host address of a device address: fault unless slot, bounds, alignment and permission are right.
+
+        The checks that were asked for look at it, unless it is not to be ``observed``.
+        """
         b = self.b
         if space in SPACES:
             slot: ir.Value = i64(SPACES[space])
@@ -202,7 +206,10 @@ class Emitter:
             bad = b.or_(bad, b.bits(offset, alignment - 1))
         whole = b.or_(address, i64(SPACES[space] << OFFSET_BITS)) if space in SPACES else address
         self.fault_if(bad, access, whole, size)
-        return b.at(b.get(SLOT, entry, "base"), offset)
+        pointer = b.at(b.get(SLOT, entry, "base"), offset)
+        if observed and self.image.checks:
+            checks.observe(self, slot, pointer, offset, size, access)
+        return pointer
 
     # Control
 
@@ -293,6 +300,7 @@ class Emitter:
                 sources.append(operand)
         if operation.carry_in:
             sources.append(self.load_register(operation.carry_in))
+        checks.order(self)
         value = match.form.emit(self, match, *sources)
         if operation.carry_out:
             value, carry = value

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from math import gcd
+from random import Random
 from typing import Any
 
 from kaasd.devices.base import BufferRef, Launch, OutOfMemory
 from kaasd.devices.emulator.jit import NativeCode
-from kaasd.devices.emulator.layout import BLOCK_HEAD, LAUNCH, THREAD, align
+from kaasd.devices.emulator.layout import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE, align
 from kaasd.devices.emulator.memory import Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedKernel
 from kaasd.devices.emulator.scheduler import build_scheduler
@@ -31,7 +33,9 @@ def scheduler() -> NativeCode:
 class Prepared:
     """Launches ready to run. They may run any number of times, also with other buffers."""
 
-    def __init__(self, launches: Sequence[Launch], properties: DeviceProperties) -> None:
+    def __init__(self, launches: Sequence[Launch], properties: DeviceProperties, order: Random | None = None) -> None:
+        """``order`` gives the order of blocks; None leaves it as it is."""
+        self._order = order
         self._properties = properties
         self.structs = (LAUNCH.ctype * len(launches))()
         self.address = ctypes.addressof(self.structs)
@@ -39,6 +43,8 @@ class Prepared:
         """Bytes that the resident blocks of one launch take."""
         self.residents = 1
         """Most resident blocks of a launch."""
+        self.most_blocks = self.most_warps = 0
+        """Of a launch's grid."""
         self._arguments: list[HostMemory] = []
         for launch, struct in zip(launches, self.structs, strict=True):
             self._fill(struct, launch)
@@ -46,6 +52,8 @@ class Prepared:
             count = min(struct.resident_limit, blocks)
             self.arena_size = max(self.arena_size, struct.block_stride * count)
             self.residents = max(self.residents, count)
+            self.most_blocks = max(self.most_blocks, blocks)
+            self.most_warps = max(self.most_warps, blocks * -(-struct.threads // WARP_SIZE))
         self.place(launches)
 
     def place(self, launches: Sequence[Launch]) -> None:
@@ -59,6 +67,12 @@ class Prepared:
             self._read_only.append(array)
             struct.read_only, struct.read_only_count = ctypes.addressof(array), len(slots)
 
+    @property
+    def temporaries(self) -> set[int]:
+        """The slots of buffers that are temporary."""
+        references = [a for launch in self.launches for a in launch.arguments if isinstance(a, BufferRef)]
+        return {_slot(reference) for reference in references if reference.access is Access.TEMPORARY}
+
     def _fill(self, struct: Any, launch: Launch) -> None:
         kernel = launch.kernel
         if not isinstance(kernel, EmulatedKernel):
@@ -66,7 +80,8 @@ class Prepared:
         compiled, code = kernel.compiled, kernel.code
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         static = compiled.image.static_shared
-        struct.run = scheduler().address("schedule") if compiled.waits else code.address("run")
+        scheduled = compiled.waits or self._order is not None
+        struct.run = scheduler().address("schedule") if scheduled else code.address("run")
         struct.thread_function = code.pointer_at("thread_function")
         struct.collectives = code.address("collectives")
         struct.grid_x, struct.grid_y, struct.grid_z = launch.grid
@@ -79,7 +94,7 @@ class Prepared:
         size = kernel.entry.signature.size
         self._arguments.append(HostMemory(max(size, 1)))
         struct.arguments, struct.arguments_size = self._arguments[-1].address, size
-        held = threads if compiled.waits else 1
+        held = threads if scheduled else 1
         struct.threads_offset = align(BLOCK_HEAD)
         struct.frames_offset = align(struct.threads_offset + held * struct.thread_stride, 64)
         struct.locals_offset = align(struct.frames_offset + held * struct.frame_stride, 64)
@@ -87,7 +102,17 @@ class Prepared:
         struct.block_stride = align(struct.shared_offset + struct.shared_size, 256)
         per_multiprocessor = min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
         limit = min(self._properties.multiprocessor_count * per_multiprocessor, ARENA_LIMIT // struct.block_stride)
-        struct.resident_limit = max(1, limit) if compiled.waits else 1
+        struct.resident_limit = max(1, limit) if scheduled else 1
+        struct.first_block, struct.block_step = self._block_order(launch.grid[0] * launch.grid[1] * launch.grid[2])
+
+    def _block_order(self, blocks: int) -> tuple[int, int]:
+        """Return which block begins first, and the distance to the next: prime to their number, so that each has its turn."""
+        if self._order is None:
+            return 0, 1
+        step = self._order.randrange(1, blocks + 1)
+        while gcd(step, blocks) != 1:
+            step -= 1
+        return self._order.randrange(blocks), step
 
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:

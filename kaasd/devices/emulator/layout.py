@@ -73,6 +73,8 @@ class Fault(IntEnum):
     MEMBER = 10
     ASSERT = 11
     FREE = 12
+    RACE = 13
+    UNINITIALIZED = 14
 
 
 SLOT = Struct("Slot", base="ptr", size="i64", writable_size="i64", flags="i64")
@@ -106,8 +108,12 @@ LAUNCH = Struct(
     locals_offset="i64",
     shared_offset="i64",
     resident_limit="i64",
+    first_block="i64",
+    block_step="i64",
 )
-"""One launch, ready to run. Offsets are from the start of a block's part of the arena."""
+"""One launch, ready to run. Offsets are from the start of a block's part of the arena.
+
+Blocks begin in the order ``first_block``, ``first_block + block_step``, … modulo their number."""
 
 CONTEXT = Struct(
     "Context",
@@ -139,8 +145,20 @@ CONTEXT = Struct(
     heap_next="i64",
     heap_used="i64",
     heap_limit="i64",
+    shadows="ptr",
+    arena_shadow="ptr",
+    ordered="ptr",
+    blocks="i64",
+    time="i32",
+    run_time="i32",
+    launch_time="i32",
+    other_warp="i32",
+    other_lane="i32",
+    other_site="i32",
+    other_writes="i32",
+    random="i32",
 )
-"""One run: the launch and block at hand and, once it has stopped, why and where."""
+"""One run: the launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed."""
 
 THREAD = Struct(
     "Thread",
@@ -160,8 +178,21 @@ THREAD = Struct(
 )
 """A thread. ``local`` is where the current function's variables start. What an operation exchanges with others follows it."""
 
-BLOCK = Struct("Block", x="i32", y="i32", z="i32", live="i32", idle="i32", pad="i32")
-"""A resident block; its barriers follow."""
+BLOCK = Struct(
+    "Block",
+    x="i32",
+    y="i32",
+    z="i32",
+    live="i32",
+    idle="i32",
+    number="i32",
+    start="i32",
+    since="i32",
+    thread_start="i32",
+    pad="i32",
+)
+"""A resident block; its barriers follow. The last four are for the checks: the block's number in the grid, and the times at which
+it began, completed its last barrier, and began the thread at hand."""
 BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
 """``expected`` is 0 for every thread that has not exited."""
 
@@ -179,6 +210,11 @@ PRINTED = Struct("Printed", format="i64", size="i64")
 """One call of ``vprintf``: where its format is, and how many bytes of arguments follow."""
 PRINTED_ARGUMENTS = 256
 """Most bytes of arguments: 32 of them, as in CUDA."""
+
+SHADOW = Struct("Shadow", cells="ptr", watched="i64")
+"""What the checks know of a slot: the notes of its bytes, and whether nothing is written in it at first."""
+NOTE = Struct("Note", time="i32", warp="i32", lane="i32", site="i32")
+"""An access: when, by which warp of the grid and lane, and where in the kernel."""
 
 RUN = ir.FunctionType(I32, [PTR])
 """Runs all blocks of the launch at hand: context to ``Fault``."""

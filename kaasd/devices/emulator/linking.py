@@ -31,8 +31,11 @@ class KernelImage:
         routines: Sequence[Routine],
         function_addresses: Mapping[str, int],
         declared: Mapping[str, Signature],
+        checks: frozenset[str] = frozenset(),
     ) -> None:
         self.entry = entry
+        self.checks = checks
+        """Those of ``EMULATOR_CHECKS`` that are compiled in."""
         self.routines = routines
         self.function_addresses = function_addresses
         """Of functions that can be called, as device addresses."""

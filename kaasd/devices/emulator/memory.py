@@ -7,6 +7,7 @@ import mmap
 from collections.abc import Iterator
 
 from kaasd.devices.base import OutOfMemory, ReadableBuffer
+from kaasd.devices.emulator.checks import Shadows
 from kaasd.devices.emulator.layout import OFFSET_BITS, OFFSET_MASK, SLOT, SLOT_COUNT, Slot, align
 
 _ALIGNMENT = 256
@@ -102,6 +103,8 @@ class AddressSpace:
     """Slots and what is in them."""
 
     def __init__(self, limit_bytes: int) -> None:
+        self.shadows: Shadows | None = None
+        """Told of every allocation, where there are checks."""
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         size = ctypes.sizeof(SLOT.ctype) * SLOT_COUNT
@@ -133,6 +136,8 @@ class AddressSpace:
             raise OutOfMemory(f"{size_bytes} bytes: {error}") from error
         if slot == self._next_slot:
             self._next_slot += 1
+        if self.shadows is not None:
+            self.shadows.add(slot, size_bytes)
         self._used_bytes += size_bytes
         self._allocations[slot] = allocation
         return allocation
@@ -141,6 +146,8 @@ class AddressSpace:
         """Empty an allocation's slot; whatever still points there faults."""
         entry = self.table[allocation.slot]
         entry.base, entry.size, entry.writable_size, entry.flags = None, 0, 0, 0
+        if self.shadows is not None:
+            self.shadows.remove(allocation.slot)
         self._used_bytes -= allocation.size_bytes
         del self._allocations[allocation.slot]
         self._free_slots.append(allocation.slot)

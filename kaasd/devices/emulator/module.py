@@ -50,8 +50,9 @@ class EmulatedKernel:
 class PtxUnit:
     """One PTX text, loaded."""
 
-    def __init__(self, text: str, space: AddressSpace) -> None:
+    def __init__(self, text: str, space: AddressSpace, checks: frozenset[str]) -> None:
         self._space = space
+        self._checks = checks
         self._allocations: list[Allocation] = []
         try:
             self.syntax = ptx.parse(text)
@@ -83,7 +84,7 @@ class PtxUnit:
             if cluster and routine.directives.get("reqnctapercluster") != (1, 1, 1):
                 raise Unsupported(routine.line, f".{cluster[0]}: thread block clusters are not on the emulated device")
             reachable = self._reachable(routine, routines)
-            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, declared))
+            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, declared, self._checks))
         return kernels
 
     def _reachable(self, entry: Routine, routines: dict[str, Routine]) -> list[Routine]:
@@ -177,12 +178,13 @@ def _float_bits(value: ast.Float, width: int, line: int) -> int:
 class EmulatedModule:
     """All PTX texts of a library, loaded."""
 
-    def __init__(self, texts: Sequence[str], space: AddressSpace) -> None:
+    def __init__(self, texts: Sequence[str], space: AddressSpace, checks: frozenset[str] = frozenset()) -> None:
+        """``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
         self._units: list[PtxUnit] = []
         self.kernels: dict[str, EmulatedKernel] = {}
         try:
             for text in texts:
-                unit = PtxUnit(text, space)
+                unit = PtxUnit(text, space, checks)
                 self._units.append(unit)
                 self.kernels |= unit.kernels
         except BaseException:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kaasd.devices.base import BufferRef, KernelFault, Launch
-from kaasd.devices.emulator.layout import LAUNCH, OFFSET_BITS, OFFSET_MASK, THREAD, Fault, Slot, State
+from kaasd.devices.emulator.layout import LAUNCH, OFFSET_BITS, OFFSET_MASK, THREAD, WARP_SIZE, Fault, Slot, State
 from kaasd.devices.emulator.linking import Site
 from kaasd.devices.emulator.memory import AddressSpace, Allocation
 from kaasd.devices.emulator.module import EmulatedKernel
@@ -26,6 +26,8 @@ OTHERS = {
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
     Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
     Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
+    Fault.RACE: ("KAAS_ERROR_DATA_RACE", "a data race"),
+    Fault.UNINITIALIZED: ("KAAS_ERROR_UNINITIALIZED_READ", "a read of memory that nothing wrote"),
 }
 _WINDOWS = {Slot.SHARED: "shared memory", Slot.LOCAL: "local memory", Slot.PARAM: "the kernel's parameters"}
 
@@ -50,7 +52,11 @@ def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) 
             lines.append(f"device address {context.address:#018x}")
         else:
             fault, message = OTHERS[kind]
-            if kind is Fault.ASSERT:
+            if kind in (Fault.RACE, Fault.UNINITIALIZED):
+                message += f": {_where(context.address, site.size, launch, kernel, space)}"
+            if kind is Fault.RACE:
+                lines += _other_access(context, launch, kernel)
+            elif kind is Fault.ASSERT:
                 file, function, text = (
                     space.read_string(getattr(context, f"assert_{part}")) for part in ("file", "function", "message")
                 )
@@ -97,6 +103,31 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
         return ILLEGAL_ADDRESS, f"{what} at {address:#x}, where there is no buffer"
     access = _access_of(allocation, launch)
     return _judge(what, size, offset, allocation.size_bytes, _name(allocation, launch), kind, access)
+
+
+def _where(address: int, size: int, launch: Launch, kernel: EmulatedKernel, space: AddressSpace) -> str:
+    """Say where an access is that is within bounds."""
+    slot, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    if slot in _WINDOWS:
+        return f"{size} bytes at offset {offset} of {_WINDOWS[Slot(slot)]}"
+    allocation = space.find(address)[0]
+    assert allocation is not None
+    return f"{size} bytes at offset {offset} of {_name(allocation, launch)} {allocation.size_bytes} bytes"
+
+
+def _other_access(context: Any, launch: Launch, kernel: EmulatedKernel) -> list[str]:
+    """Say which access a thread raced with."""
+    warps = -(-launch.block[0] * launch.block[1] * launch.block[2] // WARP_SIZE)
+    block, warp = divmod(context.other_warp, warps)
+    thread = warp * WARP_SIZE + context.other_lane % WARP_SIZE
+    what = "written" if context.other_writes else "read"
+    place = _place(kernel.compiled.image.sites[context.other_site], kernel)
+    triples = [_triple(_coordinates(number, size)) for number, size in ((thread, launch.block), (block, launch.grid))]
+    return [f"{what} before by thread {triples[0]} of block {triples[1]}", *place]
+
+
+def _coordinates(number: int, size: tuple[int, int, int]) -> tuple[int, int, int]:
+    return number % size[0], number // size[0] % size[1], number // (size[0] * size[1])
 
 
 def _judge(what: str, size: int, offset: int, limit: int, place: str, kind: Fault, access: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
+from kaasd.devices.emulator.checks import begin_block
 from kaasd.devices.emulator.layout import (
     BARRIER,
     BARRIER_COUNT,
@@ -88,7 +89,8 @@ def _build_execute(module: ir.Module) -> None:
     context, launches, count, iterations = function.args
     with b.count(iterations), b.count(count) as index:
         launch = b.item(launches, LAUNCH.ir, index)
-        b.put(CONTEXT, context, launch=launch, launch_index=b.trunc(index, I32))
+        time = b.bump(CONTEXT, context, "time", 1)
+        b.put(CONTEXT, context, launch=launch, launch_index=b.trunc(index, I32), launch_time=time)
         size = b.get(LAUNCH, launch, "arguments_size")
         b.put(SLOT, slot_entry(b, context, Slot.PARAM), base=b.get(LAUNCH, launch, "arguments"), size=size, writable_size=0)
         table = b.get(CONTEXT, context, "table")
@@ -152,6 +154,7 @@ def _build_release(module: ir.Module) -> ir.Function:
             for place, name in enumerate(("population", "all", "any")):
                 b.store_as(b.get(BARRIER, barrier, name), b.item(exchange(b, thread), I32, place))
     b.put(BARRIER, barrier, arrived=0, expected=0, population=0, all=1, any=0)
+    b.put(BLOCK, block, since=b.bump(CONTEXT, context, "time", 1))
     b.ret_void()
     return function
 
@@ -306,6 +309,15 @@ def _run_until_it_waits(
     b.position_at_end(end)
 
 
+def _random(b: Builder, context: ir.Value) -> ir.Value:
+    """Return the next number of a xorshift generator: Marsaglia's 13, 17, 5. Where the order is fixed it is always 0."""
+    state = b.get(CONTEXT, context, "random")
+    for shift, by in ((b.shl, 13), (b.lshr, 17), (b.shl, 5)):
+        state = b.xor(state, shift(state, i32(by)))
+    b.put(CONTEXT, context, random=state)
+    return state
+
+
 def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     """Run a block until it ends (``Fault.NONE``), faults, or has spun for some passes (``IDLE``)."""
     function, b = _function(module, "run_block", I32, PTR, PTR)
@@ -317,41 +329,52 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     enter_block(b, context, x, y, z, shared)
     b.put(CONTEXT, context, block=block)
     warps = b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))
-    progress, idle = b.variable(I32), b.variable(I32, 0)
+    progress, idle, no_skips = b.variable(I32), b.variable(I32, 0), b.variable(I32, 0)
     with b.while_(lambda: b.is_("<", b.load(idle, typ=I32), IDLE_PASSES)):
         b.store(i32(0), progress)
-        with b.count(warps) as warp:
-            first = b.mul(warp, i32(WARP_SIZE))
-            left = b.sub(threads, first)
-            lanes = b.select(b.is_("<", left, WARP_SIZE), left, i32(WARP_SIZE))
-            done = b.call(run_warp, [context, block, _thread(b, context, block, first), lanes])
-            with b.when(b.bits(done, 4), likely=False):
-                b.ret(b.get(CONTEXT, context, "fault"))
-            b.store(b.or_(b.load(progress, typ=I32), done), progress)
+        rotation = b.urem(_random(b, context), warps)
+        with b.count(warps) as place:
+            turned = b.add(place, rotation)
+            warp = b.select(b.is_("<", turned, warps), turned, b.sub(turned, warps))
+            skipped = b.and_(b.bits(_random(b, context), 1), b.is_("==", b.load(no_skips, typ=I32), 0))
+            with b.when(b.not_(skipped)):
+                first = b.mul(warp, i32(WARP_SIZE))
+                left = b.sub(threads, first)
+                lanes = b.select(b.is_("<", left, WARP_SIZE), left, i32(WARP_SIZE))
+                done = b.call(run_warp, [context, block, _thread(b, context, block, first), lanes])
+                with b.when(b.bits(done, 4), likely=False):
+                    b.ret(b.get(CONTEXT, context, "fault"))
+                b.store(b.or_(b.load(progress, typ=I32), done), progress)
         with b.when(b.is_("==", b.get(BLOCK, block, "live"), 0)):
             b.ret(i32(Fault.NONE))
         with b.when(stopped(b, context), likely=False):
             b.ret(i32(Fault.STOPPED))
         made = b.load(progress, typ=I32)
-        with b.when(b.is_("==", made, 0), likely=False):
+        in_vain = b.is_("==", made, 0)
+        random = b.is_("!=", b.get(CONTEXT, context, "random"), 0)
+        with b.when(b.and_(in_vain, b.or_(b.not_(random), b.bits(b.load(no_skips, typ=I32), 1))), likely=False):
             b.put(CONTEXT, context, fault=Fault.DEADLOCK)
             b.ret(i32(Fault.DEADLOCK))
+        b.store(b.zext(in_vain, I32), no_skips)
         b.store(b.select(b.bits(made, 1), i32(0), b.add(b.load(idle, typ=I32), i32(1))), idle)
     b.ret(i32(IDLE))
     return function
 
 
 def _build_admit(module: ir.Module) -> ir.Function:
-    """Set up a block, given its number in the grid, in its part of the arena."""
+    """Set up the block whose turn has this number, in its part of the arena."""
     function, b = _function(module, "admit", ir.VoidType(), PTR, PTR, I64)
     context, block, number = function.args
     launch = b.get(CONTEXT, context, "launch")
     threads = b.get(LAUNCH, launch, "threads")
-    grid_x, grid_y = (b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xy")
+    grid_x, grid_y, grid_z = (b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz")
+    number = b.add(b.get(LAUNCH, launch, "first_block"), b.mul(number, b.get(LAUNCH, launch, "block_step")))
+    number = b.urem(number, b.mul(b.mul(grid_x, grid_y), grid_z))
     row = b.udiv(number, grid_x)
     coordinates = [b.urem(number, grid_x), b.urem(row, grid_y), b.udiv(row, grid_y)]
     x, y, z = (b.trunc(value, I32) for value in coordinates)
     b.put(BLOCK, block, x=x, y=y, z=z, live=threads, idle=0)
+    begin_block(b, context, block, b.trunc(number, I32))
     with b.count(i32(BARRIER_COUNT)) as i:
         b.put(BARRIER, _barrier(b, block, i), arrived=0, expected=0, population=0, all=1, any=0)
     width, height = b.get(LAUNCH, launch, "block_x"), b.get(LAUNCH, launch, "block_y")
