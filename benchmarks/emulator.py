@@ -1,6 +1,6 @@
 """Measures the emulated device: how many instructions of how many threads a second, beside NumPy and beside an interpreter.
 
-Run with ``python -m benchmarks.emulator``; ``--check`` measures what the checks cost. The interpreter is the alternative that was
+Run with ``python -m benchmarks.emulator``. The interpreter is the alternative that was
 decided against: the same instructions, each one NumPy operation over all threads, with a mask and with every access checked.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import struct
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,8 @@ from kaasd.request.types import Access, Dim3
 
 PTX = Path(__file__).parent / "kernels/emulated.ptx"
 Array = NDArray[Any]
+
+CHECKED = (("races",), ("init",), ("races", "init"))
 
 TARGET_M = 150
 """Million thread-instructions a second, for saxpy and the matrix product."""
@@ -209,6 +210,25 @@ def measure(problem: Problem, seconds: float, checks: Sequence[str]) -> tuple[in
     return prepared.count(), turns
 
 
+def cost_of_checks(found: Sequence[Problem]) -> Table:
+    """Return how many times as long launches take with each check, and with both."""
+    table = Table(title="What the checks cost: times as long as without", title_justify="left")
+    for column in ("kernel", "ms without", *(" and ".join(checks) for checks in CHECKED)):
+        table.add_column(column, justify="left" if column == "kernel" else "right")
+    for problem in found:
+        contenders = {}
+        for checks in ((), *CHECKED):
+            prepared = Prepared(problem, checks)
+            if not prepared.is_right():
+                raise AssertionError(f"{problem.name}: wrong result with {checks}")
+            contenders[" and ".join(checks)] = timed(prepared.run.start)
+        turns = take_turns(contenders, rounds=5, seconds=3)
+        without = turns.figure("").median * 1e3
+        ratios = [number(turns.ratio(" and ".join(checks), "").median) for checks in CHECKED]
+        table.add_row(problem.name, number(without), *ratios)
+    return table
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.emulator", description="Measure the emulated device.")
@@ -234,10 +254,10 @@ def main() -> None:
         add_row(problem.name, count, turns.figure("emulator").median, adds, problem.target_m)
         if problem is found[0]:
             interpreter = Interpreter(problem.grid[0] * problem.block[0])
-            start = time.perf_counter()
-            interpreter.run()
-            add_row("  the same by NumPy, instruction by instruction", count, time.perf_counter() - start, adds, None)
+            taken = take_turns({"interpreter": timed(interpreter.run)}, rounds=5, seconds=seconds).figure("interpreter").median
+            add_row("  the same by NumPy, instruction by instruction", count, taken, adds, None)
     console.print(table)
+    console.print(cost_of_checks(problems(64)))
 
 
 if __name__ == "__main__":
