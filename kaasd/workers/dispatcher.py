@@ -26,6 +26,8 @@ class Execution:
     versions: Mapping[str, int]
     """New versions, by key."""
     device: str
+    printed: str = ""
+    """By device code, where the device can tell."""
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
 
 
@@ -79,7 +81,7 @@ class Dispatcher:
         timing = executed.timing
         timing.queue_ns = sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
-        return Execution(executed.outputs, executed.versions, supervisor.info.name, timing)
+        return Execution(executed.outputs, executed.versions, supervisor.info.name, executed.printed, timing)
 
     async def prepare(self, request: bytes) -> None:
         """Check a serialised request against its libraries and every device, and have each that can run it ready to do so.

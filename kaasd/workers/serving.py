@@ -160,6 +160,7 @@ def _executed(result: Result, memory_used_bytes: int) -> worker_pb2.Executed:
     return worker_pb2.Executed(
         outputs=result.outputs,
         versions=result.versions,
+        printed=result.printed,
         timing=types_pb2.Timing(plan_ns=result.plan_ns, load_ns=result.load_ns, run_ns=result.run_ns, commit_ns=result.commit_ns),
         kernels_launched=result.kernels_launched,
         memory_used_bytes=memory_used_bytes,

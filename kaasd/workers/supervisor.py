@@ -90,6 +90,8 @@ class Supervisor:
             answer = await call.answer
         except asyncio.CancelledError:
             self._stop(call_id, StopReason.CANCELLED)
+            # gRPC cancels a call at its deadline too, and a kernel that heeds no stop has to end all the same.
+            call.deadline_timer = None
             raise
         finally:
             if call.deadline_timer is not None:

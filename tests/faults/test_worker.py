@@ -57,6 +57,20 @@ def test_an_idle_worker_is_replaced_again_and_again(daemon: str, library_root: P
             assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
 
 
+def test_a_worker_that_heeds_no_stop_is_replaced_at_the_deadline(daemon: str, library_root: Path) -> None:
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        expected = put_dot_inputs(kaas)
+        os.kill(kaas.devices()[0].worker_pid, signal.SIGSTOP)
+        stuck = stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=0.5)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        waiting = stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60)
+        assert stuck.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "c" in waiting.result().versions
+        assert kaas.get("c", dtype="u4")[0] == expected
+        assert kaas.devices()[0].restarts == 1
+
+
 def test_workers_end_with_their_daemon(library_root: Path) -> None:
     with local_daemon("--device", "emulator") as address, Client(address) as kaas:
         pid = kaas.devices()[0].worker_pid
