@@ -40,6 +40,7 @@ def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -
             commit_ns=timing.commit_ns,
             total_ns=timing.total_ns,
         ),
+        printed=message.printed,
     )
 
 

@@ -59,6 +59,8 @@ class Result:
     device: str
     """The device that ran it."""
     timing: Timing
+    printed: str = ""
+    """What device code printed, where the device can tell: the emulated one can."""
 
     def __getitem__(self, buffer: str) -> bytes:
         """Return a buffer's bytes. Raises ``KeyError`` for one that was not asked for."""

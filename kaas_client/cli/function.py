@@ -16,7 +16,7 @@ from kaas_client.cli.files import (
     parse_assignments,
 )
 from kaas_client.cli.session import connected
-from kaas_client.cli.submit import DeviceOption, RequestFile, print_result, read_request
+from kaas_client.cli.submit import DeviceOption, RequestFile, print_printed, print_result, read_request
 from kaas_client.types import Key
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def invoke(
             bindings[source.name] = file.read()
     with connected(ctx) as (client, printer):
         result = client.invoke(name, bindings, returns=[target.name for target in targets], device=device)
+        print_printed(result)
         for target in targets:
             with open_output(target.value) as file:
                 file.write(result[target.name])

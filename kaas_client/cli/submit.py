@@ -29,6 +29,12 @@ def read_request(path: str) -> Request:
         return Request.from_json(file.read())
 
 
+def print_printed(result: Result) -> None:
+    """Pass on what device code printed, to standard error: standard output is for the outputs."""
+    if result.printed:
+        typer.echo(result.printed, err=True, nl=not result.printed.endswith("\n"))
+
+
 def print_result(printer: Printer, result: Result) -> None:
     """Print how a request ran; its outputs went to files."""
     printer.record({"device": result.device, "versions": result.versions, "timing": result.timing})
@@ -59,6 +65,7 @@ def submit(
             with open_input(source.value) as file, transfer(source.name) as progress:
                 client.put(source.name, file, progress=progress)
         result = client.submit(spec, device=device)
+        print_printed(result)
         for target in targets:
             with open_output(target.value) as file, transfer(target.name) as progress:
                 client.get(target.name, into=file, progress=progress)

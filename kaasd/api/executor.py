@@ -32,7 +32,11 @@ class ExecutorServicer:
         checked.check_inputs(inputs)
         execution = await self._run(checked, {}, inputs, request.return_buffers, request.device, _deadline(context))
         return executor_pb2.SubmitResponse(
-            outputs=execution.outputs, versions=execution.versions, device=execution.device, timing=execution.timing
+            outputs=execution.outputs,
+            versions=execution.versions,
+            device=execution.device,
+            timing=execution.timing,
+            printed=execution.printed,
         )
 
     async def RegisterFunction(
@@ -120,7 +124,11 @@ class ExecutorServicer:
         checked.check_keys(keys)
         execution = await self._run(checked, keys, inputs, request.return_buffers, request.device, deadline)
         return executor_pb2.InvokeResponse(
-            outputs=execution.outputs, versions=execution.versions, device=execution.device, timing=execution.timing
+            outputs=execution.outputs,
+            versions=execution.versions,
+            device=execution.device,
+            timing=execution.timing,
+            printed=execution.printed,
         )
 
     async def _run(

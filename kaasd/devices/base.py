@@ -118,6 +118,10 @@ class Run(Awaited, Protocol):
     def downloads(self) -> Sequence[memoryview]:
         """Host memory, one piece for each buffer of ``downloads``: its content at the end of the last run, until the next."""
 
+    @property
+    def printed(self) -> str:
+        """What device code printed in the last run; empty where the device cannot tell."""
+
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on, which differ from those before in their buffers only."""
 

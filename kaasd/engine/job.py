@@ -44,6 +44,8 @@ class Result:
     """The buffers asked for, by name."""
     versions: Mapping[str, int]
     """New versions, by key."""
+    printed: str
+    """By device code, where the device can tell."""
     kernels_launched: int
     plan_ns: int
     load_ns: int
@@ -105,6 +107,7 @@ class Job:
                     yield from self._launch(bound)
                     call.check_stop()
                     ran = perf_counter_ns()
+                    printed = bound.run.printed
                     contents = self._read(program, plan, bound, downloads)
                     for download in downloads:
                         while not download.done():
@@ -125,6 +128,7 @@ class Job:
         return Result(
             outputs=outputs,
             versions=versions,
+            printed=printed,
             kernels_launched=len(plan.launches) * plan.iterations,
             plan_ns=planned - started,
             load_ns=loaded - planned,

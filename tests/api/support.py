@@ -55,6 +55,7 @@ class Execution:
     versions: Mapping[str, int] = field(default_factory=dict)
     device: str = "emulator"
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
+    printed: str = ""
 
 
 @dataclass

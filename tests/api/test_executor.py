@@ -26,7 +26,13 @@ from tests.api.support import (
 )
 
 A = bytes(range(16))
-RAN = Execution(outputs={"c": b"\x07\0\0\0"}, versions={"c": 12}, device="cuda:1", timing=types_pb2.Timing(run_ns=5, total_ns=9))
+RAN = Execution(
+    outputs={"c": b"\x07\0\0\0"},
+    versions={"c": 12},
+    device="cuda:1",
+    timing=types_pb2.Timing(run_ns=5, total_ns=9),
+    printed="hello",
+)
 
 
 def register(server: Running, name: str = "f") -> executor_pb2.Function:
@@ -54,6 +60,7 @@ class TestSubmit:
             versions={"c": 12},
             device="cuda:1",
             timing=types_pb2.Timing(run_ns=5, total_ns=9),
+            printed="hello",
         )
         (call,) = server.dispatcher.calls
         assert types_pb2.Request.FromString(call.arguments["request"]) == product_request()

@@ -185,7 +185,7 @@ def test_delete_library(client: Any, server: FakeServer) -> None:
 
 def test_submit(client: Any, server: FakeServer) -> None:
     reply = executor_pb2.SubmitResponse(
-        outputs={"c": b"\x01\x00\x00\x00"}, versions={"result": 12}, device="emulator", timing=TIMING_MESSAGE
+        outputs={"c": b"\x01\x00\x00\x00"}, versions={"result": 12}, device="emulator", timing=TIMING_MESSAGE, printed="hi"
     )
     server.expect("Submit", reply)
     result = client.submit(REQUEST, inputs={"a": memoryview(bytes(range(16)))}, returns=["c"], device="emulator", timeout=60)
@@ -196,7 +196,7 @@ def test_submit(client: Any, server: FakeServer) -> None:
     assert call.time_remaining_s is not None and 0 < call.time_remaining_s < 90
     assert result["c"] == b"\x01\x00\x00\x00"
     assert result.array("c", "u4").tolist() == [1]
-    assert (result.versions, result.device) == ({"result": 12}, "emulator")
+    assert (result.versions, result.device, result.printed) == ({"result": 12}, "emulator", "hi")
     timing = result.timing
     stages = (timing.queue_ns, timing.plan_ns, timing.load_ns, timing.run_ns, timing.commit_ns, timing.total_ns)
     assert stages == (1, 2, 3, 4, 5, 6)

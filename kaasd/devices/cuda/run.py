@@ -40,6 +40,9 @@ class Moved:
 class CudaRun:
     """One chain of launches, with the small copies before and behind it; see ``Run``."""
 
+    printed = ""
+    """The driver writes what device code prints to this process's standard output, where nobody can tell whose it is."""
+
     def __init__(
         self,
         context: CudaContext,

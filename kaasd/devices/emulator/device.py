@@ -24,6 +24,8 @@ _LOG = logging.getLogger(__name__)
 DEFAULT_MEMORY_BYTES = 8 << 30
 PRINT_BYTES = 1 << 20
 """For what kernels print in one run: CUDA's default."""
+PRINTED_IN_REPORT = 2000
+"""Characters, the last ones: a report travels with an error, which is to be small."""
 HEAP_BYTES = 8 << 20
 """For what device code may hold of ``malloc`` at a time: CUDA's default."""
 MODEL = "emulated device (PTX on the CPU)"
@@ -59,7 +61,7 @@ class EmulatedDevice:
         self._context.printed, self._context.printed_size = self._print_memory.address, PRINT_BYTES
         self._context.heap_limit = HEAP_BYTES
         self.printed = ""
-        """What the kernels of the last ``run`` that printed anything printed."""
+        """By the kernels of the last run."""
 
     def load(self, image: bytes) -> EmulatedModule:
         """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
@@ -116,11 +118,12 @@ class EmulatedDevice:
         self._context.stop = 0  # before the code is compiled, so that a stop meanwhile counts
         self._execute(Prepared(launches, self.properties, self._order), iterations)
 
-    def _start(self, prepared: Prepared, iterations: int) -> None:
+    def _start(self, prepared: Prepared, iterations: int) -> str:
         self._context.stop = 0
-        self._execute(prepared, iterations)
+        return self._execute(prepared, iterations)
 
-    def _execute(self, prepared: Prepared, iterations: int) -> None:
+    def _execute(self, prepared: Prepared, iterations: int) -> str:
+        """Run, and return what device code printed."""
         context, arena = self._context, self._arena
         context.fault = context.site = context.address = 0
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
@@ -129,27 +132,31 @@ class EmulatedDevice:
         shadows = self._space.shadows
         if shadows is not None:
             shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
+        outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+        self.printed = self._format_printed() if context.printed_used else ""
         try:
-            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
             if outcome == Fault.STOPPED:
                 raise Stopped
             if outcome != Fault.NONE:
-                raise kernel_fault(context, prepared.launches, self._space)
+                fault = kernel_fault(context, prepared.launches, self._space)
+                if self.printed:
+                    fault.report += f"\nprinted before:\n{self.printed[-PRINTED_IN_REPORT:]}"
+                raise fault
         finally:
             arena.clear(prepared)
             if shadows is not None:
                 shadows.end_run()
             if context.heap_next:
                 self._space.clear_heap()
-            if context.printed_used:
-                self._note_printed()
+        return self.printed
 
-    def _note_printed(self) -> None:
+    def _format_printed(self) -> str:
         context = self._context
-        self.printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
+        printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
         if context.printed_lost:
-            self.printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
-        _LOG.info("device code printed:\n%s", self.printed)
+            printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
+        _LOG.info("device code printed:\n%s", printed)
+        return printed
 
     def stop(self) -> bool:
         """Ask a running ``run`` to raise ``Stopped``, from any thread."""

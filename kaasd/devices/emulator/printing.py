@@ -9,18 +9,24 @@ from kaasd.devices.emulator.layout import PRINTED
 from kaasd.devices.emulator.memory import AddressSpace
 
 _CONVERSION = re.compile(r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+)?)?(hh|h|ll|l|j|z|t|L)?([diouxXcsfFeEgGaAp%])")
+_LONGEST_TEXT = 1 << 20
+"""Characters: a reply carries them all. With wide fields and long strings, a few bytes of arguments can ask for many more."""
 _MOST_DIGITS = 1000
 """Of a width or precision."""
 
 
 def format_printed(buffer: memoryview, space: AddressSpace) -> str:
-    """Return the text of all records."""
-    text, position = [], 0
+    """Return the text of all records, up to a limit."""
+    text, position, length = [], 0, 0
     while position < len(buffer):
+        if length > _LONGEST_TEXT:
+            text.append("\n[more was printed]\n")
+            break
         record = PRINTED.ctype.from_buffer_copy(buffer[position : position + PRINTED.size])
         start = position + PRINTED.size
         arguments = bytes(buffer[start : start + record.size])
         text.append(_format(space.read_string(record.format), arguments, space))
+        length += len(text[-1])
         position = start + record.size
     return "".join(text)
 

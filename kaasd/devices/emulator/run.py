@@ -36,7 +36,7 @@ class EmulatedRun(Ended):
 
     def __init__(
         self,
-        execute: Callable[[Prepared, int], None],
+        execute: Callable[[Prepared, int], str],
         prepared: Prepared,
         iterations: int,
         uploads: Sequence[Allocation],
@@ -52,6 +52,7 @@ class EmulatedRun(Ended):
         # Memory of their own, as on a GPU: a buffer that is loaded and written must start anew at each run.
         self._uploaded = uploads
         self.uploads = [memoryview(bytearray(buffer.size_bytes)) for buffer in uploads]
+        self.printed = ""
         self.downloads = [buffer.view.toreadonly() for buffer in downloads]
 
     def update(self, launches: Sequence[Launch]) -> None:
@@ -67,7 +68,7 @@ class EmulatedRun(Ended):
             buffer.write(content)
         for buffer in self._zeroed:
             buffer.zero()
-        self._execute(self._prepared, self._iterations)
+        self.printed = self._execute(self._prepared, self._iterations)
 
     def close(self) -> None:
         """Let go of the buffers. Idempotent."""

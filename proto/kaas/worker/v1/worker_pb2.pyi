@@ -92,7 +92,7 @@ class Ready(_message.Message):
     def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ...) -> None: ...
 
 class Executed(_message.Message):
-    __slots__ = ("outputs", "versions", "timing", "kernels_launched", "memory_used_bytes")
+    __slots__ = ("outputs", "versions", "timing", "kernels_launched", "memory_used_bytes", "printed")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,12 +112,14 @@ class Executed(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     KERNELS_LAUNCHED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRINTED_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     timing: _types_pb2.Timing
     kernels_launched: int
     memory_used_bytes: int
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ...) -> None: ...
+    printed: str
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., printed: _Optional[str] = ...) -> None: ...
 
 class Prepared(_message.Message):
     __slots__ = ()
