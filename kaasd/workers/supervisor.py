@@ -79,8 +79,6 @@ class Supervisor:
         """
         if self._closing:
             raise DrainingError("the server is shutting down")
-        if self.info.state == admin_pb2.WORKER_STATE_STOPPED:
-            raise WorkerRestartingError(f"the worker of {self.info.name} cannot be started; see the log of kaasd")
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = _Call(message, self._loop.create_future())
         if deadline is not None:
