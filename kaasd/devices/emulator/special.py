@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 
 from kaasd.devices.emulator.layout import CONTEXT, LAUNCH, THREAD, WARP_SIZE
-from kaasd.devices.emulator.native import I32, I64, i32, i64
+from kaasd.devices.emulator.native import I1, I32, I64, const, i32, i64
 
 if TYPE_CHECKING:
     from kaasd.devices.emulator.emitter import Emitter
@@ -64,6 +64,12 @@ _READERS: dict[str, Callable[[Emitter], Any]] = {
     "%total_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
     "%aggr_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
     "%current_graph_exec": _grid_id,
+    "%cluster_ctarank": lambda t: i32(0),
+    "%cluster_nctarank": lambda t: i32(1),
+    "%is_explicit_cluster": lambda t: const(I1, 0),
+    **{f"%envreg{index}": lambda t: i32(0) for index in range(32)},
+    **{f"%pm{index}": lambda t: i32(0) for index in range(8)},
+    **{f"%pm{index}_64": _grid_id for index in range(8)},
 }
 
 
@@ -74,10 +80,14 @@ def _vector(t: Emitter, name: str, axis: str) -> ir.Value | None:
             return t.b.get(THREAD, t.thread, axis)
         case "%ntid":
             return _launch(t, f"block_{axis}")
-        case "%ctaid":
+        case "%ctaid" | "%clusterid":  # every block is a cluster by itself
             return t.b.get(CONTEXT, t.context, f"block_{axis}")
-        case "%nctaid":
+        case "%nctaid" | "%nclusterid":
             return _launch(t, f"grid_{axis}")
+        case "%cluster_ctaid":
+            return i32(0)
+        case "%cluster_nctaid":
+            return i32(1)
     return None
 
 

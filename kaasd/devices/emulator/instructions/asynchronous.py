@@ -66,8 +66,10 @@ def arrive_of_copies(t: Emitter, m: Match, a: Memory) -> None:
         _arrive(t, _cell(t, m, a, Fault.ATOMIC), i64(1))
 
 
-# An mbarrier here: bits 0-19 the count still to come in this phase, 20-39 the count of a phase, 63 the phase's parity.
+# An mbarrier here: bits 0-19 the count still to come in this phase, 20-39 the count of a phase, 40-60 the bytes of transactions
+# that are still to come, 63 the phase's parity.
 _COUNT = (1 << 20) - 1
+_BYTES = (1 << 21) - 1
 _WORDS: dict[str, Any] = {"space": SHARED, "order": "release relaxed acquire", "scope": "cta cluster"}
 
 
@@ -86,25 +88,46 @@ def invalidate(t: Emitter, m: Match, a: Memory) -> None:
     t.b.store_as(i64(0), _cell(t, m, a, Fault.STORE), "memory")
 
 
-def _arrive(t: Emitter, pointer: Any, count: Any, drop: bool = False) -> Any:
-    """Count arrivals; the last completes the phase. Returns the state before."""
+def _arrive(t: Emitter, pointer: Any, count: Any, drop: bool = False, expected: Any = None) -> Any:
+    """Count arrivals, and change by ``expected`` the bytes that are to come; the last completes the phase.
+
+    Returns the state before.
+    """
     b = t.b
     old = b.load_as(I64, pointer, "memory")
     total = b.and_(b.lshr(old, i64(20)), i64(_COUNT))
     if drop:
         total = b.and_(b.sub(total, count), i64(_COUNT))
     left = b.and_(b.sub(b.and_(old, i64(_COUNT)), count), i64(_COUNT))
+    to_come = b.and_(b.lshr(old, i64(40)), i64(_BYTES))
+    if expected is not None:
+        to_come = b.and_(b.add(to_come, expected), i64(_BYTES))
     phase = b.lshr(old, i64(63))
-    done = b.is_("==", left, 0)
+    done = b.and_(b.is_("==", left, 0), b.is_("==", to_come, 0))
     phase = b.select(done, b.xor(phase, i64(1)), phase)
     left = b.select(done, total, left)
-    new = b.or_(b.or_(left, b.shl(total, i64(20))), b.shl(phase, i64(63)))
+    new = b.or_(b.or_(left, b.shl(total, i64(20))), b.or_(b.shl(to_come, i64(40)), b.shl(phase, i64(63))))
     b.store_as(new, pointer, "memory")
     return old
 
 
+@instruction("mbarrier.expect_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_WORDS)
+@instruction("mbarrier.complete_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_WORDS)
+def transactions(t: Emitter, m: Match, a: Memory, c: Any) -> None:
+    by = t.b.zext(c, I64)
+    _arrive(t, _cell(t, m, a, Fault.ATOMIC), i64(0), expected=by if "expect" in m.mnemonic else t.b.neg(by))
+
+
+@instruction("mbarrier.arrive.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
+@instruction("mbarrier.arrive_drop.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
+def arrive_expecting(t: Emitter, m: Match, a: Memory, c: Any) -> Any:
+    drop = "arrive_drop" in m.mnemonic
+    return _arrive(t, _cell(t, m, a, Fault.ATOMIC), i64(1), drop, expected=t.b.zext(c, I64))
+
+
 @instruction("mbarrier.arrive{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_WORDS)
 @instruction("mbarrier.arrive_drop{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_WORDS)
+@instruction("mbarrier.arrive_drop.noComplete{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
 @instruction("mbarrier.arrive.noComplete{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
 def arrive(t: Emitter, m: Match, a: Memory, c: Any = None) -> Any:
     count = i64(1) if c is None else t.b.zext(c, I64)

@@ -144,6 +144,14 @@ def prmt_mode(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     return _choose_bytes(t, a, b, selectors)
 
 
+@instruction("lop3.bool.b32 d|d2:pred, a, b, c, *table, q:pred", bool="or and")
+def lop3_with(t: Emitter, m: Match, a: Any, b: Any, c: Any, table: Any, q: Any) -> Any:
+    """The second result is whether the first is not zero, combined with a predicate."""
+    result = lop3(t, m, a, b, c, table)
+    some = t.b.is_("!=", result, 0)
+    return result, t.b.or_(some, q) if m["bool"] == "or" else t.b.and_(some, q)
+
+
 @instruction("lop3.b32 d, a, b, c, *table")
 def lop3(t: Emitter, m: Match, a: Any, b: Any, c: Any, table: Any) -> Any:
     if not isinstance(table, ast.Integer) or not 0 <= table.value <= 255:

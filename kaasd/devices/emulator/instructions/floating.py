@@ -11,7 +11,7 @@ from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.rounding import CANONICAL_NAN, canonical, finish, flush, inputs, real, rounded, suffix
 from kaasd.devices.emulator.native import I32, I64, i32, i64
 from kaasd.devices.emulator.table import Match, instruction
-from kaasd.devices.emulator.types import F64
+from kaasd.devices.emulator.types import F32, F64
 
 ROUNDING = "rn rz rm rp"
 
@@ -35,6 +35,36 @@ def mul(t: Emitter, m: Match, a: Any, b: Any) -> Any:
 @instruction("mad{.rnd}{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
 def fma(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     return finish(t, m, rounded(t, "fma", m["rnd"], a.type, *inputs(t, m, a, b, c)))
+
+
+def _pairs(t: Emitter, m: Match, operation: str, *values: Any) -> Any:
+    """Compute on two single-precision numbers packed in 64 bits."""
+    result = i64(0)
+    for place in (0, 32):
+        parts = [t.b.bitcast(t.b.trunc(t.b.lshr(value, i64(place)), I32), F32.ir) for value in values]
+        number = finish(t, m, rounded(t, operation, m["rnd"], F32.ir, *inputs(t, m, *parts)))
+        result = t.b.or_(result, t.b.shl(t.b.zext(t.b.bitcast(number, I32), I64), i64(place)))
+    return result
+
+
+@instruction("add{.rnd}{.ftz}.f32x2 d:b64, a:b64, b:b64", rnd=ROUNDING)
+def add_pairs(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _pairs(t, m, "fadd", a, b)
+
+
+@instruction("sub{.rnd}{.ftz}.f32x2 d:b64, a:b64, b:b64", rnd=ROUNDING)
+def sub_pairs(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _pairs(t, m, "fsub", a, b)
+
+
+@instruction("mul{.rnd}{.ftz}.f32x2 d:b64, a:b64, b:b64", rnd=ROUNDING)
+def mul_pairs(t: Emitter, m: Match, a: Any, b: Any) -> Any:
+    return _pairs(t, m, "fmul", a, b)
+
+
+@instruction("fma.rnd{.ftz}.f32x2 d:b64, a:b64, b:b64, c:b64", rnd=ROUNDING)
+def fma_pairs(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+    return _pairs(t, m, "fma", a, b, c)
 
 
 @instruction("div.rnd{.ftz}.type d, a, b", rnd=[*ROUNDING.split(), "full", "approx"], type="f32 f64")

@@ -21,6 +21,7 @@ EVICTION = [f"L{level}::{word}" for level in "12" for word in ("evict_normal", "
 EVICTION += ["L1::no_allocate", "L2::cache_hint"]
 PREFETCH = "L2::64B L2::128B L2::256B"
 VECTOR = "v2 v4 v8"
+POLICY: dict[str, Any] = {"first": EVICTION, "second": EVICTION}
 
 
 def space_of(m: Match) -> str:
@@ -54,7 +55,7 @@ HINT_WORDS: dict[str, Any] = {
 
 
 @instruction(
-    f"ld{{.order}}{{.scope}}{HINTS}{{.unified}}.type d, [a]{{, *policy}}",
+    f"ld{{.mmio}}{{.order}}{{.scope}}{HINTS}{{.unified}}.type d, [a]{{, *policy}}",
     order=ORDER, scope=SCOPE, space=SPACE, type=MEMORY_TYPES, **HINT_WORDS,
 )  # fmt: skip
 @instruction("ldu{.space}.type d, [a]", space="global", type=MEMORY_TYPES)
@@ -63,7 +64,7 @@ def ld(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
 
 
 @instruction(
-    f"ld{{.order}}{{.scope}}{HINTS}{{.unified}}.vec.type d, [a]{{, *policy}}",
+    f"ld{{.mmio}}{{.order}}{{.scope}}{HINTS}{{.unified}}.vec.type d, [a]{{, *policy}}",
     order=ORDER, scope=SCOPE, space=SPACE, vec=VECTOR, type=MEMORY_TYPES, **HINT_WORDS,
 )  # fmt: skip
 @instruction("ldu{.space}.vec.type d, [a]", space="global", vec=VECTOR, type=MEMORY_TYPES)
@@ -72,7 +73,7 @@ def ld_vector(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
 
 
 @instruction(
-    "st{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.type [a], b{, *policy}",
+    "st{.mmio}{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.type [a], b{, *policy}",
     order=ORDER, scope=SCOPE, space=SPACE, type=MEMORY_TYPES, **HINT_WORDS,
 )  # fmt: skip
 def st(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
@@ -80,7 +81,7 @@ def st(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
 
 
 @instruction(
-    "st{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.vec.type [a], b{, *policy}",
+    "st{.mmio}{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.vec.type [a], b{, *policy}",
     order=ORDER, scope=SCOPE, space=SPACE, vec=VECTOR, type=MEMORY_TYPES, **HINT_WORDS,
 )  # fmt: skip
 def st_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
@@ -170,9 +171,18 @@ def isspacep(t: Emitter, m: Match, a: Any) -> Any:
     return b.and_(outside, constant if space_of(m) == "const" else b.not_(constant))
 
 
+@instruction("createpolicy.fractional.first{.second}.b64 d{, *fraction}", **POLICY)
+@instruction("createpolicy.range{.global}.first{.second}.b64 d, *a, *size, *whole", **POLICY)
+@instruction("createpolicy.cvt.L2.b64 d, *size")
+def createpolicy(t: Emitter, m: Match, *operands: Any) -> Any:
+    """There is no cache, so all policies are one."""
+    return i64(0)
+
+
 @instruction("membar.level", level="cta gl sys")
 @instruction("fence{.order}.scope", order="sc acq_rel acquire release", scope=SCOPE)
 @instruction("fence.proxy.kind", kind=["alias", "async", "async.global", "async.shared::cta"])
+@instruction("fence.mbarrier_init.release.cluster")
 def fence(t: Emitter, m: Match) -> None:
     """Threads take turns on one processor, so memory is always in order."""
 

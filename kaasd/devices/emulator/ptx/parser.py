@@ -17,6 +17,10 @@ def parse(text: str) -> Module:
     return _ModuleParser(Cursor(tokenize(text.rstrip("\0")))).parse()
 
 
+TEXTURES = ("tex", "surf")
+"""State spaces of old versions."""
+
+
 class _ModuleParser:
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
@@ -84,6 +88,8 @@ class _ModuleParser:
         elif (token := cursor.peek()).kind is Kind.DOT and token.text in SPACES:
             self._variables += parse_variables(cursor, linkage_name)
         else:
+            if token.kind is Kind.DOT and token.text in TEXTURES:
+                raise PtxSyntaxError(token.line, f".{token.text}: textures and surfaces are not on the emulated device")
             raise PtxSyntaxError(token.line, f"{token.text!r} cannot stand at module scope")
 
     def _skip_section(self) -> None:

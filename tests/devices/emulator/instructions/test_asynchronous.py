@@ -69,3 +69,25 @@ def test_mbarrier_tests_its_state() -> None:
     mbarrier.test_wait.shared.b64 %d2, [bar], %s; mbarrier.inval.shared.b64 [bar];"""
     early, late, dropped = evaluate(code, ["?", "?", "?"], np.zeros(1, "u4"), block=1)
     assert (early[0], late[0], dropped[0]) == (False, True, True)
+
+
+def test_mbarrier_waits_for_transactions() -> None:
+    code = """
+    .shared .align 8 .b64 bar; .reg .b64 %s; mbarrier.init.shared.b64 [bar], 1;
+    mbarrier.arrive.expect_tx.shared.b64 %s, [bar], 48; mbarrier.test_wait.shared.b64 %d0, [bar], %s;
+    mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [bar], 32; mbarrier.test_wait.shared.b64 %d1, [bar], %s;
+    mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [bar], 16; mbarrier.test_wait.shared.b64 %d2, [bar], %s;
+    mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [bar], 8; mbarrier.arrive.shared.b64 %s, [bar];
+    mbarrier.test_wait.shared.b64 %d3, [bar], %s;"""
+    results = evaluate(code, ["?"] * 4, np.zeros(1, "u4"), block=1)
+    assert [bool(result[0]) for result in results] == [False, False, True, False]
+
+
+def test_mbarrier_drops_without_completing() -> None:
+    code = """
+    .shared .align 8 .b64 bar; .reg .b64 %s; mbarrier.init.shared.b64 [bar], 3;
+    mbarrier.arrive_drop.noComplete.shared.b64 %s, [bar], 1; mbarrier.arrive.shared.b64 %s, [bar];
+    mbarrier.arrive.shared.b64 %s, [bar]; mbarrier.test_wait.shared.b64 %d0, [bar], %s;
+    mbarrier.arrive.shared.b64 %s, [bar]; mbarrier.arrive.shared.b64 %s, [bar]; mbarrier.test_wait.shared.b64 %d1, [bar], %s;"""
+    first, second = evaluate(code, ["?", "?"], np.zeros(1, "u4"), block=1)
+    assert (first[0], second[0]) == (True, True)

@@ -141,3 +141,13 @@ def test_lop3(table: int) -> None:
     a, b, c = (np.array([value], "u4") for value in (0xF0F0F0F0, 0xCCCCCCCC, 0xAAAAAAAA))
     expected = sum((table >> (i & 7) & 1) << i for i in range(32))  # those operands run through all eight rows
     assert evaluate(f"lop3.b32 %d, %a, %b, %c, {table};", "u4", a, b, c)[0] == expected
+
+
+@pytest.mark.parametrize("combine", ["or", "and"])
+def test_lop3_with_a_predicate(combine: str) -> None:
+    a, b, c = (np.array(values, "u4") for values in ([1, 0, 3, 0], [2, 0, 1, 0], [0, 0, 0, 0]))
+    q = np.array([False, True, True, False])
+    result, truth = evaluate(f"lop3.{combine}.b32 %d0|%d1, %a, %b, %c, 0xC0, %e;", ["u4", "?"], a, b, c, q)
+    np.testing.assert_array_equal(result, a & b)
+    some = (a & b) != 0
+    np.testing.assert_array_equal(truth, some | q if combine == "or" else some & q)

@@ -228,3 +228,22 @@ def test_approximate_limits() -> None:
     }
     for opcode, values in expected.items():
         assert same_floats(evaluate(f"{opcode} %d, %a;", "f4", a), np.array(values, "f4")), opcode
+
+
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+def test_pairs(mode: str) -> None:
+    """Packed single precision: each half rounded by itself, as exact fractions say."""
+    generator = np.random.default_rng(5)
+    a, b, c = ((generator.standard_normal((100, 2)) * 2.0 ** generator.integers(-8, 9, (100, 2))).astype("f4") for _ in range(3))
+    exact = {
+        "add": lambda x, y, z: x + y,
+        "sub": lambda x, y, z: x - y,
+        "mul": lambda x, y, z: x * y,
+        "fma": lambda x, y, z: x * y + z,
+    }
+    for name, compute in exact.items():
+        operands = "%a, %b, %c" if name == "fma" else "%a, %b"
+        result = evaluate(f"{name}.{mode}.f32x2 %d, {operands};", "u8", *(v.view("u8")[:, 0] for v in (a, b, c)))
+        flat = zip(a.ravel(), b.ravel(), c.ravel(), strict=True)
+        expected = [round_fraction(compute(*(Fraction(float(v)) for v in numbers)), F32, mode) for numbers in flat]
+        np.testing.assert_array_equal(result.view("f4"), np.array(expected, "f4"), name)

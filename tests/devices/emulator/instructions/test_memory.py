@@ -216,3 +216,33 @@ def test_half_precision_and_vector_atomics() -> None:
     assert list(result[:2].view("f2")) == [2.5, 1.5, 3.0, 5.0]
     assert result[2] == 0x40004000
     assert list(result[3:].view("f4")) == [4, 2, 3, 4, 5]
+
+
+def test_cache_policies_change_nothing() -> None:
+    code = """
+    .reg .b64 %policy; createpolicy.fractional.L2::evict_last.b64 %policy, 0f3F800000; .shared .b32 x;
+    createpolicy.range.global.L2::evict_last.L2::evict_unchanged.b64 %policy, [%p0], 4096, 8192;
+    createpolicy.cvt.L2.b64 %policy, 0x1; fence.mbarrier_init.release.cluster;
+    ld.mmio.relaxed.sys.global.u32 %d, [%base]; ld.global.L2::cache_hint.u32 %d, [%p1], %policy;"""
+    values = np.arange(1, 5, dtype="u4")
+    pointers = code.replace("ld.mmio", "ld.param.u64 %base, [p1]; .reg .b64 %p1; mad.wide.u32 %p1, %i, 4, %base; ld.mmio")
+    np.testing.assert_array_equal(evaluate(pointers, "u4", values), values)
+
+
+@pytest.mark.parametrize(
+    ("register", "value"),
+    [
+        ("%cluster_ctarank", 0),
+        ("%cluster_nctarank", 1),
+        ("%cluster_ctaid.x", 0),
+        ("%cluster_nctaid.y", 1),
+        ("%nclusterid.x", 3),
+        ("%envreg3", 0),
+        ("%pm0", 0),
+    ],
+)
+def test_registers_of_clusters_of_one_block(register: str, value: int) -> None:
+    result = evaluate(f"mov.u32 %d, {register};", "u4", np.zeros(96, "u4"), block=32)
+    assert set(result) == {value}
+    blocks = evaluate("mov.u32 %d, %clusterid.x;", "u4", np.zeros(96, "u4"), block=32)
+    np.testing.assert_array_equal(blocks, np.arange(96) // 32)

@@ -61,3 +61,88 @@ def test_simd(opcode: str, count: int, types: tuple[str, str, str]) -> None:
     name = f"{opcode}{count}." + ".".join(types)
     for modifier, values in expected.items():
         np.testing.assert_array_equal(evaluate(f"{name}{modifier} %d, %a, %b, %c;", "u4", A, B, C), values, modifier)
+
+
+COMPARISONS = {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+}
+
+
+@pytest.mark.parametrize("types", [("u32", "u32"), ("s32", "s32"), ("u32", "s32")])
+@pytest.mark.parametrize("cmp", COMPARISONS)
+def test_comparisons(cmp: str, types: tuple[str, str]) -> None:
+    atype, btype = types
+    holds = COMPARISONS[cmp]
+    a, b = A.copy(), B.copy()
+    b[::5] = a[::5]
+    results = [int(holds(wrap(int(x), atype), wrap(int(y), btype))) for x, y in zip(a, b, strict=True)]
+    name = ".".join(("vset", *types, cmp))
+    np.testing.assert_array_equal(evaluate(f"{name} %d, %a, %b;", "u4", a, b), results)
+    added = (C + np.array(results, "u4")).astype("u4")
+    np.testing.assert_array_equal(evaluate(f"{name}.add %d, %a, %b, %c;", "u4", a, b, C), added)
+    np.testing.assert_array_equal(evaluate(f"{name}.max %d, %a, %b, %c;", "u4", a, b, C), np.maximum(C, results))
+    for count in (2, 4):
+        bits = 32 // count
+        lanes = [
+            [
+                int(holds(*(wrap(int(v) >> lane * bits, f"{kind[0]}{bits}") for v, kind in ((x, atype), (y, btype)))))
+                for lane in range(count)
+            ]
+            for x, y in zip(a, b, strict=True)
+        ]
+        name = ".".join((f"vset{count}", *types, cmp))
+        expected = [sum(one << lane * bits for lane, one in enumerate(row)) for row in lanes]
+        np.testing.assert_array_equal(evaluate(f"{name} %d, %a, %b, %c;", "u4", a, b, C), expected)
+        expected = [(sum(row) + int(c)) & 0xFFFFFFFF for row, c in zip(lanes, C, strict=True)]
+        np.testing.assert_array_equal(evaluate(f"{name}.add %d, %a, %b, %c;", "u4", a, b, C), expected)
+
+
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_averages(count: int, kind: str) -> None:
+    bits = 32 // count
+    expected: dict[str, list[int]] = {"": [], ".add": []}
+    for a, b, c in zip(A, B, C, strict=True):
+        lanes = []
+        for lane in range(count):
+            total = sum(wrap(int(v) >> lane * bits, f"{kind[0]}{bits}") for v in (a, b))
+            lanes.append((total + 1) // 2 if total >= 0 else total // 2)
+        expected[""].append(sum((v & (2**bits - 1)) << i * bits for i, v in enumerate(lanes)))
+        expected[".add"].append((sum(lanes) + int(c)) & 0xFFFFFFFF)
+    for modifier, values in expected.items():
+        code = f"vavrg{count}.{kind}.{kind}.{kind}{modifier} %d, %a, %b, %c;"
+        np.testing.assert_array_equal(evaluate(code, "u4", A, B, C), values, modifier)
+
+
+@pytest.mark.parametrize("mode", ["clamp", "wrap"])
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+@pytest.mark.parametrize("opcode", ["vshl", "vshr"])
+def test_shifts(opcode: str, kind: str, mode: str) -> None:
+    counts = np.resize(np.array([0, 1, 5, 31, 32, 33, 64, 2**32 - 1], "u4"), len(A))
+    results = []
+    for a, b in zip(A, counts, strict=True):
+        by = int(b) & 31 if mode == "wrap" else min(int(b), 32)
+        value = wrap(int(a), kind)
+        results.append((value << by if opcode == "vshl" else value >> by) & 0xFFFFFFFF)
+    name = f"{opcode}.{kind}.{kind}.u32.{mode}"
+    np.testing.assert_array_equal(evaluate(f"{name} %d, %a, %b;", "u4", A, counts), results)
+    added = (np.array(results, "u4") + C).astype("u4")
+    np.testing.assert_array_equal(evaluate(f"{name}.add %d, %a, %b, %c;", "u4", A, counts, C), added)
+
+
+@pytest.mark.parametrize("scale", ["", ".shr7", ".shr15"])
+@pytest.mark.parametrize("po", ["", ".po"])
+@pytest.mark.parametrize("kind", ["u32", "s32"])
+def test_multiply_and_add(kind: str, po: str, scale: str) -> None:
+    shift = int(scale[4:] or 0)
+    expected = [
+        (wrap(int(a), kind) * wrap(int(b), kind) + wrap(int(c), kind) + bool(po)) >> shift & 0xFFFFFFFF
+        for a, b, c in zip(A, B, C, strict=True)
+    ]
+    name = f"vmad.{kind}.{kind}.{kind}{po}{scale}"
+    np.testing.assert_array_equal(evaluate(f"{name} %d, %a, %b, %c;", "u4", A, B, C), expected)
