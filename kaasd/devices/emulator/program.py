@@ -229,7 +229,7 @@ class Resolver:
         self._functions = functions
         signature = signature_of(function.results, function.parameters)
         self.routine = Routine(function.name, function.line, function.is_entry, signature, directives=function.directives)
-        self._scopes: list[dict[str, Register | Storage]] = [dict(names), {}]
+        self._scopes: list[dict[str, Register | Storage | Elements]] = [dict(names), {}]
         self._used_shared: dict[int, Storage] = {}
         self._carry: Register | None = None
         for variable, storage in zip(
@@ -307,14 +307,22 @@ class Resolver:
         self._scopes[-1][name] = register
         return register
 
+    def _vector(self, name: str, kind: Type, count: int) -> None:
+        """Declare a vector register: one of its own for each element, ``.x`` or ``.r`` and so on."""
+        scope = self._scopes[-1]
+        items = [self._register(f"{name}.{axis}", kind) for axis in "xyzw"[:count]]
+        scope |= {f"{name}.{colour}": item for colour, item in zip("rgba", items, strict=False)}
+        scope[name] = Elements(tuple(items))
+
     def _declare(self, variable: ast.Variable) -> None:
         if variable.space == "reg":
             kind = type_named(variable.type, variable.line)
-            if variable.vector > 1:
-                raise Unsupported(variable.line, "vector registers are not on the emulated device")
             names = [variable.name] if variable.count is None else [f"{variable.name}{i}" for i in range(variable.count)]
             for name in names:
-                self._register(name, kind)
+                if variable.vector > 1:
+                    self._vector(name, kind, variable.vector)
+                else:
+                    self._register(name, kind)
             return
         names = [variable.name] if variable.count is None else [f"{variable.name}{i}" for i in range(variable.count)]
         for name in names:
@@ -328,7 +336,7 @@ class Resolver:
                 raise Unsupported(variable.line, f".{variable.space} variables inside a function are not on the emulated device")
             self._scopes[-1][name] = storage
 
-    def _lookup(self, name: str) -> Register | Storage | None:
+    def _lookup(self, name: str) -> Register | Storage | Elements | None:
         for scope in reversed(self._scopes):
             if name in scope:
                 return scope[name]
@@ -412,6 +420,8 @@ class Resolver:
             base = self._lookup(operand.base)
             if base is None:
                 raise Unsupported(line, f"{operand.base} is not declared")
+            if isinstance(base, Elements):
+                raise Unsupported(line, f"vector register {operand.base} cannot hold an address")
             return Memory(self._storage(base) if isinstance(base, Storage) else base, operand.offset)
         raise Unsupported(line, "a pair d|p cannot stand here")
 

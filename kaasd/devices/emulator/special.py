@@ -38,6 +38,15 @@ def _grid_id(t: Emitter) -> ir.Value:
     return i64(0)
 
 
+def _nanoseconds(t: Emitter) -> ir.Value:
+    """The time of day, as the C library has it: seconds and nanoseconds."""
+    b = t.b
+    with b.goto_entry_block():
+        time = b.alloca(ir.LiteralStructType([I64, I64]))
+    t.call("clock_gettime", I32, i32(0), time)
+    return b.add(b.mul(b.load_as(I64, time), i64(10**9)), b.load_as(I64, b.at(time, 8)))
+
+
 def _cycles(t: Emitter) -> ir.Value:
     return t.call("llvm.readcyclecounter", I64)
 
@@ -54,9 +63,9 @@ _READERS: dict[str, Callable[[Emitter], Any]] = {
     "%clock": lambda t: t.b.trunc(_cycles(t), I32),
     "%clock_hi": lambda t: t.b.trunc(t.b.lshr(_cycles(t), i64(32)), I32),
     "%clock64": _cycles,
-    "%globaltimer": _cycles,
-    "%globaltimer_lo": lambda t: t.b.trunc(_cycles(t), I32),
-    "%globaltimer_hi": lambda t: t.b.trunc(t.b.lshr(_cycles(t), i64(32)), I32),
+    "%globaltimer": _nanoseconds,
+    "%globaltimer_lo": lambda t: t.b.trunc(_nanoseconds(t), I32),
+    "%globaltimer_hi": lambda t: t.b.trunc(t.b.lshr(_nanoseconds(t), i64(32)), I32),
     "%gridid": _grid_id,
     "%smid": lambda t: i32(0),
     "%nsmid": lambda t: i32(1),
@@ -94,6 +103,8 @@ def _vector(t: Emitter, name: str, axis: str) -> ir.Value | None:
 def read(t: Emitter, name: str) -> ir.Value:
     """Return a special register's value, in its own width. Raises ``Unsupported``."""
     vector, _, axis = name.partition(".")
+    if axis == "w" and _vector(t, vector, "x") is not None:
+        return i32(0)
     if axis in ("x", "y", "z") and (value := _vector(t, vector, axis)) is not None:
         return value
     reader = _READERS.get(name)

@@ -8,7 +8,7 @@ from kaasd.devices.emulator.emitter import SPACES, Emitter
 from kaasd.devices.emulator.layout import CONTEXT, OFFSET_BITS, OFFSET_MASK, SLOT, Fault
 from kaasd.devices.emulator.layout import Slot as MemorySlot
 from kaasd.devices.emulator.native import I64, const, i64
-from kaasd.devices.emulator.program import Elements, Memory, Operand
+from kaasd.devices.emulator.program import Elements, Memory, Operand, Special
 from kaasd.devices.emulator.table import Match, instruction
 from kaasd.devices.emulator.types import TYPES, Type
 
@@ -113,6 +113,8 @@ def mov(t: Emitter, m: Match, target: Operand, source: Operand) -> None:
 
 @instruction("mov.vec.type *d, *a", vec=VECTOR, type="b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64")
 def mov_vector(t: Emitter, m: Match, target: Operand, source: Operand) -> None:
+    if isinstance(source, Special):  # such as %tid, whole
+        source = Elements(tuple(Special(f"{source.name}.{axis}") for axis in "xyzw"[: int(m.text("vec")[1:])]))
     t.write(target, t.read(source, m.type), m.type)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -246,3 +248,23 @@ def test_registers_of_clusters_of_one_block(register: str, value: int) -> None:
     assert set(result) == {value}
     blocks = evaluate("mov.u32 %d, %clusterid.x;", "u4", np.zeros(96, "u4"), block=32)
     np.testing.assert_array_equal(blocks, np.arange(96) // 32)
+
+
+def test_vector_registers() -> None:
+    code = """
+    .reg .v4 .u32 %v; .reg .v2 .b32 %w<2>; mov.v4.u32 %v, %tid; add.u32 %v.y, %v.x, 10; mov.b32 %w1.x, %v.y; mov.b32 %w1.g, %v.w;
+    mov.v2.b32 %w0, %w1; add.u32 %d0, %w0.r, %w0.y; .shared .align 16 .b8 s[16]; setp.eq.u32 %q, %n, 7;
+    @%q st.shared.v4.u32 [s], %v; bar.sync 0; ld.shared.v4.u32 %v, [s]; mov.u32 %d1, %v.y;"""
+    first, second = evaluate(code, ["u4", "u4"], np.zeros(32, "u4"), block=32)
+    np.testing.assert_array_equal(first, np.arange(32) + 10)
+    assert set(second) == {17}
+
+
+def test_the_global_timer_tells_the_time() -> None:
+    before = time.time_ns()
+    whole, low, high = evaluate(
+        "mov.u64 %d0, %globaltimer; mov.u32 %d1, %globaltimer_lo; mov.u32 %d2, %globaltimer_hi;",
+        ["u8", "u4", "u4"],
+        np.zeros(1, "u4"),
+    )
+    assert before <= int(whole[0]) <= int(high[0]) << 32 | int(low[0]) <= time.time_ns()
