@@ -17,9 +17,11 @@ from kaasd.devices.emulator.program import (
     Elements,
     LabelName,
     Memory,
+    Minus,
     Not,
     Operand,
     Operation,
+    Part,
     Register,
     Routine,
     Sink,
@@ -73,6 +75,10 @@ class Emitter:
         b = self.b
         if isinstance(operand, Elements):
             return [self.read(item, kind) for item in operand.items]
+        if isinstance(operand, Minus):  # its instruction heeds the sign
+            return self.read(operand.operand, kind)
+        if isinstance(operand, Part):
+            return self._read_part(operand, kind)
         if isinstance(operand, Register):
             return self.cast(self._narrow(self.load_register(operand), kind, operand.name), kind)
         if isinstance(operand, Not):
@@ -92,6 +98,8 @@ class Emitter:
         if operand is None or isinstance(operand, Sink):
             return
         b = self.b
+        if isinstance(operand, Part):  # its instruction has put the part in its place
+            operand = operand.register
         if isinstance(operand, Elements):
             if not isinstance(value, list) or len(value) != len(operand.items):
                 raise self.error(f"a vector of {len(operand.items)} does not fit")
@@ -109,6 +117,16 @@ class Emitter:
                 raise self.error(f"register {operand.name} has the wrong type")
             raw = b.sext(raw, operand.type.raw) if kind.signed else b.zext(raw, operand.type.raw)
         self.store_register(operand, raw)
+
+    def _read_part(self, part: Part, kind: Type) -> ir.Value:
+        """Return a byte or half word extended as ``kind`` says; of several, the whole register."""
+        value = self.read(part.register, kind)
+        letter, places = part.selector[0], part.selector[1:]
+        if len(places) > 1:
+            return value
+        width = 8 if letter == "b" else 16
+        moved = self.b.shl(value, i32(32 - width - int(places) * width))
+        return (self.b.ashr if kind.signed else self.b.lshr)(moved, i32(32 - width))
 
     def raw(self, value: ir.Value) -> ir.Value:
         """Return a value's bits as an integer."""

@@ -24,6 +24,8 @@ from kaasd.devices.emulator.native import I1, I8, I32, I64, PTR, VOID, Builder, 
 def emit(t: Emitter, name: str, arguments: list[ir.Value]) -> ir.Value:
     """Emit a call and return its result. Raises ``Unsupported`` for a function that the emulated device has not got."""
     function = _FUNCTIONS.get(name)
+    if function is None and name.startswith("cuda"):
+        raise t.error(f"{name}: dynamic parallelism is not on the emulated device")
     if function is None:
         raise t.error(f"function {name} is not defined")
     return function(t, *arguments)

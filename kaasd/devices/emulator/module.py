@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 
@@ -13,14 +13,15 @@ from kaasd.devices.emulator.calls import function_address
 from kaasd.devices.emulator.compiler import CompiledKernel
 from kaasd.devices.emulator.jit import NativeCode
 from kaasd.devices.emulator.memory import AddressSpace, Allocation
-from kaasd.devices.emulator.program import Resolver, Routine, Storage, Unsupported, signature_of, storage_of
+from kaasd.devices.emulator.program import Routine, Storage, Unsupported, signature_of, storage_of
 from kaasd.devices.emulator.ptx import ast
+from kaasd.devices.emulator.resolver import Resolver
 from kaasd.request.target import KernelAttributes
 
 instructions.load()
 
 MAX_THREADS = 1024
-_CLUSTER = ("explicitcluster", "reqnctapercluster", "maxclusterrank")
+_CLUSTER = ("explicitcluster", "reqnctapercluster", "blocksareclusters")
 
 
 class EmulatedKernel:
@@ -71,25 +72,28 @@ class PtxUnit:
         addresses = {
             name: function_address(index) for index, name in enumerate(n for n, f in functions.items() if not f.is_entry)
         }
-        names = frozenset(function.name for function in self.syntax.functions)
-        symbols = self._place_variables()
-        self._initialise(symbols, addresses)
-        routines = {name: Resolver(function, symbols, names).resolve() for name, function in functions.items()}
+        names = {f.name: "" if f.is_entry else f.name for f in self.syntax.functions} | self.syntax.aliases
+        placed = self._place_variables(self.syntax.variables)
+        symbols = {storage.name: storage for _, storages in placed for storage in storages}
+        inner = self._place_variables(_statics(functions.values()))
+        self._initialise([*placed, *inner], symbols, addresses, names)
+        statics = {id(variable): storages for variable, storages in inner}
+        routines = {name: Resolver(function, symbols, names, statics).resolve() for name, function in functions.items()}
         declared = {f.name: signature_of(f.results, f.parameters) for f in self.syntax.functions if f.body is None}
         kernels = {}
         for name, routine in routines.items():
             if not routine.is_entry:
                 continue
-            cluster = [word for word in _CLUSTER if word in routine.directives]
-            if cluster and routine.directives.get("reqnctapercluster") != (1, 1, 1):
-                raise Unsupported(routine.line, f".{cluster[0]}: thread block clusters are not on the emulated device")
+            _check_cluster(routine)
             reachable = self._reachable(routine, routines)
             kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, declared, self._checks))
         return kernels
 
     def _reachable(self, entry: Routine, routines: dict[str, Routine]) -> list[Routine]:
         """Return the routines that a kernel can call: those named in it, and those whose address a variable holds."""
-        pointed_at = {element.symbol for variable in self.syntax.variables for element in variable.initial}
+        aliases = self.syntax.aliases
+        variables = [*self.syntax.variables, *_statics(self.syntax.functions)]
+        pointed_at = {aliases.get(element.symbol, element.symbol) for variable in variables for element in variable.initial}
         found, waiting = {entry.name: entry}, [*entry.callees, *pointed_at]
         while waiting:
             routine = routines.get(waiting.pop())
@@ -98,33 +102,42 @@ class PtxUnit:
                 waiting += routine.callees
         return list(found.values())
 
-    def _place_variables(self) -> dict[str, Storage]:
-        symbols: dict[str, Storage] = {}
-        for variable in self.syntax.variables:
-            storage = storage_of(variable)
-            if variable.space in ("global", "const"):
-                if variable.linkage == "extern":
-                    raise Unsupported(variable.line, f"{variable.name} is defined in another module, which is not linked")
-                allocation = self._space.allocate(storage.size, variable.name, read_only=variable.space == "const")
-                self._allocations.append(allocation)
-                storage.offset = allocation.address
-            elif variable.space != "shared":
-                raise Unsupported(variable.line, f".{variable.space} variables at module scope are not on the emulated device")
-            symbols[variable.name] = storage
-        return symbols
+    def _place_variables(self, variables: Iterable[ast.Variable]) -> list[tuple[ast.Variable, list[Storage]]]:
+        """Give variables that live as long as the module their places."""
+        return [(variable, [self._place(variable, name) for name in variable.names]) for variable in variables]
 
-    def _initialise(self, symbols: dict[str, Storage], functions: dict[str, int]) -> None:
+    def _place(self, variable: ast.Variable, name: str) -> Storage:
+        storage = storage_of(variable)
+        storage.name = name
+        if variable.space in ("global", "const"):
+            if variable.linkage == "extern":
+                raise Unsupported(variable.line, f"{name} is defined in another module, which is not linked")
+            allocation = self._space.allocate(storage.size, name, read_only=variable.space == "const")
+            self._allocations.append(allocation)
+            storage.offset = allocation.address
+        elif variable.space != "shared":
+            raise Unsupported(variable.line, f".{variable.space} variables at module scope are not on the emulated device")
+        return storage
+
+    def _initialise(
+        self,
+        placed: Sequence[tuple[ast.Variable, list[Storage]]],
+        symbols: Mapping[str, Storage],
+        functions: Mapping[str, int],
+        names: Mapping[str, str],
+    ) -> None:
+        """Write initial values. ``functions`` are addresses, ``names`` what functions' names mean."""
         by_address = {allocation.address: allocation for allocation in self._allocations}
-        for variable in self.syntax.variables:
-            storage = symbols[variable.name]
-            if not variable.initial:
-                continue
-            if storage.space == "shared":
-                raise Unsupported(variable.line, f"{variable.name}: shared memory cannot be initialised")
-            data = b"".join(_element_bytes(element, storage, variable.line, symbols, functions) for element in variable.initial)
-            if len(data) > storage.size:
-                raise Unsupported(variable.line, f"{variable.name} has more values than places")
-            by_address[storage.offset].write(data)
+        known = {name: place.offset for name, place in symbols.items()}
+        known |= {name: functions[target] for name, target in names.items() if target in functions}
+        for variable, storages in placed:
+            for storage in storages if variable.initial else ():
+                if storage.space == "shared":
+                    raise Unsupported(variable.line, f"{variable.name}: shared memory cannot be initialised")
+                data = b"".join(_element_bytes(element, storage, variable.line, known) for element in variable.initial)
+                if len(data) > storage.size:
+                    raise Unsupported(variable.line, f"{variable.name} has more values than places")
+                by_address[storage.offset].write(data)
 
     def close(self) -> None:
         """Free the variables and the code. Idempotent."""
@@ -144,19 +157,31 @@ def _by_name(functions: Sequence[ast.Function]) -> dict[str, ast.Function]:
     return result
 
 
-def _element_bytes(
-    element: ast.Initial, storage: Storage, line: int, symbols: dict[str, Storage], functions: dict[str, int]
-) -> bytes:
+def _statics(functions: Iterable[ast.Function]) -> Iterator[ast.Variable]:
+    """Return the variables inside functions that live as long as the module."""
+    for function in functions:
+        for statement in function.body or ():
+            if isinstance(statement, ast.Variable) and statement.space in ("global", "const"):
+                yield statement
+
+
+def _check_cluster(routine: Routine) -> None:
+    """Refuse a kernel that needs clusters of more than one block; one that allows them runs without."""
+    blocks = routine.directives.get("reqnctapercluster")
+    if blocks and prod(blocks) == 1:
+        return
+    for word in _CLUSTER:
+        if word in routine.directives:
+            raise Unsupported(routine.line, f".{word}: thread block clusters are not on the emulated device")
+
+
+def _element_bytes(element: ast.Initial, storage: Storage, line: int, addresses: Mapping[str, int]) -> bytes:
     """Return one value of an initialiser as the bytes of the variable's type."""
     size, kind = storage.type.bytes, storage.type
     if element.value is None:
-        if element.symbol in functions:
-            value = functions[element.symbol]
-        elif element.symbol in symbols:
-            value = symbols[element.symbol].offset
-        else:
-            raise Unsupported(line, f"{element.symbol} is not declared")
-        value = (value + element.offset) >> element.shift
+        if element.symbol not in addresses:
+            raise Unsupported(line, f"{element.symbol} is no variable or function whose address is known")
+        value = (addresses[element.symbol] + element.offset) >> element.shift
     elif isinstance(element.value, ast.Integer):
         value = element.value.value
         if kind.floating:

@@ -78,6 +78,7 @@ _READERS: dict[str, Callable[[Emitter], Any]] = {
     "%is_explicit_cluster": lambda t: const(I1, 0),
     **{f"%envreg{index}": lambda t: i32(0) for index in range(32)},
     **{f"%pm{index}": lambda t: i32(0) for index in range(8)},
+    **{f"%reserved_smem_offset_{part}": lambda t: i32(0) for part in ("begin", "end", "cap", "0", "1")},  # none is reserved
     **{f"%pm{index}_64": _grid_id for index in range(8)},
 }
 

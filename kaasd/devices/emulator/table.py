@@ -47,12 +47,22 @@ class Slot:
     """It is the second half of ``d|p``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A place for a modifier in a form."""
+
+    name: str
+    choices: tuple[str, ...]
+    optional: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
     """One entry of the table."""
 
     text: str
     pattern: re.Pattern[str]
+    words: tuple[Word, ...]
     slots: tuple[Slot, ...]
     emit: Callable[..., Any]
     flow: Flow
@@ -60,8 +70,27 @@ class Form:
     """The thread waits for others in it, so its registers must be saved."""
     carry: str
     """``in``, ``out`` or ``in out``: whether it reads and writes the carry flag, as a last source and a last result."""
+    parts: bool
+    """Its operands may name parts of registers, and be negated."""
     groups: Mapping[str, Sequence[str]]
     """The alternatives of each name that stands for several modifiers."""
+
+    def match(self, mnemonic: str) -> dict[str, str | None] | None:
+        """Return what each group is in a mnemonic (without the opcode) with the modifiers in the form's own order."""
+        match = self.pattern.match(mnemonic)
+        return match and match.groupdict()
+
+    def match_any_order(self, modifiers: Sequence[str]) -> dict[str, str | None] | None:
+        """Return the same for modifiers in any order; where two places take one, the first place has the first."""
+        left, groups = list(modifiers), dict[str, str | None]()
+        for word in self.words:
+            found = next((modifier for modifier in left if modifier in word.choices), None)
+            if found is not None:
+                left.remove(found)
+            elif not word.optional:
+                return None
+            groups.setdefault(word.name, found)
+        return None if left else groups
 
 
 class Match:
@@ -113,9 +142,18 @@ _REFUSED = {
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 
+_REFUSED_WORDS = {
+    **dict.fromkeys(
+        ("shared::cluster", "sync_restrict::shared::cluster", "sync_restrict::shared::cta"), "thread block clusters are not"
+    ),
+    "tensormap": "bulk and tensor-map copies are not",
+    "oob": "out-of-bounds NaNs, which only tensor-map copies make, are not",
+}
+"""The same by a modifier."""
+
 
 def instruction(
-    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, carry: str = "", **groups: Any
+    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, carry: str = "", parts: bool = False, **groups: Any
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the semantics of a form; see the module's text.
 
@@ -124,9 +162,10 @@ def instruction(
     mnemonic, _, operands = text.partition(" ")
     alternatives = {name: words.split() if isinstance(words, str) else list(words) for name, words in groups.items()}
     opcode, pattern = _modifier_pattern(mnemonic, alternatives)
+    words = _words(mnemonic, alternatives)
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
-        form = Form(text, re.compile(pattern), _operand_slots(operands), emit, flow, suspends, carry, alternatives)
+        form = Form(text, re.compile(pattern), words, _operand_slots(operands), emit, flow, suspends, carry, parts, alternatives)
         _FORMS.setdefault(opcode, []).append(form)
         return emit
 
@@ -149,6 +188,17 @@ def _modifier_pattern(mnemonic: str, groups: dict[str, list[str]]) -> tuple[str,
             name = f"?P<{name}>" if f"?P<{name}>" not in pattern else "?:"
             pattern += rf"\.({name}{'|'.join(map(re.escape, choices))})(?=\.|$)"
     return opcode.group(), re.sub(r"\?P<(\d)", r"?P<_\1", pattern) + "$"
+
+
+def _words(mnemonic: str, groups: dict[str, list[str]]) -> tuple[Word, ...]:
+    words, depth = [], 0
+    for token in re.findall(r"\{|\}|\.[A-Za-z0-9_:]+", mnemonic):
+        if token in "{}":
+            depth += 1 if token == "{" else -1
+        else:
+            word = token[1:]
+            words.append(Word(re.sub(r"\W", "_", word), tuple(groups.get(word, (word,))), depth > 0))
+    return tuple(words)
 
 
 def _operand_slots(text: str) -> tuple[Slot, ...]:
@@ -178,15 +228,24 @@ def _operand_slots(text: str) -> tuple[Slot, ...]:
 
 
 def find(opcode: str, modifiers: tuple[str, ...]) -> Match | str:
-    """Return the match of an instruction's mnemonic, or why there is none."""
+    """Return the match of an instruction's mnemonic, or why there is none.
+
+    Modifiers may stand in another order than in the manual, since ptxas takes them so and nvcc's own headers make use of it.
+    """
     mnemonic = "".join(f".{word}" for word in modifiers)
     forms = _FORMS.get(opcode, [])
     for form in forms:
-        if match := form.pattern.match(mnemonic):
-            return Match(form, opcode + mnemonic, match.groupdict())
+        if (groups := form.match(mnemonic)) is not None:
+            return Match(form, opcode + mnemonic, groups)
+    for form in forms:
+        if (groups := form.match_any_order(modifiers)) is not None:
+            return Match(form, opcode + mnemonic, groups)
     for start, reason in _REFUSED.items():
         if f"{opcode}{mnemonic}.".startswith(start + "."):
             return f"{opcode}{mnemonic}: {reason} on the emulated device"
+    for word in modifiers:
+        if word in _REFUSED_WORDS:
+            return f"{opcode}{mnemonic}: {_REFUSED_WORDS[word]} on the emulated device"
     if not forms:
         return f"{opcode}{mnemonic}: no instruction {opcode!r} on the emulated device"
     return f"{opcode}{mnemonic} is no form of {opcode!r} that the emulated device has"

@@ -357,7 +357,7 @@ def test_parameters_of_all_kinds(device: EmulatedDevice) -> None:
         ("add.u64 %p0, %n, %p0;", "does not fit"),
         ("ld.global.u32 %n, %p0;", "operand"),
         ("bra NOWHERE;", "NOWHERE"),
-        ("mov.u32 %n, %reserved_smem_offset_1;", "special register"),
+        ("mov.u32 %n, %temperature;", "special register"),
         ("call (%n), cudaLaunchDevice, (%p0);", "cudaLaunchDevice"),
     ],
 )

@@ -9,6 +9,7 @@ FAMILIES = (
     "carry",
     "bits",
     "video",
+    "lanes",
     "comparison",
     "floating",
     "half",

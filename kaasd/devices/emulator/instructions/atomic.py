@@ -24,23 +24,13 @@ WORDS: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": SPACE}
 
 
 def atomic(form: str, operands: str, reduces: bool = True, **groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter an ``atom`` and, where it ``reduces``, a ``red``.
-
-    Order and scope stand before the space as the manual has them, behind it as nvcc and Triton write them, or behind the
-    operation as ``cuda::barrier`` does.
-    """
-    heads = (
-        "{.order}{.scope}{.space}." + form,
-        "{.space}{.scope}{.order}." + form,
-        "{.space}." + form.replace("{.hint}", "{.order}{.scope}{.hint}"),
-    )
+    """Enter an ``atom`` and, where it ``reduces``, a ``red``."""
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
         words = WORDS | {"hint": EVICTION} | groups
-        for head in heads:
-            instruction(f"atom{head} d, {operands}{{, *policy}}", **words)(emit)
-            if reduces:
-                instruction(f"red{head} {operands}{{, *policy}}", **words)(emit)
+        instruction(f"atom{{.order}}{{.scope}}{{.space}}.{form} d, {operands}{{, *policy}}", **words)(emit)
+        if reduces:
+            instruction(f"red{{.order}}{{.scope}}{{.space}}.{form} {operands}{{, *policy}}", **words)(emit)
         return emit
 
     return register

@@ -1,7 +1,8 @@
-"""Video instructions: bytes and half words of 32-bit registers, scalar and SIMD."""
+"""Scalar video instructions: on parts of 32-bit registers, with a second operation or merged into a third operand."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from llvmlite import ir
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.integer import maximum, minimum
 from kaasd.devices.emulator.native import I32, I64, const, i32, i64
+from kaasd.devices.emulator.program import Minus, Part
 from kaasd.devices.emulator.table import Match, instruction
 from kaasd.devices.emulator.types import S64
 
@@ -20,11 +22,11 @@ COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": "
 MODES = "clamp wrap"
 
 
-def _wide(t: Emitter, value: Any, signed: bool) -> Any:
+def wide(t: Emitter, value: Any, signed: bool) -> Any:
     return t.b.sext(value, I64) if signed else t.b.zext(value, I64)
 
 
-def _compute(t: Emitter, name: str, a: Any, b: Any) -> Any:
+def compute(t: Emitter, name: str, a: Any, b: Any) -> Any:
     """Compute on numbers of 64 bits, where nothing overflows."""
     if name == "vadd":
         return t.b.add(a, b)
@@ -38,63 +40,35 @@ def _compute(t: Emitter, name: str, a: Any, b: Any) -> Any:
     return {"vabsdiff": lambda: t.b.sub(high, low), "vmin": lambda: low, "vmax": lambda: high}[name]()
 
 
-def _clamp(t: Emitter, value: Any, bits: int, signed: bool) -> Any:
+def clamp(t: Emitter, value: Any, bits: int, signed: bool) -> Any:
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     return maximum(t, minimum(t, value, i64(high), S64), i64(low), S64)
 
 
-def _part(t: Emitter, value: Any, start: int, width: int, signed: bool) -> Any:
-    """Bits of a 32-bit value as a number of 64 bits."""
-    moved = t.b.shl(t.b.zext(value, I64), i64(64 - start - width))
-    return t.b.ashr(moved, i64(64 - width)) if signed else t.b.lshr(moved, i64(64 - width))
+def selector(t: Emitter, operand: int, default: str) -> str:
+    """Return which parts of an operand, given by its number, are named."""
+    given = t.operation.operands[operand]
+    return given.selector if isinstance(given, Part) else default
 
 
-_LANES = {2: 16, 4: 8}
-
-
-def _define(operation: str, count: int) -> None:
-    """Enter a SIMD instruction: a lane each of ``count``, chosen by the mask, or the sum of the lanes chosen."""
-
-    @instruction(
-        f"{operation}{count}.dtype.atype.btype{{.sat}}{{.add}} d:b32, a:b32, b:b32, c:b32",
-        dtype=TYPES, atype=TYPES, btype=TYPES,
-    )  # fmt: skip
-    def simd(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-        width = _LANES[count]
-        signed = m["dtype"] == "s32"
-        result, total = c, t.b.zext(c, I64)
-        for lane in range(count):
-            x = _part(t, a, lane * width, width, m["atype"] == "s32")
-            y = _part(t, b, lane * width, width, m["btype"] == "s32")
-            value = _compute(t, operation, x, y)
-            if "sat" in m:
-                value = _clamp(t, value, width, signed)
-            total = t.b.add(total, value)
-            mask = const(I32, ((1 << width) - 1) << lane * width)
-            placed = t.b.and_(t.b.shl(t.b.trunc(value, I32), i32(lane * width)), mask)
-            result = t.b.or_(t.b.and_(result, t.b.not_(mask)), placed)
-        return t.b.trunc(total, I32) if "add" in m else result
-
-
-def _define_comparison(count: int) -> None:
-    """Enter ``vset2`` or ``vset4``: 1 in each lane where the comparison holds, or how many hold."""
-
-    @instruction(f"vset{count}.atype.btype.cmp{{.add}} d:b32, a:b32, b:b32, c:b32", atype=TYPES, btype=TYPES, cmp=COMPARISONS)
-    def simd(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-        width = _LANES[count]
-        result, total = i32(0), c
-        for lane in range(count):
-            x = _part(t, a, lane * width, width, m["atype"] == "s32")
-            y = _part(t, b, lane * width, width, m["btype"] == "s32")
-            holds = t.b.zext(t.b.icmp_signed(COMPARISONS[m.text("cmp")], x, y), I32)
-            total = t.b.add(total, holds)
-            result = t.b.or_(result, t.b.shl(holds, i32(lane * width)))
-        return total if "add" in m else result
-
-
-def _second(t: Emitter, m: Match, first: Any, c: Any, signed: bool) -> Any:
-    """Combine a result with a third operand as the modifier ``second`` says; both are taken as 32 bits."""
-    first, other = _wide(t, t.b.trunc(first, I32), signed), _wide(t, c, signed)
+def _finish(t: Emitter, m: Match, value: Any, c: Any, signed: bool) -> Any:
+    """Saturate a number of 64 bits, and combine it with a third operand or put it in its place there."""
+    place = selector(t, 0, "")
+    if place and (c is None or "second" in m or not re.fullmatch("b[0-3]|h[01]", place)):
+        raise t.error(f".{place} of a result needs an operand to be merged into, and no second operation")
+    if c is not None and not place and "second" not in m:
+        raise t.error("a third operand needs a second operation, or a part of the result")
+    width = {"": 32, "b": 8, "h": 16}[place[:1]]
+    if "sat" in m:
+        value = clamp(t, value, width, signed)
+    value = t.b.trunc(value, I32)
+    if c is None:
+        return value
+    if place:
+        start = int(place[1]) * width
+        mask = i32(((1 << width) - 1) << start)
+        return t.b.or_(t.b.and_(c, t.b.not_(mask)), t.b.and_(t.b.shl(value, i32(start)), mask))
+    first, other = wide(t, value, signed), wide(t, c, signed)
     second: dict[str, Callable[[], Any]] = {
         "add": lambda: t.b.add(first, other),
         "min": lambda: minimum(t, first, other, S64),
@@ -103,64 +77,73 @@ def _second(t: Emitter, m: Match, first: Any, c: Any, signed: bool) -> Any:
     return t.b.trunc(second[m.text("second")](), I32)
 
 
-def _define_scalar(operation: str) -> None:
-    """Enter a scalar instruction, with and without a second operation."""
-
-    @instruction(f"{operation}.dtype.atype.btype{{.sat}} d:b32, a:b32, b:b32", dtype=TYPES, atype=TYPES, btype=TYPES)
-    @instruction(
-        f"{operation}.dtype.atype.btype{{.sat}}.second d:b32, a:b32, b:b32, c:b32",
-        dtype=TYPES, atype=TYPES, btype=TYPES, second=SECOND,
-    )  # fmt: skip
-    def scalar(t: Emitter, m: Match, a: Any, b: Any, c: Any = None) -> Any:
-        signed = m["dtype"] == "s32"
-        value = _compute(t, operation, _wide(t, a, m["atype"] == "s32"), _wide(t, b, m["btype"] == "s32"))
-        if "sat" in m:
-            value = _clamp(t, value, 32, signed)
-        if c is None:
-            return t.b.trunc(value, I32)
-        return _second(t, m, value, c, signed)
+_WORDS: dict[str, Any] = {"dtype": TYPES, "atype": TYPES, "btype": TYPES, "parts": True}
 
 
-@instruction("vset.atype.btype.cmp d:b32, a:b32, b:b32", atype=TYPES, btype=TYPES, cmp=COMPARISONS)
-@instruction("vset.atype.btype.cmp.second d:b32, a:b32, b:b32, c:b32", atype=TYPES, btype=TYPES, cmp=COMPARISONS, second=SECOND)
-def vset(t: Emitter, m: Match, a: Any, b: Any, c: Any = None) -> Any:
-    x, y = _wide(t, a, m["atype"] == "s32"), _wide(t, b, m["btype"] == "s32")
+def _scalar(form: str, **groups: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter an instruction by itself or merged into a third operand, and with a second operation."""
+
+    def register(emit: Callable[..., Any]) -> Callable[..., Any]:
+        instruction(f"{form} d:b32, a:atype, b:btype{{, c:b32}}", **(_WORDS | groups))(emit)
+        return instruction(f"{form}.second d:b32, a:atype, b:btype, c:b32", second=SECOND, **(_WORDS | groups))(emit)
+
+    return register
+
+
+def _define(operation: str) -> None:
+    @_scalar(f"{operation}.dtype.atype.btype{{.sat}}")
+    def scalar(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+        value = compute(t, operation, wide(t, a, m["atype"] == "s32"), wide(t, b, m["btype"] == "s32"))
+        return _finish(t, m, value, c, m["dtype"] == "s32")
+
+
+for _operation in OPERATIONS.split():
+    _define(_operation)
+
+
+@_scalar("vset.atype.btype.cmp", cmp=COMPARISONS)
+def vset(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
+    x, y = wide(t, a, m["atype"] == "s32"), wide(t, b, m["btype"] == "s32")
     holds = t.b.zext(t.b.icmp_signed(COMPARISONS[m.text("cmp")], x, y), I64)
-    return t.b.trunc(holds, I32) if c is None else _second(t, m, holds, c, signed=False)
+    return _finish(t, m, holds, c, signed=False)
 
 
-@instruction("vshl.dtype.atype.u32.mode d:b32, a:b32, b:b32", dtype=TYPES, atype=TYPES, mode=MODES)
-@instruction("vshl.dtype.atype.u32.mode.second d:b32, a:b32, b:b32, c:b32", dtype=TYPES, atype=TYPES, mode=MODES, second=SECOND)
-@instruction("vshr.dtype.atype.u32.mode d:b32, a:b32, b:b32", dtype=TYPES, atype=TYPES, mode=MODES)
-@instruction("vshr.dtype.atype.u32.mode.second d:b32, a:b32, b:b32, c:b32", dtype=TYPES, atype=TYPES, mode=MODES, second=SECOND)
-def shift(t: Emitter, m: Match, a: Any, b: Any, c: Any = None) -> Any:
+@_scalar("vshl.dtype.atype.btype{.sat}.mode", mode=MODES, btype="u32")
+@_scalar("vshr.dtype.atype.btype{.sat}.mode", mode=MODES, btype="u32")
+def shift(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     by = t.b.and_(b, i32(31)) if m["mode"] == "wrap" else t.call("llvm.umin.i32", I32, b, i32(32))
-    value, by = _wide(t, a, m["atype"] == "s32"), t.b.zext(by, I64)
-    moved = t.b.shl(value, by) if m.mnemonic.startswith("vshl") else t.b.ashr(value, by)
-    return t.b.trunc(moved, I32) if c is None else _second(t, m, moved, c, m["dtype"] == "s32")
+    kind = ir.IntType(65)  # an unsigned number moved by 32 places still has its sign
+    value = t.b.sext(a, kind) if m["atype"] == "s32" else t.b.zext(a, kind)
+    moved = (t.b.shl if m.mnemonic.startswith("vshl") else t.b.ashr)(value, t.b.zext(by, kind))
+    limit = const(kind, (1 << 63) - 1)
+    moved = t.b.select(t.b.icmp_signed(">", moved, limit), limit, moved) if "sat" in m else moved
+    return _finish(t, m, t.b.trunc(moved, I64), c, m["dtype"] == "s32")
 
 
-@instruction("vmad.dtype.atype.btype{.po}{.scale} d:b32, a:b32, b:b32, c:b32",
-             dtype=TYPES, atype=TYPES, btype=TYPES, scale="shr7 shr15")  # fmt: skip
+@instruction("vmad.dtype.atype.btype{.po}{.sat}{.scale} d:b32, a:atype, b:btype, c:b32", scale="shr7 shr15", **_WORDS)
 def vmad(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-    """Multiply and add in full width; ``.po`` adds one more, a scale shifts to the right."""
+    """Multiply and add in full width; ``.po`` adds one more, a scale shifts to the right.
+
+    The result is signed if a factor is, or if one operand is negated.
+    """
     kind = ir.IntType(80)
+    minus = [isinstance(operand, Minus) for operand in t.operation.operands[1:]]
+    negated = minus[0] != minus[1]
+    if any(minus) if "po" in m else negated and minus[2]:
+        raise t.error("the product or the addend may be negated, and nothing with .po")
+    signed = "s32" in (m["atype"], m["btype"]) or negated or minus[2]
 
     def extend(value: Any, signed: bool) -> Any:
         return t.b.sext(value, kind) if signed else t.b.zext(value, kind)
 
     product = t.b.mul(extend(a, m["atype"] == "s32"), extend(b, m["btype"] == "s32"))
-    signed = "s32" in (m["atype"], m["btype"])
-    total = t.b.add(product, extend(c, signed))
+    addend = extend(c, signed)
+    total = t.b.add(t.b.neg(product) if negated else product, t.b.neg(addend) if minus[2] else addend)
     if "po" in m:
         total = t.b.add(total, const(kind, 1))
-    return t.b.trunc(t.b.ashr(total, const(kind, int((m["scale"] or "shr0")[3:]))), I32)
-
-
-for _operation in OPERATIONS.split():
-    _define_scalar(_operation)
-    for _count in _LANES:
-        _define(_operation, _count)
-for _count in _LANES:
-    _define("vavrg", _count)
-    _define_comparison(_count)
+    total = t.b.ashr(total, const(kind, int((m["scale"] or "shr0")[3:])))
+    if "sat" in m:
+        low, high = (-(1 << 31), (1 << 31) - 1) if signed else (0, (1 << 32) - 1)
+        total = t.b.select(t.b.icmp_signed(">", total, const(kind, high)), const(kind, high), total)
+        total = t.b.select(t.b.icmp_signed("<", total, const(kind, low)), const(kind, low), total)
+    return t.b.trunc(total, I32)

@@ -37,6 +37,22 @@ class Negated:
 
 
 @dataclass(frozen=True, slots=True)
+class Minus:
+    """``-a``: a register, negated."""
+
+    operand: Identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """``array[index+offset]``; ``index`` is a register, or None for a constant."""
+
+    array: str
+    index: str | None
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Vector:
     """``{a, b, …}``."""
 
@@ -67,7 +83,7 @@ class Group:
     elements: tuple[Operand, ...]
 
 
-Operand: TypeAlias = Identifier | Integer | Float | Negated | Vector | Pair | Address | Group
+Operand: TypeAlias = Identifier | Integer | Float | Negated | Minus | Indexed | Vector | Pair | Address | Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,11 @@ class Variable:
     """``name<count>``: that many variables, ``name0`` and so on."""
     initial: tuple[Initial, ...] = ()
     linkage: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        """The names declared: several with a ``count``."""
+        return [self.name] if self.count is None else [f"{self.name}{index}" for index in range(self.count)]
 
 
 @dataclass(frozen=True, slots=True)

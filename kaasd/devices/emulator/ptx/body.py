@@ -8,11 +8,13 @@ from kaasd.devices.emulator.ptx.ast import (
     Address,
     Group,
     Identifier,
+    Indexed,
     Inlined,
     Instruction,
     Label,
     LabelList,
     Location,
+    Minus,
     Negated,
     Operand,
     Pair,
@@ -23,7 +25,7 @@ from kaasd.devices.emulator.ptx.ast import (
     Vector,
 )
 from kaasd.devices.emulator.ptx.cursor import Cursor
-from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_pragma
+from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_bank, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
 from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError
 
@@ -128,6 +130,8 @@ class BodyParser:
         modifiers = []
         while token := cursor.accept_dot():
             modifiers.append(token.text)
+            if token.text == "const":
+                skip_bank(cursor)
         operands = self._call() if opcode == "call" else self._operands()
         cursor.expect(";")
         return Instruction(line, opcode, tuple(modifiers), tuple(operands), guard, self._location)
@@ -186,9 +190,26 @@ class BodyParser:
         if cursor.at("!") and cursor.peek(1).kind is Kind.IDENTIFIER:
             cursor.advance()
             return Negated(self._identifier())
-        if cursor.peek().kind is Kind.IDENTIFIER and cursor.peek().text != "WARP_SZ":
-            return self._identifier()
+        if cursor.at("-") and self._at_name(1):
+            cursor.advance()
+            return Minus(self._identifier())
+        if self._at_name():
+            return self._indexed() if cursor.peek(1).text == "[" else self._identifier()
         return parse_constant(cursor)
+
+    def _at_name(self, ahead: int = 0) -> bool:
+        token = self._cursor.peek(ahead)
+        return token.kind is Kind.IDENTIFIER and token.text != "WARP_SZ"
+
+    def _indexed(self) -> Indexed:
+        """Parse ``array[5]`` or ``array[%r1+5]``."""
+        cursor = self._cursor
+        array = cursor.take(Kind.IDENTIFIER, "an array")
+        cursor.expect("[")
+        index = cursor.take(Kind.IDENTIFIER, "a register") if self._at_name() else None
+        offset = parse_addend(cursor) if index else parse_integer(cursor)
+        cursor.expect("]")
+        return Indexed(array, index, offset)
 
     def _identifier(self) -> Identifier:
         cursor = self._cursor
@@ -200,7 +221,7 @@ class BodyParser:
     def _address(self, depth: int) -> Address:
         cursor = self._cursor
         cursor.expect("[")
-        if cursor.peek().kind is Kind.IDENTIFIER and cursor.peek().text != "WARP_SZ":
+        if self._at_name():
             base = self._identifier()
             name, offset = base.name, base.offset
         else:
@@ -209,4 +230,5 @@ class BodyParser:
         while cursor.accept(","):
             rest.append(self._operand(depth + 1))
         cursor.expect("]")
+        cursor.accept_dot("unified")
         return Address(name, offset, tuple(rest))

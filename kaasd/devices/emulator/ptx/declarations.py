@@ -23,10 +23,18 @@ def skip_pragma(cursor: Cursor) -> None:
 def skip_parentheses(cursor: Cursor) -> None:
     """Pass a parenthesised list, whatever is in it."""
     cursor.expect("(")
-    while not cursor.accept(")"):
+    depth = 1
+    while depth:
         if cursor.peek().kind is Kind.END:
             raise PtxSyntaxError(cursor.line, "expected ')'")
-        cursor.advance()
+        depth += {"(": 1, ")": -1}.get(cursor.advance().text, 0)
+
+
+def skip_bank(cursor: Cursor) -> None:
+    """Pass the number of a bank of constants, as in ``.const[2]`` of PTX before 2.2."""
+    if cursor.accept("["):
+        parse_integer(cursor)
+        cursor.expect("]")
 
 
 def parse_parameters(cursor: Cursor) -> tuple[Variable, ...]:
@@ -56,6 +64,8 @@ def _declaration_head(cursor: Cursor, linkage: str) -> Variable:
     space = cursor.accept_dot(*SPACES)
     if space is None:
         raise PtxSyntaxError(line, f"a state space is needed, not {cursor.peek().text!r}")
+    if space.text == "const":
+        skip_bank(cursor)
     align, vector, kind = None, 1, ""
     while token := cursor.accept_dot():
         if token.text == "align":
@@ -130,6 +140,8 @@ def _initial_element(cursor: Cursor) -> Initial:
         return replace(element, shift=shift)
     if token.kind is Kind.IDENTIFIER and token.text != "WARP_SZ":
         name = cursor.advance().text
+        if cursor.accept("="):  # a property of a sampler, such as addr_mode_0 = wrap
+            return _initial_element(cursor)
         generic = name == "generic" and cursor.accept("(")
         if generic:
             name = cursor.take(Kind.IDENTIFIER, "a symbol")

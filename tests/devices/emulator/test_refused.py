@@ -1,0 +1,98 @@
+"""What the emulated device has not got: refused when a library is loaded, with the instruction, its line and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from kaasd.devices.base import UnsupportedLibrary
+from kaasd.devices.emulator import EmulatedDevice
+from tests.devices.emulator.runner import HEADER, kernel
+
+CLUSTERS = "thread block clusters are not"
+COPIES = "bulk and tensor-map copies are not"
+TEXTURES = "textures and surfaces are not"
+WARPGROUPS = "warpgroup operations are not"
+TENSOR_CORES = "fifth-generation tensor cores are not"
+
+INSTRUCTIONS = {
+    "tex.1d.v4.s32.s32 {%n, %n, %n, %n}, [t, {%n}];": TEXTURES,
+    "tld4.r.2d.v4.f32.f32 {%n, %n, %n, %n}, [t, {%n, %n}];": TEXTURES,
+    "txq.width.b32 %n, [t];": TEXTURES,
+    "suld.b.1d.b32.trap %n, [s, {%n}];": TEXTURES,
+    "sust.b.1d.b32.trap [s, {%n}], %n;": TEXTURES,
+    "sured.b.add.1d.u32.trap [s, {%n}], %n;": TEXTURES,
+    "suq.width.b32 %n, [s];": TEXTURES,
+    "istypep.texref %q, %p0;": TEXTURES,
+    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%n, %n, %n, %n}, %p0, %p0, 1, 1, 1, 0, 0;": WARPGROUPS,
+    "wgmma.wait_group.sync.aligned 0;": WARPGROUPS,
+    "setmaxnreg.inc.sync.aligned.u32 64;": WARPGROUPS,
+    "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%n], 32;": TENSOR_CORES,
+    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%n], [%p0], 16, [%n];": COPIES,
+    "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%n], [%p0, {%n}], [%n];": COPIES,
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%p0], [%n], 16;": COPIES,
+    "tensormap.replace.tile.global_address.global.b1024.b64 [%p0], %p0;": COPIES,
+    "prefetch.tensormap [%p0];": COPIES,
+    "fence.proxy.tensormap::generic.acquire.gpu [%p0], 128;": COPIES,
+    "multimem.ld_reduce.add.u32 %n, [%p0];": COPIES,
+    "fma.rn.oob.f16x2 %n, %n, %n, %n;": "out-of-bounds NaNs, which only tensor-map copies make, are not",
+    "mapa.shared::cluster.u32 %n, %n, 0;": CLUSTERS,
+    "getctarank.shared::cluster.u32 %n, %n;": CLUSTERS,
+    "barrier.cluster.arrive;": CLUSTERS,
+    "barrier.cluster.wait.acquire.aligned;": CLUSTERS,
+    "ld.shared::cluster.u32 %n, [%n];": CLUSTERS,
+    "st.shared::cluster.u32 [%n], %n;": CLUSTERS,
+    "red.relaxed.cluster.shared::cluster.add.u32 [%n], %n;": CLUSTERS,
+    "cvta.shared::cluster.u64 %p0, %p0;": CLUSTERS,
+    "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%n];": CLUSTERS,
+    "fence.acquire.sync_restrict::shared::cluster.cluster;": CLUSTERS,
+    "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": CLUSTERS,
+    "mma.sp.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%n, %n}, {%n, %n}, {%n, %n}, {%n, %n}, %n, 0;": "sparse",
+    "griddepcontrol.launch_dependents;": "dependent launches are not",
+    "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",
+    "mov.u64 %p0, k;": "k is a kernel: its address is for dynamic parallelism, which is not",
+    "call (%n), cudaLaunchDeviceV2, (%p0);": "dynamic parallelism is not",
+    "add.u32 %n, %n.b1, %n;": "takes neither parts of registers nor negated ones",
+    "vadd.u32.u32.u32 %n.b4, %n, %n, %n;": ".b4 of a result needs",
+    "vadd.u32.u32.u32 %n, %n, %n, %n;": "a third operand needs a second operation",
+    "vadd.u32.u32.u32.add %n.b1, %n, %n, %n;": "no second operation",
+    "vadd2.u32.u32.u32 %n, %n.b3210, %n, %n;": ".b3210 does not select 2 lanes",
+    "vadd4.u32.u32.u32 %n.b12, %n, %n, %n;": ".b12 is no mask of 4 lanes",
+    "vmad.s32.s32.s32.po %n, %n, -%n, %n;": "nothing with .po",
+    "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is no part of a register",
+}
+
+DECLARATIONS = {
+    ".global .texref t;": TEXTURES,
+    ".global .surfref t;": TEXTURES,
+    ".global .samplerref t = {addr_mode_0 = wrap, filter_mode = linear};": TEXTURES,
+    ".extern .global .u32 t;": "defined in another module",
+    ".visible .entry e() .explicitcluster .reqnctapercluster 2 { ret; }": CLUSTERS,
+    ".visible .entry e() { ret; } .global .u64 t = e;": "no variable or function",
+}
+
+
+def refusal(source: str) -> str:
+    device = EmulatedDevice()
+    try:
+        with pytest.raises(UnsupportedLibrary) as caught:
+            device.load(source.encode())
+    finally:
+        device.close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", INSTRUCTIONS)
+def test_instructions(text: str) -> None:
+    source = kernel(text, before=".extern .func (.reg .b32 r) cudaLaunchDeviceV2 (.reg .b64 x);").decode()
+    message = refusal(source)
+    assert INSTRUCTIONS[text] in message
+    assert message.startswith(f"PTX line {source.split(chr(10)).index(text) + 1}: ")
+    opcode = text.partition(" ")[0].rstrip(";")
+    assert opcode in message
+
+
+@pytest.mark.parametrize("text", DECLARATIONS)
+def test_declarations(text: str) -> None:
+    message = refusal(f"{HEADER}{text}\n.visible .entry k() {{ ret; }}\n")
+    assert DECLARATIONS[text] in message
+    assert message.startswith(f"PTX line {HEADER.count(chr(10)) + 1}: ")
