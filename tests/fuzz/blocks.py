@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from kaasd.devices.emulator.types import TYPES
 from tests.fuzz import forms
+from tests.fuzz.barriers import await_all, copy
 from tests.fuzz.layout import Register
-from tests.fuzz.matrix import await_all, copy, multiply, transpose
-from tests.fuzz.memory import common_atomics, exchange, local, memory, own_atomics
+from tests.fuzz.matrix import multiply, transpose
+from tests.fuzz.memory import common_atomics, exchange, local, memory, own_atomics, vector_atomics, whereabouts
 from tests.fuzz.program import Program, Step
+from tests.fuzz.wmma import multiply_in_memory
 
 FUNCTIONS = """
 .func (.param .b32 result) twist(.param .b32 a, .param .b64 b)
@@ -53,7 +55,8 @@ def make(seed: str) -> Program:
         single(program)
     blocks: list[Callable[[Program], None]] = [branch, loop, switch, guarded, call, local, pack, move, wide, tables]
     shared: list[Callable[[Program], None]] = [
-        collective, collective, exchange, own_atomics, common_atomics, memory, multiply, transpose, copy, await_all,
+        collective, collective, collective, exchange, own_atomics, own_atomics, vector_atomics, common_atomics, memory,
+        whereabouts, multiply, multiply, transpose, multiply_in_memory, copy, await_all, await_all,
     ]  # fmt: skip
     if rng.random() < 0.6:
         rng.choice(shared)(program)
@@ -232,5 +235,5 @@ def tables(program: Program) -> None:
         step.lines += [f"ld.const.u64 {long.name}, [{base.name}];", f"shr.u64 {index.name}, {index.name}, 2;"]
         kind = program.rng.choice(("u16", "s16"))
         step.lines += [f"mov.u64 {base.name}, halves;", f"add.u64 {base.name}, {base.name}, {index.name};"]
-        step.lines += [f"ld.global.{kind} {half.name}, [{base.name}];"]
+        step.lines += [f"{program.rng.choice(('ld.global', 'ld.global.nc', 'ldu.global'))}.{kind} {half.name}, [{base.name}];"]
         step.writes += [long, half]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -31,6 +31,7 @@ _EXCLUDED = re.compile(
             r"(atom|red)\..*\b(inc|dec)\b.*(?<!\.u32)",
             r"(atom|red)\..*\badd\b.*\.(b\d+|s64)",
             r"atom\..*\bcas\b.*\.u\d+",
+            r"red\..*\bexch\b.*",
             # Matrix products with types that do not go together.
             r"mma\..*(\.f16\.f16\.f16\.f32|\.f32\.f16\.f16\.f16)",
             r"mma\..*\.(bf16\.tf32|tf32\.bf16)\..*",
@@ -54,25 +55,17 @@ def _refused() -> frozenset[str]:
     return frozenset(REFUSED_FILE.read_text().split())
 
 
-@cache
-def _parts(form: Form) -> tuple[str, tuple[tuple[str | None, ...], ...]]:
-    """The opcode, and the choices for each modifier."""
-    mnemonic = form.text.partition(" ")[0]
-    opcode = re.match(r"[a-z0-9]+", mnemonic)
-    assert opcode is not None
-    parts: list[tuple[str | None, ...]] = []
-    depth = 0
-    for token in re.findall(r"\{|\}|\.[A-Za-z0-9_:]+", mnemonic[opcode.end() :]):
-        if token in "{}":
-            depth += 1 if token == "{" else -1
-        else:
-            choices = tuple(form.groups.get(token[1:], (token[1:],)))
-            parts.append((None, *choices) if depth else choices)
-    return opcode.group(), tuple(parts)
+def _opcode(form: Form) -> str:
+    return re.split(r"[. {]", form.text, maxsplit=1)[0]
 
 
-def _match(form: Form, modifiers: tuple[str | None, ...]) -> Match | None:
-    match = table.find(_parts(form)[0], tuple(word for word in modifiers if word))
+def _choices(form: Form) -> list[tuple[str | None, ...]]:
+    """The choices for each modifier."""
+    return [(None, *word.choices) if word.optional else word.choices for word in form.words]
+
+
+def _match(form: Form, modifiers: Sequence[str | None]) -> Match | None:
+    match = table.find(_opcode(form), tuple(word for word in modifiers if word))
     if isinstance(match, str) or match.form is not form or _EXCLUDED.fullmatch(match.mnemonic):
         return None
     return match
@@ -80,14 +73,14 @@ def _match(form: Form, modifiers: tuple[str | None, ...]) -> Match | None:
 
 def variants(form: Form) -> Iterator[Match]:
     """Every mnemonic of a form, those that ptxas refuses among them."""
-    for modifiers in product(*_parts(form)[1]):
+    for modifiers in product(*_choices(form)):
         if match := _match(form, modifiers):
             yield match
 
 
 def variant(form: Form, rng: random.Random) -> Match | None:
     """One mnemonic of a form by chance, or None where that was none."""
-    return _match(form, tuple(rng.choice(choices) for choices in _parts(form)[1]))
+    return _match(form, tuple(rng.choice(choices) for choices in _choices(form)))
 
 
 _HANDLED = {"cvta", "isspacep", "mbarrier"}
@@ -100,7 +93,7 @@ def is_plain(form: Form) -> bool:
         form.flow is Flow.NEXT
         and not form.suspends
         and not form.carry
-        and _parts(form)[0] not in _HANDLED
+        and _opcode(form) not in _HANDLED
         and any(slot.kind == "d" for slot in form.slots)
         and all(slot.kind in ("d", "value") or slot.name == "table" for slot in form.slots)
     )
@@ -108,7 +101,7 @@ def is_plain(form: Form) -> bool:
 
 def is_collective(form: Form) -> bool:
     """Whether random operands do for an operation of all threads of a warp or block, with its results in registers."""
-    opcode = _parts(form)[0]
+    opcode = _opcode(form)
     return (
         form.suspends
         and opcode not in ("call", "nanosleep")
@@ -118,7 +111,7 @@ def is_collective(form: Form) -> bool:
 
 
 def _weight(form: Form) -> float:
-    return 1 + math.log2(math.prod(len(choices) for choices in _parts(form)[1]))
+    return 1 + math.log2(math.prod(len(choices) for choices in _choices(form)))
 
 
 @cache
@@ -139,7 +132,7 @@ def draw(rng: random.Random, collective: bool = False) -> Match:
 
 def draw_product(rng: random.Random) -> Match:
     """Draw a product of matrices in registers."""
-    named = [form for form in table.all_forms() if _parts(form)[0] == "mma"]
+    named = [form for form in table.all_forms() if _opcode(form) == "mma"]
     while True:
         match = variant(rng.choice(named), rng)
         if match and match.mnemonic not in _refused():
@@ -149,18 +142,28 @@ def draw_product(rng: random.Random) -> Match:
 _ORDERS = ((None, None), ("relaxed", "gpu"), ("acq_rel", "cta"), ("acquire", "sys"), ("relaxed", "cta"), ("release", "gpu"))
 
 
-def atomic(rng: random.Random, space: str, opcode: str) -> Match:
+def atomic(rng: random.Random, space: str, opcode: str, vector: bool = False) -> Match:
     """Draw an atomic operation, ``atom`` or ``red``, for an address in ``space`` or a generic one."""
-    named = [form for form in table.all_forms() if _parts(form)[0] == opcode]
+    named = [form for form in table.all_forms() if _opcode(form) == opcode and vector == any(w.name == "vec" for w in form.words)]
     while True:
         form = rng.choice(named)
         order, scope = rng.choice(_ORDERS)
         fixed = {"order": order, "scope": scope, "space": rng.choice((space, None)), "hint": None}
-        words = re.findall(r"\.([A-Za-z0-9_:]+)", form.text.partition(" ")[0])
-        choices = zip(words, _parts(form)[1], strict=True)
-        match = _match(form, tuple(fixed[word] if word in fixed else rng.choice(each) for word, each in choices))
-        if match and (opcode != "red" or order not in ("acq_rel", "acquire")) and "vec" not in match:
+        choices = zip(form.words, _choices(form), strict=True)
+        modifiers = [fixed[word.name] if word.name in fixed else rng.choice(each) for word, each in choices]
+        if not vector and rng.random() < 0.2:  # any order will do, the type last
+            modifiers = [*rng.sample(modifiers[:-1], len(modifiers) - 1), modifiers[-1]]
+        match = _match(form, modifiers)
+        if match and (opcode != "red" or order not in ("acq_rel", "acquire")) and _vector_bits(match) <= _MOST_BITS:
             return match
+
+
+_MOST_BITS = 128
+"""Of the elements of an atomic operation together."""
+
+
+def _vector_bits(match: Match) -> int:
+    return match.type.bits * int((match["vec"] or "v1")[1:])
 
 
 def has(opcode: str, kind: str) -> bool:

@@ -6,13 +6,17 @@ Every thread has SLOT bytes of each area of its own, new ones for each step.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
+from kaasd.devices.emulator.table import Match
 from kaasd.devices.emulator.types import TYPES
 from tests.fuzz import forms
 from tests.fuzz.program import CONVERGE, Program, Step
 from tests.fuzz.values import THREADS
 
 SLOT = 16
+BASES = {"shared": "area", "global": "%scratch"}
+"""Where the memory of a program begins."""
 _ORDERS = ("", ".volatile", ".relaxed.cta", ".relaxed.gpu", ".weak")
 _LOADS = (".ca", ".cg", ".cs", ".lu", ".cv", ".L1::evict_first", ".L2::128B", *_ORDERS)
 _STORES = (".wb", ".cg", ".cs", ".wt", ".L1::no_allocate", *_ORDERS)
@@ -20,16 +24,11 @@ _STORES = (".wb", ".cg", ".cs", ".wt", ".L1::no_allocate", *_ORDERS)
 
 def area(program: Program, step: Step, space: str, generic: bool | None = None) -> tuple[str, str]:
     """Return the space to name, empty for a generic address, and a register that points to this thread's slot."""
-    size = SLOT * THREADS
     pointer = program.fresh(64, "u64").name
     if space == "local":
-        step.lines += [f"mov.u64 {pointer}, stack;", f"add.u64 {pointer}, {pointer}, {program.local_bytes};"]
-        program.local_bytes += SLOT
+        step.lines += [f"mov.u64 {pointer}, stack;", f"add.u64 {pointer}, {pointer}, {program.take('local', SLOT)};"]
     else:
-        start = program.shared_bytes if space == "shared" else program.scratch_bytes
-        step.lines += [*point("%thread", "area" if space == "shared" else "%scratch", start), f"mov.u64 {pointer}, %at;"]
-        program.shared_bytes += size * (space == "shared")
-        program.scratch_bytes += size * (space == "global")
+        step.lines += point("%thread", BASES[space], program.take(space, SLOT * THREADS), pointer=pointer)
     if program.rng.random() < 0.3 if generic is None else generic:
         step.lines.append(f"cvta.{space}.u64 {pointer}, {pointer};")
         return "", pointer
@@ -79,39 +78,85 @@ def _store_and_load(program: Program, where: str) -> None:
 
 def exchange(program: Program) -> None:
     """Values that pass from thread to thread through shared memory, with a barrier between."""
+    rng = program.rng
     with program.step("exchange") as step:
         step.together = True
-        result, lane = program.fresh(64, "u64"), program.fresh(32, "u32")
-        start = program.shared_bytes
+        result, lane, first = (program.fresh(bits, f"u{bits}") for bits in (64, 32, 1))
+        start = program.taken["shared"]
         space, pointer = area(program, step, "shared")
-        barrier = program.rng.choice(("bar.sync 0;", "barrier.sync 1;", "bar.sync 3, 64;"))
-        step.lines += [f"st{space}.b64 [{pointer}], {program.source(TYPES['u64'], False)};", CONVERGE, barrier]
-        step.lines.append(f"xor.b32 {lane.name}, %thread, {program.rng.choice((1, 2, 8, 32, 33, 63))};")
-        step.lines += point(lane.name, "area", start)
-        step.lines.append(f"ld.shared.b64 {result.name}, [%at];")
+        step.lines += [f"st{space}.b64 [{pointer}], {program.source(TYPES['u64'], False)};", CONVERGE]
+        if rng.random() < 0.25:  # the second warp waits for the first, whose values it reads
+            step.lines += [f"and.b32 {lane.name}, %thread, 31;", f"setp.lt.u32 {first.name}, %thread, 32;"]
+            step.lines += [f"@{first.name} {rng.choice(_ARRIVALS)} 2, 64;", f"@!{first.name} {rng.choice(_BARRIERS)} 2, 64;"]
+        else:
+            step.lines.append(rng.choice(("bar.sync 0;", "barrier.sync 1;", *(f"{barrier} 3, 64;" for barrier in _BARRIERS))))
+            step.lines.append(f"xor.b32 {lane.name}, %thread, {rng.choice((1, 2, 8, 32, 33, 63))};")
+        step.lines += [*point(lane.name, "area", start), f"ld.shared.b64 {result.name}, [%at];"]
         step.writes.append(result)
 
 
-def point(thread: str, base: str, start: int) -> list[str]:
-    """Lines that make ``%at`` point to a thread's slot, from ``start`` on."""
-    return [f"mov.u64 %at, {base};", f"mad.wide.u32 %at, {thread}, {SLOT}, %at;", f"add.u64 %at, %at, {start};"]
+_BARRIERS = ("bar.sync", "barrier.cta.sync", "barrier.sync.aligned")
+_ARRIVALS = ("bar.arrive", "barrier.cta.arrive", "barrier.arrive.aligned")
+
+
+def point(thread: str, base: str, start: int, size: int = SLOT, pointer: str = "%at") -> list[str]:
+    """Lines that make a pointer to a thread's slot of a size, from ``start`` on."""
+    return [
+        f"mov.u64 {pointer}, {base};",
+        f"mad.wide.u32 {pointer}, {thread}, {size}, {pointer};",
+        f"add.u64 {pointer}, {pointer}, {start};",
+    ]
+
+
+def whereabouts(program: Program) -> None:
+    """Generic addresses in each kind of memory, and tests for what they are in."""
+    rng = program.rng
+    with program.step("isspacep") as step:
+        for where in rng.sample(("global", "shared", "local", "const"), 2):
+            if where == "const":
+                pointer = program.fresh(64, "u64").name
+                step.lines += [f"mov.u64 {pointer}, numbers;", f"cvta.const.u64 {pointer}, {pointer};"]
+            else:
+                _, pointer = area(program, step, where, generic=True)
+            for tested in ("global", "shared", "shared::cta", "local", "const"):
+                result = program.fresh(1, "pred")
+                step.lines.append(f"isspacep.{tested} {result.name}, {pointer};")
+                step.writes.append(result)
 
 
 def own_atomics(program: Program) -> None:
     """An atomic operation on memory of the thread's own: what was there before counts too."""
     rng = program.rng
     where = rng.choice(("global", "shared"))
-    match = forms.atomic(rng, where, "atom")
+    _on_own(program, where, forms.atomic(rng, where, rng.choice(("atom", "atom", "red"))))
+
+
+def vector_atomics(program: Program) -> None:
+    """The same of a vector."""
+    _on_own(program, "global", forms.atomic(program.rng, "global", program.rng.choice(("atom", "red")), vector=True))
+
+
+def _on_own(program: Program, where: str, match: Match) -> None:
     with program.step(match.mnemonic) as step:
         space, pointer = area(program, step, where, generic=match["space"] is None)
-        bits = match.type.bits
-        old, new = program.fresh(bits, match.type.name), program.fresh(bits, match.type.name)
-        sources = [program.source(match.type, False) for slot in match.form.slots if slot.kind == "value" and not slot.optional]
-        step.lines.append(f"st{space}.b{bits} [{pointer}], {program.source(match.type, False)};")
-        step.lines += [f"{match.mnemonic} {old.name}, [{pointer}], {', '.join(sources)};"]
-        step.lines.append(f"ld{space}.b{bits} {new.name}, [{pointer}];")
-        step.lines += [line for result in (old, new) for line in program.settle_nan(match, result)]
-        step.writes += [old, new]
+        bits, name = match.type.bits, match.type.name
+        count = int((match["vec"] or "v1")[1:])
+        old = [program.fresh(bits, name) for _ in range(count if match.mnemonic.startswith("atom") else 0)]
+        new = [program.fresh(bits, name) for _ in range(count)]
+        places = [f"[{pointer}+{bits // 8 * index}]" for index in range(count)]
+        step.lines += [f"st{space}.b{bits} {place}, {program.source(match.type, False)};" for place in places]
+        slots = [slot for slot in match.form.slots if slot.kind == "value" and not slot.optional]
+        sources = [_vector(program.source(match.type, False) for _ in range(count)) for _ in slots]
+        results = [_vector(result.name for result in old)] if old else []
+        step.lines.append(f"{match.mnemonic} {', '.join([*results, f'[{pointer}]', *sources])};")
+        step.lines += [f"ld{space}.b{bits} {result.name}, {place};" for result, place in zip(new, places, strict=True)]
+        step.writes += [*old, *new]
+        step.lines += [line for result in step.writes for line in program.settle_nan(match, result)]
+
+
+def _vector(names: Iterable[str]) -> str:
+    several = list(names)
+    return several[0] if len(several) == 1 else f"{{{', '.join(several)}}}"
 
 
 def common_atomics(program: Program) -> None:
@@ -124,12 +169,12 @@ def common_atomics(program: Program) -> None:
             break
     with program.step(match.mnemonic) as step:
         step.together = True
-        start = program.shared_bytes if where == "shared" else program.scratch_bytes
+        start = program.taken[where]
         area(program, step, where)
         bits = match.type.bits
         result, first = program.fresh(bits, match.type.name), program.fresh(1, "pred")
         unused = f"{program.fresh(bits, match.type.name).name}, " if match.mnemonic.startswith("atom") else ""
-        step.lines = [*point("0", "area" if where == "shared" else "%scratch", start), f"setp.eq.u32 {first.name}, %thread, 0;"]
+        step.lines = [*point("0", BASES[where], start), f"setp.eq.u32 {first.name}, %thread, 0;"]
         step.lines.append(f"@{first.name} st.{where}.b{bits} [%at], {program.source(match.type, False)};")
         step.lines += [CONVERGE, "bar.sync 0;", f"{match.mnemonic} {unused}[%at], {program.source(match.type, False)};"]
         step.lines += ["bar.sync 0;", f"ld.{where}.b{bits} {result.name}, [%at];"]

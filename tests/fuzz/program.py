@@ -11,7 +11,7 @@ from typing import Any
 
 from kaasd.devices.emulator.table import Match, Slot
 from kaasd.devices.emulator.types import TYPES, Type
-from tests.fuzz import forms, values
+from tests.fuzz import forms, parts, values
 from tests.fuzz.forms import Bound
 from tests.fuzz.layout import Layout, Register, lay_out
 from tests.fuzz.values import THREADS
@@ -28,6 +28,7 @@ _NO_CONSTANTS = re.compile(r"v\w+[24]\.|cvt\..*[fe]\d")
 _FLOATS = {"f16", "f16x2", "bf16", "bf16x2", "f32", "tf32", "f64"}
 """Types whose results other instructions read through memory and moves only. The compiler of NVIDIA's driver converts a number
 that is read as a count, or stored narrower, from the register of a floating-point result, and reckons with that result's sign."""
+_AREAS = {"shared": "area", "local": "stack"}
 _NAN = {16: "0x7FFF", 32: "0x7FFFFFFF", 64: "0x7FF8000000000000"}
 
 
@@ -55,9 +56,8 @@ class Program:
         self.steps: list[Step] = []
         self.inputs: dict[Register, int] = {}
         """Registers loaded at the start, and their rows in the table of inputs."""
-        self.shared_bytes = 0
-        self.local_bytes = 0
-        self.scratch_bytes = 0
+        self.taken = dict.fromkeys(("shared", "local", "global"), 0)
+        """Bytes of each kind of memory that steps have."""
         self._counts: dict[int, int] = {}
         self._pool: list[Register] = []
         self._step = Step("")
@@ -79,6 +79,12 @@ class Program:
         number = self._counts.get(bits, 0)
         self._counts[bits] = number + 1
         return Register(f"{_PREFIX[bits]}{number}", bits, kind)
+
+    def take(self, space: str, size: int) -> int:
+        """Return where so many bytes of a kind of memory begin that no other step uses."""
+        start = self.taken[space]
+        self.taken[space] += size
+        return start
 
     def label(self) -> str:
         self._labels += 1
@@ -158,6 +164,8 @@ class Program:
                 continue  # sources that can be left out belong to newer processors, or to barriers with counts
             else:
                 operands.append(self._operand(match, slot, kind))
+        if match.form.parts:
+            operands = parts.choose(self.rng, match, operands, lambda: self.source(TYPES["b32"]))
         lines = [f"{match.mnemonic} {', '.join(operands)};"]
         same = len(operands) > 2 and operands[1] == operands[2]
         for result in results:
@@ -231,10 +239,7 @@ def entry(name: str, inputs: dict[Register, int], steps: list[Step], sizes: Prog
     lines = [f".visible .entry {name}({PARAMETERS})\n{{", ".reg .pred %nan, %q;", ".reg .b64 %in, %out, %scratch, %at;"]
     lines += [".reg .b32 %thread, %place;", ".reg .b16 %byte<4>;"]
     lines += [f".reg .{'pred' if bits == 1 else f'b{bits}'} {_PREFIX[bits]}<{count}>;" for bits, count in sizes.counts()]
-    if sizes.shared_bytes:
-        lines.append(f".shared .align 16 .b8 area[{sizes.shared_bytes}];")
-    if sizes.local_bytes:
-        lines.append(f".local .align 16 .b8 stack[{sizes.local_bytes}];")
+    lines += [f".{space} .align 16 .b8 {name}[{sizes.taken[space]}];" for space, name in _AREAS.items() if sizes.taken[space]]
     lines += ["mov.u32 %thread, %tid.x;", "ld.param.u64 %in, [inputs];", "mad.wide.u32 %in, %thread, 8, %in;"]
     lines += ["ld.param.u64 %out, [outputs];", "ld.param.u32 %place, [place];", "cvt.u64.u32 %at, %place;"]
     lines += ["add.u64 %out, %out, %at;", "ld.param.u64 %scratch, [scratch];"]
