@@ -130,15 +130,15 @@ _FORMS: dict[str, list[Form]] = {}
 
 _REFUSED = {
     **dict.fromkeys(("tex", "tld4", "txq", "istypep", "suld", "sust", "sured", "suq"), "textures and surfaces are not"),
-    **dict.fromkeys(("wgmma", "setmaxnreg"), "warpgroup operations are not"),
+    "wgmma": "warpgroup operations are not",
     "tcgen05": "fifth-generation tensor cores are not",
-    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap", "multimem"), "bulk and tensor-map copies are not"),
+    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),
+    "multimem": "memory that several devices share is not",
     **dict.fromkeys(("mapa", "getctarank", "barrier.cluster", "clusterlaunchcontrol"), "thread block clusters are not"),
     **dict.fromkeys(("st.async", "red.async", "st.bulk"), "thread block clusters are not"),
     "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
     **dict.fromkeys(("mma.sp", "mma.sp::ordered_metadata"), "sparse matrix operations are not"),
     **dict.fromkeys(("alloca", "stacksave", "stackrestore"), "variables of a size known only in the run are not"),
-    "griddepcontrol": "dependent launches are not",
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 

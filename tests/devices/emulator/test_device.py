@@ -338,38 +338,6 @@ def test_parameters_of_all_kinds(device: EmulatedDevice) -> None:
     assert struct.unpack("<HHIQdQ", content) == (255, 515, 256, 1 << 40, 2.5, 7)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("tex.2d.v4.f32.f32 {%n, %n, %n, %n}, [t, {%n, %n}];", "textures"),
-        ("wgmma.fence.sync.aligned;", "warpgroup"),
-        ("cp.async.bulk.commit_group;", "bulk"),
-        ("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];", "clusters"),
-        ("mapa.shared::cluster.u32 %n, %n, %n;", "clusters"),
-        ("tcgen05.wait::ld.sync.aligned;", "tensor cores"),
-        ("alloca.u64 %p0, 16, 16;", "known only in the run"),
-        ("griddepcontrol.wait;", "dependent"),
-        ("add.u33 %n, %n, %n;", "add.u33"),
-        ("frobnicate %n;", "'frobnicate'"),
-        ("add.u32 %n, %n;", "too few operands"),
-        ("add.u32 %n, %n, %n, %n;", "too many operands"),
-        ("add.u32 %n, %n, %undeclared;", "neither declared"),
-        ("add.u64 %p0, %n, %p0;", "does not fit"),
-        ("ld.global.u32 %n, %p0;", "operand"),
-        ("bra NOWHERE;", "NOWHERE"),
-        ("mov.u32 %n, %temperature;", "special register"),
-        ("call (%n), cudaLaunchDevice, (%p0);", "cudaLaunchDevice"),
-    ],
-)
-def test_what_cannot_run_is_refused_when_loaded(device: EmulatedDevice, text: str, words: str) -> None:
-    source = kernel(text, before=".extern .func (.reg .b32 r) cudaLaunchDevice (.reg .b64 x);")
-    line = source.decode().split("\n").index(text) + 1
-    with pytest.raises(UnsupportedLibrary) as caught:
-        device.load(source)
-    assert words in str(caught.value)
-    assert f"line {line}" in str(caught.value)
-
-
 @pytest.mark.parametrize("image", [b"", b"hello", b"\x7fELF", b"// only a comment", f"{HEADER}.visible .entry k(".encode()])
 def test_what_is_no_library(device: EmulatedDevice, image: bytes) -> None:
     with pytest.raises(UnsupportedLibrary):

@@ -7,6 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from kaasd.devices.emulator.emitter import Emitter
+from kaasd.devices.emulator.instructions.narrow import one
 from kaasd.devices.emulator.instructions.rounding import flush
 from kaasd.devices.emulator.native import const
 from kaasd.devices.emulator.table import Match, instruction
@@ -17,6 +18,7 @@ UNSIGNED = {"lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
 UNORDERED = {f"{name}u": operator for name, operator in ORDERED.items()}
 INTEGERS = "b16 b32 b64 u16 u32 u64 s16 s32 s64"
 BOOLEANS = "and or xor"
+RESULTS = "u32 s32 f32 f16 bf16"
 COMPARISONS = [*ORDERED, *UNSIGNED, *UNORDERED, "num", "nan"]
 
 
@@ -63,17 +65,19 @@ def _truth(t: Emitter, condition: Any, kind: Type) -> Any:
     """All ones, or 1.0, where the condition holds."""
     if kind.floating:
         return t.b.select(condition, ir.Constant(kind.ir, 1.0), ir.Constant(kind.ir, 0.0))
+    if kind.kind == "f":
+        return t.b.select(condition, kind.constant(one(kind.name)), kind.constant(0))
     return t.b.sext(condition, kind.raw)
 
 
-@instruction("set.cmp{.ftz}.dtype.type d:dtype, a, b", cmp=COMPARISONS, dtype="u32 s32 f32", type=f"{INTEGERS} f32 f64")
+@instruction("set.cmp{.ftz}.dtype.type d:dtype, a, b", cmp=COMPARISONS, dtype=RESULTS, type=f"{INTEGERS} f32 f64")
 def set_(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     return _truth(t, compare(t, m, m.type, a, b), m.type_of("dtype"))
 
 
 @instruction(
     "set.cmp.bool{.ftz}.dtype.type d:dtype, a, b, c:pred",
-    cmp=COMPARISONS, bool=BOOLEANS, dtype="u32 s32 f32", type=f"{INTEGERS} f32 f64",
+    cmp=COMPARISONS, bool=BOOLEANS, dtype=RESULTS, type=f"{INTEGERS} f32 f64",
 )  # fmt: skip
 def set_with(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     return _truth(t, combine(t, m, compare(t, m, m.type, a, b), c), m.type_of("dtype"))

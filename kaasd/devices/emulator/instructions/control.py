@@ -47,8 +47,10 @@ def trap(t: Emitter, m: Match) -> None:
 
 @instruction("brkpt")
 @instruction("pmevent{.mask} *a")
+@instruction("griddepcontrol.action", action="launch_dependents wait")
+@instruction("setmaxnreg.action.sync.aligned.u32 *count", action="inc dec")
 def nothing(t: Emitter, m: Match, *operands: Any) -> None:
-    """Without a debugger or profiler it does nothing."""
+    """There is no debugger, no profiler, no kernel that starts before the one in front has ended, and no want of registers."""
 
 
 @instruction("nanosleep.u32 *a", suspends=True)

@@ -52,7 +52,7 @@ def convert_to_integer(t: Emitter, m: Match, value: Any, wide: bool) -> Any:
     return result
 
 
-@instruction("cvt.rnd{.sat}.type.atype d, a:atype", rnd="rn rz rm rp", type="f32 f64", atype=INTEGERS)
+@instruction("cvt.rnd{.ftz}{.sat}.type.atype d, a:atype", rnd="rn rz rm rp", type="f32 f64", atype=INTEGERS)
 def from_integer(t: Emitter, m: Match, a: Any) -> Any:
     value = rounded(t, "sitofp" if m.type_of("atype").signed else "uitofp", m["rnd"], m.type.ir, a)
     return saturate(t, value) if "sat" in m else value

@@ -12,6 +12,7 @@ from kaasd.devices.emulator.instructions.narrow import (
     each,
     flush_narrow,
     from_double,
+    one,
     sum_to_odd,
     to_double,
 )
@@ -181,11 +182,7 @@ def set_(t: Emitter, m: Match, a: Any, b: Any, c: Any = None) -> Any:
     if len(results) == 1:
         if target.kind != "f":
             return t.b.sext(results[0], target.raw)
-        return t.b.select(results[0], const(target.raw, _one(target.name)), const(target.raw, 0))
-    one = 0xFFFF if target.kind != "f" else _one(base_of(target))
-    low, high = (t.b.select(truth, i32(one), i32(0)) for truth in results)
+        return t.b.select(results[0], const(target.raw, one(target.name)), const(target.raw, 0))
+    true = 0xFFFF if target.kind != "f" else one(base_of(target))
+    low, high = (t.b.select(truth, i32(true), i32(0)) for truth in results)
     return t.b.or_(low, t.b.shl(high, i32(16)))
-
-
-def _one(name: str) -> int:
-    return FORMATS[name].bias << FORMATS[name].fraction

@@ -182,6 +182,7 @@ def createpolicy(t: Emitter, m: Match, *operands: Any) -> Any:
 
 
 @instruction("membar.level", level="cta gl sys")
+@instruction("membar.proxy.alias")
 @instruction("fence{.order}.scope", order="sc acq_rel acquire release", scope=SCOPE)
 @instruction("fence.proxy.kind", kind=["alias", "async", "async.global", "async.shared::cta"])
 @instruction("fence.mbarrier_init.release.cluster")

@@ -49,6 +49,11 @@ TF32_FRACTION = 10
 """A tf32 number is single precision with only so many bits after the point."""
 
 
+def one(name: str) -> int:
+    """Return the bits of 1.0."""
+    return FORMATS[name].bias << FORMATS[name].fraction
+
+
 def to_double(t: Emitter, value: Any, name: str) -> Any:
     """Return a narrow number in double precision."""
     b = t.b

@@ -60,7 +60,7 @@ def half_to_whole(t: Emitter, m: Match, a: Any) -> Any:
     return from_double(t, saturate(t, value) if "sat" in m else value, m.type.name)
 
 
-@instruction("cvt{.rnd}{.ftz}{.sat}.type.atype d, a:atype", rnd="rn", type="f32 f64", atype=HALF)
+@instruction("cvt{.rnd}{.ftz}{.sat}.type.atype d, a:atype", rnd=MODES, type="f32 f64", atype=HALF)
 def from_half(t: Emitter, m: Match, a: Any) -> Any:
     if m.type is F32 and m["atype"] == "bf16" and not ("ftz" in m or "sat" in m):
         return t.b.bitcast(t.b.shl(t.b.zext(a, I32), const(I32, 16)), F32.ir)  # NaN stays as it is

@@ -56,13 +56,11 @@ def _finish(t: Emitter, m: Match, value: Any, c: Any, signed: bool) -> Any:
     place = selector(t, 0, "")
     if place and (c is None or "second" in m or not re.fullmatch("b[0-3]|h[01]", place)):
         raise t.error(f".{place} of a result needs an operand to be merged into, and no second operation")
-    if c is not None and not place and "second" not in m:
-        raise t.error("a third operand needs a second operation, or a part of the result")
     width = {"": 32, "b": 8, "h": 16}[place[:1]]
     if "sat" in m:
         value = clamp(t, value, width, signed)
     value = t.b.trunc(value, I32)
-    if c is None:
+    if c is None or not (place or "second" in m):
         return value
     if place:
         start = int(place[1]) * width

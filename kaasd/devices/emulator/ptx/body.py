@@ -25,7 +25,7 @@ from kaasd.devices.emulator.ptx.ast import (
     Vector,
 )
 from kaasd.devices.emulator.ptx.cursor import Cursor
-from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_bank, skip_pragma
+from kaasd.devices.emulator.ptx.declarations import SPACES, parse_count, parse_parameters, parse_variables, skip_bank, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
 from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError
 
@@ -112,11 +112,17 @@ class BodyParser:
                     cursor.advance()
             cursor.expect(";")
             return Prototype(line, name, results, parameters)
-        targets = [cursor.take(Kind.IDENTIFIER, "a name")]
+        targets = self._targets()
         while cursor.accept(","):
-            targets.append(cursor.take(Kind.IDENTIFIER, "a name"))
+            targets += self._targets()
         cursor.expect(";")
         return LabelList(line, name, tuple(targets))
+
+    def _targets(self) -> list[str]:
+        """Parse one name of a list, or several as ``name<count>``."""
+        name = self._cursor.take(Kind.IDENTIFIER, "a name")
+        count = parse_count(self._cursor)
+        return [name] if count is None else [f"{name}{index}" for index in range(count)]
 
     def _instruction(self) -> Instruction:
         cursor = self._cursor

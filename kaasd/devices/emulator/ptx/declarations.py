@@ -88,10 +88,7 @@ def _declaration_head(cursor: Cursor, linkage: str) -> Variable:
 def _declarator(cursor: Cursor, head: Variable) -> Variable:
     line = cursor.line
     name = cursor.take(Kind.IDENTIFIER, "a name")
-    count = None
-    if cursor.accept("<"):
-        count = _count(cursor)
-        cursor.expect(">")
+    count = parse_count(cursor)
     dimensions: list[int | None] = []
     while cursor.accept("["):
         dimensions.append(None if cursor.at("]") else parse_integer(cursor))
@@ -100,12 +97,15 @@ def _declarator(cursor: Cursor, head: Variable) -> Variable:
     return replace(head, line=line, name=name, count=count, dimensions=tuple(dimensions), initial=initial)
 
 
-def _count(cursor: Cursor) -> int:
-    """Parse the count of a parameterised name: a plain integer, since ``>`` follows."""
+def parse_count(cursor: Cursor) -> int | None:
+    """Parse the count of a parameterised name, ``<5>``, if there is one: a plain integer, since ``>`` follows."""
+    if not cursor.accept("<"):
+        return None
     line = cursor.line
     text = cursor.take(Kind.INTEGER, "a count")
     if not text.isdigit() or len(text) > 7:
-        raise PtxSyntaxError(line, f"{text} is no count of variables")
+        raise PtxSyntaxError(line, f"{text} is no count of names")
+    cursor.expect(">")
     return int(text)
 
 

@@ -61,7 +61,12 @@ def test_set() -> None:
     a, b = cross(values, values, kinds=["i4", "i4"])
     np.testing.assert_array_equal(evaluate("set.lt.u32.s32 %d, %a, %b;", "u4", a, b), np.where(a < b, 0xFFFFFFFF, 0))
     np.testing.assert_array_equal(evaluate("set.ge.f32.s32 %d, %a, %b;", "f4", a, b), np.where(a >= b, 1.0, 0.0))
+    np.testing.assert_array_equal(evaluate("set.ge.f16.s32 %d, %a, %b;", "f2", a, b), np.where(a >= b, 1.0, 0.0))
+    bf16_one = np.float32(1).view("u4") >> 16
+    np.testing.assert_array_equal(evaluate("set.ge.bf16.s32 %d, %a, %b;", "u2", a, b), np.where(a >= b, bf16_one, 0))
     c = np.arange(len(a)) % 2 == 0
+    expected = np.where((a == b) & c, 1.0, 0.0)
+    np.testing.assert_array_equal(evaluate("set.eq.and.f16.s32 %d, %a, %b, %c;", "f2", a, b, c), expected)
     expected = np.where((a == b) | c, 0xFFFFFFFF, 0)
     np.testing.assert_array_equal(evaluate("set.eq.or.u32.s32 %d, %a, %b, %c;", "u4", a, b, c), expected)
 

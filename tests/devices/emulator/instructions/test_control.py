@@ -32,6 +32,20 @@ def test_branch_table() -> None:
     np.testing.assert_array_equal(evaluate(code, "u4", INDICES), [[10, 11, 12, 11][i % 4] for i in range(64)])
 
 
+def test_branch_table_of_numbered_labels() -> None:
+    code = """
+    .reg .b32 %k; rem.u32 %k, %a, 3; TARGETS: .branchtargets CASE<2>, DONE; mov.u32 %d, 9; brx.idx.uni %k, TARGETS;
+    CASE0: mov.u32 %d, 10; bra DONE; CASE1: mov.u32 %d, 11; DONE:"""
+    np.testing.assert_array_equal(evaluate(code, "u4", INDICES), [[10, 11, 9][i % 3] for i in range(64)])
+
+
+def test_hints_to_the_hardware_do_nothing() -> None:
+    code = """
+    setmaxnreg.dec.sync.aligned.u32 40; griddepcontrol.wait; pmevent 3; pmevent.mask 0xff; brkpt; membar.proxy.alias;
+    mov.u32 %d, %a; griddepcontrol.launch_dependents; setmaxnreg.inc.sync.aligned.u32 232;"""
+    np.testing.assert_array_equal(evaluate(code, "u4", INDICES), INDICES)
+
+
 def test_scopes_hide_names() -> None:
     code = """
     .reg .b32 %x; mov.u32 %x, 1; { .reg .b32 %x; mov.u32 %x, 2; bra L; L: add.u32 %d, %x, %a; }

@@ -209,6 +209,8 @@ def test_to_single_and_double(ptx: str) -> None:
     values = np.array([decode(int(x), ptx) for x in a])
     for target, kind in (("f32", "f4"), ("f64", "f8")):
         np.testing.assert_array_equal(evaluate(f"cvt.{target}.{ptx} %d, %a;", kind, a), values.astype(kind))
+        for mode in ("rn", "rz", "rm", "rp") if ptx == "bf16" else ("rn",):  # there is nothing to round
+            np.testing.assert_array_equal(evaluate(f"cvt.{mode}.{target}.{ptx} %d, %a;", kind, a), values.astype(kind))
 
 
 @pytest.mark.parametrize("source", ["u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64"])

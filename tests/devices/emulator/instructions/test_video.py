@@ -170,6 +170,7 @@ def test_parts_of_sources(opcode: str, selectors: tuple[str, str], types: tuple[
     results = np.array([OPERATIONS[opcode](*pair) & 0xFFFFFFFF for pair in pairs], "u4")
     np.testing.assert_array_equal(evaluate(f"{name} %d, {a}, {b};", "u4", A, B), results)
     np.testing.assert_array_equal(evaluate(f"{name}.add %d, {a}, {b}, %c;", "u4", A, B, C), results + C)
+    np.testing.assert_array_equal(evaluate(f"{name} %d, {a}, {b}, %c;", "u4", A, B, C), results)
 
 
 @pytest.mark.parametrize("kind", ["u32", "s32"])

@@ -70,6 +70,8 @@ def test_instruction_parts() -> None:
         ("0d3FF0000000000000", ast.Float(0x3FF0000000000000, 64)),
         ("1.5", ast.Float(0x3FF8000000000000, 64)),
         ("-1.5", ast.Float(0xBFF8000000000000, 64)),
+        (".5", ast.Float(0x3FE0000000000000, 64)),
+        (".25e1", ast.Float(0x4004000000000000, 64)),
         ("[tex, {%f1, %f2}]", ast.Address("tex", 0, (ast.Vector((ast.Identifier("%f1"), ast.Identifier("%f2"))),))),
         ("$L__BB0_1", ast.Identifier("$L__BB0_1")),
         ("_Z3fooi$bar", ast.Identifier("_Z3fooi$bar")),
