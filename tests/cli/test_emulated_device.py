@@ -31,7 +31,7 @@ CALL = """
 def checked() -> Iterator[str]:
     """A daemon whose emulated device checks all it can, in a random order."""
     checks = ["--emulator-check", "races", "--emulator-check", "init", "--emulator-seed", "1"]
-    properties = ["--emulator-compute-capability", "8.6", "--emulator-shared-memory", "99KiB"]
+    properties = ["--emulator-compute-capability", "12.0", "--emulator-shared-memory", "99KiB"]
     with local_daemon("--device", "emulator", "--log-level", "WARNING", *checks, *properties) as address:
         yield address
 
@@ -96,4 +96,4 @@ def test_what_is_right_passes_the_checks(kaas: Client) -> None:
 
 def test_properties(kaas: Client) -> None:
     (device,) = kaas.devices()
-    assert (device.compute_capability, device.max_shared_memory_bytes) == ("8.6", 99 << 10)
+    assert (device.compute_capability, device.max_shared_memory_bytes) == ("12.0", 99 << 10)

@@ -70,7 +70,7 @@ class EmulatedDevice:
             raise UnsupportedLibrary(
                 f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
             )
-        module = EmulatedModule(content.ptx, self._space, self._checks)
+        module = EmulatedModule(content.ptx, self._space, self.properties.compute_capability, self._checks)
         self._modules.append(module)
         return module
 

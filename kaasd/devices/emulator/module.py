@@ -9,6 +9,7 @@ from math import prod
 
 from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator import instructions, ptx
+from kaasd.devices.emulator.architecture import check_targets
 from kaasd.devices.emulator.calls import function_address
 from kaasd.devices.emulator.compiler import CompiledKernel
 from kaasd.devices.emulator.jit import NativeCode
@@ -51,7 +52,7 @@ class EmulatedKernel:
 class PtxUnit:
     """One PTX text, loaded."""
 
-    def __init__(self, text: str, space: AddressSpace, checks: frozenset[str]) -> None:
+    def __init__(self, text: str, space: AddressSpace, capability: tuple[int, int], checks: frozenset[str]) -> None:
         self._space = space
         self._checks = checks
         self._allocations: list[Allocation] = []
@@ -59,6 +60,7 @@ class PtxUnit:
             self.syntax = ptx.parse(text)
         except ptx.PtxSyntaxError as error:
             raise UnsupportedLibrary(f"PTX {error}") from None
+        check_targets(self.syntax.targets, capability)
         if self.syntax.address_size != 64:
             raise UnsupportedLibrary("PTX with 32-bit addresses is not for the emulated device")
         try:
@@ -203,13 +205,15 @@ def _float_bits(value: ast.Float, width: int, line: int) -> int:
 class EmulatedModule:
     """All PTX texts of a library, loaded."""
 
-    def __init__(self, texts: Sequence[str], space: AddressSpace, checks: frozenset[str] = frozenset()) -> None:
-        """``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
+    def __init__(
+        self, texts: Sequence[str], space: AddressSpace, capability: tuple[int, int], checks: frozenset[str] = frozenset()
+    ) -> None:
+        """``capability`` is the device's; ``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
         self._units: list[PtxUnit] = []
         self.kernels: dict[str, EmulatedKernel] = {}
         try:
             for text in texts:
-                unit = PtxUnit(text, space, checks)
+                unit = PtxUnit(text, space, capability, checks)
                 self._units.append(unit)
                 self.kernels |= unit.kernels
         except BaseException:

@@ -6,6 +6,7 @@ import pytest
 
 from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator import EmulatedDevice
+from kaasd.request.target import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel
 
 CLUSTERS = "thread block clusters are not"
@@ -81,8 +82,12 @@ DECLARATIONS = {
 }
 
 
-def refusal(source: str) -> str:
-    device = EmulatedDevice()
+def device_of(capability: tuple[int, int]) -> EmulatedDevice:
+    return EmulatedDevice(DeviceProperties("emulator", "a test's", 1 << 30, compute_capability=capability))
+
+
+def refusal(source: str, capability: tuple[int, int] = (9, 0)) -> str:
+    device = device_of(capability)
     try:
         with pytest.raises(UnsupportedLibrary) as caught:
             device.load(source.encode())
@@ -106,3 +111,37 @@ def test_declarations(text: str) -> None:
     message = refusal(f"{HEADER}{text}\n.visible .entry k() {{ ret; }}\n")
     assert DECLARATIONS[text] in message
     assert message.startswith(f"PTX line {HEADER.count(chr(10)) + 1}: ")
+
+
+def empty_module(target: str) -> str:
+    return f".version 9.0\n.target {target}\n.address_size 64\n.visible .entry k() {{ ret; }}\n"
+
+
+TOO_NEW = [
+    ("sm_90", (7, 0)), ("sm_75", (7, 2)), ("sm_100", (9, 0)), ("sm_90a", (8, 9)), ("sm_90a", (10, 0)), ("sm_100a", (10, 3)),
+    ("sm_103f", (10, 0)), ("sm_100f", (12, 0)), ("sm_100f", (9, 0)), ("sm_80, debug", (7, 5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "capability"), TOO_NEW)
+def test_targets_of_another_architecture(target: str, capability: tuple[int, int]) -> None:
+    message = refusal(empty_module(target), capability)
+    name = target.partition(",")[0]
+    assert message.startswith(f"PTX is for {name}, the device is sm_{capability[0]}{capability[1]}")
+    number = name[3:].rstrip("af")
+    assert f"--emulator-compute-capability {number[:-1]}.{number[-1]}" in message
+
+
+RUNS = [
+    ("sm_20", (7, 0)), ("sm_70", (7, 0)), ("sm_70", (9, 0)), ("sm_90", (12, 1)), ("sm_90a", (9, 0)), ("sm_100a", (10, 0)),
+    ("sm_100f", (10, 0)), ("sm_100f", (10, 3)), ("sm_90, texmode_independent", (9, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "capability"), RUNS)
+def test_targets_that_run(target: str, capability: tuple[int, int]) -> None:
+    device = device_of(capability)
+    try:
+        assert set(device.load(empty_module(target).encode()).kernels) == {"k"}
+    finally:
+        device.close()
