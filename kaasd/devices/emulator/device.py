@@ -16,7 +16,7 @@ from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
 from kaasd.devices.emulator.run import EmulatedDownload, EmulatedRun, Ended
-from kaasd.devices.image import read_image
+from kaasd.devices.image import ImageKind, read_image
 from kaasd.request.target import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
@@ -66,11 +66,13 @@ class EmulatedDevice:
     def load(self, image: bytes) -> EmulatedModule:
         """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
         content = read_image(image)
-        if not content.ptx:
+        if not content.ptx and content.kind is not ImageKind.WRAPPER:
             raise UnsupportedLibrary(
                 f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
             )
-        module = EmulatedModule(content.ptx, self._space, self.properties.compute_capability, self._checks)
+        module = EmulatedModule(
+            content.ptx, self._space, self.properties.compute_capability, self._checks, content.host_functions
+        )
         self._modules.append(module)
         return module
 

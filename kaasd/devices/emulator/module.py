@@ -206,9 +206,15 @@ class EmulatedModule:
     """All PTX texts of a library, loaded."""
 
     def __init__(
-        self, texts: Sequence[str], space: AddressSpace, capability: tuple[int, int], checks: frozenset[str] = frozenset()
+        self,
+        texts: Sequence[str],
+        space: AddressSpace,
+        capability: tuple[int, int],
+        checks: frozenset[str] = frozenset(),
+        host_functions: Sequence[str] = (),
     ) -> None:
         """``capability`` is the device's; ``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
+        self.host_functions = host_functions
         self._units: list[PtxUnit] = []
         self.kernels: dict[str, EmulatedKernel] = {}
         try:
@@ -222,6 +228,10 @@ class EmulatedModule:
 
     def __iter__(self) -> Iterator[PtxUnit]:
         return iter(self._units)
+
+    def load_host_function(self, name: str) -> EmulatedKernel:
+        """Raise ``UnsupportedLibrary``."""
+        raise UnsupportedLibrary("host code launches its kernels on a CUDA GPU; the emulated device runs none")
 
     def close(self) -> None:
         """Unload. Idempotent."""

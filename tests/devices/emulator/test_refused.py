@@ -46,7 +46,6 @@ INSTRUCTIONS = {
     "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%n];": CLUSTERS,
     "fence.acquire.sync_restrict::shared::cluster.cluster;": CLUSTERS,
     "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": CLUSTERS,
-    "mma.sp.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%n, %n}, {%n, %n}, {%n, %n}, {%n, %n}, %n, 0;": "sparse",
     "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",
     "mov.u64 %p0, k;": "k is a kernel: its address is for dynamic parallelism, which is not",
     "call (%n), cudaLaunchDeviceV2, (%p0);": "dynamic parallelism is not",

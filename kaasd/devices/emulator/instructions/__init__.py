@@ -23,6 +23,8 @@ FAMILIES = (
     "asynchronous",
     "matrix",
     "tensor",
+    "quads",
+    "sparse",
     "wmma",
 )
 

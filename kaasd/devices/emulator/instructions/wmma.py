@@ -12,7 +12,8 @@ from typing import Any
 from kaasd.devices.emulator import special
 from kaasd.devices.emulator.emitter import Emitter
 from kaasd.devices.emulator.instructions.memory import space_of
-from kaasd.devices.emulator.instructions.tensor import WIDTHS, Fragment, Product, multiply
+from kaasd.devices.emulator.instructions.product import WIDTHS, Fragment, Product, multiply
+from kaasd.devices.emulator.instructions.tensor import sizes
 from kaasd.devices.emulator.layout import Fault
 from kaasd.devices.emulator.native import I64, Builder, i32
 from kaasd.devices.emulator.program import Elements, Memory
@@ -27,7 +28,7 @@ LAYOUTS = "row col"
 
 def _fragment(t: Emitter, m: Match, part: str, kind: str) -> Fragment:
     """Return how part a, b, c or d of the operation is held."""
-    height, width, depth = (int(number) for number in m.text("shape")[1:].replace("n", " ").replace("k", " ").split())
+    height, width, depth = sizes(m)
     rows, columns = {"a": (height, depth), "b": (depth, width)}.get(part, (height, width))
     total = rows * columns
     per_register = (64 if kind == "f64" else 32) // WIDTHS[kind]
@@ -131,6 +132,7 @@ def _multiply(t: Emitter, m: Match, operands: list[Any], d: Any, kinds: tuple[st
         _fragment(t, m, "d", result),
         "satfinite" in m,
         combine,
+        m["rnd"],
     )
     multiply(t, product, operands, d)
 
@@ -149,8 +151,8 @@ def mma_single(t: Emitter, m: Match, d: Any, a: Any, b: Any, c: Any) -> None:
     _multiply(t, m, [a, b, c], d, ("f32", m.text("kind"), m.text("kind2"), "f32"))
 
 
-@instruction(f"{_HEAD}{{.rnd}}.f64.f64.f64.f64 *d, *a, *b, *c", rnd="rn", **_WORDS)
-@instruction(f"{_HEAD}.f64.f64.f64.f64.rnd *d, *a, *b, *c", rnd="rn", **_WORDS)  # as nvcc writes it
+@instruction(f"{_HEAD}{{.rnd}}.f64.f64.f64.f64 *d, *a, *b, *c", rnd="rn rz rm rp", **_WORDS)
+@instruction(f"{_HEAD}.f64.f64.f64.f64.rnd *d, *a, *b, *c", rnd="rn rz rm rp", **_WORDS)  # as nvcc writes it
 def mma_double(t: Emitter, m: Match, d: Any, a: Any, b: Any, c: Any) -> None:
     _multiply(t, m, [a, b, c], d, ("f64",) * 4)
 
