@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from kaas.v1 import errors_pb2 as kaas_dot_v1_dot_errors__pb2
+from kaas.v1 import trace_pb2 as kaas_dot_v1_dot_trace__pb2
 from kaas.v1 import types_pb2 as kaas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kaas/v1/executor.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14kaas/v1/errors.proto\x1a\x13kaas/v1/types.proto\"\xbd\x01\n\rSubmitRequest\x12!\n\x07request\x18\x01 \x01(\x0b\x32\x10.kaas.v1.Request\x12\x32\n\x06inputs\x18\x02 \x03(\x0b\x32\".kaas.v1.SubmitRequest.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\xa3\x02\n\x0eSubmitResponse\x12\x35\n\x07outputs\x18\x01 \x03(\x0b\x32$.kaas.v1.SubmitResponse.OutputsEntry\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.kaas.v1.SubmitResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x0f\n\x07printed\x18\x05 \x01(\t\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"l\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x07request\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Request\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x17RegisterFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x07request\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Request\"?\n\x18RegisterFunctionResponse\x12#\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x11.kaas.v1.Function\"\"\n\x12GetFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13GetFunctionResponse\x12#\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x11.kaas.v1.Function\"M\n\x14ListFunctionsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x15ListFunctionsResponse\x12$\n\tfunctions\x18\x01 \x03(\x0b\x32\x11.kaas.v1.Function\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteFunctionResponse\"3\n\x07\x42inding\x12\r\n\x03key\x18\x01 \x01(\tH\x00\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"\xc4\x01\n\rInvokeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x36\n\x08\x62indings\x18\x02 \x03(\x0b\x32$.kaas.v1.InvokeRequest.BindingsEntry\x12\x16\n\x0ereturn_buffers\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x1a\x41\n\rBindingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Binding:\x02\x38\x01\"\xa3\x02\n\x0eInvokeResponse\x12\x35\n\x07outputs\x18\x01 \x03(\x0b\x32$.kaas.v1.InvokeResponse.OutputsEntry\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.kaas.v1.InvokeResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x0f\n\x07printed\x18\x05 \x01(\t\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"]\n\x13InvokeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x06invoke\x18\x02 \x01(\x0b\x32\x16.kaas.v1.InvokeRequest\x12\x12\n\ntimeout_ns\x18\x03 \x01(\x04\"\x80\x01\n\x14InvokeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.kaas.v1.InvokeResponseH\x00\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x14.kaas.v1.StreamErrorH\x00\x42\x08\n\x06result2\x9e\x04\n\x0f\x45xecutorService\x12\x39\n\x06Submit\x12\x16.kaas.v1.SubmitRequest\x1a\x17.kaas.v1.SubmitResponse\x12W\n\x10RegisterFunction\x12 .kaas.v1.RegisterFunctionRequest\x1a!.kaas.v1.RegisterFunctionResponse\x12H\n\x0bGetFunction\x12\x1b.kaas.v1.GetFunctionRequest\x1a\x1c.kaas.v1.GetFunctionResponse\x12N\n\rListFunctions\x12\x1d.kaas.v1.ListFunctionsRequest\x1a\x1e.kaas.v1.ListFunctionsResponse\x12Q\n\x0e\x44\x65leteFunction\x12\x1e.kaas.v1.DeleteFunctionRequest\x1a\x1f.kaas.v1.DeleteFunctionResponse\x12\x39\n\x06Invoke\x12\x16.kaas.v1.InvokeRequest\x1a\x17.kaas.v1.InvokeResponse\x12O\n\x0cInvokeStream\x12\x1c.kaas.v1.InvokeStreamRequest\x1a\x1d.kaas.v1.InvokeStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kaas/v1/executor.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14kaas/v1/errors.proto\x1a\x13kaas/v1/trace.proto\x1a\x13kaas/v1/types.proto\"\xcc\x01\n\rSubmitRequest\x12!\n\x07request\x18\x01 \x01(\x0b\x32\x10.kaas.v1.Request\x12\x32\n\x06inputs\x18\x02 \x03(\x0b\x32\".kaas.v1.SubmitRequest.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05trace\x18\x05 \x01(\x08\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\xc2\x02\n\x0eSubmitResponse\x12\x35\n\x07outputs\x18\x01 \x03(\x0b\x32$.kaas.v1.SubmitResponse.OutputsEntry\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.kaas.v1.SubmitResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x0f\n\x07printed\x18\x05 \x01(\t\x12\x1d\n\x05trace\x18\x06 \x01(\x0b\x32\x0e.kaas.v1.Trace\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"l\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x07request\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Request\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"J\n\x17RegisterFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x07request\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Request\"?\n\x18RegisterFunctionResponse\x12#\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x11.kaas.v1.Function\"\"\n\x12GetFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x13GetFunctionResponse\x12#\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x11.kaas.v1.Function\"M\n\x14ListFunctionsRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"V\n\x15ListFunctionsResponse\x12$\n\tfunctions\x18\x01 \x03(\x0b\x32\x11.kaas.v1.Function\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteFunctionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteFunctionResponse\"3\n\x07\x42inding\x12\r\n\x03key\x18\x01 \x01(\tH\x00\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x42\x08\n\x06source\"\xd3\x01\n\rInvokeRequest\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\x36\n\x08\x62indings\x18\x02 \x03(\x0b\x32$.kaas.v1.InvokeRequest.BindingsEntry\x12\x16\n\x0ereturn_buffers\x18\x03 \x03(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05trace\x18\x05 \x01(\x08\x1a\x41\n\rBindingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1f\n\x05value\x18\x02 \x01(\x0b\x32\x10.kaas.v1.Binding:\x02\x38\x01\"\xc2\x02\n\x0eInvokeResponse\x12\x35\n\x07outputs\x18\x01 \x03(\x0b\x32$.kaas.v1.InvokeResponse.OutputsEntry\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.kaas.v1.InvokeResponse.VersionsEntry\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x1f\n\x06timing\x18\x04 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x0f\n\x07printed\x18\x05 \x01(\t\x12\x1d\n\x05trace\x18\x06 \x01(\x0b\x32\x0e.kaas.v1.Trace\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"]\n\x13InvokeStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x06invoke\x18\x02 \x01(\x0b\x32\x16.kaas.v1.InvokeRequest\x12\x12\n\ntimeout_ns\x18\x03 \x01(\x04\"\x80\x01\n\x14InvokeStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12+\n\x08response\x18\x02 \x01(\x0b\x32\x17.kaas.v1.InvokeResponseH\x00\x12%\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x14.kaas.v1.StreamErrorH\x00\x42\x08\n\x06result2\x9e\x04\n\x0f\x45xecutorService\x12\x39\n\x06Submit\x12\x16.kaas.v1.SubmitRequest\x1a\x17.kaas.v1.SubmitResponse\x12W\n\x10RegisterFunction\x12 .kaas.v1.RegisterFunctionRequest\x1a!.kaas.v1.RegisterFunctionResponse\x12H\n\x0bGetFunction\x12\x1b.kaas.v1.GetFunctionRequest\x1a\x1c.kaas.v1.GetFunctionResponse\x12N\n\rListFunctions\x12\x1d.kaas.v1.ListFunctionsRequest\x1a\x1e.kaas.v1.ListFunctionsResponse\x12Q\n\x0e\x44\x65leteFunction\x12\x1e.kaas.v1.DeleteFunctionRequest\x1a\x1f.kaas.v1.DeleteFunctionResponse\x12\x39\n\x06Invoke\x12\x16.kaas.v1.InvokeRequest\x1a\x17.kaas.v1.InvokeResponse\x12O\n\x0cInvokeStream\x12\x1c.kaas.v1.InvokeStreamRequest\x1a\x1d.kaas.v1.InvokeStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,50 +47,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INVOKERESPONSE_OUTPUTSENTRY']._serialized_options = b'8\001'
   _globals['_INVOKERESPONSE_VERSIONSENTRY']._loaded_options = None
   _globals['_INVOKERESPONSE_VERSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_SUBMITREQUEST']._serialized_start=112
-  _globals['_SUBMITREQUEST']._serialized_end=301
-  _globals['_SUBMITREQUEST_INPUTSENTRY']._serialized_start=256
-  _globals['_SUBMITREQUEST_INPUTSENTRY']._serialized_end=301
-  _globals['_SUBMITRESPONSE']._serialized_start=304
-  _globals['_SUBMITRESPONSE']._serialized_end=595
-  _globals['_SUBMITRESPONSE_OUTPUTSENTRY']._serialized_start=500
-  _globals['_SUBMITRESPONSE_OUTPUTSENTRY']._serialized_end=546
-  _globals['_SUBMITRESPONSE_VERSIONSENTRY']._serialized_start=548
-  _globals['_SUBMITRESPONSE_VERSIONSENTRY']._serialized_end=595
-  _globals['_FUNCTION']._serialized_start=597
-  _globals['_FUNCTION']._serialized_end=705
-  _globals['_REGISTERFUNCTIONREQUEST']._serialized_start=707
-  _globals['_REGISTERFUNCTIONREQUEST']._serialized_end=781
-  _globals['_REGISTERFUNCTIONRESPONSE']._serialized_start=783
-  _globals['_REGISTERFUNCTIONRESPONSE']._serialized_end=846
-  _globals['_GETFUNCTIONREQUEST']._serialized_start=848
-  _globals['_GETFUNCTIONREQUEST']._serialized_end=882
-  _globals['_GETFUNCTIONRESPONSE']._serialized_start=884
-  _globals['_GETFUNCTIONRESPONSE']._serialized_end=942
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=944
-  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=1021
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=1023
-  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=1109
-  _globals['_DELETEFUNCTIONREQUEST']._serialized_start=1111
-  _globals['_DELETEFUNCTIONREQUEST']._serialized_end=1148
-  _globals['_DELETEFUNCTIONRESPONSE']._serialized_start=1150
-  _globals['_DELETEFUNCTIONRESPONSE']._serialized_end=1174
-  _globals['_BINDING']._serialized_start=1176
-  _globals['_BINDING']._serialized_end=1227
-  _globals['_INVOKEREQUEST']._serialized_start=1230
-  _globals['_INVOKEREQUEST']._serialized_end=1426
-  _globals['_INVOKEREQUEST_BINDINGSENTRY']._serialized_start=1361
-  _globals['_INVOKEREQUEST_BINDINGSENTRY']._serialized_end=1426
-  _globals['_INVOKERESPONSE']._serialized_start=1429
-  _globals['_INVOKERESPONSE']._serialized_end=1720
-  _globals['_INVOKERESPONSE_OUTPUTSENTRY']._serialized_start=500
-  _globals['_INVOKERESPONSE_OUTPUTSENTRY']._serialized_end=546
-  _globals['_INVOKERESPONSE_VERSIONSENTRY']._serialized_start=548
-  _globals['_INVOKERESPONSE_VERSIONSENTRY']._serialized_end=595
-  _globals['_INVOKESTREAMREQUEST']._serialized_start=1722
-  _globals['_INVOKESTREAMREQUEST']._serialized_end=1815
-  _globals['_INVOKESTREAMRESPONSE']._serialized_start=1818
-  _globals['_INVOKESTREAMRESPONSE']._serialized_end=1946
-  _globals['_EXECUTORSERVICE']._serialized_start=1949
-  _globals['_EXECUTORSERVICE']._serialized_end=2491
+  _globals['_SUBMITREQUEST']._serialized_start=133
+  _globals['_SUBMITREQUEST']._serialized_end=337
+  _globals['_SUBMITREQUEST_INPUTSENTRY']._serialized_start=292
+  _globals['_SUBMITREQUEST_INPUTSENTRY']._serialized_end=337
+  _globals['_SUBMITRESPONSE']._serialized_start=340
+  _globals['_SUBMITRESPONSE']._serialized_end=662
+  _globals['_SUBMITRESPONSE_OUTPUTSENTRY']._serialized_start=567
+  _globals['_SUBMITRESPONSE_OUTPUTSENTRY']._serialized_end=613
+  _globals['_SUBMITRESPONSE_VERSIONSENTRY']._serialized_start=615
+  _globals['_SUBMITRESPONSE_VERSIONSENTRY']._serialized_end=662
+  _globals['_FUNCTION']._serialized_start=664
+  _globals['_FUNCTION']._serialized_end=772
+  _globals['_REGISTERFUNCTIONREQUEST']._serialized_start=774
+  _globals['_REGISTERFUNCTIONREQUEST']._serialized_end=848
+  _globals['_REGISTERFUNCTIONRESPONSE']._serialized_start=850
+  _globals['_REGISTERFUNCTIONRESPONSE']._serialized_end=913
+  _globals['_GETFUNCTIONREQUEST']._serialized_start=915
+  _globals['_GETFUNCTIONREQUEST']._serialized_end=949
+  _globals['_GETFUNCTIONRESPONSE']._serialized_start=951
+  _globals['_GETFUNCTIONRESPONSE']._serialized_end=1009
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_start=1011
+  _globals['_LISTFUNCTIONSREQUEST']._serialized_end=1088
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_start=1090
+  _globals['_LISTFUNCTIONSRESPONSE']._serialized_end=1176
+  _globals['_DELETEFUNCTIONREQUEST']._serialized_start=1178
+  _globals['_DELETEFUNCTIONREQUEST']._serialized_end=1215
+  _globals['_DELETEFUNCTIONRESPONSE']._serialized_start=1217
+  _globals['_DELETEFUNCTIONRESPONSE']._serialized_end=1241
+  _globals['_BINDING']._serialized_start=1243
+  _globals['_BINDING']._serialized_end=1294
+  _globals['_INVOKEREQUEST']._serialized_start=1297
+  _globals['_INVOKEREQUEST']._serialized_end=1508
+  _globals['_INVOKEREQUEST_BINDINGSENTRY']._serialized_start=1443
+  _globals['_INVOKEREQUEST_BINDINGSENTRY']._serialized_end=1508
+  _globals['_INVOKERESPONSE']._serialized_start=1511
+  _globals['_INVOKERESPONSE']._serialized_end=1833
+  _globals['_INVOKERESPONSE_OUTPUTSENTRY']._serialized_start=567
+  _globals['_INVOKERESPONSE_OUTPUTSENTRY']._serialized_end=613
+  _globals['_INVOKERESPONSE_VERSIONSENTRY']._serialized_start=615
+  _globals['_INVOKERESPONSE_VERSIONSENTRY']._serialized_end=662
+  _globals['_INVOKESTREAMREQUEST']._serialized_start=1835
+  _globals['_INVOKESTREAMREQUEST']._serialized_end=1928
+  _globals['_INVOKESTREAMRESPONSE']._serialized_start=1931
+  _globals['_INVOKESTREAMRESPONSE']._serialized_end=2059
+  _globals['_EXECUTORSERVICE']._serialized_start=2062
+  _globals['_EXECUTORSERVICE']._serialized_end=2604
 # @@protoc_insertion_point(module_scope)

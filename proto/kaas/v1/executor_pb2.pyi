@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from kaas.v1 import errors_pb2 as _errors_pb2
+from kaas.v1 import trace_pb2 as _trace_pb2
 from kaas.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -12,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("request", "inputs", "return_buffers", "device")
+    __slots__ = ("request", "inputs", "return_buffers", "device", "trace")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -24,14 +25,16 @@ class SubmitRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     request: _types_pb2.Request
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     device: str
-    def __init__(self, request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ...) -> None: ...
+    trace: bool
+    def __init__(self, request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
-    __slots__ = ("outputs", "versions", "device", "timing", "printed")
+    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,12 +54,14 @@ class SubmitResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     PRINTED_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     device: str
     timing: _types_pb2.Timing
     printed: str
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ...) -> None: ...
+    trace: _trace_pb2.Trace
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
 
 class Function(_message.Message):
     __slots__ = ("name", "request", "create_time")
@@ -131,7 +136,7 @@ class Binding(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("function", "bindings", "return_buffers", "device")
+    __slots__ = ("function", "bindings", "return_buffers", "device", "trace")
     class BindingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,14 +148,16 @@ class InvokeRequest(_message.Message):
     BINDINGS_FIELD_NUMBER: _ClassVar[int]
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     function: str
     bindings: _containers.MessageMap[str, Binding]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     device: str
-    def __init__(self, function: _Optional[str] = ..., bindings: _Optional[_Mapping[str, Binding]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ...) -> None: ...
+    trace: bool
+    def __init__(self, function: _Optional[str] = ..., bindings: _Optional[_Mapping[str, Binding]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
-    __slots__ = ("outputs", "versions", "device", "timing", "printed")
+    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -170,12 +177,14 @@ class InvokeResponse(_message.Message):
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     PRINTED_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     device: str
     timing: _types_pb2.Timing
     printed: str
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ...) -> None: ...
+    trace: _trace_pb2.Trace
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
 
 class InvokeStreamRequest(_message.Message):
     __slots__ = ("id", "invoke", "timeout_ns")

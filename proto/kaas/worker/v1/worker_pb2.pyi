@@ -1,5 +1,6 @@
 from kaas.v1 import admin_pb2 as _admin_pb2
 from kaas.v1 import library_pb2 as _library_pb2
+from kaas.v1 import trace_pb2 as _trace_pb2
 from kaas.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -24,7 +25,7 @@ class ToWorker(_message.Message):
     def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
 
 class Execute(_message.Message):
-    __slots__ = ("request", "keys", "inputs", "return_buffers")
+    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -43,11 +44,13 @@ class Execute(_message.Message):
     KEYS_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FROM_NS_FIELD_NUMBER: _ClassVar[int]
     request: bytes
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request: _Optional[bytes] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ...) -> None: ...
+    trace_from_ns: int
+    def __init__(self, request: _Optional[bytes] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("request",)
@@ -92,7 +95,7 @@ class Ready(_message.Message):
     def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ...) -> None: ...
 
 class Executed(_message.Message):
-    __slots__ = ("outputs", "versions", "timing", "kernels_launched", "memory_used_bytes", "printed")
+    __slots__ = ("outputs", "versions", "timing", "kernels_launched", "memory_used_bytes", "printed", "trace")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -113,13 +116,15 @@ class Executed(_message.Message):
     KERNELS_LAUNCHED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRINTED_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     timing: _types_pb2.Timing
     kernels_launched: int
     memory_used_bytes: int
     printed: str
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., printed: _Optional[str] = ...) -> None: ...
+    trace: _trace_pb2.Trace
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
 
 class Prepared(_message.Message):
     __slots__ = ()
