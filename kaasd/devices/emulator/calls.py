@@ -22,6 +22,12 @@ def function_address(index: int) -> int:
     return Slot.FUNCTION << OFFSET_BITS | (index + 1) * FUNCTION_SPACING
 
 
+def stack_end(t: Emitter) -> ir.Value:
+    """Where the current function's local memory ends, in the thread's."""
+    end = t.b.add(t.b.get(THREAD, t.thread, "local"), i64(t.routine.local_size))
+    return t.b.add(end, t.b.get(THREAD, t.thread, "allocated")) if t.routine.allocates else end
+
+
 def return_from(t: Emitter) -> None:
     """End the routine: the thread exits, or its caller goes on."""
     b, routine = t.b, t.routine
@@ -32,7 +38,7 @@ def return_from(t: Emitter) -> None:
         if register := routine.formals.get(place.offset):
             b.store_as(t.load_register(register), t.local_pointer(place.offset), "memory")
     frame = b.get(THREAD, t.thread, "frame")
-    b.put(THREAD, t.thread, **{name: b.get(FRAME, frame, name) for name in ("function", "frame", "local")})
+    b.put(THREAD, t.thread, **{name: b.get(FRAME, frame, name) for name in ("function", "frame", "local", "allocated")})
     t.end(Status.CONTINUE)
 
 
@@ -45,7 +51,7 @@ def call(t: Emitter, results: Elements | None, target: Operand, arguments: Eleme
     signature, entry = _callee(t, target, prototype)
     own_frame = b.load(t.image.frame_sizes[t.routine.name], typ=I64)
     frame, local = b.get(THREAD, t.thread, "frame"), b.get(THREAD, t.thread, "local")
-    inner_frame, inner_local = b.at(frame, own_frame), b.add(local, i64(t.routine.local_size))
+    inner_frame, inner_local = b.at(frame, own_frame), stack_end(t)
     limit = b.get(LAUNCH, b.get(CONTEXT, t.context, "launch"), "local_stride")
     t.fault_if(b.is_(">", b.add(inner_local, b.get(FUNCTION, entry, "local_size")), limit), Fault.STACK)
     end = b.at(inner_frame, b.get(FUNCTION, entry, "frame_size"))
@@ -54,8 +60,10 @@ def call(t: Emitter, results: Elements | None, target: Operand, arguments: Eleme
     places = _pair(t, signature.parameters, arguments, "arguments")
     for place, operand in places:
         _pass(t, place, operand)
-    b.put(FRAME, inner_frame, resume=0, function=b.get(THREAD, t.thread, "function"), frame=frame, local=local)
-    b.put(THREAD, t.thread, function=b.get(FUNCTION, entry, "code"), frame=inner_frame, local=inner_local)
+    allocated = b.get(THREAD, t.thread, "allocated")
+    function = b.get(THREAD, t.thread, "function")
+    b.put(FRAME, inner_frame, resume=0, function=function, frame=frame, local=local, allocated=allocated)
+    b.put(THREAD, t.thread, function=b.get(FUNCTION, entry, "code"), frame=inner_frame, local=inner_local, allocated=0)
     t.suspend(Status.CONTINUE)
     for place, operand in _pair(t, signature.results, results, "results"):
         _take(t, place, operand)
@@ -116,7 +124,7 @@ def _pair(t: Emitter, places: Sequence[Storage], operands: Elements | None, what
 
 def _inner(t: Emitter, place: Storage) -> ir.Value:
     """The host address of a place in the callee's local memory, seen from the caller."""
-    return t.local_pointer(t.routine.local_size + place.offset)
+    return t.b.at(t.b.get(THREAD, t.thread, "locals"), t.b.add(stack_end(t), i64(place.offset)))
 
 
 def _copy(t: Emitter, target: ir.Value, source: ir.Value, size: int) -> None:

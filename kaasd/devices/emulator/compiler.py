@@ -31,7 +31,8 @@ from kaasd.devices.emulator.table import Flow
 from kaasd.devices.emulator.types import PRED
 
 STACK_SIZE = 64 << 10
-"""Bytes of saved registers, and as many of local memory, for each thread of a kernel with recursion or indirect calls."""
+"""Bytes of saved registers, and as many of local memory, for each thread of a kernel with recursion or indirect calls; and bytes
+of local memory for each function with ``alloca``."""
 
 
 class CompiledKernel:
@@ -85,7 +86,8 @@ class CompiledKernel:
                 return None
             known = [sizes for sizes in inner if sizes is not None]
             frame, local = (max((sizes[i] for sizes in known), default=0) for i in (0, 1))
-            return self.frame_sizes[name] + frame, routine.local_size + local
+            own = routine.local_size + (STACK_SIZE if routine.allocates else 0)
+            return self.frame_sizes[name] + frame, own + local
 
         return depth(self.image.entry.name, frozenset()) or (STACK_SIZE, STACK_SIZE)
 
@@ -135,7 +137,7 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, checked: b
         with b.count(block[2]) as z, b.count(block[1]) as y, b.count(block[0]) as x:
             number = b.load(index, typ=I32)
             b.store(b.add(number, i32(1)), index)
-            b.put(THREAD, thread, x=x, y=y, z=z, index=number)
+            b.put(THREAD, thread, x=x, y=y, z=z, index=number, allocated=0)
             if checked:
                 begin_thread(b, context, arena)
             with b.when(b.is_("!=", b.call(thread_function, [context, thread]), Status.EXIT), likely=False):

@@ -175,8 +175,10 @@ THREAD = Struct(
     frame_end="ptr",
     locals="ptr",
     local="i64",
+    allocated="i64",
 )
-"""A thread. ``local`` is where the current function's variables start. What an operation exchanges with others follows it."""
+"""A thread. ``local`` is where the current function's variables start; behind them are ``allocated`` bytes of ``alloca``.
+What an operation exchanges with others follows it."""
 
 BLOCK = Struct(
     "Block",
@@ -196,7 +198,7 @@ it began, completed its last barrier, and began the thread at hand."""
 BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
 """``expected`` is 0 for every thread that has not exited."""
 
-FRAME = Struct("Frame", resume="i32", pad="i32", function="ptr", frame="ptr", local="i64")
+FRAME = Struct("Frame", resume="i32", pad="i32", function="ptr", frame="ptr", local="i64", allocated="i64")
 """The head of a function's frame: where to resume, and the caller. Saved registers follow."""
 
 FUNCTION = Struct("Function", code="ptr", frame_size="i64", local_size="i64", parameter_size="i64", result_size="i64")

@@ -198,6 +198,11 @@ class Routine:
     directives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
+    def allocates(self) -> bool:
+        """Whether it takes local memory as it runs."""
+        return any(op.source.opcode == "alloca" for op in self.operations)
+
+    @property
     def calls_indirectly(self) -> bool:
         return any(op.source.opcode == "call" and isinstance(op.operands[1], Register) for op in self.operations)
 

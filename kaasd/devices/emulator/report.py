@@ -20,7 +20,7 @@ ACCESSES = {Fault.LOAD: "read", Fault.STORE: "write", Fault.ATOMIC: "atomic acce
 OTHERS = {
     Fault.TRAP: ("CUDA_ERROR_LAUNCH_FAILED", "the kernel trapped"),
     Fault.DEADLOCK: ("CUDA_ERROR_LAUNCH_FAILED", "deadlock: every thread left waits for one that cannot come"),
-    Fault.STACK: ("CUDA_ERROR_HARDWARE_STACK_ERROR", "the stack is full: calls are nested too deep"),
+    Fault.STACK: ("CUDA_ERROR_HARDWARE_STACK_ERROR", "the stack is full: calls are nested too deep, or alloca asks for too much"),
     Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to what is no function of this signature"),
     Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),

@@ -399,6 +399,7 @@ def _build_admit(module: ir.Module) -> ir.Function:
             frame_end=b.at(frame, frame_stride),
             locals=b.at(local, b.mul(wide, local_stride)),
             local=0,
+            allocated=0,
         )
         b.put(FRAME, frame, resume=0)
         b.store(b.add(b.load(x_now, typ=I32), i32(1)), x_now)

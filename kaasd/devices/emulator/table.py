@@ -137,7 +137,6 @@ _REFUSED = {
     **dict.fromkeys(("mapa", "getctarank", "barrier.cluster", "clusterlaunchcontrol"), "thread block clusters are not"),
     **dict.fromkeys(("st.async", "red.async", "st.bulk"), "thread block clusters are not"),
     "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
-    **dict.fromkeys(("alloca", "stacksave", "stackrestore"), "variables of a size known only in the run are not"),
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 

@@ -18,6 +18,7 @@ FAMILIES = (
     "memory",
     "atomic",
     "control",
+    "stack",
     "warp",
     "barrier",
     "asynchronous",
