@@ -70,5 +70,6 @@ def process_bytes(gpu: raw.Gpu, number: int) -> int:
         library = folder / "dot.ptx"
         library.write_bytes(DOT_PTX.read_bytes())
         before = gpu.used_bytes()
-        stack.enter_context(Crew("benchmarks.alternatives.first", number, [str(library), "", "stay"]))
+        processes = stack.enter_context(Crew("benchmarks.alternatives.first", number, [str(library), "", "stay"]))
+        processes.wait_until_ready()
         return gpu.used_bytes() - before
