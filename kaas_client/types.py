@@ -82,7 +82,7 @@ class Library:
     file_name: str
     size_bytes: int
     kind: str
-    """``ptx``, ``cubin``, ``fatbin`` or ``shared_object``."""
+    """``ptx``, ``cubin``, ``fatbin``, ``shared_object`` or ``wrapper``."""
     create_time: datetime
 
 
@@ -92,7 +92,7 @@ class KernelInfo:
 
     name: str
     parameter_size_bytes: tuple[int, ...]
-    """Of each parameter, in order."""
+    """Of each parameter, in order. Empty for a function of host code: it declares none."""
     static_shared_memory_bytes: int
     max_threads_per_block: int
 

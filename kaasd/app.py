@@ -40,6 +40,8 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     devices = available(settings.devices)
+    if settings.allow_host_wrappers:
+        _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
     async with AsyncExitStack() as stack:
         settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_locked(settings.store / "kaasd.lock"))
@@ -96,6 +98,7 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         # The emulated device runs on the thread that serves it, one request at a time.
         concurrency=1 if device == EMULATOR else settings.concurrency,
         device_memory_bytes=settings.device_memory_bytes,
+        allow_host_wrappers=settings.allow_host_wrappers,
         log_level=settings.log_level,
         spin_s=_spin_s(settings),
     )

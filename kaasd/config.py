@@ -94,6 +94,12 @@ def _parse_seed(value: object) -> int:
     return value
 
 
+def _parse_switch(value: object) -> bool:
+    if value not in (True, False, "true", "false"):
+        raise ValueError(f"expected true or false, got {value!r}")
+    return value in (True, "true")
+
+
 def _parse_compute_capability(value: object) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,2})\.(\d)", str(value), re.ASCII)
     if match is None:
@@ -146,6 +152,8 @@ class _Option:
     metavar: str
     parse_one: Callable[[object], Any]
     many: bool = False
+    switch: bool = False
+    """Its flag takes no value."""
 
     @property
     def flag(self) -> str:
@@ -178,6 +186,9 @@ class Settings:
     """Larger values are kept in chunks of this size. Default 16MiB."""
     library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
     """Directory below which requests may name libraries by path. Default: none, so that only uploaded ones can be used."""
+    allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", _parse_switch, switch=True)] = False
+    """Run wrappers: shared objects whose functions launch kernels themselves. They are host code, which can do all that the
+    daemon's user can: whoever can connect has that user's rights. Default: not."""
     max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
     """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
@@ -262,7 +273,7 @@ def parse_command_line(arguments: Sequence[str], environ: Mapping[str, str] = os
             typer.echo(f"kaasd {__version__}")
             return
         try:
-            chosen.append(load_settings({k: v for k, v in flags.items() if v not in (None, [])}, config, environ))
+            chosen.append(load_settings({k: v for k, v in flags.items() if v not in (None, [], False)}, config, environ))
         except SettingsError as error:
             raise typer.BadParameter(str(error)) from None
 
@@ -282,8 +293,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
     manual = _manual()
     for name, (field, option) in _options().items():
         text = manual[field] + (" May be given several times." if option.many else "")
-        kind = list[str] | None if option.many else str | None
-        yield _parameter(name, kind, None, typer.Option(option.flag, metavar=option.metavar, help=text))
+        kind = bool if option.switch else list[str] | None if option.many else str | None
+        default = False if option.switch else None
+        yield _parameter(name, kind, default, typer.Option(option.flag, metavar=option.metavar, help=text))
     text = "File of settings, by the names of these options with underscores."
     yield _parameter("config", str | None, None, typer.Option("--config", metavar="FILE.toml", help=text))
     yield _parameter("version", bool, False, typer.Option("--version", help="Print the version and exit."))

@@ -64,6 +64,16 @@ class Module(Protocol):
         """Every entry point, by name."""
 
     def close(self) -> None:
+    @property
+    def host_functions(self) -> Sequence[str]:
+        """The functions that a host's shared object exports. None of its code runs before ``load_host_function``."""
+
+    def load_host_function(self, name: str) -> Kernel:
+        """Load the host code, and return one of ``host_functions`` as what a launch takes for a kernel.
+
+        Raises ``UnsupportedLibrary``.
+        """
+
         """Unload. Idempotent."""
 
 
@@ -76,7 +86,7 @@ class Launch:
     block: Dim3
     shared_memory_bytes: int
     arguments: tuple[BufferRef | bytes, ...]
-    """A buffer's address, or the bytes of a literal (as long as its parameter)."""
+    """A buffer's address, or the bytes of a literal (as long as its parameter, where the kernel declares any)."""
 
 
 class Awaited(Protocol):
@@ -197,7 +207,10 @@ class Device(Protocol):
     def properties(self) -> DeviceProperties: ...
 
     def load(self, image: bytes) -> Module:
-        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object with a fatbin. Raises ``UnsupportedLibrary``."""
+        """Load GPU code: PTX, cubin, fatbin, or an ELF shared object, with a fatbin or with host code alone.
+
+        Raises ``UnsupportedLibrary``.
+        """
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
         """Return new memory of unspecified content. Raises ``OutOfMemory``."""

@@ -1,4 +1,5 @@
-"""Just enough of ELF to find the section of a host library that holds GPU code, and to tell which GPU a cubin is for.
+"""Just enough of ELF to find the section of a host library that holds GPU code, the functions that it exports, and to tell which
+GPU a cubin is for.
 
 Layout: System V ABI, chapter 4 (64-bit, little-endian). What CUDA adds was read off the output of nvcc and ptxas 12 and 13.
 """
@@ -6,6 +7,7 @@ Layout: System V ABI, chapter 4 (64-bit, little-endian). What CUDA adds was read
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kaasd.devices.base import UnsupportedLibrary
@@ -14,10 +16,15 @@ MAGIC = b"\x7fELF"
 
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
 _SEGMENT_SIZE = 56
 _CLASS64, _LITTLE_ENDIAN = 2, 1
-_TYPE_RELOCATABLE = 1
+_TYPE_RELOCATABLE, _TYPE_SHARED = 1, 3
 _MACHINE_CUDA = 190
+_SECTION_DYNAMIC_SYMBOLS = 11
+_FUNCTION, _BINDS_OUTSIDE, _SEEN_OUTSIDE = 2, (1, 2), (0, 3)
+"""STT_FUNC; STB_GLOBAL, STB_WEAK; STV_DEFAULT, STV_PROTECTED."""
+_OF_THE_LINKER = {"_init", "_fini"}
 # SHT_NULL, SHT_NOBITS, and what relocatable cubins have: uninitialised global, local, shared, reserved shared memory.
 _SECTION_WITHOUT_BYTES = {0, 8, 0x70000007, 0x70000009, 0x7000000A, 0x70000015}
 
@@ -34,6 +41,8 @@ class Elf:
     """Of a cubin: the compute capability times ten; 0 otherwise."""
     sections: tuple[tuple[bytes, memoryview], ...]
     """Name and content, in order, of those that have content."""
+    functions: tuple[str, ...]
+    """Of a host's shared object: the names of the functions that it exports, sorted."""
 
     def section(self, name: bytes) -> memoryview | None:
         """Return the content of the first section of this name."""
@@ -57,14 +66,22 @@ def read_elf(data: bytes) -> Elf:
 
     view = memoryview(data)
     contents: list[tuple[int, memoryview]] = []
-    for index, (name_at, section_type, _, _, offset, size, *_) in enumerate(headers):
+    symbols: list[tuple[memoryview, int]] = []
+    """Tables of dynamic symbols, each with the index of the section that has their names."""
+    for index, (name_at, section_type, _, _, offset, size, names_at, *_) in enumerate(headers):
         if section_type in _SECTION_WITHOUT_BYTES:
             size = 0
         _need(data, f"section {index}", offset if size else 0, size)
         contents.append((name_at, view[offset : offset + size]))
+        if section_type == _SECTION_DYNAMIC_SYMBOLS:
+            symbols.append((contents[-1][1], names_at))
     names = bytes(contents[names_index][1]) if names_index < len(contents) else b""
 
     is_cubin = machine == _MACHINE_CUDA
+    functions: set[str] = set()
+    if kind == _TYPE_SHARED and not is_cubin:
+        for table, names_index in symbols:
+            functions.update(_exported(table, contents[names_index][1] if names_index < len(contents) else b""))
     # Up to CUDA 12 the architecture is in the lowest byte of the flags, from version 8 of the ABI in the second.
     sm = (flags >> 8 if identity[8] >= 8 else flags) & 0xFF
     return Elf(
@@ -72,7 +89,21 @@ def read_elf(data: bytes) -> Elf:
         is_relocatable=kind == _TYPE_RELOCATABLE,
         sm=sm if is_cubin else 0,
         sections=tuple((names[at : names.find(b"\0", at)], content) for at, content in contents if content.nbytes),
+        functions=tuple(sorted(functions - _OF_THE_LINKER)),
     )
+
+
+def _exported(table: memoryview, names: memoryview | bytes) -> Iterator[str]:
+    """Yield the functions that a table of dynamic symbols defines for others."""
+    if len(table) % _SYMBOL.size:
+        raise UnsupportedLibrary(f"malformed ELF: a symbol table of {len(table)} bytes, no multiple of {_SYMBOL.size}")
+    text = bytes(names)
+    for name_at, info, visibility, section, _, _ in _SYMBOL.iter_unpack(table):
+        if info & 15 == _FUNCTION and info >> 4 in _BINDS_OUTSIDE and visibility & 3 in _SEEN_OUTSIDE and section:
+            end = text.find(b"\0", name_at)
+            if end <= name_at:
+                raise UnsupportedLibrary(f"malformed ELF: the name of a function would be at byte {name_at} of {len(text)}")
+            yield text[name_at:end].decode(errors="replace")
 
 
 def _need(data: bytes, what: str, offset: int, size: int) -> None:

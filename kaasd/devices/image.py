@@ -1,4 +1,4 @@
-"""What a library file is: PTX text, a cubin, a fatbin, or a host's ELF object that holds fatbins.
+"""What a library file is: PTX text, a cubin, a fatbin, or a host's ELF object that holds fatbins or launches kernels itself.
 
 Pure: bytes in, description out, no driver. Any bytes are safe to give.
 """
@@ -6,7 +6,7 @@ Pure: bytes in, description out, no driver. Any bytes are safe to give.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ class ImageKind(Enum):
     """A bundle of PTX and cubins."""
     SHARED_OBJECT = "shared object"
     """A host's ELF object with fatbins in it."""
+    WRAPPER = "wrapper"
+    """A host's ELF shared object without fatbins, whose functions may launch kernels themselves."""
 
 
 class Cubin(NamedTuple):
@@ -47,6 +49,8 @@ class Image:
     """Every cubin of every unit."""
     units: tuple[bytes, ...]
     """Each unit in the form that the driver loads: PTX with a zero at its end, a cubin, or a fatbin."""
+    host_functions: tuple[str, ...] = ()
+    """Of a host's shared object: the functions that it exports, its kernels' host stubs among them."""
 
 
 def read_image(data: bytes) -> Image:
@@ -128,8 +132,10 @@ def _read_elf(data: bytes) -> Image:
     if section is None:
         if file.section(b"__nv_relfatbin") is not None:
             raise UnsupportedLibrary(f"ELF file {_RELOCATABLE}")
-        raise UnsupportedLibrary("ELF file without GPU code: it has no .nv_fatbin section")
-    return _from_fatbins(ImageKind.SHARED_OBJECT, section)
+        if not file.functions:
+            raise UnsupportedLibrary("ELF file without GPU code: it has no .nv_fatbin section, nor does it export a function")
+        return Image(ImageKind.WRAPPER, (), (), (), file.functions)
+    return replace(_from_fatbins(ImageKind.SHARED_OBJECT, section), host_functions=file.functions)
 
 
 _RELOCATABLE = "with relocatable device code only, which is not linked; build it without -rdc=true"

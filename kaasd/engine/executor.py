@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 
 from kaas.v1 import library_pb2
 from kaasd.devices.base import Device, KernelFault, OutOfMemory
-from kaasd.engine.binding import Binding
+from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.job import Call, Job, Result
 from kaasd.engine.libraries import Libraries, ResolvedLibrary, content_id
 from kaasd.engine.memory import DeviceMemory
@@ -33,15 +33,17 @@ class Executor:
         *,
         memory_limit_bytes: int | None = None,
         keep_unused: bool = True,
+        allow_host_wrappers: bool = False,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; without ``keep_unused`` what no request uses is freed at once.
+        With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs.
 
         ``on_commit`` is called from another thread when a commit has ended: the jobs that are committing are to be polled.
         """
         limit = memory_limit_bytes or int(device.properties.memory_bytes * MEMORY_SHARE)
         memory = DeviceMemory(device, limit, keep_unused=keep_unused)
-        programs = Programs(device, libraries, memory)
+        programs = Programs(device, libraries, memory, allow_host_wrappers=allow_host_wrappers)
         self._libraries = libraries
         self._resources = Resources(device, store, memory, programs, on_commit)
 
@@ -67,7 +69,7 @@ class Executor:
         """
         program = self._resources.programs.get(request)
         program.requests += 1
-        later = suppress(KeyNotFoundError, ValueTooShortError, NoRoomError, OutOfMemory, KernelFault)
+        later = suppress(KeyNotFoundError, ValueTooShortError, StoreMoved, NoRoomError, OutOfMemory, KernelFault)
         try:
             with later, closing(Binding(self._resources, program, program.plan, {})) as bound:
                 bound.run.warm()

@@ -40,6 +40,7 @@ _KINDS = {
     ImageKind.CUBIN: library_pb2.LIBRARY_KIND_CUBIN,
     ImageKind.FATBIN: library_pb2.LIBRARY_KIND_FATBIN,
     ImageKind.SHARED_OBJECT: library_pb2.LIBRARY_KIND_SHARED_OBJECT,
+    ImageKind.WRAPPER: library_pb2.LIBRARY_KIND_WRAPPER,
 }
 
 Stamp: TypeAlias = tuple[int, ...]
@@ -104,7 +105,7 @@ class Libraries:
         return True
 
     def describe(self, content: bytes, file_name: str = "") -> library_pb2.Library:
-        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it holds no GPU code."""
+        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is no library."""
         try:
             kind = _KINDS[read_image(content).kind]
         except UnsupportedLibrary as error:

@@ -13,7 +13,7 @@ from kaasd.engine.layout import Layout
 from kaasd.engine.libraries import Libraries, ResolvedLibrary
 from kaasd.engine.lru import LruCache
 from kaasd.engine.memory import DeviceMemory, Held
-from kaasd.errors import InvalidLibraryError, KaasError, KernelNotFoundError
+from kaasd.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError
 from kaasd.request.plan import Plan, make_plan, rebind
 from kaasd.request.protobuf import request_from_proto
 from kaasd.request.types import Request
@@ -156,7 +156,8 @@ class Program:
 class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
-    def __init__(self, device: Device, libraries: Libraries, memory: DeviceMemory) -> None:
+    def __init__(self, device: Device, libraries: Libraries, memory: DeviceMemory, *, allow_host_wrappers: bool = False) -> None:
+        self._allow_host_wrappers = allow_host_wrappers
         self._device = device
         self._libraries = libraries
         self._memory = memory
@@ -167,7 +168,8 @@ class Programs:
     def get(self, request: bytes) -> Program:
         """Return the program of a serialised ``kaas.v1.Request``.
 
-        Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``.
+        Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``,
+        ``NotEnabledError``.
         """
         program = self._programs.get(request)
         if program is not None:
@@ -183,8 +185,20 @@ class Programs:
         return program
 
     def inspect(self, library: ResolvedLibrary) -> Mapping[str, Kernel]:
-        """Return the kernels of a library. Raises ``InvalidLibraryError``."""
-        return self._load(library).kernels
+        """Return the kernels of a library, with functions of host code where they can be called.
+
+        Raises ``InvalidLibraryError``, ``NotEnabledError``.
+        """
+        module = self._load(library)
+        kernels = dict(module.kernels)
+        if self._allow_host_wrappers:
+            try:
+                for name in module.host_functions:
+                    kernels.setdefault(name, self._host_function(library, module, name))
+            except InvalidLibraryError:
+                if not module.kernels:
+                    raise
+        return kernels
 
     def close(self) -> None:
         """Unload everything. Idempotent."""
@@ -200,17 +214,20 @@ class Programs:
             try:
                 if spec.library not in libraries:
                     libraries[spec.library] = self._libraries.resolve(spec.library)
-                found = self._load(libraries[spec.library]).kernels
+                module = self._load(libraries[spec.library])
+                kernel = module.kernels.get(spec.name)
+                if kernel is None and spec.name in module.host_functions:
+                    kernel = self._host_function(libraries[spec.library], module, spec.name)
             except KaasError as error:
                 error.message = f"kernels[{index}].library: {error.message}"
                 raise
-            if spec.name not in found:
-                names = ", ".join(sorted(found)[:20]) or "none"
+            if kernel is None:
+                names = ", ".join(sorted(module.kernels or module.host_functions)[:20]) or "none"
                 raise KernelNotFoundError(
                     f"kernels[{index}].name: library {spec.library} has no kernel {spec.name!r}; it has {names}",
                     {"kernel_index": str(index), "kernel": spec.name},
                 )
-            kernels[spec.library, spec.name] = found[spec.name]
+            kernels[spec.library, spec.name] = kernel
         plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
         loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
         return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()))
@@ -226,8 +243,25 @@ class Programs:
         self._modules.move_to_end(library.content_id)
         return module
 
+        if not module.kernels and module.host_functions:
+            self._check_host_code_allowed(library)
     def _retire(self, request: bytes) -> None:
         """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
+    def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> Kernel:
+        self._check_host_code_allowed(library)
+        try:
+            return module.load_host_function(name)
+        except UnsupportedLibrary as error:
+            raise InvalidLibraryError(f"{name!r} is host code: {error}") from error
+
+    def _check_host_code_allowed(self, library: ResolvedLibrary) -> None:
+        if not self._allow_host_wrappers:
+            named = f"{library.reference!r} is" if library.reference else "the library is"
+            raise NotEnabledError(
+                f"{named} a shared object of host code that launches kernels itself; this server runs no host code of others, "
+                "unless it is started with --allow-host-wrappers"
+            )
+
         program = self._programs.pop(request)
         program.outdated = True
         for instance in list(program.idle):

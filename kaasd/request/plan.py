@@ -157,6 +157,8 @@ def _lower(kernel: KernelSpec, index_of: Mapping[str, int]) -> PlannedLaunch:
 
 def _check_arguments(found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes) -> None:
     sizes = signature.parameter_size_bytes
+    if sizes is None:
+        return
     if len(kernel.arguments) != len(sizes):
         found.add(
             f"{path}.arguments",

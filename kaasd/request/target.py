@@ -31,8 +31,8 @@ class KernelAttributes:
     """What a loaded kernel needs and allows, from the driver or from the PTX."""
 
     name: str
-    parameter_size_bytes: tuple[int, ...]
-    """Size of each parameter, in order."""
+    parameter_size_bytes: tuple[int, ...] | None
+    """Size of each parameter, in order; None for host code, which declares none."""
     static_shared_memory_bytes: int
     max_threads_per_block: int
     required_block: Dim3 | None = None

@@ -28,6 +28,8 @@ class WorkerConfig:
     """Most requests that run on the device at a time."""
     device_memory_bytes: int | None = None
     """Most device memory to take; None: the executor's own share."""
+    allow_host_wrappers: bool = False
+    """Run host code of libraries."""
 
     def to_json(self) -> str:
         """Return the text for the command line."""

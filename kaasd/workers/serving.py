@@ -175,7 +175,7 @@ def _inspect(executor: Executor, call: worker_pb2.Inspect) -> library_pb2.Inspec
         kernels=[
             library_pb2.KernelInfo(
                 name=attributes.name,
-                parameter_size_bytes=attributes.parameter_size_bytes,
+                parameter_size_bytes=attributes.parameter_size_bytes or (),
                 static_shared_memory_bytes=attributes.static_shared_memory_bytes,
                 max_threads_per_block=attributes.max_threads_per_block,
             )

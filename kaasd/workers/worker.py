@@ -74,7 +74,14 @@ def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tupl
     )
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])
-    executor = Executor(device, store, libraries, memory_limit_bytes=config.device_memory_bytes, on_commit=commits.notify)
+    executor = Executor(
+        device,
+        store,
+        libraries,
+        memory_limit_bytes=config.device_memory_bytes,
+        allow_host_wrappers=config.allow_host_wrappers,
+        on_commit=commits.notify,
+    )
     stack.callback(executor.close)
     return device, executor
 

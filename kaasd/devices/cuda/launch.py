@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -14,6 +13,8 @@ from kaasd.devices.base import Launch
 from kaasd.devices.cuda.driver import check
 from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.parameters import Parameters
+from kaasd.devices.cuda.wrapper import HostCall, HostFunction
 from kaasd.request.types import Dim3
 
 
@@ -27,29 +28,13 @@ class KernelCall:
         kernel.allow_dynamic_shared_memory(shared_memory_bytes)
         self._function = kernel.function
         self._configuration = (*grid, *block, shared_memory_bytes)
-        # The driver takes an array of pointers, one to each parameter's value, and copies the values when it launches or adds a
-        # node. Every value begins at a multiple of 16, which suits the largest type.
-        values = bytearray()
-        self._offsets: list[int] = []
-        for parameter in parameters:
-            self._offsets.append(len(values))
-            values += parameter + bytes(-len(parameter) % 16)
-        self._values = values or bytearray(1)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._values))
-        self._pointers = (ctypes.c_void_p * (len(parameters) or 1))(*(base + offset for offset in self._offsets))
-
-    def set_parameter(self, index: int, value: bytes) -> bool:
-        """Change a parameter for launches to come; return whether it was another."""
-        start = self._offsets[index]
-        if self._values[start : start + len(value)] == value:
-            return False
-        self._values[start : start + len(value)] = value
-        return True
+        self.parameters = Parameters(parameters)
+        """The driver copies the values when it launches or adds a node."""
 
     def enqueue(self, stream: Any) -> None:
         """Put the launch into a stream. Raises ``CudaError``, which can also be that of a launch before."""
         *dimensions, shared = self._configuration
-        check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, ctypes.addressof(self._pointers), 0)
+        check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
 
     @cached_property
     def node_parameters(self) -> Any:
@@ -59,23 +44,25 @@ class KernelCall:
         node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ, node.sharedMemBytes = (
             self._configuration
         )
-        node.kernelParams = ctypes.addressof(self._pointers)
+        node.kernelParams = self.parameters.address
         return node
 
 
-def call_of(launch: Launch) -> KernelCall:
-    """Return a launch for the driver. Raises ``CudaError``."""
-    assert isinstance(launch.kernel, CudaKernel)
+def call_of(launch: Launch) -> KernelCall | HostCall:
+    """Return a launch for the driver, or the call of a wrapper. Raises ``CudaError``."""
     parameters = [argument if isinstance(argument, bytes) else _address(argument.buffer) for argument in launch.arguments]
+    if isinstance(launch.kernel, HostFunction):
+        return HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+    assert isinstance(launch.kernel, CudaKernel)
     return KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
 
 
-def update_call(call: KernelCall, launch: Launch) -> bool:
+def update_call(call: KernelCall | HostCall, launch: Launch) -> bool:
     """Give a call of ``call_of`` the buffers of another launch; return whether they are others."""
     changed = False
     for index, argument in enumerate(launch.arguments):
         if not isinstance(argument, bytes):
-            changed |= call.set_parameter(index, _address(argument.buffer))
+            changed |= call.parameters.set(index, _address(argument.buffer))
     return changed
 
 

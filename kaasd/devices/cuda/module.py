@@ -11,8 +11,9 @@ from cuda.bindings import driver
 
 from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.devices.image import Image, ptx_version, read_image
-from kaasd.request.target import KernelAttributes
+from kaasd.request.target import DeviceProperties, KernelAttributes
 from kaasd.request.types import Dim3
 
 _SHARED_WITHOUT_OPT_IN = 48 << 10
@@ -41,19 +42,29 @@ class CudaModule:
     """A library's code, one module of the driver for each of its units."""
 
     def __init__(
-        self, data: bytes, capability: tuple[int, int], release: Callable[..., None], forget: Callable[[CudaModule], None]
+        self,
+        data: bytes,
+        properties: DeviceProperties,
+        host_code: HostCode,
+        release: Callable[..., None],
+        forget: Callable[[CudaModule], None],
     ) -> None:
-        """Load ``data``. To close, each handle is given to ``release`` with its function, then the module to ``forget``.
+        """Load ``data`` for a device of these properties; its host code, when it is asked for, is loaded by ``host_code``.
 
-        Raises ``UnsupportedLibrary``.
+        To close, each handle is given to ``release`` with its function, then the module to ``forget``. Raises
+        ``UnsupportedLibrary``.
         """
+        self._data = data
+        self._max_threads_per_block = properties.max_threads_per_block
+        self._host_code = host_code
         image = read_image(data)
+        self.host_functions = image.host_functions
         required_blocks = _required_blocks(image)
         kernels: dict[str, CudaKernel] = {}
         with ExitStack() as undo:
             undo.callback(forget, self)
             for unit in image.units:
-                handle = _load(unit, image, capability)
+                handle = _load(unit, image, properties.compute_capability)
                 undo.callback(release, driver.cuModuleUnload, handle)
                 for attributes, function in _kernels(handle, required_blocks):
                     # A template's kernel may be in several units, always the same.
@@ -65,6 +76,10 @@ class CudaModule:
     def kernels(self) -> Mapping[str, CudaKernel]:
         """Every entry point, by name."""
         return self._kernels
+
+    def load_host_function(self, name: str) -> HostFunction:
+        """Load the host code, unless it is, and return a function that it exports. Raises ``UnsupportedLibrary``."""
+        return HostFunction(name, self._host_code.function(self._data, name), self._max_threads_per_block)
 
     def close(self) -> None:
         """Unload. Idempotent."""

@@ -18,6 +18,7 @@ from kaasd.devices.cuda.memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.module import CudaKernel
 
 PLAIN_STARTS = 1
+from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
 """Runs before there is a graph. On an H100 building one costs 6 microseconds a launch, and each run of it saves 3 against plain
 launches: a graph pays for itself with the third run, and a run that never comes again needs none."""
 _MIN_REPEATS = 3
@@ -88,6 +89,8 @@ class CudaRun:
 
             before = [(_address(to), source, to.size_bytes) for to, source in zip(uploads, addresses, strict=False)]
             before += [(_address(buffer), 0, buffer.size_bytes) for buffer in moved.zeroed]
+        if any(isinstance(launch.kernel, HostFunction) for launch in launches):
+            plain_starts = None  # what host code does, no graph can hold
             behind = [(to, _address(of), of.size_bytes) for to, of in zip(addresses[len(uploads) :], downloads, strict=True)]
             self._before = list(move_calls(mover, before))
             self._behind = list(move_calls(mover, behind, arrived.address, memory.address))
@@ -102,7 +105,8 @@ class CudaRun:
         if self._graph is not None:
             try:
                 for call in changed:
-                    self._graph.update(call)
+                    if isinstance(call, KernelCall):
+                        self._graph.update(call)
             except CudaError:
                 self._drop_graph()  # the next start builds another, and tells what is wrong
 
@@ -205,14 +209,14 @@ class CudaRun:
         message = f"{self._launches[index].kernel.attributes.name} could not be launched: {refused}"
         return OutOfMemory(message) if refused.is_out_of_memory else KernelFault(refused.name, index, message)
 
-    def _call_of(self, index: int, launch: Launch) -> KernelCall:
+    def _call_of(self, index: int, launch: Launch) -> KernelCall | HostCall:
         try:
             return call_of(launch)
         except CudaError as refused:
             raise self._refusal(index, refused) from refused
 
     def _build_graph(self) -> CudaGraph:
-        calls = self._calls * self._inside
+        calls = [call for call in self._calls if isinstance(call, KernelCall)] * self._inside
         before, behind = (self._before, self._behind) if self._all_in_graph else ([], [])
         try:
             return CudaGraph([*before, *calls, *behind], self._context.release)
@@ -239,3 +243,5 @@ def _address(buffer: DeviceBuffer) -> int:
 
 def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+        if isinstance(refused, WrapperFailed):
+            return KernelFault(refused.name, index, str(refused))

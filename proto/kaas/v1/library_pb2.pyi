@@ -17,11 +17,13 @@ class LibraryKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LIBRARY_KIND_CUBIN: _ClassVar[LibraryKind]
     LIBRARY_KIND_FATBIN: _ClassVar[LibraryKind]
     LIBRARY_KIND_SHARED_OBJECT: _ClassVar[LibraryKind]
+    LIBRARY_KIND_WRAPPER: _ClassVar[LibraryKind]
 LIBRARY_KIND_UNSPECIFIED: LibraryKind
 LIBRARY_KIND_PTX: LibraryKind
 LIBRARY_KIND_CUBIN: LibraryKind
 LIBRARY_KIND_FATBIN: LibraryKind
 LIBRARY_KIND_SHARED_OBJECT: LibraryKind
+LIBRARY_KIND_WRAPPER: LibraryKind
 
 class Library(_message.Message):
     __slots__ = ("id", "file_name", "size_bytes", "kind", "create_time")

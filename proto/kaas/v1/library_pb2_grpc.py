@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class LibraryServiceStub(object):
-    """Keeps files of GPU code: PTX, cubin, fatbin, or an ELF shared object that holds a fatbin.
+    """Keeps files of GPU code: PTX, cubin, fatbin, an ELF shared object that holds a fatbin, or, where the server allows host code
+    (docs/wrappers.md), one that launches kernels itself.
     """
 
     def __init__(self, channel):
@@ -58,13 +59,15 @@ class LibraryServiceStub(object):
 
 
 class LibraryServiceServicer(object):
-    """Keeps files of GPU code: PTX, cubin, fatbin, or an ELF shared object that holds a fatbin.
+    """Keeps files of GPU code: PTX, cubin, fatbin, an ELF shared object that holds a fatbin, or, where the server allows host code
+    (docs/wrappers.md), one that launches kernels itself.
     """
 
     def UploadLibrary(self, request_iterator, context):
         """Stores a library under its content id. The first message is the header, the others chunks of about 1 MiB. Idempotent: the
         same bytes give the same id. INVALID_ARGUMENT: no GPU code, or code that no device of this server can load; the message says
-        why. FAILED_PRECONDITION: cut short, or the content is not what the header promised. RESOURCE_EXHAUSTED: store full.
+        why. FAILED_PRECONDITION: cut short, or the content is not what the header promised; or host code, which the server does not
+        allow. RESOURCE_EXHAUSTED: store full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +75,7 @@ class LibraryServiceServicer(object):
 
     def InspectLibrary(self, request, context):
         """Returns the kernels of a library and their parameters. Idempotent. NOT_FOUND; INVALID_ARGUMENT: no GPU code.
+        FAILED_PRECONDITION: host code, which the server does not allow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +127,8 @@ def add_LibraryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LibraryService(object):
-    """Keeps files of GPU code: PTX, cubin, fatbin, or an ELF shared object that holds a fatbin.
+    """Keeps files of GPU code: PTX, cubin, fatbin, an ELF shared object that holds a fatbin, or, where the server allows host code
+    (docs/wrappers.md), one that launches kernels itself.
     """
 
     @staticmethod

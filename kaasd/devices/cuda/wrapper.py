@@ -1,0 +1,101 @@
+"""Wrappers: functions of host code that launch kernels themselves, called where a kernel would be launched."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+from cuda.bindings import driver
+
+from kaasd.devices.base import UnsupportedLibrary
+from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.parameters import Parameters
+from kaasd.request.target import KernelAttributes
+from kaasd.request.types import Dim3
+
+Wrapper: TypeAlias = Callable[[Any, Any, int, int, int, int], int]
+_WRAPPER = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
+)
+"""``int f(const uint32_t grid[3], const uint32_t block[3], uint32_t shared_bytes, void **args, uint32_t arg_count,
+void *stream)``. The GIL is released while it runs."""
+
+
+class WrapperFailed(CudaError):
+    """A wrapper returned something else than 0."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(name, "WRAPPER_FAILED", f"it returned {code}")
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.call} returned {self.code}"
+
+
+class HostFunction:
+    """A function of a shared object, in place of a kernel."""
+
+    def __init__(self, name: str, function: Wrapper, max_threads_per_block: int) -> None:
+        self.function = function
+        self.attributes = KernelAttributes(name, None, 0, max_threads_per_block)
+
+
+class HostCode:
+    """The shared objects that this process has loaded. They stay until it ends: what their code has begun, nobody can undo."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[bytes, ctypes.CDLL] = {}
+
+    def function(self, data: bytes, name: str) -> Wrapper:
+        """Return an exported function of the shared object ``data``. Raises ``UnsupportedLibrary`` where it cannot be loaded."""
+        digest = sha256(data).digest()
+        if digest not in self._loaded:
+            self._loaded[digest] = _load(data)
+        try:
+            return _WRAPPER((name, self._loaded[digest]))
+        except AttributeError as error:
+            raise UnsupportedLibrary(str(error)) from error
+
+
+def _load(data: bytes) -> ctypes.CDLL:
+    """Load these very bytes: a file of the same path may be another by now."""
+    descriptor = os.memfd_create("kaasd-wrapper", os.MFD_CLOEXEC)
+    path = f"/proc/self/fd/{descriptor}"
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        # For the loader a path is a library, so the descriptor stays open: its number must not come again for another one.
+        return ctypes.CDLL(path)
+    except OSError as error:
+        os.close(descriptor)
+        raise UnsupportedLibrary(f"it cannot be loaded: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+class HostCall:
+    """A call of a wrapper, to be made any number of times. No graph can hold it."""
+
+    def __init__(
+        self, kernel: HostFunction, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
+    ) -> None:
+        self.parameters = Parameters(parameters)
+        self._kernel = kernel
+        self._grid, self._block = (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block)
+        self._shared_memory_bytes = shared_memory_bytes
+
+    def enqueue(self, stream: Any) -> None:
+        """Have the wrapper put what it launches into a stream. Raises ``WrapperFailed``, ``CudaError``."""
+        context = check(driver.cuCtxGetCurrent)
+        code = self._kernel.function(
+            ctypes.addressof(self._grid),
+            ctypes.addressof(self._block),
+            self._shared_memory_bytes,
+            self.parameters.address,
+            self.parameters.count,
+            int(stream),
+        )
+        check(driver.cuCtxSetCurrent, context)  # whatever it has left behind
+        if code:
+            raise WrapperFailed(self._kernel.attributes.name, code)
