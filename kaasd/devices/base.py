@@ -63,7 +63,6 @@ class Module(Protocol):
     def kernels(self) -> Mapping[str, Kernel]:
         """Every entry point, by name."""
 
-    def close(self) -> None:
     @property
     def host_functions(self) -> Sequence[str]:
         """The functions that a host's shared object exports. None of its code runs before ``load_host_function``."""
@@ -74,6 +73,7 @@ class Module(Protocol):
         Raises ``UnsupportedLibrary``.
         """
 
+    def close(self) -> None:
         """Unload. Idempotent."""
 
 

@@ -241,12 +241,10 @@ class Programs:
                 raise InvalidLibraryError(str(error)) from error
             self._modules[library.content_id] = module
         self._modules.move_to_end(library.content_id)
-        return module
-
         if not module.kernels and module.host_functions:
             self._check_host_code_allowed(library)
-    def _retire(self, request: bytes) -> None:
-        """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
+        return module
+
     def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> Kernel:
         self._check_host_code_allowed(library)
         try:
@@ -262,6 +260,8 @@ class Programs:
                 "unless it is started with --allow-host-wrappers"
             )
 
+    def _retire(self, request: bytes) -> None:
+        """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
         program = self._programs.pop(request)
         program.outdated = True
         for instance in list(program.idle):

@@ -16,9 +16,9 @@ from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, call_of, faulted_launch, move_calls, update_call
 from kaasd.devices.cuda.memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
 
 PLAIN_STARTS = 1
-from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
 """Runs before there is a graph. On an H100 building one costs 6 microseconds a launch, and each run of it saves 3 against plain
 launches: a graph pays for itself with the third run, and a run that never comes again needs none."""
 _MIN_REPEATS = 3
@@ -59,6 +59,8 @@ class CudaRun:
 
         When it closes it is given to ``forget``. Raises ``KernelFault``, ``OutOfMemory``.
         """
+        if any(isinstance(launch.kernel, HostFunction) for launch in launches):
+            plain_starts = None  # what host code does, no graph can hold
         self._context = context
         self._launches = launches
         self._single, self._inside, self._repeats = split_iterations(len(launches), iterations)
@@ -89,8 +91,6 @@ class CudaRun:
 
             before = [(_address(to), source, to.size_bytes) for to, source in zip(uploads, addresses, strict=False)]
             before += [(_address(buffer), 0, buffer.size_bytes) for buffer in moved.zeroed]
-        if any(isinstance(launch.kernel, HostFunction) for launch in launches):
-            plain_starts = None  # what host code does, no graph can hold
             behind = [(to, _address(of), of.size_bytes) for to, of in zip(addresses[len(uploads) :], downloads, strict=True)]
             self._before = list(move_calls(mover, before))
             self._behind = list(move_calls(mover, behind, arrived.address, memory.address))
@@ -206,6 +206,8 @@ class CudaRun:
     def _refusal(self, index: int, refused: CudaError) -> Exception:
         if refused.is_fault:
             return KernelFault(refused.name, -1, f"a kernel faulted: {refused.text}", device_lost=True)
+        if isinstance(refused, WrapperFailed):
+            return KernelFault(refused.name, index, str(refused))
         message = f"{self._launches[index].kernel.attributes.name} could not be launched: {refused}"
         return OutOfMemory(message) if refused.is_out_of_memory else KernelFault(refused.name, index, message)
 
@@ -243,5 +245,3 @@ def _address(buffer: DeviceBuffer) -> int:
 
 def _aligned(size_bytes: int) -> int:
     return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
-        if isinstance(refused, WrapperFailed):
-            return KernelFault(refused.name, index, str(refused))
