@@ -28,19 +28,26 @@ class Resident(Held):
         """While it is on its way."""
 
 
+class StoreMoved(Exception):
+    """There was a commit in the middle of a binding, which has taken some values as they were before it."""
+
+
 class Binding:
-    """A request with all that it needs on the device, or on its way there."""
+    """A request with all that it needs on the device, or on its way there. What it takes from the store is of one state of it."""
 
     def __init__(self, resources: Resources, program: Program, plan: Plan, inputs: Mapping[str, bytes]) -> None:
         """Get memory, and begin to bring what is shared.
 
         ``inputs`` come in place of the store's values, by buffer name. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``,
-        ``KeyNotFoundError``, ``ValueTooShortError``.
+        ``KeyNotFoundError``, ``ValueTooShortError``, ``StoreMoved``.
         """
         self._resources = resources
         self._slots, self._layout = plan.slots, program.layout
         self._inputs = inputs
         self._snapshot: Snapshot | None = None
+        self._commit = resources.store.last_commit
+        """The state of the store that this is about."""
+        self._relies_on_commit = False
         self.transfers: list[Transfer] = []
         """They come before the run."""
         with ExitStack() as undo:
@@ -49,17 +56,17 @@ class Binding:
             instance = program.take_instance(resources.memory, resources.device, shared)
             undo.callback(program.give_instance, resources.memory, instance)
             self.run: Run = instance.run(shared)
-            self.buffer = instance.buffer
-            """Returns the buffer of a slot."""
+            self._instance = instance
             self._undo = undo.pop_all()
 
+    def buffer(self, slot: int) -> DeviceBuffer:
+        """Return the buffer of a slot."""
+        return self._instance.buffer(slot)
+
     def load(self) -> None:
-        """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``."""
+        """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``StoreMoved``."""
         for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
-            position = 0
-            for piece in self._content(self._slots[index]):
-                target[position : position + len(piece)] = piece
-                position += len(piece)
+            self._fill(index, target)
         for index in self._layout.copied:
             self._upload(self.buffer(index), self._content(self._slots[index]))
 
@@ -72,9 +79,29 @@ class Binding:
         """Give back what was taken, when the run has ended; waits for transfers. Idempotent."""
         self._undo.close()
 
+    def _fill(self, index: int, target: memoryview) -> None:
+        """Write a small value where the run takes it from, unless it stands there since an earlier run."""
+        slot, uploaded = self._slots[index], self._instance.uploaded
+        key = slot.spec.store_key
+        inline = slot.spec.name in self._inputs
+        if not inline and uploaded.get(index) == (key, self._commit):
+            self._relies_on_commit = True
+            return
+        uploaded.pop(index, None)
+        position = 0
+        for piece in self._content(slot):
+            target[position : position + len(piece)] = piece
+            position += len(piece)
+        if not inline:
+            uploaded[index] = key, self._commit
+
     def _open_snapshot(self) -> Snapshot:
         if self._snapshot is None:
-            self._snapshot = self._undo.enter_context(self._resources.store.snapshot())
+            self._snapshot = snapshot = self._undo.enter_context(self._resources.store.snapshot())
+            if snapshot.commit != self._commit:
+                if self._relies_on_commit:
+                    raise StoreMoved
+                self._commit = snapshot.commit
         return self._snapshot
 
     def _content(self, slot: Slot) -> Iterable[memoryview]:
@@ -117,8 +144,8 @@ class Binding:
         assert isinstance(resident, Resident)
         if spec.constant:
             return resident
-        last_commit = self._resources.store.last_commit
-        if resident.current_at == last_commit:
+        if resident.current_at == self._commit:
+            self._relies_on_commit = True
             return resident
         try:
             is_current = resident.version == self._open_snapshot().stat(spec.store_key).version
@@ -126,7 +153,7 @@ class Binding:
             memory.release(resident)
             raise
         if is_current:
-            resident.current_at = last_commit
+            resident.current_at = self._commit
             return resident
         memory.drop(resident)
         memory.release(resident)

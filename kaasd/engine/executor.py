@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 
 from kaas.v1 import library_pb2
 from kaasd.devices.base import Device, KernelFault, OutOfMemory
-from kaasd.engine.binding import Binding
+from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.job import Call, Job, Result
 from kaasd.engine.libraries import Libraries, ResolvedLibrary, content_id
 from kaasd.engine.memory import DeviceMemory
@@ -69,7 +69,7 @@ class Executor:
         """
         program = self._resources.programs.get(request)
         program.requests += 1
-        later = suppress(KeyNotFoundError, ValueTooShortError, NoRoomError, OutOfMemory, KernelFault)
+        later = suppress(KeyNotFoundError, ValueTooShortError, StoreMoved, NoRoomError, OutOfMemory, KernelFault)
         try:
             with later, closing(Binding(self._resources, program, program.plan, {})) as bound:
                 bound.run.warm()

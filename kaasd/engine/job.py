@@ -12,7 +12,7 @@ from time import perf_counter_ns
 from typing import TypeAlias, TypeVar
 
 from kaasd.devices.base import Awaited, Download, OutOfMemory
-from kaasd.engine.binding import Binding
+from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.programs import Program
 from kaasd.engine.residency import NoRoomError
 from kaasd.engine.resources import DEVICE_ERRORS, Resources
@@ -138,18 +138,31 @@ class Job:
 
     def _bind(self, program: Program, plan: Plan) -> Steps[Binding]:
         """Get memory and inputs; where others use the memory that it needs, wait for its turn."""
+        while True:
+            bound = yield from self._get_memory(program, plan)
+            try:
+                bound.load()
+            except StoreMoved:
+                bound.close()
+            except BaseException:
+                bound.close()
+                raise
+            else:
+                return bound
+
+    def _get_memory(self, program: Program, plan: Plan) -> Steps[Binding]:
         resources = self._resources
         waiting = resources.waiting_for_memory
         try:
             while True:
                 if not waiting or waiting[0] is self:
                     try:
-                        bound = Binding(resources, program, plan, self._call.inputs)
+                        return Binding(resources, program, plan, self._call.inputs)
+                    except StoreMoved:
+                        continue
                     except (NoRoomError, OutOfMemory):
                         if not resources.memory.in_use_bytes:
                             raise
-                    else:
-                        break
                 if self not in waiting:
                     waiting.append(self)
                 yield NOTHING
@@ -157,12 +170,6 @@ class Job:
         finally:
             if waiting and self in waiting:
                 waiting.remove(self)
-        try:
-            bound.load()
-        except BaseException:
-            bound.close()
-            raise
-        return bound
 
     @staticmethod
     def _launch(bound: Binding) -> Steps[None]:

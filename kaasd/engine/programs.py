@@ -38,6 +38,8 @@ class Instance(Held):
         self._run: Run | None = None
         self._shared: Sequence[DeviceBuffer] = ()
         self._by_slot = dict(zip(program.layout.own, own, strict=True))
+        self.uploaded: dict[int, tuple[str, int]] = {}
+        """By slot, what of the store its host memory for the run holds: a key, and a commit at which this was its value."""
 
     def buffer(self, slot: int) -> DeviceBuffer:
         """Return the buffer of a slot."""

@@ -104,6 +104,10 @@ class Snapshot(Protocol):
     """One consistent view. Everything it hands out is dead when it closes, so it is held shortly: LMDB cannot reuse the
     pages that a reader may still see."""
 
+    @property
+    def commit(self) -> int:
+        """The ``last_commit`` of the store that it sees."""
+
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
         """Raises ``KeyNotFoundError``."""
 

@@ -47,6 +47,11 @@ class LmdbSnapshot:
             if error is None:
                 raise
 
+    @property
+    def commit(self) -> int:
+        self._check_open()
+        return int(self._txn.id())
+
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
         version, size, time_ns = unpack_head(self._raw(key, namespace))
         return Entry(key, size, version, time_ns)
