@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+from kaasd.devices.trace import Tracer
 from kaasd.request.target import DeviceProperties, KernelAttributes
 from kaasd.request.types import Access, Dim3
 
@@ -89,6 +90,12 @@ class Launch:
     """A buffer's address, or the bytes of a literal (as long as its parameter, where the kernel declares any)."""
 
 
+def buffer_names(launches: Iterable[Launch]) -> dict[DeviceBuffer, str]:
+    """Return what a request calls the buffers of its launches."""
+    references = (argument for launch in launches for argument in launch.arguments if isinstance(argument, BufferRef))
+    return {reference.buffer: reference.name for reference in references}
+
+
 class Awaited(Protocol):
     """Something under way."""
 
@@ -138,9 +145,10 @@ class Run(Awaited, Protocol):
     def warm(self) -> None:
         """Do now what would be done once the run has come often. Raises ``KernelFault`` where a launch is refused."""
 
-    def start(self, after: Iterable[Transfer] = ()) -> None:
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
         """Begin to run, when the transfers have ended. A device that cannot run aside has ended when this returns.
 
+        A ``tracer`` of the device takes note of each small copy, zeroing and launch, of which each is then made by itself.
         Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, as ``done`` does for what comes later, and ``Stopped``.
         """
 
@@ -242,6 +250,9 @@ class Device(Protocol):
 
     def download(self, buffer: DeviceBuffer) -> Download:
         """Begin to copy a buffer to host memory."""
+
+    def tracer(self) -> Tracer[Any]:
+        """Return what takes note of one request."""
 
     def stop(self) -> bool:
         """Ask a running ``Run`` to end with ``Stopped``, from any thread.

@@ -17,6 +17,7 @@ from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.memory import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun, Moved
+from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.request.target import DeviceProperties
 
@@ -180,6 +181,10 @@ class CudaDevice:
         """Begin to copy a buffer to pinned memory."""
         assert isinstance(buffer, CudaBuffer)
         return CudaDownload(self._context, buffer, self._context.pinned.take(buffer.size_bytes))
+
+    def tracer(self) -> CudaTracer:
+        """Return what takes note of one request."""
+        return CudaTracer(self._context, self._stream)
 
     def stop(self) -> bool:
         """Return False: a kernel ends by itself or with its process."""

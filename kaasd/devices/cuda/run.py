@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceBuffer, KernelFault, Launch, OutOfMemory, Transfer
+from kaasd.devices.base import DeviceBuffer, KernelFault, Launch, OutOfMemory, Transfer, buffer_names
 from kaasd.devices.cuda.context import CudaContext, Lane
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
-from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, call_of, faulted_launch, move_calls, update_call
+from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, Move, call_of, faulted_launch, move_calls, update_call
 from kaasd.devices.cuda.memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.tracer import stream_of
 from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
+from kaasd.devices.trace import SpanKind, Tracer
 
 PLAIN_STARTS = 1
 """Runs before there is a graph. On an H100 building one costs 6 microseconds a launch, and each run of it saves 3 against plain
@@ -36,6 +40,32 @@ class Moved:
     uploads: Sequence[DeviceBuffer]
     zeroed: Sequence[DeviceBuffer]
     downloads: Sequence[DeviceBuffer]
+
+
+@dataclass(frozen=True, slots=True)
+class _SingleMoves:
+    """The launches of ``moveKern`` for a run whose moves are to be told apart: one for each, and one that tells of the end."""
+
+    mover: CudaKernel
+    moved: Moved
+    moves_before: Sequence[Move]
+    moves_behind: Sequence[Move]
+    signal: tuple[int, int]
+
+    def before(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
+        """Yield what fills each buffer."""
+        for buffer, move in zip((*self.moved.uploads, *self.moved.zeroed), self.moves_before, strict=True):
+            kind = SpanKind.COPY_TO_DEVICE if move[1] else SpanKind.ZERO
+            yield from ((kind, buffer, call) for call in move_calls(self.mover, [move]))
+
+    def behind(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
+        """Yield what copies each buffer back."""
+        for buffer, move in zip(self.moved.downloads, self.moves_behind, strict=True):
+            yield from ((SpanKind.COPY_TO_HOST, buffer, call) for call in move_calls(self.mover, [move]))
+
+    def end(self) -> Iterator[KernelCall]:
+        """Yield what sets the flag."""
+        return move_calls(self.mover, (), *self.signal)
 
 
 class CudaRun:
@@ -72,6 +102,7 @@ class CudaRun:
         self._failure: Exception | None = None
         self._enqueued = 0
         self._polls = 0
+        self._traced = False
         with ExitStack() as undo:
             undo.callback(arrived.close)
             undo.callback(forget, self)
@@ -94,6 +125,7 @@ class CudaRun:
             behind = [(to, _address(of), of.size_bytes) for to, of in zip(addresses[len(uploads) :], downloads, strict=True)]
             self._before = list(move_calls(mover, before))
             self._behind = list(move_calls(mover, behind, arrived.address, memory.address))
+            self._singly = _SingleMoves(mover, moved, before, behind, (arrived.address, memory.address))
             self._calls = [self._call_of(index, launch) for index, launch in enumerate(launches)]
             undo.callback(self._drop_graph)
             self._undo = undo.pop_all()
@@ -119,9 +151,10 @@ class CudaRun:
             self._context.check(driver.cuStreamSynchronize, lane.stream)
             self._context.give_lane(lane)
 
-    def start(self, after: Iterable[Transfer] = ()) -> None:
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
         """Begin to run on a stream of its own. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
-        if self._graph is None and self._plain_starts is not None and self._starts >= self._plain_starts:
+        self._traced = tracer is not None
+        if self._graph is None and not self._traced and self._plain_starts is not None and self._starts >= self._plain_starts:
             self._graph = self._build_graph()
         self._starts += 1
         self._failure = None
@@ -134,7 +167,10 @@ class CudaRun:
             assert isinstance(transfer, CudaTransfer)
             transfer.precede(lane.stream)
         try:
-            self._enqueue(lane)
+            if tracer is None:
+                self._enqueue(lane)
+            else:
+                self._enqueue_traced(lane, tracer)
         except CudaError as refused:
             self.wait()
             self.done()  # an earlier launch's fault comes back from any later call
@@ -163,6 +199,28 @@ class CudaRun:
                     lane.mark(self._enqueued)
                 call.enqueue(lane.stream)
                 self._enqueued += 1
+
+    def _enqueue_traced(self, lane: Lane, tracer: Tracer[Any]) -> None:
+        """As ``_enqueue``, every move and launch by itself and noted. Raises ``CudaError``."""
+        begun_ns = perf_counter_ns()
+        stream, names = stream_of(lane.stream, "kernels"), buffer_names(self._launches)
+        with tracer.working(stream):
+            for kind, buffer, move in self._singly.before():
+                with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):
+                    move.enqueue(lane.stream)
+            for iteration in range(self._single + self._inside * self._repeats):
+                for index, call in enumerate(self._calls):
+                    if 0 < self._enqueued <= MARKED_LAUNCHES:
+                        lane.mark(self._enqueued)
+                    with tracer.launch(stream, index, iteration):
+                        call.enqueue(lane.stream)
+                    self._enqueued += 1
+            for kind, buffer, move in self._singly.behind():
+                with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):
+                    move.enqueue(lane.stream)
+        for signal in self._singly.end():
+            signal.enqueue(lane.stream)
+        tracer.stage("launch", begun_ns)
 
     def done(self) -> bool:
         """Whether it has ended. Raises ``KernelFault`` where a kernel faulted."""
@@ -199,7 +257,8 @@ class CudaRun:
     def _fault(self, lane: Lane, error: CudaError) -> KernelFault:
         suspects = self._context.note_fault()
         launches = len(self._launches)
-        index = faulted_launch(lane.progress, self._enqueued, launches) if self._graph is None or launches == 1 else -1
+        by_itself = self._graph is None or self._traced
+        index = faulted_launch(lane.progress, self._enqueued, launches) if by_itself or launches == 1 else -1
         who = self._launches[index].kernel.attributes.name if index >= 0 else "a kernel"
         return KernelFault(error.name, index, f"{who} faulted: {error.text}", device_lost=True, suspects=suspects)
 

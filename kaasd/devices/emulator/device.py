@@ -6,6 +6,7 @@ import ctypes
 import logging
 from collections.abc import Iterable, Sequence
 from random import Random
+from typing import Any
 
 from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
 from kaasd.devices.emulator.checks import Shadows
@@ -15,8 +16,9 @@ from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
-from kaasd.devices.emulator.run import EmulatedDownload, EmulatedRun, Ended
+from kaasd.devices.emulator.run import KERNELS, EmulatedDownload, EmulatedRun, Ended
 from kaasd.devices.image import ImageKind, read_image
+from kaasd.devices.trace import HostTracer, Tracer
 from kaasd.request.target import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
@@ -120,11 +122,15 @@ class EmulatedDevice:
         self._context.stop = 0  # before the code is compiled, so that a stop meanwhile counts
         self._execute(Prepared(launches, self.properties, self._order), iterations)
 
-    def _start(self, prepared: Prepared, iterations: int) -> str:
-        self._context.stop = 0
-        return self._execute(prepared, iterations)
+    def tracer(self) -> HostTracer:
+        """Return what takes note of one request."""
+        return HostTracer()
 
-    def _execute(self, prepared: Prepared, iterations: int) -> str:
+    def _start(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None) -> str:
+        self._context.stop = 0
+        return self._execute(prepared, iterations, tracer)
+
+    def _execute(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None = None) -> str:
         """Run, and return what device code printed."""
         context, arena = self._context, self._arena
         context.fault = context.site = context.address = 0
@@ -134,7 +140,10 @@ class EmulatedDevice:
         shadows = self._space.shadows
         if shadows is not None:
             shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
-        outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+        if tracer is None:
+            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+        else:
+            outcome = self._run_traced(prepared, iterations, tracer)
         self.printed = self._format_printed() if context.printed_used else ""
         try:
             if outcome == Fault.STOPPED:
@@ -151,6 +160,18 @@ class EmulatedDevice:
             if context.heap_next:
                 self._space.clear_heap()
         return self.printed
+
+    def _run_traced(self, prepared: Prepared, iterations: int, tracer: Tracer[Any]) -> int:
+        """Run every launch by itself, until all have succeeded or one has not; return the last outcome."""
+        addresses = [ctypes.addressof(struct) for struct in prepared.structs]
+        for iteration in range(iterations):
+            for index, address in enumerate(addresses):
+                with tracer.launch(KERNELS, index, iteration):
+                    outcome: int = self._native(self._context_address, address, 1, 1)
+                if outcome != Fault.NONE:
+                    self._context.launch_index = index
+                    return outcome
+        return Fault.NONE
 
     def _format_printed(self) -> str:
         context = self._context
