@@ -36,10 +36,19 @@ def _arithmetic(t: Emitter, m: Match, compute: Callable[..., Any], *values: Any)
             value = saturate(t, value)
         result = from_double(t, value, name)
         if "ftz" in m:
-            result = flush_narrow(t, result, name)
+            result = _flush_tiny(t, result, value, name)
         return clamp_negative(t, result, name) if "relu" in m else result
 
     return each(t, m.type, element, *values)
+
+
+def _flush_tiny(t: Emitter, bits: Any, exact: Any, name: str) -> Any:
+    """Replace by a zero of its sign what, with no end to the exponents, would round to less than the smallest normal number."""
+    target = FORMATS[name]
+    smallest = 2.0 ** (1 - target.bias)
+    limit = smallest * (1 - 2.0 ** -(target.fraction + 2))  # a tie, which goes up
+    tiny = t.b.fcmp_ordered("<", t.call("llvm.fabs.f64", F64.ir, exact), const(F64.ir, limit))
+    return t.b.select(tiny, t.b.and_(bits, const(bits.type, 1 << target.bits - 1)), bits)
 
 
 def clamp_negative(t: Emitter, bits: Any, name: str) -> Any:

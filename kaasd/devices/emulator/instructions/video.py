@@ -20,6 +20,8 @@ OPERATIONS = "vadd vsub vabsdiff vmin vmax"
 SECOND = "add min max"
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 MODES = "clamp wrap"
+WIDTH = 34
+"""Bits of what comes out of a first operation, before it is saturated."""
 
 
 def wide(t: Emitter, value: Any, signed: bool) -> Any:
@@ -52,21 +54,23 @@ def selector(t: Emitter, operand: int, default: str) -> str:
 
 
 def _finish(t: Emitter, m: Match, value: Any, c: Any, signed: bool) -> Any:
-    """Saturate a number of 64 bits, and combine it with a third operand or put it in its place there."""
+    """Saturate a number of WIDTH bits, and combine it with a third operand or put it in its place there.
+
+    ``signed`` says how saturation, the second operation and the third operand take numbers.
+    """
     place = selector(t, 0, "")
     if place and (c is None or "second" in m or not re.fullmatch("b[0-3]|h[01]", place)):
         raise t.error(f".{place} of a result needs an operand to be merged into, and no second operation")
     width = {"": 32, "b": 8, "h": 16}[place[:1]]
     if "sat" in m:
         value = clamp(t, value, width, signed)
-    value = t.b.trunc(value, I32)
-    if c is None or not (place or "second" in m):
-        return value
     if place:
         start = int(place[1]) * width
         mask = i32(((1 << width) - 1) << start)
-        return t.b.or_(t.b.and_(c, t.b.not_(mask)), t.b.and_(t.b.shl(value, i32(start)), mask))
-    first, other = wide(t, value, signed), wide(t, c, signed)
+        return t.b.or_(t.b.and_(c, t.b.not_(mask)), t.b.and_(t.b.shl(t.b.trunc(value, I32), i32(start)), mask))
+    if c is None or "second" not in m:
+        return t.b.trunc(value, I32)
+    first, other = value if signed else t.b.and_(value, i64((1 << WIDTH) - 1)), wide(t, c, signed)
     second: dict[str, Callable[[], Any]] = {
         "add": lambda: t.b.add(first, other),
         "min": lambda: minimum(t, first, other, S64),
@@ -110,12 +114,10 @@ def vset(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 @_scalar("vshr.dtype.atype.btype{.sat}.mode", mode=MODES, btype="u32")
 def shift(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     by = t.b.and_(b, i32(31)) if m["mode"] == "wrap" else t.call("llvm.umin.i32", I32, b, i32(32))
-    kind = ir.IntType(65)  # an unsigned number moved by 32 places still has its sign
-    value = t.b.sext(a, kind) if m["atype"] == "s32" else t.b.zext(a, kind)
-    moved = (t.b.shl if m.mnemonic.startswith("vshl") else t.b.ashr)(value, t.b.zext(by, kind))
-    limit = const(kind, (1 << 63) - 1)
-    moved = t.b.select(t.b.icmp_signed(">", moved, limit), limit, moved) if "sat" in m else moved
-    return _finish(t, m, t.b.trunc(moved, I64), c, m["dtype"] == "s32")
+    value = wide(t, a, m["atype"] == "s32")
+    moved = (t.b.shl if m.mnemonic.startswith("vshl") else t.b.ashr)(value, t.b.zext(by, I64))
+    unused = i64(64 - WIDTH)
+    return _finish(t, m, t.b.ashr(t.b.shl(moved, unused), unused), c, m["dtype"] == "s32")
 
 
 @instruction("vmad.dtype.atype.btype{.po}{.sat}{.scale} d:b32, a:atype, b:btype, c:b32", scale="shr7 shr15", **_WORDS)
