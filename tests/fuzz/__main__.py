@@ -75,16 +75,18 @@ def _recorded(folder: Path, numbers: range) -> Iterator[tuple[int, bytes]]:
 def compare(folder: Path, numbers: range, processes: int, most: int, keep: bool) -> int:
     """Run what was recorded on the emulated device; print the differences, and ``keep`` one of each mnemonic as a case."""
     jobs = [(folder, number, expected) for number, expected in _recorded(folder, numbers)]
-    counts = Counter[str]()
+    counts, whole = Counter[str](), 0
     with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=4) as pool:
-        for number, found in pool.imap_unordered(compare_batch, jobs):
-            for label, text, case in found:
+        for compared in pool.imap_unordered(compare_batch, jobs):
+            whole += compared.whole
+            for label, text, case in compared.found:
                 counts[label] += 1
                 if counts[label] <= most:
-                    print(f"--- batch {number}: {text}", flush=True)
+                    print(f"--- batch {compared.number}: {text}", flush=True)
                 if keep and case and counts[label] == 1:
                     case.write(cases.FOLDER / f"{re.sub(r'[^a-z0-9]+', '_', label)}.ptx")
-    print(f"{len(jobs) * batch.SIZE} programs; differences: {dict(counts.most_common()) or 'none'}")
+    print(f"{len(jobs) * batch.SIZE} programs, {whole} of them with no step left out")
+    print(f"differences: {dict(counts.most_common()) or 'none'}")
     return counts.total()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from kaasd.devices.base import KernelFault, UnsupportedLibrary
 from kaasd.devices.emulator import EmulatedDevice
 from tests.fuzz import batch, cases
-from tests.fuzz.forms import Bound
+from tests.fuzz.forms import Bound, is_left_out
 from tests.fuzz.layout import Register
 from tests.fuzz.program import Program, Step
 from tests.fuzz.values import THREADS
@@ -37,10 +37,13 @@ class Difference:
 def differences(
     program: Program, inputs: Values, expected: dict[Register, Values], actual: dict[Register, Values]
 ) -> list[Difference]:
-    """Return the steps that went differently on the two devices, less those that differ because an earlier one did."""
+    """Return the steps that went differently on the two devices, less those that differ because an earlier one did.
+
+    Steps made before one of their instructions was left out count as different.
+    """
     found, spoilt = [], set()
     for step in program.steps:
-        if any(register in spoilt for register in step.reads):
+        if any(register in spoilt for register in step.reads) or any(map(is_left_out, step.lines)):
             spoilt.update(step.writes)
             continue
         for register in step.writes:
@@ -116,15 +119,27 @@ def describe(difference: Difference, inputs: Values) -> str:
     return "\n".join(lines)
 
 
-def compare_batch(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, str, cases.Case | None]]]:
-    """Run a batch on the emulated device; return what differs from the recorded outputs: its label, a description, the case."""
+@dataclass(frozen=True)
+class Compared:
+    """A batch on two devices."""
+
+    number: int
+    whole: int
+    """Programs none of whose steps is left out."""
+    found: list[tuple[str, str, cases.Case | None]]
+    """What differs: its label, a description, the case."""
+
+
+def compare_batch(job: tuple[Path, int, bytes]) -> Compared:
+    """Run a batch on the emulated device and compare it with the recorded outputs."""
     folder, number, expected = job
     made = batch.load(folder, number)
+    whole = sum(not any(is_left_out(line) for step in program.steps for line in step.lines) for program in made.programs)
     device = EmulatedDevice()
     try:
         actual = made.run(device)
     except (KernelFault, UnsupportedLibrary) as error:
-        return number, [("failed", f"{error}\n{getattr(error, 'report', '')}", None)]
+        return Compared(number, 0, [("failed", f"{error}\n{getattr(error, 'report', '')}", None)])
     finally:
         device.close()
     found: list[tuple[str, str, cases.Case | None]] = []
@@ -133,7 +148,7 @@ def compare_batch(job: tuple[Path, int, bytes]) -> tuple[int, list[tuple[str, st
             step = difference.step
             case = cases.make(program, step, difference.threads[0], made.inputs, one)
             found.append((step.label, describe(difference, made.inputs), case))
-    return number, found
+    return Compared(number, whole, found)
 
 
 def exact_programs(made: batch.Batch, expected: bytes) -> list[bool]:

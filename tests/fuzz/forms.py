@@ -39,12 +39,31 @@ _EXCLUDED = re.compile(
             # Video instructions of one word whose 34 bits in between the compiler of NVIDIA's driver does not keep.
             r"v(add|sub|absdiff|min|max)\..*\.(min|max)",
             r"v(add|sub|absdiff|min|max)\.u32\..*\bsat\b.*",
+            r"vshl\.(?!s32\..*\bsat\b).*\.(min|max)",
+            # Where it takes the third operand for signed, against the manual.
+            r"vset\.s32\..*\.(min|max)",
+            r"vshr\.u32\.u32\..*\bsat\b.*\.(min|max)",
+            # Where it takes whole unsigned factors for signed, which shows above the lowest 32 bits.
+            r"vmad\.\w+\.(?!s32\.s32).*\.(sat|shr\d+)\b.*",
             # What the compiler of NVIDIA's driver takes for a move, against the manual.
             r"cvt(\.ftz)?\.sat\.(f32\.f32|f64\.f64)",
         )
     )
 )
 """Mnemonics that the table takes, for the sake of simple entries, and PTX does not; and what no two devices agree on."""
+
+_EXCLUDED_LINES = re.compile(
+    "|".join(
+        (
+            # Results merged into a third operand: the upper half in h1, not the lower, and saturated to 32 bits, not to the part.
+            r"v[a-z]+\.\S+ %r\d+\.h1,",
+            r"v[a-z]+\.\S*\bsat\b\S* %r\d+\.[bh]\d,",
+            # Constant fields that begin past the last bit: all ones where the sign is 0.
+            r"bfe\.s32 .*, (3[2-9]|[4-9]\d), \d+;",
+        )
+    )
+)
+"""Instructions with operands that the compiler of NVIDIA's driver takes otherwise than the manual."""
 
 REFUSED_FILE = Path(__file__).with_name("refused.txt")
 """Further mnemonics of the table that ptxas refuses for sm_90, one a line: ``python -m tests.fuzz refused`` makes it."""
@@ -69,6 +88,12 @@ def _match(form: Form, modifiers: Sequence[str | None]) -> Match | None:
     if isinstance(match, str) or match.form is not form or _EXCLUDED.fullmatch(match.mnemonic):
         return None
     return match
+
+
+def is_left_out(line: str) -> bool:
+    """Whether an instruction, as written, is one that programs do without."""
+    text = line.partition("%")[2].partition(" ")[2] if line.startswith("@") else line
+    return bool(_EXCLUDED.fullmatch(text.partition(" ")[0]) or _EXCLUDED_LINES.match(text))
 
 
 def variants(form: Form) -> Iterator[Match]:

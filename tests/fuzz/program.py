@@ -146,6 +146,18 @@ class Program:
 
     def instruction(self, match: Match) -> tuple[list[str], list[Register]]:
         """Return the lines of an instruction with random operands, and its results."""
+        reads = list(self._step.reads)
+        while True:
+            operands, results = self._operands(match)
+            line = f"{match.mnemonic} {', '.join(operands)};"
+            if not forms.is_left_out(line):
+                break
+            self._step.reads = list(reads)
+        same = len(operands) > 2 and operands[1] == operands[2]
+        return [line, *(more for result in results for more in self.settle_nan(match, result, same))], results
+
+    def _operands(self, match: Match) -> tuple[list[str], list[Register]]:
+        """Return random operands, and the registers among them that are results."""
         operands: list[str] = []
         results: list[Register] = []
         for slot in match.form.slots:
@@ -166,11 +178,7 @@ class Program:
                 operands.append(self._operand(match, slot, kind))
         if match.form.parts:
             operands = parts.choose(self.rng, match, operands, lambda: self.source(TYPES["b32"]))
-        lines = [f"{match.mnemonic} {', '.join(operands)};"]
-        same = len(operands) > 2 and operands[1] == operands[2]
-        for result in results:
-            lines += self.settle_nan(match, result, same)
-        return lines, results
+        return operands, results
 
     def _has_second(self, match: Match, slot: Slot) -> bool:
         if match.mnemonic.startswith("setp.") and "f16" in match.type.name:
