@@ -11,7 +11,7 @@ from typing import Protocol
 
 from grpc_health.v1.health import aio as health
 
-from kaas.v1 import admin_pb2, library_pb2, types_pb2
+from kaas.v1 import admin_pb2, library_pb2, trace_pb2, types_pb2
 from kaasd.config import Settings
 from kaasd.engine.checked import RequestChecker
 from kaasd.engine.functions import FunctionRegistry
@@ -33,6 +33,8 @@ class Execution(Protocol):
     def printed(self) -> str: ...
     @property
     def timing(self) -> types_pb2.Timing: ...
+    @property
+    def trace(self) -> trace_pb2.Trace | None: ...
 
 
 class Dispatcher(Protocol):
@@ -50,8 +52,9 @@ class Dispatcher(Protocol):
         return_buffers: Sequence[str] = (),
         device: str = "",
         deadline: float | None = None,
+        trace: bool = False,
     ) -> Execution:
-        """Run a serialised, valid ``kaas.v1.Request``; ``deadline`` is in the loop's time."""
+        """Run a serialised, valid ``kaas.v1.Request``; ``deadline`` is in the loop's time, ``trace`` asks for a trace."""
 
     async def prepare(self, request: bytes) -> None:
         """Check a request against its libraries and the devices, without running it."""

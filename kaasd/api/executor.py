@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 
 import grpc
 
@@ -18,6 +18,8 @@ from kaasd.errors import InvalidRequestError, MessageTooLargeError
 
 REPLY_OVERHEAD_BYTES = 64 << 10
 """Room in a reply for what is not a buffer's bytes."""
+TRACE_BYTES = 512 << 10
+"""Room for a trace: 10,000 launches of 20 to 30 bytes each, and the rest of it."""
 
 
 class ExecutorServicer:
@@ -30,13 +32,14 @@ class ExecutorServicer:
         checked = self._core.checker.check(request.request)
         inputs = dict(request.inputs)
         checked.check_inputs(inputs)
-        execution = await self._run(checked, {}, inputs, request.return_buffers, request.device, _deadline(context))
+        execution = await self._run(checked, {}, inputs, request, _deadline(context))
         return executor_pb2.SubmitResponse(
             outputs=execution.outputs,
             versions=execution.versions,
             device=execution.device,
             timing=execution.timing,
             printed=execution.printed,
+            trace=execution.trace,
         )
 
     async def RegisterFunction(
@@ -122,13 +125,14 @@ class ExecutorServicer:
                 raise InvalidRequestError.at(item_path("bindings", name), "neither a key nor a value is set")
         checked.check_inputs(inputs, "bindings")
         checked.check_keys(keys)
-        execution = await self._run(checked, keys, inputs, request.return_buffers, request.device, deadline)
+        execution = await self._run(checked, keys, inputs, request, deadline)
         return executor_pb2.InvokeResponse(
             outputs=execution.outputs,
             versions=execution.versions,
             device=execution.device,
             timing=execution.timing,
             printed=execution.printed,
+            trace=execution.trace,
         )
 
     async def _run(
@@ -136,18 +140,24 @@ class ExecutorServicer:
         checked: CheckedRequest,
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],
-        return_buffers: Sequence[str],
-        device: str,
+        request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
     ) -> Execution:
         limit = self._core.settings.max_message_bytes
-        wanted = checked.check_return_buffers(return_buffers)
-        if wanted > limit - min(REPLY_OVERHEAD_BYTES, limit // 2):
+        wanted = checked.check_return_buffers(request.return_buffers)
+        overhead = REPLY_OVERHEAD_BYTES + request.trace * TRACE_BYTES
+        if wanted > limit - min(overhead, limit // 2):
             raise MessageTooLargeError(
                 f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
             )
         return await self._core.dispatcher.execute(
-            checked.serialized, keys=keys, inputs=inputs, return_buffers=return_buffers, device=device, deadline=deadline
+            checked.serialized,
+            keys=keys,
+            inputs=inputs,
+            return_buffers=request.return_buffers,
+            device=request.device,
+            deadline=deadline,
+            trace=request.trace,
         )
 
 

@@ -78,7 +78,8 @@ class Tracer(ABC, Generic[Mark]):
         self._copies_out = copies_out
         self._launches = 0
         self._open: list[_Open[Mark]] = []
-        self._stages: list[Span] = []
+        self.stages: list[Span] = []
+        """Those of the host."""
 
     @abstractmethod
     def mark(self, stream: Stream) -> Mark:
@@ -124,14 +125,14 @@ class Tracer(ABC, Generic[Mark]):
 
     def stage(self, name: str, start_ns: int, end_ns: int | None = None) -> None:
         """Note a stage on the host, which ends now by default."""
-        self._stages.append(Span(SpanKind.STAGE, start_ns, perf_counter_ns() if end_ns is None else end_ns, name))
+        self.stages.append(Span(SpanKind.STAGE, start_ns, perf_counter_ns() if end_ns is None else end_ns, name))
 
     def spans(self) -> list[Span]:
         """Return all spans. What was noted must have ended on the device."""
         begins = self.times_ns(each.begin for each in self._open)
         ends = self.times_ns(each.end for each in self._open)
         noted = [Span(each.kind, begin, end, **each.fields) for each, begin, end in zip(self._open, begins, ends, strict=True)]
-        return [*self._stages, *noted]
+        return [*self.stages, *noted]
 
 
 class HostTracer(Tracer[int]):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import count
+from typing import Any
 
 from kaasd.devices.base import DeviceBuffer, Run, Transfer
+from kaasd.devices.trace import Tracer
 from kaasd.engine.memory import Held, copy_cost_s
 from kaasd.engine.programs import Program
 from kaasd.engine.resources import Resources
@@ -35,15 +37,23 @@ class StoreMoved(Exception):
 class Binding:
     """A request with all that it needs on the device, or on its way there. What it takes from the store is of one state of it."""
 
-    def __init__(self, resources: Resources, program: Program, plan: Plan, inputs: Mapping[str, bytes]) -> None:
+    def __init__(
+        self,
+        resources: Resources,
+        program: Program,
+        plan: Plan,
+        inputs: Mapping[str, bytes],
+        tracer: Tracer[Any] | None = None,
+    ) -> None:
         """Get memory, and begin to bring what is shared.
 
-        ``inputs`` come in place of the store's values, by buffer name. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``,
-        ``KeyNotFoundError``, ``ValueTooShortError``, ``StoreMoved``.
+        ``inputs`` come in place of the store's values, by buffer name; ``tracer`` notes what is copied. Raises ``NoRoomError``,
+        ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``, ``ValueTooShortError``, ``StoreMoved``.
         """
         self._resources = resources
         self._slots, self._layout = plan.slots, program.layout
         self._inputs = inputs
+        self._tracer = tracer
         self._snapshot: Snapshot | None = None
         self._commit = resources.store.last_commit
         """The state of the store that this is about."""
@@ -68,7 +78,7 @@ class Binding:
         for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
             self._fill(index, target)
         for index in self._layout.copied:
-            self._upload(self.buffer(index), self._content(self._slots[index]))
+            self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
 
     def close_snapshot(self) -> None:
         """Let go of the store's pages, once the transfers have ended. Idempotent."""
@@ -110,8 +120,10 @@ class Binding:
             return (memoryview(given),)
         return self._open_snapshot().pieces(slot.spec.store_key, slot.spec.offset_bytes, slot.spec.size_bytes)
 
-    def _upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
-        transfer = self._resources.device.upload(buffer, pieces, self._resources.store.mapped)
+    def _upload(self, slot: Slot, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
+        spec = slot.spec
+        with nullcontext() if self._tracer is None else self._tracer.upload(spec.name, spec.size_bytes):
+            transfer = self._resources.device.upload(buffer, pieces, self._resources.store.mapped)
         self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
         return transfer
@@ -124,7 +136,7 @@ class Binding:
             held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Held(key, buffers))
             self._undo.callback(memory.drop, held)
             self._undo.callback(memory.release, held)
-            self._upload(held.buffers[0], self._content(slot))
+            self._upload(slot, held.buffers[0], self._content(slot))
             return held.buffers[0]
         resident = self._current(slot) or self._bring(slot)
         self._undo.callback(memory.release, resident)
@@ -168,7 +180,7 @@ class Binding:
             key, [spec.size_bytes], copy_cost_s(spec.size_bytes), lambda buffers: Resident(key, buffers, version)
         )
         try:
-            resident.transfer = self._upload(resident.buffers[0], pieces)
+            resident.transfer = self._upload(slot, resident.buffers[0], pieces)
         except BaseException:
             memory.drop(resident)
             memory.release(resident)

@@ -94,13 +94,14 @@ class Executor:
         inputs: Mapping[str, bytes],
         return_buffers: Sequence[str],
         check_stop: Callable[[], None],
+        trace_from_ns: int = 0,
     ) -> Job:
         """Return a job that runs a serialised ``kaas.v1.Request``; its first poll begins it.
 
-        ``keys`` and ``inputs`` re-bind buffers by name. ``check_stop`` raises when the request is to stop. A job that raises
-        ``KaasError`` leaves the store as it was.
+        ``keys`` and ``inputs`` re-bind buffers by name. ``check_stop`` raises when the request is to stop; ``trace_from_ns`` asks
+        for a trace that begins then, by ``perf_counter_ns``. A job that raises ``KaasError`` leaves the store as it was.
         """
-        return Job(self._resources, Call(request, keys, inputs, return_buffers, check_stop))
+        return Job(self._resources, Call(request, keys, inputs, return_buffers, check_stop, trace_from_ns))
 
     def execute(
         self,

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter_ns
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from kaasd.devices.base import Awaited, Download, OutOfMemory
+from kaasd.devices.trace import Tracer
 from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.programs import Program
 from kaasd.engine.residency import NoRoomError
 from kaasd.engine.resources import DEVICE_ERRORS, Resources
+from kaasd.engine.tracing import Trace, read_trace
 from kaasd.errors import InvalidRequestError
 from kaasd.request.plan import Plan
 from kaasd.store.base import Entry, ReadableBuffer, Write
@@ -34,6 +38,8 @@ class Call:
     return_buffers: Sequence[str]
     check_stop: Callable[[], None]
     """Raises when the request is to stop."""
+    trace_from_ns: int = 0
+    """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Result:
     load_ns: int
     run_ns: int
     commit_ns: int
+    trace: Trace | None = None
 
 
 T = TypeVar("T")
@@ -66,6 +73,7 @@ class Job:
         self._call = call
         self._steps = self._run()
         self._awaited: Awaited = NOTHING
+        self._tracer: Tracer[Any] | None = None
 
     def poll(self) -> Result | None:
         """Go as far as is possible without waiting; return the result at the end. Raises ``KaasError``, and is over then."""
@@ -100,6 +108,8 @@ class Job:
         program.requests += 1
         try:
             try:
+                if call.trace_from_ns:
+                    self._tracer = resources.device.tracer()
                 bound = yield from self._bind(program, plan)
                 try:
                     call.check_stop()
@@ -120,11 +130,19 @@ class Job:
                 program.requests -= 1
             versions = yield from self._commit(plan, contents)
             outputs = {name: bytes(contents[name]) for name in call.return_buffers}
+            committed = perf_counter_ns()
+            trace = None
+            if self._tracer is not None:
+                times = (started, planned, loaded, ran, committed)
+                for name, (begun, ended) in zip(("plan", "load", "run", "commit"), pairwise(times), strict=True):
+                    self._tracer.stage(name, begun, ended)
+                trace = read_trace(self._tracer, call.trace_from_ns, plan.launches)
         finally:
             for download in downloads:
                 download.wait()
                 download.close()
-        committed = perf_counter_ns()
+            if self._tracer is not None:
+                self._tracer.close()
         return Result(
             outputs=outputs,
             versions=versions,
@@ -134,6 +152,7 @@ class Job:
             load_ns=loaded - planned,
             run_ns=ran - loaded,
             commit_ns=committed - ran,
+            trace=trace,
         )
 
     def _bind(self, program: Program, plan: Plan) -> Steps[Binding]:
@@ -157,7 +176,7 @@ class Job:
             while True:
                 if not waiting or waiting[0] is self:
                     try:
-                        return Binding(resources, program, plan, self._call.inputs)
+                        return Binding(resources, program, plan, self._call.inputs, self._tracer)
                     except StoreMoved:
                         continue
                     except (NoRoomError, OutOfMemory):
@@ -171,9 +190,8 @@ class Job:
             if waiting and self in waiting:
                 waiting.remove(self)
 
-    @staticmethod
-    def _launch(bound: Binding) -> Steps[None]:
-        bound.run.start(after=bound.transfers)
+    def _launch(self, bound: Binding) -> Steps[None]:
+        bound.run.start(bound.transfers, self._tracer)
         try:
             for transfer in bound.transfers:
                 while not transfer.done():
@@ -196,7 +214,8 @@ class Job:
                 # Copied, so that the next request can have the run while the store writes.
                 contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
             else:
-                downloads.append(self._resources.device.download(bound.buffer(index)))
+                with nullcontext() if self._tracer is None else self._tracer.download(name, slot.spec.size_bytes):
+                    downloads.append(self._resources.device.download(bound.buffer(index)))
                 contents[name] = downloads[-1].view
         return contents
 

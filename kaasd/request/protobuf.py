@@ -123,14 +123,15 @@ def _kernel_to_proto(kernel: KernelSpec) -> types_pb2.KernelSpec:
     return types_pb2.KernelSpec(
         library=kernel.library,
         name=kernel.name,
-        grid=_dim3_to_proto(kernel.grid),
-        block=_dim3_to_proto(kernel.block),
+        grid=dim3_to_proto(kernel.grid),
+        block=dim3_to_proto(kernel.block),
         shared_memory_bytes=kernel.shared_memory_bytes,
         arguments=[_argument_to_proto(argument) for argument in kernel.arguments],
     )
 
 
-def _dim3_to_proto(size: Dim3) -> types_pb2.Dim3:
+def dim3_to_proto(size: Dim3) -> types_pb2.Dim3:
+    """Return the message of a size."""
     x, y, z = size
     return types_pb2.Dim3(x=x, y=y, z=z)
 

@@ -10,11 +10,12 @@ from time import perf_counter_ns
 
 from google.protobuf import duration_pb2
 
-from kaas.v1 import admin_pb2, library_pb2, types_pb2
+from kaas.v1 import admin_pb2, library_pb2, trace_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.errors import DrainingError, InvalidRequestError, KaasError
 from kaasd.workers.spin import Spin
 from kaasd.workers.supervisor import Supervisor
+from kaasd.workers.tracing import add_stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Execution:
     printed: str = ""
     """By device code, where the device can tell."""
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
+    trace: trace_pb2.Trace | None = None
+    """Where it was asked for."""
 
 
 class Dispatcher:
@@ -54,16 +57,19 @@ class Dispatcher:
         return_buffers: Sequence[str] = (),
         device: str = "",
         deadline: float | None = None,
+        trace: bool = False,
     ) -> Execution:
         """Run ``request``, a serialised ``kaas.v1.Request`` that was validated.
 
-        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time. Cancelling the awaiting task stops
-        the kernels. Raises ``KaasError``.
+        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace.
+        Cancelling the awaiting task stops the kernels. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
         latest = self._loop.time() + self._max_run_s
         supervisor = self._choose(device)
         execute = worker_pb2.Execute(request=request, keys=keys, inputs=inputs, return_buffers=return_buffers)
+        if trace:
+            execute.trace_from_ns = arrived_ns
         with self._tracked():
             try:
                 answer, sent_at_ns = await supervisor.call(
@@ -81,7 +87,17 @@ class Dispatcher:
         timing = executed.timing
         timing.queue_ns = sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
-        return Execution(executed.outputs, executed.versions, supervisor.info.name, executed.printed, timing)
+        if trace:
+            add_stage(executed.trace, "request", timing.total_ns)
+            add_stage(executed.trace, "queue", timing.queue_ns)
+        return Execution(
+            executed.outputs,
+            executed.versions,
+            supervisor.info.name,
+            executed.printed,
+            timing,
+            executed.trace if trace else None,
+        )
 
     async def prepare(self, request: bytes) -> None:
         """Check a serialised request against its libraries and every device, and have each that can run it ready to do so.

@@ -16,6 +16,7 @@ from kaasd.errors import InternalError, KaasError
 from kaasd.workers.channel import WorkerChannel
 from kaasd.workers.messages import failed_from_error
 from kaasd.workers.stops import Stops
+from kaasd.workers.tracing import trace_to_proto
 
 NAP_S = 0.0001
 """Between looks at requests that take longer than one spins."""
@@ -118,6 +119,7 @@ class Serving:
                         inputs=call.inputs,
                         return_buffers=call.return_buffers,
                         check_stop=partial(self._stops.check, message.id),
+                        trace_from_ns=call.trace_from_ns,
                     )
                 case "prepare":
                     self._executor.prepare(message.prepare.request)
@@ -164,6 +166,7 @@ def _executed(result: Result, memory_used_bytes: int) -> worker_pb2.Executed:
         timing=types_pb2.Timing(plan_ns=result.plan_ns, load_ns=result.load_ns, run_ns=result.run_ns, commit_ns=result.commit_ns),
         kernels_launched=result.kernels_launched,
         memory_used_bytes=memory_used_bytes,
+        trace=None if result.trace is None else trace_to_proto(result.trace),
     )
 
 

@@ -23,6 +23,7 @@ from kaas.v1 import (
     kv_pb2_grpc,
     library_pb2,
     library_pb2_grpc,
+    trace_pb2,
     types_pb2,
 )
 from kaasd.api.server import Server, start_server
@@ -56,6 +57,7 @@ class Execution:
     device: str = "emulator"
     timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
     printed: str = ""
+    trace: trace_pb2.Trace | None = None
 
 
 @dataclass
@@ -117,6 +119,7 @@ class FakeDispatcher:
         return_buffers: Sequence[str] = (),
         device: str = "",
         deadline: float | None = None,
+        trace: bool = False,
     ) -> Any:
         remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
         return await self._answer(
@@ -127,6 +130,7 @@ class FakeDispatcher:
             return_buffers=list(return_buffers),
             device=device,
             remaining=remaining,
+            trace=trace,
         )
 
     async def prepare(self, request: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, types_pb2
+from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
 from kaasd import errors
 from kaasd.api import paging
 from tests.api.support import (
@@ -68,6 +68,30 @@ class TestSubmit:
         assert call.arguments["keys"] == {}
         assert call.arguments["return_buffers"] == ["c", "t"]
         assert call.arguments["device"] == "cuda:1"
+
+    def test_a_trace_is_asked_for_and_comes_back(self, server: Running) -> None:
+        register(server)
+        trace = trace_pb2.Trace(spans=[trace_pb2.Span(name="queue", duration_ns=4)], notes=["n"])
+        for asked, found in ((True, trace), (False, None)):
+            server.dispatcher.expect("execute", Execution(trace=found), Execution(trace=found))
+            submit = executor_pb2.SubmitRequest(request=product_request(), trace=asked)
+            assert server.stubs.executor.Submit(submit) == executor_pb2.SubmitResponse(device="emulator", timing={}, trace=found)
+            invoke = executor_pb2.InvokeRequest(function="f", trace=asked)
+            assert server.stubs.executor.Invoke(invoke) == executor_pb2.InvokeResponse(device="emulator", timing={}, trace=found)
+        executions = [call for call in server.dispatcher.calls if call.method == "execute"]
+        assert [call.arguments["trace"] for call in executions] == [True, True, False, False]
+
+    def test_a_trace_needs_room_in_the_reply(self, tmp_path: Path) -> None:
+        request = product_request()
+        request.buffers[2].size_bytes = 800 << 10
+        dispatcher = FakeDispatcher()
+        dispatcher.expect("execute", RAN)
+        with running_server(tmp_path, dispatcher, max_message_bytes=1 << 20) as server:
+            submit = executor_pb2.SubmitRequest(request=request, return_buffers=["c"])
+            server.stubs.executor.Submit(submit)
+            submit.trace = True
+            failed = failure(lambda: server.stubs.executor.Submit(submit))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
 
     def test_the_deadline_of_the_call_is_that_of_the_kernels(self, server: Running) -> None:
         server.dispatcher.expect("execute", RAN, RAN)
