@@ -79,8 +79,10 @@ Page: TypeAlias = "tuple[list[T], str]"
 """Some items, and the token of the next page; empty on the last."""
 
 
-def submit(request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str) -> Call[types.Result]:
-    message = executor_pb2.SubmitRequest(request=request_to_proto(request.spec), return_buffers=_names(returns), device=device)
+def submit(request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool) -> Call[types.Result]:
+    message = executor_pb2.SubmitRequest(
+        request=request_to_proto(request.spec), return_buffers=_names(returns), device=device, trace=trace
+    )
     for name, data in inputs.items():
         message.inputs[name] = _bytes(data)
     return Call(_SUBMIT, message, _convert.result)
@@ -109,13 +111,15 @@ def delete_function(name: str) -> Call[None]:
     return Call(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name), _nothing)
 
 
-def invoke(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str) -> Call[types.Result]:
-    return Call(_INVOKE, invoke_message(name, bindings, returns, device), _convert.result)
+def invoke(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool) -> Call[types.Result]:
+    return Call(_INVOKE, invoke_message(name, bindings, returns, device, trace), _convert.result)
 
 
-def invoke_message(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str) -> executor_pb2.InvokeRequest:
+def invoke_message(
+    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool
+) -> executor_pb2.InvokeRequest:
     """Return the message of one invocation, for a call of its own or for a stream."""
-    message = executor_pb2.InvokeRequest(function=name, return_buffers=_names(returns), device=device)
+    message = executor_pb2.InvokeRequest(function=name, return_buffers=_names(returns), device=device, trace=trace)
     for buffer, binding in bindings.items():
         if isinstance(binding, Key):
             message.bindings[buffer].key = binding.name

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, types_pb2
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import types
 from kaas_client.builders import Request
 from kaasd.request.protobuf import request_from_proto
@@ -41,6 +42,7 @@ def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -
             total_ns=timing.total_ns,
         ),
         printed=message.printed,
+        trace=_trace(message.trace) if message.HasField("trace") else None,
     )
 
 
@@ -119,6 +121,29 @@ def _device_stats(message: admin_pb2.DeviceStats) -> types.DeviceStats:
         running=message.running,
         run_time_ns=message.run_time.ToNanoseconds(),
     )
+
+
+def _trace(message: trace_pb2.Trace) -> types.Trace:
+    kernels = [(kernel.name, _dim3(kernel.grid), _dim3(kernel.block)) for kernel in message.kernels]
+    return types.Trace(
+        spans=tuple(_span(span, message.streams, kernels) for span in message.spans),
+        launches_left_out=message.launches_left_out,
+        notes=tuple(message.notes),
+    )
+
+
+def _span(
+    message: trace_pb2.Span, streams: Sequence[str], kernels: Sequence[tuple[str, tuple[int, int, int], tuple[int, int, int]]]
+) -> types.Span:
+    kind = _enum_name(trace_pb2.SpanKind.Name(message.kind), "SPAN_KIND_")
+    start_ns, duration_ns = message.start_ns, message.duration_ns
+    if kind == "stage":
+        return types.Span(kind, message.name, start_ns, duration_ns)
+    stream = streams[message.stream]
+    if kind == "kernel":
+        name, grid, block = kernels[message.kernel_index]
+        return types.Span(kind, name, start_ns, duration_ns, stream, message.kernel_index, message.iteration, grid, block)
+    return types.Span(kind, message.name, start_ns, duration_ns, stream, size_bytes=message.size_bytes)
 
 
 def _time(message: Timestamp) -> datetime:

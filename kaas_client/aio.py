@@ -187,10 +187,11 @@ class Client:
         inputs: Mapping[str, Bytes] | None = None,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Result:
         """As ``kaas_client.Client.submit``."""
-        return await self._unary(_calls.submit(request, inputs or {}, returns, device), timeout)
+        return await self._unary(_calls.submit(request, inputs or {}, returns, device, trace), timeout)
 
     async def register(self, name: str, request: Request, *, timeout: float | None = None) -> Function:
         """As ``kaas_client.Client.register``."""
@@ -216,10 +217,11 @@ class Client:
         *,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Result:
         """As ``kaas_client.Client.invoke``."""
-        return await self._unary(_calls.invoke(name, bindings or {}, returns, device), timeout)
+        return await self._unary(_calls.invoke(name, bindings or {}, returns, device, trace), timeout)
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """As ``kaas_client.Client.stream``."""

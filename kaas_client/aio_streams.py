@@ -53,10 +53,11 @@ class InvokeStream:
         *,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> asyncio.Future[Result]:
         """As ``kaas_client.streams.InvokeStream.submit``. Cancelling the future does not stop the invocation."""
-        message = _calls.invoke_message(name, bindings or {}, returns, device)
+        message = _calls.invoke_message(name, bindings or {}, returns, device, trace)
         await self._slots.acquire()
         if self._ended is not None:
             self._slots.release()

@@ -207,14 +207,16 @@ class Client:
         inputs: Mapping[str, Bytes] | None = None,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Result:
         """Run a request once; when this returns, its outputs are committed.
 
         ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; ``device``
-        is chosen by the server where empty; past ``timeout`` the kernels are stopped. Raises any of ``kaas_client.errors``.
+        is chosen by the server where empty; with ``trace`` the result tells when what was done, and the kernels take longer; past
+        ``timeout`` the kernels are stopped. Raises any of ``kaas_client.errors``.
         """
-        return self._unary(_calls.submit(request, inputs or {}, returns, device), timeout)
+        return self._unary(_calls.submit(request, inputs or {}, returns, device, trace), timeout)
 
     def register(self, name: str, request: Request, *, timeout: float | None = None) -> Function:
         """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""
@@ -240,13 +242,14 @@ class Client:
         *,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Result:
         """Run a registered function once.
 
         ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest as ``submit``.
         """
-        return self._unary(_calls.invoke(name, bindings or {}, returns, device), timeout)
+        return self._unary(_calls.invoke(name, bindings or {}, returns, device, trace), timeout)
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""

@@ -60,13 +60,14 @@ class InvokeStream:
         *,
         returns: Iterable[str] = (),
         device: str = "",
+        trace: bool = False,
         timeout: float | None = None,
     ) -> Future[Result]:
         """Send one invocation and return its future, which cannot be cancelled. The parameters are those of ``Client.invoke``.
 
         Blocks while ``max_in_flight`` are unanswered. Raises the stream's failure once it has failed.
         """
-        message = _calls.invoke_message(name, bindings or {}, returns, device)
+        message = _calls.invoke_message(name, bindings or {}, returns, device, trace)
         self._slots.acquire()
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()

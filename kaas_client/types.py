@@ -49,6 +49,50 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Something that took time in a request that was traced."""
+
+    kind: str
+    """``stage``, ``kernel``, ``copy_to_device``, ``zero`` or ``copy_to_host``."""
+    name: str
+    """Of a stage, a kernel, or a buffer.
+
+    The stage ``request`` is all of it; ``queue``, ``plan``, ``load``, ``run`` and ``commit`` are those of ``Timing``. Within
+    ``run`` are ``launch``, the host handing the work to the device, and ``gpu``, the device doing it; these two may overlap.
+    """
+    start_ns: int
+    """Since the request's arrival at the server."""
+    duration_ns: int
+    stream: str = ""
+    """Of the device; empty for a stage. On one stream no span overlaps another."""
+    kernel_index: int | None = None
+    """In the request, for a kernel."""
+    iteration: int | None = None
+    """From 0, for a kernel."""
+    grid: tuple[int, int, int] | None = None
+    block: tuple[int, int, int] | None = None
+    size_bytes: int | None = None
+    """What was copied or zeroed."""
+
+    @property
+    def end_ns(self) -> int:
+        """Since the request's arrival."""
+        return self.start_ns + self.duration_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """When what a request did was done. ``kaas_client.chrome_trace`` makes a file of it that browsers show."""
+
+    spans: tuple[Span, ...]
+    """In no particular order."""
+    launches_left_out: int
+    """Launches without a span: those beyond the first 10,000."""
+    notes: tuple[str, ...]
+    """What else to know of it, for a person to read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """How a request ran. ``result["c"]`` is the bytes of a returned buffer."""
 
@@ -61,6 +105,8 @@ class Result:
     timing: Timing
     printed: str = ""
     """What device code printed, where the device can tell: the emulated one can."""
+    trace: Trace | None = None
+    """Where it was asked for."""
 
     def __getitem__(self, buffer: str) -> bytes:
         """Return a buffer's bytes. Raises ``KeyError`` for one that was not asked for."""

@@ -18,7 +18,7 @@ from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, Move, call_of, faulted_launch, move_calls, update_call
 from kaasd.devices.cuda.memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.module import CudaKernel
-from kaasd.devices.cuda.tracer import stream_of
+from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
 from kaasd.devices.trace import SpanKind, Tracer
 
@@ -202,7 +202,9 @@ class CudaRun:
 
     def _enqueue_traced(self, lane: Lane, tracer: Tracer[Any]) -> None:
         """As ``_enqueue``, every move and launch by itself and noted. Raises ``CudaError``."""
+        assert isinstance(tracer, CudaTracer)
         begun_ns = perf_counter_ns()
+        tracer.precede(lane.stream)
         stream, names = stream_of(lane.stream, "kernels"), buffer_names(self._launches)
         with tracer.working(stream):
             for kind, buffer, move in self._singly.before():

@@ -51,6 +51,11 @@ class CudaTracer(Tracer[Any]):
         check(driver.cuEventRecord, event, handle)
         return event
 
+    def precede(self, handle: Any) -> None:
+        """Have what comes into a stream from now on begin after what was noted so far, by the GPU's clock too."""
+        for each in self._open:
+            check(driver.cuStreamWaitEvent, handle, each.end, 0)
+
     def times_ns(self, marks: Iterable[Any]) -> list[int]:
         """Return when events came to pass; a GPU's clock ticks every half a microsecond. Raises ``DeviceLost``."""
         return [self._time_ns(event) for event in marks]
