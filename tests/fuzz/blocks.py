@@ -9,7 +9,7 @@ from tests.fuzz import forms
 from tests.fuzz.barriers import await_all, copy
 from tests.fuzz.layout import Register
 from tests.fuzz.matrix import multiply, transpose
-from tests.fuzz.memory import common_atomics, exchange, local, memory, own_atomics, vector_atomics, whereabouts
+from tests.fuzz.memory import common_atomics, exchange, local, memory, own_atomics, stack, vector_atomics, whereabouts
 from tests.fuzz.program import Program, Step
 from tests.fuzz.wmma import multiply_in_memory
 
@@ -53,7 +53,7 @@ def make(seed: str) -> Program:
     rng = program.rng
     for _ in range(rng.randrange(5, 9)):
         single(program)
-    blocks: list[Callable[[Program], None]] = [branch, loop, switch, guarded, call, local, pack, move, wide, tables]
+    blocks: list[Callable[[Program], None]] = [branch, loop, switch, guarded, call, local, stack, pack, move, wide, tables]
     shared: list[Callable[[Program], None]] = [
         collective, collective, collective, exchange, own_atomics, own_atomics, vector_atomics, common_atomics, memory,
         whereabouts, multiply, multiply, transpose, multiply_in_memory, copy, await_all, await_all,

@@ -108,7 +108,7 @@ def variant(form: Form, rng: random.Random) -> Match | None:
     return _match(form, tuple(rng.choice(choices) for choices in _choices(form)))
 
 
-_HANDLED = {"cvta", "isspacep", "mbarrier"}
+_HANDLED = {"cvta", "isspacep", "mbarrier", "stacksave"}
 """Opcodes that need more than random operands."""
 
 

@@ -15,18 +15,35 @@ from tests.fuzz.program import CONVERGE, Program, Step
 def multiply(program: Program) -> None:
     """A product of matrices in registers."""
     match = forms.draw_product(program.rng)
-    words = match.mnemonic.split(".")
-    numbers = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", match.text("shape"))
+    d, a, b, c = [word for word in match.mnemonic.split(".") if word in TYPES]
+    numbers = re.search(r"\.m(\d+)n(\d+)k(\d+)\.", match.mnemonic)
     assert numbers is not None
     m, n, k = map(int, numbers.groups())
-    d, a, b, c = [word for word in words[6:] if word in TYPES]
+    blocks = 4 if (a, k) == ("f16", 4) else 1
     with program.step(match.mnemonic) as step:
         step.together = True
-        fragments = [_fragment(program, step, kind, size) for kind, size in ((a, m * k), (b, k * n), (c, m * n))]
-        results = [program.fresh(64 if d == "f64" else 32, _kind(d)) for _ in range(_registers(d, m * n))]
+        held = m * k // 2 if "sp" in match else m * k
+        sizes = ((a, held * blocks), (b, k * n * blocks), (c, m * n * blocks))
+        fragments = [_fragment(program, step, kind, size) for kind, size in sizes]
+        results = [program.fresh(64 if d == "f64" else 32, _kind(d)) for _ in range(_registers(d, m * n * blocks))]
         operands = [f"{{{', '.join(register.name for register in some)}}}" for some in (results, *fragments)]
+        operands += _places(program, step, a, k) if "sp" in match else []
         step.lines.append(f"{match.mnemonic} {', '.join(operands)};")
         step.writes += results
+
+
+_PAIRS = (0x4, 0x8, 0x9, 0xC, 0xD, 0xE)
+"""Two places of four, the lower first, two bits each."""
+
+
+def _places(program: Program, step: Step, kind: str, depth: int) -> list[str]:
+    """The metadata of a sparse matrix, one of two for each thread, and which threads' counts."""
+    choices = (0x4, 0xE) if kind == "tf32" else _PAIRS
+    words = [sum(program.rng.choice(choices) << place for place in range(0, 32, 4)) for _ in range(2)]
+    metadata = program.fresh(32, "u32").name
+    step.lines.append(f"selp.b32 {metadata}, {words[0]:#x}, {words[1]:#x}, {program.use(program.register(TYPES['pred']))};")
+    chunk = {"tf32": 2, "s4": 8, "u4": 8}.get(kind, 4)
+    return [metadata, str(program.rng.randrange(16 * chunk // depth))]
 
 
 def _kind(name: str) -> str:

@@ -40,6 +40,21 @@ def local(program: Program) -> None:
     _store_and_load(program, "local")
 
 
+def stack(program: Program) -> None:
+    """Local memory of a size that differs between threads, given back in the end."""
+    with program.step("alloca") as step:
+        mark, size, room = (program.fresh(64, "u64").name for _ in range(3))
+        alignment, lowest = program.rng.choice((8, 16, 64)), program.fresh(64, "u64")
+        step.lines += [f"stacksave.u64 {mark};", f"and.b64 {size}, {program.source(TYPES['u64'], False)}, 0x38;"]
+        step.lines += [f"add.u64 {size}, {size}, 8;", f"alloca.u64 {room}, {size}, {alignment};"]
+        step.lines += [f"and.b64 {lowest.name}, {room}, {alignment - 1};", f"add.u64 {size}, {size}, {room};"]
+        step.lines += [f"st.local.b64 [{size}+-8], {program.source(TYPES['u64'], False)};", f"st.local.b32 [{room}], %thread;"]
+        first, last = (program.fresh(64, "u64") for _ in range(2))
+        step.lines += [f"ld.local.b64 {last.name}, [{size}+-8];", f"ld.local.u32 {first.name}, [{room}];"]
+        step.lines.append(f"stackrestore.u64 {mark};")
+        step.writes += [lowest, first, last]
+
+
 def memory(program: Program) -> None:
     """A store and loads of a thread's own shared or global memory."""
     _store_and_load(program, program.rng.choice(("shared", "global")))
