@@ -92,6 +92,13 @@ def _malloc(t: Emitter, size: ir.Value) -> ir.Value:
     return t.b.call(function, [t.context, size])
 
 
+def _aligned_malloc(t: Emitter, size: ir.Value, alignment: ir.Value) -> ir.Value:
+    """What ``malloc`` returns is aligned to anything, since a slot starts there. An alignment must be a power of two."""
+    b = t.b
+    wrong = b.or_(b.is_("==", alignment, 0), b.is_("!=", b.and_(alignment, b.sub(alignment, i64(1))), 0))
+    return _malloc(t, b.select(wrong, i64(0), size))
+
+
 def _build_malloc(t: Emitter, b: Builder, function: ir.Function) -> None:
     """Take the next free slot. One just freed comes last, so that a use after it faults."""
     context, size = function.args
@@ -132,5 +139,6 @@ _FUNCTIONS: dict[str, Callable[..., ir.Value]] = {
     "__assertfail": _assert_fail,
     "vprintf": _print,
     "malloc": _malloc,
+    "__cuda_syscall_aligned_malloc": _aligned_malloc,
     "free": _free,
 }

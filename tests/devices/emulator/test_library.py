@@ -15,6 +15,7 @@ DECLARATIONS = """
 .extern .func (.param .b32 r) vprintf (.param .b64 f, .param .b64 a);
 .extern .func __assertfail (.param .b64 m, .param .b64 f, .param .b32 l, .param .b64 n, .param .b64 s);
 .extern .func (.param .b64 r) malloc (.param .b64 n);
+.extern .func (.param .b64 r) __cuda_syscall_aligned_malloc (.param .b64 n, .param .b64 a);
 .extern .func free (.param .b64 p);
 """
 
@@ -100,6 +101,24 @@ def test_heap_memory_is_checked(device: EmulatedDevice) -> None:
         with pytest.raises(KernelFault) as caught:
             run(device, head + body)
         assert caught.value.fault == "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+ALLOCATE_ALIGNED = ".reg .b64 %h; call (%h), __cuda_syscall_aligned_malloc, ({size}, {alignment});"
+
+
+@pytest.mark.parametrize("alignment", [8, 16, 256, 4096])
+def test_aligned_heap_memory(device: EmulatedDevice, alignment: int) -> None:
+    head = ALLOCATE_ALIGNED.format(size=24, alignment=alignment) + "st.u64 [%h+16], 5; st.global.u64 [%p0], %h;"
+    address, value = run(device, head + "ld.u64 %at, [%h+16]; st.global.u64 [%p0+8], %at; call free, (%h);")[:2]
+    assert (address % alignment, value) == (0, 5)
+    with pytest.raises(KernelFault, match="8 bytes at offset 24"):
+        run(device, head + "st.u64 [%h+24], 5;")
+
+
+@pytest.mark.parametrize("alignment", [0, 24])
+def test_heap_memory_of_no_alignment(device: EmulatedDevice, alignment: int) -> None:
+    body = ALLOCATE_ALIGNED.format(size=24, alignment=alignment) + "st.global.u64 [%p0], %h; st.global.u64 [%p0+8], 3;"
+    assert list(run(device, body)[:2]) == [0, 3]
 
 
 @pytest.mark.parametrize(
