@@ -84,6 +84,7 @@ def test_lists_from_flags_and_environment() -> None:
         ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number"),
         ('max_message_size = "3GiB"', r"kaasd.toml: max_message_size: must be at most"),
         ('emulator_check = "speed"', r"kaasd.toml: emulator_check: expected races or init"),
+        ('allow_host_wrappers = "perhaps"', r"kaasd.toml: allow_host_wrappers: expected true or false"),
         ("emulator_seed = -1", r"kaasd.toml: emulator_seed: expected a whole number"),
         ('emulator_compute_capability = "nine"', r"kaasd.toml: emulator_compute_capability: expected a compute capability"),
         ("kaasd = 3", r"kaasd.toml: kaasd: must be a table"),
@@ -95,6 +96,19 @@ def test_a_bad_file_names_itself_and_the_key(tmp_path: Path, text: str, message:
     file.write_text(text)
     with pytest.raises(SettingsError, match=message):
         load_settings({}, str(file), ENVIRON)
+
+
+def test_host_wrappers_are_allowed_by_a_switch(tmp_path: Path) -> None:
+    file = tmp_path / "kaasd.toml"
+    file.write_text("allow_host_wrappers = true\n")
+    variable = {**ENVIRON, "KAASD_ALLOW_HOST_WRAPPERS": "true"}
+    assert parse_command_line([], ENVIRON).allow_host_wrappers is False
+    assert parse_command_line(["--allow-host-wrappers"], ENVIRON).allow_host_wrappers is True
+    assert parse_command_line(["--allow-host-wrappers", "--max-queue", "3"], ENVIRON).max_queue == 3
+    assert parse_command_line([], variable).allow_host_wrappers is True
+    assert parse_command_line(["--config", str(file)], ENVIRON).allow_host_wrappers is True
+    off = {**ENVIRON, "KAASD_ALLOW_HOST_WRAPPERS": "false"}
+    assert parse_command_line(["--config", str(file)], off).allow_host_wrappers is False
 
 
 def test_the_emulated_device() -> None:

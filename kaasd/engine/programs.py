@@ -224,7 +224,8 @@ class Programs:
                 error.message = f"kernels[{index}].library: {error.message}"
                 raise
             if kernel is None:
-                names = ", ".join(sorted(module.kernels or module.host_functions)[:20]) or "none"
+                callable_here = {*module.kernels, *(module.host_functions if self._allow_host_wrappers else ())}
+                names = ", ".join(sorted(callable_here)[:20]) or "none"
                 raise KernelNotFoundError(
                     f"kernels[{index}].name: library {spec.library} has no kernel {spec.name!r}; it has {names}",
                     {"kernel_index": str(index), "kernel": spec.name},

@@ -17,6 +17,7 @@ from kaasd.devices.image import ImageKind, ptx_version, read_image
 DATA = Path(__file__).parent / "data"
 KERNELS = Path(__file__).parents[2] / "examples" / "kernels"
 CUBIN_90 = (DATA / "dot.sm_90.cubin").read_bytes()
+CONVENTION = (DATA / "convention.so").read_bytes()
 DOT_PTX = (KERNELS / "dot.ptx").read_bytes()
 LZ4_PTX = lz4.block.compress(DOT_PTX, store_size=False)
 FILES = [
@@ -93,6 +94,35 @@ def test_shared_object_has_a_fatbin_a_source_file() -> None:
     assert all(unit in data and read_image(unit).kind is ImageKind.FATBIN for unit in image.units)
 
 
+HOST_FUNCTIONS = {
+    "convention.so": (ImageKind.WRAPPER, ("crash", "give", "record"), 0),
+    "incomplete.so": (ImageKind.WRAPPER, ("crash", "give", "needs_more", "record"), 0),
+    "mixed.so": (ImageKind.SHARED_OBJECT, ("crash", "give", "record"), 1),
+}
+"""As ``convention.c`` declares them."""
+
+
+@pytest.mark.parametrize("name", HOST_FUNCTIONS)
+def test_exported_functions_of_a_shared_object(name: str) -> None:
+    image = read_image((DATA / name).read_bytes())
+    assert (image.kind, image.host_functions, len(image.units)) == HOST_FUNCTIONS[name]
+
+
+def symbols_at() -> int:
+    """Where the first symbol of ``convention.so`` stands, the one behind the empty one."""
+    (sections_at,), (count,) = struct.unpack_from("<Q", CONVENTION, 40), struct.unpack_from("<H", CONVENTION, 60)
+    headers = (struct.unpack_from("<IIQQQQIIQQ", CONVENTION, sections_at + 64 * index) for index in range(count))
+    return next(header[4] for header in headers if header[1] == 11) + 24
+
+
+def with_names_at(position: int) -> bytes:
+    """``convention.so``, the names of whose symbols all begin at ``position``."""
+    data = bytearray(CONVENTION)
+    for index in range(4):
+        struct.pack_into("<I", data, symbols_at() + 24 * index, position)
+    return bytes(data)
+
+
 def fatbin_of(kind: int, payload: bytes, flags: int, size: int) -> bytes:
     """A fatbin of one entry, with the layout that nvcc's have."""
     padded = payload.ljust(-(-len(payload) // 8) * 8, b"\0")
@@ -120,6 +150,9 @@ BAD = {
     "brace in a comment": (DOT_PTX.replace(b"\n}", b"\n// }"), "truncated PTX: the '{' of line"),
     "host program": (b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 0, 0, 0, 64, 56, 0, 64, 0, 0),
                      "ELF file without GPU code: it has no .nv_fatbin section"),
+    "function without a name": (with_names_at(0), "malformed ELF: the name of a function would be at byte 0 of"),
+    "function with a name elsewhere": (with_names_at(5000), "malformed ELF: the name of a function would be at byte 5000 of"),
+    "cut wrapper": (CONVENTION[:-1], f"truncated ELF: section headers would end at byte {len(CONVENTION)} of"),
     "32-bit ELF": (b"\x7fELF\x01\x01" + bytes(100), "not 64-bit little-endian"),
     "cut in the ELF header": (CUBIN_90[:40], "truncated ELF: 40 bytes, less than its header of 64"),
     "cut cubin": (CUBIN_90[:-1], f"truncated ELF: program headers would end at byte {len(CUBIN_90)} of {len(CUBIN_90) - 1}"),
@@ -156,7 +189,7 @@ def read_or_refuse(data: bytes) -> None:
     except UnsupportedLibrary as error:
         assert str(error)
     else:
-        assert image.units
+        assert image.units or image.host_functions
 
 
 @settings(max_examples=300, deadline=None)

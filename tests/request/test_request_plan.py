@@ -147,6 +147,15 @@ def test_the_limits_themselves_are_allowed() -> None:
     assert plan.launches[0].grid == (1000, 100, 10)
 
 
+def test_host_code_takes_any_arguments() -> None:
+    arguments = (Literal("b", 1), BufferArgument("x", Access.INPUT), Literal("d", 2))
+    plan = plan_of(
+        Request((replace(FITTING, arguments=arguments),), (BufferSpec("x", 1),)),
+        {("/k.ptx", "k"): replace(TAKES, parameter_size_bytes=None)},
+    )
+    assert plan.launches[0].arguments == (b"\x01", SlotArgument(0, Access.INPUT), b"\0\0\0\0\0\0\0\x40")
+
+
 @pytest.mark.parametrize(
     ("kernel", "attributes", "expected"),
     [
@@ -165,6 +174,7 @@ def test_the_limits_themselves_are_allowed() -> None:
             ],
         ),
         (FITTING, replace(TAKES, parameter_size_bytes=(4, 320)), [("arguments[1]", "takes 320 bytes")]),
+        (replace(FITTING, grid=(1001, 1, 1)), replace(TAKES, parameter_size_bytes=None), [("grid[0]", "at most 1000, not 1001")]),
         (replace(FITTING, grid=(1001, 1, 11)), TAKES, [("grid[0]", "at most 1000, not 1001"), ("grid[2]", "at most 10")]),
         (
             replace(FITTING, block=(1, 1, 65)),

@@ -83,7 +83,8 @@ class ExecutorServiceServicer(object):
     def Submit(self, request, context):
         """Runs a request once. Not idempotent where a buffer is ACCESS_INOUT. When it returns, the outputs are committed.
         INVALID_ARGUMENT: malformed, or it does not fit the kernels or the device. NOT_FOUND: key, library or kernel.
-        FAILED_PRECONDITION: a value is too short. RESOURCE_EXHAUSTED: device memory, store or queue. ABORTED: a kernel faulted.
+        FAILED_PRECONDITION: a value is too short, or a library is host code that the server does not allow. RESOURCE_EXHAUSTED: device
+        memory, store or queue. ABORTED: a kernel faulted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -107,8 +107,8 @@ def test_a_graph_is_a_chain_whose_nodes_follow_their_call(nodes: list[tuple[Any,
     graph = CudaGraph([a, b, a], lambda function, *arguments: function(*arguments))
     assert nodes == [("add", "node0"), ("add", "node0", "node1"), ("add", "node1", "node2"), ("cuGraphInstantiate", "graph", 0)]
     nodes.clear()
-    assert a.set_parameter(0, b"01234567")
-    assert not a.set_parameter(0, b"01234567")
+    assert a.parameters.set(0, b"01234567")
+    assert not a.parameters.set(0, b"01234567")
     graph.update(a)
     graph.update(c)
     assert [entry[:3] for entry in nodes] == [("cuGraphExecKernelNodeSetParams", "executable", f"node{i}") for i in (0, 2)]
