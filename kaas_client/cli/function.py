@@ -16,7 +16,7 @@ from kaas_client.cli.files import (
     parse_assignments,
 )
 from kaas_client.cli.session import connected
-from kaas_client.cli.submit import DeviceOption, RequestFile, print_printed, print_result, read_request
+from kaas_client.cli.submit import DeviceOption, RequestFile, TraceOption, print_printed, print_result, read_request, write_trace
 from kaas_client.types import Key
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def invoke(
         typer.Option("--output", metavar="BUFFER=FILE", help="Write this buffer to this file; - is standard output. Repeatable."),
     ] = None,
     device: DeviceOption = "",
+    trace: TraceOption = None,
 ) -> None:
     """Run a registered function once."""
     sources = parse_assignments("--input", inputs or [])
@@ -59,18 +60,22 @@ def invoke(
     if both := {source.name for source in sources} & {key.name for key in rebound}:
         raise typer.BadParameter(f"{min(both)!r} is given both a file and a key", param_hint="--key")
     check_readable([source.value for source in sources])
-    check_writable([target.value for target in targets])
+    written = [*(target.value for target in targets), *([] if trace is None else [trace])]
+    check_writable(written)
     bindings: dict[str, Binding] = {key.name: Key(key.value) for key in rebound}
     for source in sources:
         with open_input(source.value) as file:
             bindings[source.name] = file.read()
     with connected(ctx) as (client, printer):
-        result = client.invoke(name, bindings, returns=[target.name for target in targets], device=device)
+        returns = [target.name for target in targets]
+        result = client.invoke(name, bindings, returns=returns, device=device, trace=trace is not None)
         print_printed(result)
         for target in targets:
             with open_output(target.value) as file:
                 file.write(result[target.name])
-        if not any(target.value == STANDARD_STREAM for target in targets):
+        if trace is not None:
+            write_trace(trace, result)
+        if STANDARD_STREAM not in written:
             print_result(printer, result)
 
 

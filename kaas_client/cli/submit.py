@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kaas_client import Request, Result
+from kaas_client import Request, Result, chrome_trace, errors
 from kaas_client.cli.files import (
     STANDARD_STREAM,
     check_readable,
@@ -21,6 +21,13 @@ from kaas_client.cli.session import connected
 
 RequestFile = Annotated[str, typer.Argument(metavar="REQUEST", help="A file with the request's JSON; - is standard input.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to run; default: the server chooses.")]
+TraceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write to this file when what was done, for ui.perfetto.dev; - is standard output. The kernels take longer.",
+    ),
+]
 
 
 def read_request(path: str) -> Request:
@@ -33,6 +40,16 @@ def print_printed(result: Result) -> None:
     """Pass on what device code printed, to standard error: standard output is for the outputs."""
     if result.printed:
         typer.echo(result.printed, err=True, nl=not result.printed.endswith("\n"))
+
+
+def write_trace(path: str, result: Result) -> None:
+    """Write the trace of a result to a file, and say what it lacks. Raises ``KaasError`` where there is none."""
+    if result.trace is None:
+        raise errors.KaasError("the request has run, but its server sent no trace: it is too old for that")
+    with open_output(path) as file:
+        file.write(chrome_trace.to_json(result))
+    if result.trace.launches_left_out:
+        typer.echo(f"the trace lacks the last {result.trace.launches_left_out} launches", err=True)
 
 
 def print_result(printer: Printer, result: Result) -> None:
@@ -53,21 +70,25 @@ def submit(
         ),
     ] = None,
     device: DeviceOption = "",
+    trace: TraceOption = None,
 ) -> None:
     """Run a request once: put inputs, run, get outputs."""
     sources = parse_assignments("--input", inputs or [])
     targets = parse_assignments("--output", outputs or [])
     check_readable([request, *(source.value for source in sources)])
-    check_writable([target.value for target in targets])
+    written = [*(target.value for target in targets), *([] if trace is None else [trace])]
+    check_writable(written)
     spec = read_request(request)
     with connected(ctx) as (client, printer):
         for source in sources:
             with open_input(source.value) as file, transfer(source.name) as progress:
                 client.put(source.name, file, progress=progress)
-        result = client.submit(spec, device=device)
+        result = client.submit(spec, device=device, trace=trace is not None)
         print_printed(result)
         for target in targets:
             with open_output(target.value) as file, transfer(target.name) as progress:
                 client.get(target.name, into=file, progress=progress)
-        if not any(target.value == STANDARD_STREAM for target in targets):
+        if trace is not None:
+            write_trace(trace, result)
+        if STANDARD_STREAM not in written:
             print_result(printer, result)

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 
-from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2
 from kaasd.version import __version__
 from tests.cli.conftest import Done
 from tests.client.fake_server import FakeServer
@@ -218,6 +218,36 @@ def test_an_output_on_standard_output_is_alone(kaasctl: Kaasctl, server: FakeSer
     server.expect("Submit", submit_reply())
     server.expect("Get", get_reply(b"\x01\0\0\0"))
     assert succeed(kaasctl("submit", "request.json", "--output", "result=-")).stdout == b"\x01\0\0\0"
+
+
+def traced(left_out: int = 0) -> trace_pb2.Trace:
+    span = trace_pb2.Span(kind=trace_pb2.SPAN_KIND_STAGE, name="request", duration_ns=6)
+    return trace_pb2.Trace(spans=[span], launches_left_out=left_out)
+
+
+def test_a_trace_goes_to_its_file(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("request.json").write_text(REQUEST.to_json())
+    server.expect("Submit", executor_pb2.SubmitResponse(trace=traced()))
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=traced()))
+    for command in (["submit", "request.json"], ["function", "invoke", "f"]):
+        done = succeed(kaasctl(*command, "--trace", "trace.json"))
+        assert done.text.startswith("device")
+        events = json.loads(Path("trace.json").read_text())["traceEvents"]
+        assert [event["name"] for event in events if event["ph"] == "X"] == ["request"]
+        Path("trace.json").unlink()
+    assert server.only_call("Submit").request.trace
+    assert server.only_call("Invoke").request.trace
+
+
+def test_a_trace_on_standard_output_is_alone(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=traced()))
+    assert json.loads(succeed(kaasctl("function", "invoke", "f", "--trace", "-")).text)["displayTimeUnit"] == "ns"
+
+
+def test_what_a_trace_lacks_is_said(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=traced(left_out=17)))
+    done = kaasctl("function", "invoke", "f", "--trace", "trace.json")
+    assert (done.code, done.stderr) == (0, "the trace lacks the last 17 launches\n")
 
 
 def test_function_register(kaasctl: Kaasctl, server: FakeServer) -> None:

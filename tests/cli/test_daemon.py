@@ -54,10 +54,11 @@ def kaasctl(daemon: str, tmp_path: Path) -> Kaasctl:
     return run
 
 
-def dot(library: str) -> Request:
+def dot(library: str, iterations: int = 1) -> Request:
     size = A.nbytes
     product = Kernel(library, "prodKern", grid=1, block=COUNT, args=[u64(COUNT), inp("a", size), inp("b", size), tmp("p", size)])
-    return Request([product, Kernel(library, "sumKern", grid=1, block=512, args=[inp("p"), out("c", 4)])])
+    total = Kernel(library, "sumKern", grid=1, block=512, args=[inp("p"), out("c", 4)])
+    return Request([product, total], iterations=iterations)
 
 
 def test_a_request_from_the_shell(kaasctl: Kaasctl, tmp_path: Path) -> None:
@@ -75,6 +76,25 @@ def test_a_request_from_the_shell(kaasctl: Kaasctl, tmp_path: Path) -> None:
     assert kaasctl("function", "register", "shell/dot", "dot.json").returncode == 0
     done = kaasctl("function", "invoke", "shell/dot", "--input", "a=b", "--key", "b=a", "--output", "c=-")
     assert int.from_bytes(done.stdout, "little") == DOT
+
+
+def test_a_trace_from_the_shell(kaasctl: Kaasctl, daemon: str, tmp_path: Path) -> None:
+    with Client(daemon) as kaas:
+        kaas.put("a", A)
+        kaas.put("b", B)
+        library = kaas.upload(KERNELS / "dot.ptx")
+    (tmp_path / "dot.json").write_text(dot(library, iterations=3).to_json())
+    for command in (["submit", "dot.json"], ["function", "invoke", "traced"]):
+        if command[0] == "function":
+            assert kaasctl("function", "register", "traced", "dot.json").returncode == 0
+        done = kaasctl(*command, "--trace", "trace.json")
+        assert (done.returncode, done.stderr) == (0, b"")
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        rows = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+        assert rows == ["request", "launch", "gpu", "kernels", "prodKern", "sumKern"]
+        launches = [event for event in events if event.get("cat") == "kernel"]
+        assert len(launches) == 2 * 2 * 3  # on the row of the stream, and on that of the kernel
+        assert int.from_bytes(kaasctl("kv", "get", "c").stdout, "little") == DOT
 
 
 @pytest.mark.parametrize("name", ["original_pairs", "original_type_list", "original_by_use"])

@@ -148,6 +148,11 @@ def test_a_bad_request_is_a_failure_before_any_call(
         ["submit", "-", "--input", "a=-"],
         ["submit", "request.json", "--output", "c=missing/c"],
         ["submit", "request.json", "--output", "c=-", "--output", "d=-"],
+        ["submit", "request.json", "--input", "a=request.json", "--trace", "missing/trace.json"],
+        ["submit", "request.json", "--trace", "."],
+        ["submit", "request.json", "--trace", ""],
+        ["submit", "request.json", "--output", "c=-", "--trace", "-"],
+        ["function", "invoke", "f", "--trace", "missing/trace.json"],
         ["function", "invoke", "f", "--input", "a=request.json", "--key", "a=k"],
         ["function", "invoke", "f", "--input", "a=missing"],
         ["library", "upload", "missing"],
@@ -160,6 +165,20 @@ def test_wrong_usage_and_unreadable_files(kaasctl: Kaasctl, server: FakeServer, 
     assert (done.code, done.stdout) == (2, b"")
     assert done.stderr
     assert server.calls == []
+
+
+def test_a_request_that_fails_leaves_no_trace(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Invoke", Failure("NOT_FOUND", "no function", "FUNCTION_NOT_FOUND"))
+    assert kaasctl("function", "invoke", "f", "--trace", "trace.json").code == 4
+    assert list(Path().iterdir()) == []
+
+
+def test_a_server_without_traces(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Invoke", executor_pb2.InvokeResponse(outputs={"c": b"done"}))
+    done = kaasctl("function", "invoke", "f", "--output", "c=c.bin", "--trace", "trace.json")
+    assert (done.code, done.stdout) == (1, b"")
+    assert "sent no trace" in done.stderr
+    assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("c.bin", b"done")]
 
 
 def test_a_failed_get_leaves_the_file_as_it_was(kaasctl: Kaasctl, server: FakeServer) -> None:

@@ -12,9 +12,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2
 
 import kaas_client
-from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, types_pb2
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import Kernel, Key, Request, aio, inp, out, streams, u64
 from kaas_client import aio_streams as aio_streams_module
+from kaas_client.types import Span, Trace
 from tests.client.fake_server import SERVICES, FakeServer, Recorded
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
@@ -200,6 +201,41 @@ def test_submit(client: Any, server: FakeServer) -> None:
     timing = result.timing
     stages = (timing.queue_ns, timing.plan_ns, timing.load_ns, timing.run_ns, timing.commit_ns, timing.total_ns)
     assert stages == (1, 2, 3, 4, 5, 6)
+
+
+def test_a_trace_names_its_streams_and_kernels(client: Any, server: FakeServer) -> None:
+    trace = trace_pb2.Trace(
+        spans=[
+            trace_pb2.Span(kind="SPAN_KIND_STAGE", name="queue", start_ns=1, duration_ns=2),
+            trace_pb2.Span(kind="SPAN_KIND_KERNEL", start_ns=3, duration_ns=4, stream=1, kernel_index=1, iteration=5),
+            trace_pb2.Span(kind="SPAN_KIND_COPY_TO_DEVICE", name="a", start_ns=6, duration_ns=7, size_bytes=8),
+        ],
+        streams=["in", "kernels"],
+        kernels=[
+            trace_pb2.TracedKernel(name="f", grid=types_pb2.Dim3(x=1, y=1, z=1), block=types_pb2.Dim3(x=2, y=1, z=1)),
+            trace_pb2.TracedKernel(name="g", grid=types_pb2.Dim3(x=3, y=2, z=1), block=types_pb2.Dim3(x=4, y=5, z=6)),
+        ],
+        launches_left_out=9,
+        notes=["n"],
+    )
+    server.expect("Submit", executor_pb2.SubmitResponse(trace=trace))
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=trace))
+    submitted, invoked = client.submit(REQUEST, trace=True).trace, client.invoke("f", trace=True).trace
+    assert server.only_call("Submit").request == executor_pb2.SubmitRequest(request=REQUEST_MESSAGE, trace=True)
+    assert server.only_call("Invoke").request == executor_pb2.InvokeRequest(function="f", trace=True)
+    assert (
+        submitted
+        == invoked
+        == Trace(
+            spans=(
+                Span("stage", "queue", 1, 2),
+                Span("kernel", "g", 3, 4, "kernels", kernel_index=1, iteration=5, grid=(3, 2, 1), block=(4, 5, 6)),
+                Span("copy_to_device", "a", 6, 7, "in", size_bytes=8),
+            ),
+            launches_left_out=9,
+            notes=("n",),
+        )
+    )
 
 
 def test_returns_is_not_a_string(client: Any, server: FakeServer) -> None:
