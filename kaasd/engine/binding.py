@@ -21,9 +21,9 @@ _serial = count()
 class Resident(Held):
     """A range of a value on the device, for all who read it."""
 
-    def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer], version: int) -> None:
+    def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer]) -> None:
         super().__init__(key, buffers)
-        self.version = version
+        self.version = 0
         self.current_at = -1
         """The last commit at which the value had this version: while there is no other, it has."""
         self.transfer: Transfer | None = None
@@ -138,7 +138,7 @@ class Binding:
             self._undo.callback(memory.release, held)
             self._upload(slot, held.buffers[0], self._content(slot))
             return held.buffers[0]
-        resident = self._current(slot) or self._bring(slot)
+        resident = self._resident(slot)
         self._undo.callback(memory.release, resident)
         if resident.transfer is not None:
             if resident.transfer.done():
@@ -147,12 +147,15 @@ class Binding:
                 self.transfers.append(resident.transfer)
         return resident.buffers[0]
 
-    def _current(self, slot: Slot) -> Resident | None:
-        """Return what is on the device of a slot's value, pinned; None where it is not there, or is another version."""
-        memory, spec = self._resources.memory, slot.spec
-        resident = memory.use(_key(slot))
+    def _resident(self, slot: Slot) -> Resident:
+        """Return what holds a slot's value on the device, or will, pinned."""
+        memory, spec, key = self._resources.memory, slot.spec, _key(slot)
+        resident = memory.use(key)
         if resident is None:
-            return None
+            version = self._open_snapshot().stat(spec.store_key).version
+            cost_s = copy_cost_s(spec.size_bytes)
+            resident = memory.make(key, [spec.size_bytes], cost_s, lambda buffers: Resident(key, buffers))
+            return self._bring(slot, resident, version)
         assert isinstance(resident, Resident)
         if spec.constant:
             return resident
@@ -160,31 +163,28 @@ class Binding:
             self._relies_on_commit = True
             return resident
         try:
-            is_current = resident.version == self._open_snapshot().stat(spec.store_key).version
+            version = self._open_snapshot().stat(spec.store_key).version
         except BaseException:
             memory.release(resident)
             raise
-        if is_current:
+        if resident.version == version:
             resident.current_at = self._commit
             return resident
-        memory.drop(resident)
-        memory.release(resident)
-        return None
-
-    def _bring(self, slot: Slot) -> Resident:
-        """Begin to copy a slot's value to the device, and return what will hold it, pinned."""
-        memory, spec, key = self._resources.memory, slot.spec, _key(slot)
-        version = self._open_snapshot().stat(spec.store_key).version
-        pieces = self._content(slot)
-        resident = memory.make(
-            key, [spec.size_bytes], copy_cost_s(spec.size_bytes), lambda buffers: Resident(key, buffers, version)
-        )
-        try:
-            resident.transfer = self._upload(slot, resident.buffers[0], pieces)
-        except BaseException:
+        if memory.is_shared(resident):  # others still compute with the old value
             memory.drop(resident)
             memory.release(resident)
+            return self._resident(slot)
+        return self._bring(slot, resident, version)
+
+    def _bring(self, slot: Slot, resident: Resident, version: int) -> Resident:
+        """Begin to copy a slot's value to its place on the device."""
+        try:
+            resident.transfer = self._upload(slot, resident.buffers[0], self._content(slot))
+        except BaseException:
+            self._resources.memory.drop(resident)
+            self._resources.memory.release(resident)
             raise
+        resident.version, resident.current_at = version, self._commit
         return resident
 
 

@@ -90,6 +90,10 @@ class DeviceMemory:
         if not self._residency.release(held.key) and (held.unwanted or not self._keep_unused):
             self._remove(held)
 
+    def is_shared(self, held: Held) -> bool:
+        """Whether somebody else has pinned it too."""
+        return self._residency.pins(held.key) > 1
+
     def drop(self, held: Held) -> None:
         """Free what is held as soon as nobody uses it; its key is free at once."""
         if held.unwanted:

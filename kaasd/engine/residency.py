@@ -105,6 +105,10 @@ class Residency(Generic[K]):
             self.in_use_bytes -= holding.size_bytes
         return holding.pins > 0
 
+    def pins(self, key: K) -> int:
+        """Return how many use a holding."""
+        return self._holdings[key].pins
+
     def remove(self, key: K) -> None:
         """Note that a holding was given up."""
         holding = self._holdings.pop(key)
