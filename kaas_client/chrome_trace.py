@@ -6,6 +6,7 @@ A row for the stages of the request on the host, one for every stream of the dev
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -67,7 +68,17 @@ def _event(span: Span, group: int, row: int) -> dict[str, Any]:
         "ph": "X",
         "pid": group,
         "tid": row,
-        "ts": span.start_ns / 1000,  # in microseconds, all of them
-        "dur": span.duration_ns / 1000,
+        "ts": _microseconds(span.start_ns),
+        "dur": _microseconds(span.duration_ns),
         "args": {name: value for name, value in details.items() if value is not None},
     }
+
+
+def _microseconds(time_ns: int) -> float:
+    """Return a time in the format's unit.
+
+    Perfetto drops spans that overlap, and has cut off what was behind the nanosecond: where the nearest number is a little too
+    small, a span would begin a nanosecond before the end of another.
+    """
+    time_us = time_ns / 1000
+    return time_us if int(time_us * 1000) == time_ns else math.nextafter(time_us, math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,13 @@ def test_times_are_in_microseconds_and_details_are_kept() -> None:
     assert (zero["ts"], zero["dur"], zero["cat"], zero["args"]) == (5.0, 0.5, "zero", {"size_bytes": 16})
     assert (total["ts"], total["dur"]) == (7.501, 0.01)
     assert again["args"] == {"kernel_index": 0, "iteration": 1, "grid": (4, 1, 1), "block": (32, 2, 1)}
+
+
+def test_no_nanosecond_is_lost_to_a_reader_that_cuts_off() -> None:
+    spans = tuple(Span("stage", "launch", ns, ns + 1) for ns in range(0, 300_000, 7))
+    events = json.loads(to_json(replace(RESULT, trace=Trace(spans, 0, ()))))["traceEvents"]
+    found = [(int(event["ts"] * 1000.0), int(event["dur"] * 1000.0)) for event in events if event["ph"] == "X"]
+    assert found == [(span.start_ns, span.duration_ns) for span in spans]
 
 
 def test_a_file_is_json_and_tells_what_it_lacks() -> None:
