@@ -54,7 +54,7 @@ class Executor:
 
     @property
     def device_lost(self) -> bool:
-        """True once a fault has made the device unusable for this process."""
+        """True once the device is of no more use to this process: after a fault, or given up."""
         return self._resources.device_lost
 
     @property
@@ -117,6 +117,10 @@ class Executor:
         while (result := job.poll()) is None:
             job.wait()
         return result
+
+    def give_up(self) -> None:
+        """Count the device as lost from now on."""
+        self._resources.device_lost = True
 
     def close(self) -> None:
         """Free everything, when no job is under way. Idempotent."""

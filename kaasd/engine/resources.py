@@ -30,7 +30,7 @@ class Resources:
     waiting_for_memory: deque[object] = field(default_factory=deque)
     """Requests that found too little, in the order in which they get it."""
     device_lost: bool = False
-    """Whether a fault has made the device unusable for this process."""
+    """Whether the device is of no more use to this process: after a fault, or given up."""
 
     def explain(self, error: Exception, plan: Plan, check_stop: Callable[[], None]) -> KaasError:
         """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_stop`` raises where it was stopped."""

@@ -111,9 +111,10 @@ class CallQueue:
         self._ready = True
         return self._next()
 
-    def answered(self, call: int) -> list[Decision]:
-        """The worker has answered a call."""
+    def answered(self, call: int, *, device_lost: bool = False) -> list[Decision]:
+        """The worker has answered a call; where it has lost its device meanwhile, it takes no other."""
         self._sent.pop(call, None)
+        self._ready &= not device_lost
         self._alone.discard(call)
         return self._next()
 

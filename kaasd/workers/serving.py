@@ -12,7 +12,7 @@ from kaas.v1 import library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.engine.executor import Executor
 from kaasd.engine.job import Job, Result
-from kaasd.errors import InternalError, KaasError
+from kaasd.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.workers.channel import WorkerChannel
 from kaasd.workers.messages import failed_from_error
 from kaasd.workers.stops import Stops
@@ -63,6 +63,8 @@ class Serving:
         self._commits = commits
         self._concurrency = concurrency
         self._jobs: dict[int, Job] = {}
+        self._abandoned: list[Job] = []
+        """Closing these would wait for their kernels."""
         self._last_event_ns = 0
         self._spin_ns = round(spin_s * 1e9)
 
@@ -76,10 +78,28 @@ class Serving:
                 self._take(message)
                 self._last_event_ns = perf_counter_ns()
             self._poll()
+            if any(call_id in self._jobs and not self._jobs[call_id].is_committing for call_id in self._stops.overdue):
+                self._give_up()
         while self._jobs and self._executor.device_lost:
             self._poll()
         for job in self._jobs.values():
             job.close()
+
+    def _give_up(self) -> None:
+        """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
+
+        What commits is answered when it has; the other requests have changed nothing, and can run again in another process.
+        """
+        self._executor.give_up()
+        for call_id, job in list(self._jobs.items()):
+            if not job.is_committing:
+                del self._jobs[call_id]
+                self._abandoned.append(job)
+                try:
+                    self._stops.check(call_id)
+                    raise WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
+                except KaasError as error:
+                    self._fail(call_id, error)
 
     def _call_waits(self) -> bool:
         """Wait until there is something to do; return whether it is a call that can be taken up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 
 from kaasd.devices.base import Device
 from kaasd.errors import CancelledError, DeadlineExceededError, KaasError
@@ -10,6 +11,8 @@ from kaasd.workers.channel import WorkerChannel
 
 REPEAT_S = 0.01
 """A stop is asked for again until the call has ended: the kernel may not have begun when it first came."""
+GRACE_S = 0.2
+"""From a deadline to the giving up of a device that cannot stop a kernel. The front kills a worker that does not give it up."""
 
 
 class Stops:
@@ -22,6 +25,8 @@ class Stops:
         self._asked: dict[int, KaasError] = {}
         self._running: set[int] = set()
         self._last_begun = 0
+        self.overdue: frozenset[int] = frozenset()
+        """Calls that go on past their deadline, on a device that cannot stop them."""
         threading.Thread(target=self._listen, name="stops", daemon=True).start()
 
     def begin(self, call_id: int) -> None:
@@ -42,11 +47,12 @@ class Stops:
         with self._lock:
             self._asked.pop(call_id, None)
             self._running.discard(call_id)
+            self.overdue -= {call_id}
 
     def _listen(self) -> None:
         while (message := self._channel.receive()) is not None:
             if message.cancel.deadline_exceeded:
-                self._stop(message.id, DeadlineExceededError("the deadline passed"))
+                self._stop(message.id, DeadlineExceededError("the deadline passed"), monotonic() + GRACE_S)
             else:
                 self._stop(message.id, CancelledError("the caller went away"))
         with self._lock:
@@ -54,7 +60,8 @@ class Stops:
         for call_id in running:
             self._stop(call_id, CancelledError("the front went away"))
 
-    def _stop(self, call_id: int, error: KaasError) -> None:
+    def _stop(self, call_id: int, error: KaasError, until: float | None = None) -> None:
+        """Have a call stopped, now and again until it has ended; ``until`` is when it must have."""
         with self._lock:
             if call_id not in self._running:
                 if call_id > self._last_begun:
@@ -62,7 +69,9 @@ class Stops:
                 return
             self._asked[call_id] = error
             # A device that can stop a kernel runs one call at a time, so what it stops is this one.
-            self._device.stop()
-        again = threading.Timer(REPEAT_S, self._stop, (call_id, error))
+            stops = self._device.stop()
+            if not stops and until is not None and monotonic() > until:
+                self.overdue |= {call_id}
+        again = threading.Timer(REPEAT_S, self._stop, (call_id, error, until))
         again.daemon = True
         again.start()

@@ -26,7 +26,8 @@ from kaasd.workers.config import WorkerConfig
 from kaasd.workers.messages import error_from_failed
 
 STOP_GRACE_S = 0.5
-"""From a deadline to the killing of a worker whose kernel cannot be stopped otherwise. The emulated device stops within 0.1 s."""
+"""From a deadline to the killing of a worker that neither stops its kernel nor gives up its device. The emulated device stops
+within 0.1 s, a GPU is given up after 0.2."""
 EXIT_GRACE_S = 5.0
 """From the closing of the channel to the killing of a worker that does not exit."""
 
@@ -153,9 +154,7 @@ class Supervisor:
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
-        decisions = self._queue.answered(message.id)
-        if failed is None or not failed.device_lost:
-            self._act(decisions)
+        self._act(self._queue.answered(message.id, device_lost=failed is not None and failed.device_lost))
 
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING

@@ -125,6 +125,17 @@ def test_what_another_request_took_down_runs_again_beside_others() -> None:
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
+def test_a_worker_without_its_device_gets_no_other_call() -> None:
+    queue = CallQueue(max_queued=10, concurrency=1)
+    queue.worker_ready()
+    for call in range(1, 5):
+        queue.submit(call)
+    assert queue.answered(1, device_lost=True) == []
+    assert queue.run_again(2, alone=False) == []
+    assert queue.worker_lost() == []
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
 def test_a_call_that_is_to_stop_is_not_run_again() -> None:
     queue = ready_queue()
     queue.submit(1)

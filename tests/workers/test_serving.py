@@ -1,0 +1,172 @@
+"""The loop of a worker over real socketpairs, with jobs that end when the test says so."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from kaas.worker.v1 import worker_pb2
+from kaasd.devices.base import Device
+from kaasd.engine.executor import Executor
+from kaasd.engine.job import Result
+from kaasd.errors import DeadlineExceededError, KaasError, WorkerRestartingError
+from kaasd.workers.channel import WorkerChannel
+from kaasd.workers.serving import CommitSignal, Serving
+from kaasd.workers.stops import Stops
+
+RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, commit_ns=0)
+
+
+@dataclass
+class HeldJob:
+    """Goes on until it is let go."""
+
+    check_stop: Callable[[], None]
+    is_committing: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def poll(self) -> Result | None:
+        if not self.is_committing:
+            self.check_stop()
+        return RESULT if self.ended.is_set() else None
+
+    def close(self) -> None:
+        raise AssertionError("waits for a kernel that never ends")
+
+
+class DeafJob(HeldJob):
+    """A kernel that heeds no stop."""
+
+    def poll(self) -> Result | None:
+        return RESULT if self.ended.is_set() else None
+
+
+class HeldExecutor:
+    """Begins the jobs that it was given, one a request."""
+
+    memory_used_bytes = 0
+
+    def __init__(self, *kinds: type[HeldJob]) -> None:
+        self._kinds = list(kinds)
+        self.jobs: list[HeldJob] = []
+        self.device_lost = False
+
+    def begin(self, request: bytes, *, check_stop: Callable[[], None], **_: object) -> HeldJob:
+        self.jobs.append(self._kinds.pop(0)(check_stop))
+        return self.jobs[-1]
+
+    def give_up(self) -> None:
+        self.device_lost = True
+
+
+class DeafDevice:
+    """Cannot stop a kernel, as a GPU cannot."""
+
+    def stop(self) -> bool:
+        return False
+
+
+class Worker:
+    """A serving loop in a thread, and the front's ends of its channels."""
+
+    def __init__(self, executor: HeldExecutor) -> None:
+        calls, stops = socket.socketpair(), socket.socketpair()
+        self._front, self._front_stops = calls[0], stops[0]
+        self._commits = CommitSignal()
+        listening = Stops(WorkerChannel(stops[1]), cast(Device, DeafDevice()))
+        self._serving = Serving(WorkerChannel(calls[1]), cast(Executor, executor), listening, self._commits, 4, 0.0)
+        self._thread = threading.Thread(target=self._serving.run)
+        self._thread.start()
+
+    def send(self, message: worker_pb2.ToWorker) -> None:
+        self._write(self._front, message)
+
+    def stop(self, call_id: int) -> None:
+        self._write(self._front_stops, worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=True)))
+
+    def answer(self) -> worker_pb2.FromWorker:
+        (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")
+        return worker_pb2.FromWorker.FromString(self._front.recv(length, socket.MSG_WAITALL))
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def close(self) -> None:
+        self._front.close()
+        self._front_stops.close()
+        self._thread.join()
+        self._commits.close()
+
+    @staticmethod
+    def _write(channel: socket.socket, message: worker_pb2.ToWorker) -> None:
+        data = message.SerializeToString()
+        channel.sendall(len(data).to_bytes(4, "little") + data)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[HeldExecutor], Worker]]:
+    workers: list[Worker] = []
+
+    def start(executor: HeldExecutor) -> Worker:
+        workers.append(Worker(executor))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        with closing(worker):
+            pass
+
+
+def execute(call_id: int) -> worker_pb2.ToWorker:
+    return worker_pb2.ToWorker(id=call_id, execute=worker_pb2.Execute(request=b"any"))
+
+
+def reasons(answers: list[worker_pb2.FromWorker]) -> dict[int, Any]:
+    return {answer.id: (answer.failed.reason, answer.failed.device_lost) for answer in answers}
+
+
+def reason(error: type[KaasError]) -> str:
+    return error.reason
+
+
+def test_a_call_that_heeds_its_deadline_leaves_the_device_to_the_others(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob, HeldJob)
+    worker = serve(executor)
+    worker.send(execute(1))
+    worker.send(execute(2))
+    wait_for_jobs(executor, 2)
+    worker.stop(1)
+    assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
+    executor.jobs[1].ended.set()
+    assert worker.answer().executed.kernels_launched == 1
+    assert not executor.device_lost
+
+
+def test_a_device_with_a_kernel_that_heeds_no_stop_is_given_up(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob, DeafJob, HeldJob)
+    worker = serve(executor)
+    for call_id in (1, 2, 3):
+        worker.send(execute(call_id))
+    wait_for_jobs(executor, 3)
+    executor.jobs[2].is_committing = True
+    worker.stop(2)
+    assert reasons([worker.answer(), worker.answer()]) == {
+        1: (reason(WorkerRestartingError), True),
+        2: (reason(DeadlineExceededError), True),
+    }
+    executor.jobs[2].ended.set()
+    answer = worker.answer()
+    assert (answer.id, answer.WhichOneof("answer")) == (3, "executed")
+    worker.join()
+
+
+def wait_for_jobs(executor: HeldExecutor, count: int) -> None:
+    ticks = threading.Event()
+    while len(executor.jobs) < count:
+        ticks.wait(0.001)
