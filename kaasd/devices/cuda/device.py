@@ -85,6 +85,7 @@ class CudaDevice:
         undo.callback(self._registered.close)
         undo.callback(self._close_open)
         self._mover = self.load(_MOVE_PTX.read_bytes()).kernels["moveKern"]
+        self.allocate(1).close()  # making the pool takes 11 ms, which no request should
 
     @property
     def properties(self) -> DeviceProperties:
