@@ -28,7 +28,7 @@ def _assemble(text: str, folder: Path) -> list[tuple[int, str]]:
     path.write_text(text)
     command = ["ptxas", "-arch=sm_90", "-O0", str(path), "-o", "/dev/null"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [(int(line), message) for line, message in re.findall(r"line (\d+); error *: (.*)", result.stderr)]
+    return [(int(line), message) for line, message in re.findall(r"line (\d+); (?:error|fatal) *: (.*)", result.stderr)]
 
 
 def note_refused(folder: Path) -> int:

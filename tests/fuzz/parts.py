@@ -48,4 +48,5 @@ def _lanes(rng: random.Random, count: int, operands: list[str]) -> list[str]:
     picked = ["".join(str(rng.randrange(2 * count)) for _ in places) for _ in range(2)]
     selectors = zip(operands, (mask, *picked), strict=False)
     chosen = [f"{operand}.{letter}{digits}" if rng.random() < 0.6 else operand for operand, digits in selectors]
+    chosen = [operand.removesuffix(".b1024") for operand in chosen]  # a type to ptxas, which finds a syntax error
     return [*chosen, *operands[3:]]
