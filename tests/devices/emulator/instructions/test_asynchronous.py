@@ -83,6 +83,47 @@ def test_mbarrier_waits_for_transactions() -> None:
     assert [bool(result[0]) for result in results] == [False, False, True, False]
 
 
+@pytest.mark.parametrize("noinc", [False, True])
+def test_mbarrier_counts_copies(noinc: bool) -> None:
+    """Without ``.noinc`` the arrival of the copies is one more than the barrier's own count."""
+    code = f"""
+    .shared .align 8 .b64 bar; .reg .b64 %s; mbarrier.init.shared.b64 [bar], 2;
+    cp.async.mbarrier.arrive{".noinc" if noinc else ""}.shared.b64 [bar]; mbarrier.arrive.shared.b64 %s, [bar];
+    mbarrier.test_wait.parity.shared.b64 %d0, [bar], 0; mbarrier.pending_count.b64 %d1, %s;"""
+    done, pending = evaluate(code, ["?", "u4"], np.zeros(1, "u4"), block=1)
+    assert (done[0], pending[0]) == ((True, 1) if noinc else (False, 2))
+
+
+def test_mbarrier_arrives_twice_without_completing() -> None:
+    code = """
+    .shared .align 8 .b64 bar; .reg .b64 %s, %t; mbarrier.init.shared.b64 [bar], 3;
+    mbarrier.arrive.noComplete.shared.b64 %s, [bar], 2; mbarrier.test_wait.parity.shared.b64 %d0, [bar], 0;
+    mbarrier.arrive.shared.b64 %t, [bar]; mbarrier.test_wait.parity.shared.b64 %d1, [bar], 0;
+    mbarrier.test_wait.parity.shared.b64 %d2, [bar], 1; mbarrier.pending_count.b64 %d3, %s;"""
+    early, late, next_one, pending = evaluate(code, ["?", "?", "?", "u4"], np.zeros(1, "u4"), block=1)
+    assert (early[0], late[0], next_one[0], pending[0]) == (False, True, False, 3)
+
+
+def test_mbarrier_drops_and_expects() -> None:
+    code = """
+    .shared .align 8 .b64 bar; .reg .b64 %s; mbarrier.init.shared.b64 [bar], 2;
+    mbarrier.arrive_drop.expect_tx.release.cta.shared::cta.b64 _, [bar], 16; mbarrier.arrive.shared.b64 %s, [bar];
+    mbarrier.test_wait.shared.b64 %d0, [bar], %s; mbarrier.complete_tx.relaxed.cta.shared::cta.b64 [bar], 16;
+    mbarrier.test_wait.shared.b64 %d1, [bar], %s; mbarrier.arrive.shared.b64 %s, [bar];
+    mbarrier.test_wait.shared.b64 %d2, [bar], %s;"""
+    results = evaluate(code, ["?"] * 3, np.zeros(1, "u4"), block=1)
+    assert [bool(result[0]) for result in results] == [False, True, True]
+
+
+def test_mbarrier_waits_by_its_state() -> None:
+    code = """
+    .shared .align 8 .b64 bar; .shared .b32 sum; .reg .b64 %s; .reg .pred %first, %done;
+    setp.eq.u32 %first, %i, 0; @%first mbarrier.init.shared.b64 [bar], 64; bar.sync 0;
+    red.shared.add.u32 [sum], 1; mbarrier.arrive.shared.b64 %s, [bar];
+    WAIT: mbarrier.try_wait.acquire.cta.shared::cta.b64 %done, [bar], %s, 1000; @!%done bra WAIT; ld.shared.u32 %d, [sum];"""
+    assert set(evaluate(code, "u4", np.zeros(64, "u4"), block=64)) == {64}
+
+
 def test_mbarrier_drops_without_completing() -> None:
     code = """
     .shared .align 8 .b64 bar; .reg .b64 %s; mbarrier.init.shared.b64 [bar], 3;

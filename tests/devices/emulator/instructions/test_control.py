@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 
 from tests.devices.emulator.runner import evaluate
 
@@ -120,15 +121,17 @@ def test_structures_by_value() -> None:
 def test_barriers_count_and_combine() -> None:
     code = """
     .reg .pred %p; setp.lt.u32 %p, %a, 40;
-    bar.red.popc.u32 %d0, 0, %p; bar.red.and.pred %d1, 0, %p; barrier.red.or.pred %d2, 0, %p; bar.red.and.pred %d3, 0, !%d1;"""
-    count, every, some, none = evaluate(code, ["u4", "?", "?", "?"], INDICES, block=64)
-    assert (set(count), set(every), set(some), set(none)) == ({40}, {False}, {True}, {True})
+    bar.red.popc.u32 %d0, 0, %p; barrier.cta.red.popc.aligned.u32 %d1, 2, 64, !%p;
+    bar.red.and.pred %d2, 0, %p; barrier.red.or.pred %d3, 0, %p; bar.red.and.pred %d4, 0, !%d2;"""
+    results = evaluate(code, ["u4", "u4", "?", "?", "?"], INDICES, block=64)
+    assert [set(result) for result in results] == [{40}, {24}, {False}, {True}, {True}]
 
 
-def test_producers_and_consumers() -> None:
-    code = """
+@pytest.mark.parametrize("arrive", ["bar.arrive", "barrier.cta.arrive.aligned"])
+def test_producers_and_consumers(arrive: str) -> None:
+    code = f"""
     .shared .b32 cell; .reg .pred %consumer; setp.ge.u32 %consumer, %a, 32; @%consumer bra CONSUME;
-    st.shared.u32 [cell], 42; bar.arrive 1, 64; mov.u32 %d, 1; bra DONE;
+    st.shared.u32 [cell], 42; {arrive} 1, 64; mov.u32 %d, 1; bra DONE;
     CONSUME: bar.sync 1, 64; ld.shared.u32 %d, [cell]; DONE:"""
     np.testing.assert_array_equal(evaluate(code, "u4", INDICES, block=64), [1] * 32 + [42] * 32)
 

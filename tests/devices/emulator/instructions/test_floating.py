@@ -63,6 +63,7 @@ def test_fma(ptx: str, mode: str) -> None:
     with np.errstate(all="ignore"):
         expected = [exact("fma", float(x), float(y), float(z), FORMATS[ptx], mode) for x, y, z in zip(a, b, c, strict=True)]
     assert same_floats(actual, np.array(expected, KINDS[ptx]))
+    assert same_floats(evaluate(f"mad.{mode}.{ptx} %d, %a, %b, %c;", KINDS[ptx], a, b, c), np.array(expected, KINDS[ptx]))
 
 
 def divide(a: float, b: float, to: Format, mode: str) -> float:

@@ -208,9 +208,11 @@ def test_to_single_and_double(ptx: str) -> None:
     a = np.arange(0, 65536, 7, dtype="u2")
     values = np.array([decode(int(x), ptx) for x in a])
     for target, kind in (("f32", "f4"), ("f64", "f8")):
-        np.testing.assert_array_equal(evaluate(f"cvt.{target}.{ptx} %d, %a;", kind, a), values.astype(kind))
+        with np.errstate(invalid="ignore"):
+            expected = values.astype(kind)
+        np.testing.assert_array_equal(evaluate(f"cvt.{target}.{ptx} %d, %a;", kind, a), expected)
         for mode in ("rn", "rz", "rm", "rp") if ptx == "bf16" else ("rn",):  # there is nothing to round
-            np.testing.assert_array_equal(evaluate(f"cvt.{mode}.{target}.{ptx} %d, %a;", kind, a), values.astype(kind))
+            np.testing.assert_array_equal(evaluate(f"cvt.{mode}.{target}.{ptx} %d, %a;", kind, a), expected)
 
 
 @pytest.mark.parametrize("source", ["u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64"])

@@ -1,4 +1,4 @@
-"""Loads, stores, moves, addresses and atomics."""
+"""Loads, stores, moves and addresses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kaasd.devices.emulator import EmulatedDevice
-from tests.devices.emulator.numbers import array, dtype_of, edge_integers, wrap
-from tests.devices.emulator.runner import Array, array_of, buffer_of, cross, evaluate, kernel, launch, read_write
+from tests.devices.emulator.numbers import array, edge_integers, wrap
+from tests.devices.emulator.runner import Array, array_of, buffer_of, evaluate, kernel, launch, read_write
 
 
 def run(body: str, data: Array, threads: int = 1, before: str = "", shared: int = 0) -> Array:
@@ -43,6 +43,13 @@ def test_vectors(ptx: str, count: int) -> None:
     data = np.arange(128, dtype="u1")
     elements = data[: size * count].reshape(count, size)
     np.testing.assert_array_equal(run(body, data)[64 : 64 + size * count], elements[::-1].ravel())
+
+
+def test_uniform_loads() -> None:
+    body = """
+    .reg .b32 %v<3>; ldu.global.u32 %v0, [%p0+4]; ldu.global.v2.u32 {%v1, %v2}, [%p0+8];
+    st.global.v2.u32 [%p0+16], {%v0, %v1}; st.global.u32 [%p0+24], %v2;"""
+    assert run(body, np.array([5, 6, 7, 8, 0, 0, 0], "u4")).tolist() == [5, 6, 7, 8, 6, 7, 8]
 
 
 def test_braces_around_one_element() -> None:
@@ -118,117 +125,18 @@ def test_spaces_of_generic_addresses() -> None:
     assert list(run(body, np.zeros(3, "u4"))) == [1, 4, 2]
 
 
-ATOMICS = {
-    "add": lambda old, value, t: old + value,
-    "exch": lambda old, value, t: value,
-    "min": lambda old, value, t: min(old, value),
-    "max": lambda old, value, t: max(old, value),
-    "inc": lambda old, value, t: 0 if old >= value else old + 1,
-    "dec": lambda old, value, t: value if old == 0 or old > value else old - 1,
-    "and": lambda old, value, t: old & value,
-    "or": lambda old, value, t: old | value,
-    "xor": lambda old, value, t: old ^ value,
-}
-TYPES = {"add": "u32 s32 u64", "exch": "b32 b64", "min": "u32 s32 u64 s64", "max": "u32 s32 u64 s64"}
-
-
-@pytest.mark.parametrize("space", ["global", "shared", ""])
-@pytest.mark.parametrize(
-    ("opcode", "ptx"),
-    [(opcode, ptx) for opcode in ATOMICS for ptx in TYPES.get(opcode, "u32" if opcode in ("inc", "dec") else "b32 b64").split()],
-)
-def test_atomics(opcode: str, ptx: str, space: str) -> None:
-    values = edge_integers(ptx, extra=1)[::2]
-    kind = dtype_of(ptx)
-    a, b = cross(values, values, kinds=[kind, kind])
-    size = int(ptx[1:]) // 8
-    place = """.shared .align 8 .b64 cell[128]; .reg .b64 %at2; .reg .b32 %t;
-    mov.u32 %t, %tid.x; mov.u64 %at2, cell; mad.wide.u32 %at2, %t, 8, %at2;"""
-    generic = "" if space else "cvta.shared.u64 %at2, %at2;"
-    home = "global" if space == "global" else "shared"
-    if space == "global":
-        place = ".reg .b64 %at2; mov.u64 %at2, %at;"  # where input b was read: each thread has its own
-    dot = f".{space}" if space else ""
-    code = f"""{place} st.{home}.b{size * 8} [%at2], %a; {generic}
-    atom{dot}.{opcode}.{ptx} %d0, [%at2], %b; ld{dot}.b{size * 8} %d1, [%at2];"""
-    old, new = evaluate(code, [kind, kind], a, b)
-    np.testing.assert_array_equal(old, a)
-    expected = array([ATOMICS[opcode](int(x), int(y), ptx) for x, y in zip(a, b, strict=True)], ptx)
-    np.testing.assert_array_equal(new, expected)
-
-
-@pytest.mark.parametrize("words", ["acq_rel.gpu.global.add", "global.cta.add", "global.gpu.acq_rel.add", "add.acquire.cta"])
-def test_places_of_order_and_scope(words: str) -> None:
-    body = f".reg .b32 %o; atom.{words}.u32 %o, [%p0], 5; red.{words}.u32 [%p0], 7; st.global.b32 [%p0+4], %o;"
-    assert run(body, np.array([30, 0], "u4")).tolist() == [42, 30]
-
-
-@pytest.mark.parametrize("ptx", ["b16", "b32", "b64"])
-def test_compare_and_swap(ptx: str) -> None:
-    body = f"""
-    .reg .{ptx} %o<2>;
-    atom.global.cas.{ptx} %o0, [%p0], 5, 9; atom.global.cas.{ptx} %o1, [%p0], 5, 11;
-    st.global.{ptx} [%p0+8], %o0; st.global.{ptx} [%p0+16], %o1;
-    """
-    kind = f"u{int(ptx[1:]) // 8}"
-    data = np.zeros(32 // np.dtype(kind).itemsize, kind)
-    data[0] = 5
-    result = run(body, data)
-    step = 8 // np.dtype(kind).itemsize
-    assert (result[0], result[step], result[2 * step]) == (9, 5, 9)
-
-
-def test_atomics_of_128_bits() -> None:
-    body = """
-    .reg .b128 %x, %y, %o; .reg .b64 %l, %h;
-    mov.b128 %x, {1, 2}; mov.b128 %y, {3, 4};
-    atom.global.cas.b128 %o, [%p0], %x, %y; mov.b128 {%l, %h}, %o; st.global.v2.u64 [%p0+16], {%l, %h};
-    atom.global.exch.b128 %o, [%p0], %x; mov.b128 {%l, %h}, %o; st.global.v2.u64 [%p0+32], {%l, %h};
-    """
-    assert list(run(body, np.array([1, 2, 0, 0, 0, 0], "u8"))) == [1, 2, 1, 2, 3, 4]
-
-
-def test_counting_from_many_threads() -> None:
-    body = "red.global.add.u32 [%p0], 1; red.global.add.f32 [%p0+4], 0f3F000000; red.global.add.f64 [%p0+8], 0d3FD0000000000000;"
-    result = run(body, np.zeros(4, "u4"), threads=640)
-    assert result[0] == 640
-    assert result[1:2].view("f4")[0] == 320.0
-    assert result[2:4].view("f8")[0] == 160.0
-
-
-def test_single_precision_atomics_flush_outside_shared_memory() -> None:
-    body = """
-    .shared .b32 cell; .reg .f32 %v; st.shared.u32 [cell], 1; atom.shared.add.f32 %v, [cell], 0f00000002;
-    ld.shared.f32 %v, [cell]; st.global.f32 [%p0+4], %v; red.global.add.f32 [%p0], 0f00000002;
-    """
-    assert list(run(body, np.array([1, 0], "u4"))) == [0, 3]
-
-
-def test_half_precision_and_vector_atomics() -> None:
-    body = """
-    .reg .b16 %h; .reg .b32 %w; .reg .f32 %f<4>;
-    atom.global.add.noftz.f16 %h, [%p0], 0x3C00; st.global.u16 [%p0+2], %h;
-    red.global.add.noftz.f16x2 [%p0+4], 0x40003C00; red.global.add.noftz.bf16x2 [%p0+8], 0x3F803F80;
-    mov.f32 %f0, 0f3F800000; mov.f32 %f1, %f0; mov.f32 %f2, %f0; mov.f32 %f3, %f0;
-    atom.global.add.v4.f32 {%f0, %f1, %f2, %f3}, [%p0+16], {%f0, %f1, %f2, %f3}; st.global.f32 [%p0+12], %f3;
-    """
-    halves = np.array([1.5, 0, 2.0, 3.0], "f2")
-    data = np.concatenate([halves.view("u4"), np.array([0x3F803F80, 0], "u4"), np.array([1, 2, 3, 4], "f4").view("u4")])
-    result = run(body, data)
-    assert list(result[:2].view("f2")) == [2.5, 1.5, 3.0, 5.0]
-    assert result[2] == 0x40004000
-    assert list(result[3:].view("f4")) == [4, 2, 3, 4, 5]
-
-
 def test_cache_policies_change_nothing() -> None:
     code = """
     .reg .b64 %policy; createpolicy.fractional.L2::evict_last.b64 %policy, 0f3F800000; .shared .b32 x;
     createpolicy.range.global.L2::evict_last.L2::evict_unchanged.b64 %policy, [%p0], 4096, 8192;
     createpolicy.cvt.L2.b64 %policy, 0x1; fence.mbarrier_init.release.cluster;
+    prefetch.global.L2::evict_last [%base]; prefetch.L1 [%base]; prefetchu.L1 [%base];
+    applypriority.L2::evict_normal [%base], 128; discard.global.L2 [%p0], 128;
+    fence.acq_rel.gpu; fence.sc.sys; fence.proxy.alias; fence.proxy.async.shared::cta;
     ld.mmio.relaxed.sys.global.u32 %d, [%base]; ld.global.L2::cache_hint.u32 %d, [%p1], %policy;"""
     values = np.arange(1, 5, dtype="u4")
-    pointers = code.replace("ld.mmio", "ld.param.u64 %base, [p1]; .reg .b64 %p1; mad.wide.u32 %p1, %i, 4, %base; ld.mmio")
-    np.testing.assert_array_equal(evaluate(pointers, "u4", values), values)
+    pointers = ".reg .b64 %p1; ld.param.u64 %base, [p1]; mad.wide.u32 %p1, %i, 4, %base;"
+    np.testing.assert_array_equal(evaluate(pointers + code, "u4", values), values)
 
 
 @pytest.mark.parametrize(

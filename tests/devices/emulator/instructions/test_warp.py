@@ -42,6 +42,19 @@ def test_shfl_with_an_index_of_its_own_for_each_thread() -> None:
     np.testing.assert_array_equal(value, VALUES.reshape(2, 32)[np.arange(64) // 32, index])
 
 
+def test_shuffles_and_votes_without_a_mask() -> None:
+    """As in PTX for compute capabilities before 7.0: of whoever is there."""
+    a = np.array([i % 3 == 0 for i in range(64)], "?")
+    other, inside = evaluate("shfl.down.b32 %d0|%d1, %a, 4, 31;", ["u4", "?"], VALUES)
+    for i in range(64):
+        assert (other[i], inside[i]) == ((VALUES[i + 4], True) if i % 32 < 28 else (VALUES[i], False))
+    code = "vote.all.pred %d0, %a; vote.any.pred %d1, %a; vote.uni.pred %d2, !%a; vote.ballot.b32 %d3, %a;"
+    every, some, same, ballot = evaluate(code, ["?", "?", "?", "u4"], a)
+    assert (set(every), set(some), set(same)) == ({False}, {True}, {False})
+    for i in range(64):
+        assert ballot[i] == sum(1 << lane for lane in range(32) if a[i // 32 * 32 + lane])
+
+
 def test_vote() -> None:
     a = np.array([i < 32 or i % 3 == 0 for i in range(64)], "?")
     every, some, same, ballot = evaluate(

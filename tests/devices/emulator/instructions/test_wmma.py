@@ -82,6 +82,20 @@ def test_halves_made_finite() -> None:
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.parametrize("combine", ["xor", "and"])
+def test_single_bits(combine: str) -> None:
+    a, b, c = RNG.integers(0, 2, (8, 128)), RNG.integers(0, 2, (128, 8)), RNG.integers(0, 100, (8, 8)).astype("u4")
+    lines = [np.packbits(bits.astype("u1"), axis=1, bitorder="little") for bits in (a, b.T)]
+    body = f"""
+    .reg .b32 %a, %b, %c<2>; .reg .b64 %pa, %pb, %pc; ld.param.u64 %pa, [p0]; ld.param.u64 %pb, [p1]; ld.param.u64 %pc, [p2];
+    wmma.load.a.sync.aligned.row.m8n8k128.global.b1 {{%a}}, [%pa]; wmma.load.b.sync.aligned.col.m8n8k128.global.b1 {{%b}}, [%pb];
+    wmma.load.c.sync.aligned.row.m8n8k128.global.s32 {{%c0, %c1}}, [%pc];
+    wmma.mma.{combine}.popc.sync.aligned.row.col.m8n8k128.s32.b1.b1.s32 {{%c0, %c1}}, {{%a}}, {{%b}}, {{%c0, %c1}};
+    wmma.store.d.sync.aligned.row.m8n8k128.global.s32 [%pc], {{%c0, %c1}};"""
+    pairs = a[:, :, None] & b[None] if combine == "and" else a[:, :, None] ^ b[None]
+    np.testing.assert_array_equal(_run(body, [*lines, c]), pairs.sum(axis=1) + c)
+
+
 def _multiply(shape: str, kind: str, types: str, a: Array, b: Array, c: Array) -> Array:
     """Multiply matrices that lie row by row, of one type."""
     counts, width = ((1, 1, 2), "b64") if kind == "f64" else ((8, 8, 4), "b32")
@@ -92,10 +106,15 @@ def _multiply(shape: str, kind: str, types: str, a: Array, b: Array, c: Array) -
     ld.param.u64 %pa, [p0]; ld.param.u64 %pb, [p1]; ld.param.u64 %pc, [p2];
     wmma.load.a.{load} {ra}, [%pa]; wmma.load.b.{load} {rb}, [%pb]; wmma.load.c.{load} {rc}, [%pc];
     {mma} {rc}, {ra}, {rb}, {rc}; wmma.store.d.{load} [%pc], {rc};"""
+    return _run(body, [a, b, c])
+
+
+def _run(body: str, matrices: list[Array]) -> Array:
+    """Run one warp, and return the last matrix afterwards."""
     device = EmulatedDevice()
     module = device.load(kernel(body, ".param .u64 p0, .param .u64 p1, .param .u64 p2"))
-    buffers = [buffer_of(device, v) for v in (a, b, c)]
+    buffers = [buffer_of(device, matrix) for matrix in matrices]
     device.run([launch(module, "k", (1, 1, 1), (32, 1, 1), *(read_write(str(i), v) for i, v in enumerate(buffers)))], 1)
-    result = array_of(buffers[2], c.dtype).reshape(c.shape)
+    result = array_of(buffers[-1], matrices[-1].dtype).reshape(matrices[-1].shape)
     device.close()
     return result
