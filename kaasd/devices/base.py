@@ -214,6 +214,10 @@ class Device(Protocol):
     @property
     def properties(self) -> DeviceProperties: ...
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether ``load`` would have to wait for kernels that run, and no other could be launched meanwhile."""
+
     def load(self, image: bytes) -> Module:
         """Load GPU code: PTX, cubin, fatbin, or an ELF shared object, with a fatbin or with host code alone.
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
+from typing import TypeAlias
 
 from kaas.v1 import library_pb2
 from kaasd.devices.base import Device, KernelFault, OutOfMemory
 from kaasd.engine.binding import Binding, StoreMoved
-from kaasd.engine.job import Call, Job, Result
+from kaasd.engine.job import Call, Execution, Job, Result
 from kaasd.engine.libraries import Libraries, ResolvedLibrary, content_id
 from kaasd.engine.memory import DeviceMemory
 from kaasd.engine.programs import Programs
 from kaasd.engine.residency import NoRoomError
-from kaasd.engine.resources import Resources
+from kaasd.engine.resources import Resources, Steps
 from kaasd.errors import KeyNotFoundError, ValueTooShortError
 from kaasd.request.target import KernelAttributes
 from kaasd.store.base import KeyValueStore
+
+Inspection: TypeAlias = "tuple[library_pb2.Library, list[KernelAttributes]]"
 
 MEMORY_SHARE = 0.9
 """Of the device's memory, where nothing else is set: the context takes 0.5 GiB of an H100's 80, and others may be on it."""
@@ -62,28 +65,39 @@ class Executor:
         """Device memory that is held now, in use or kept for later."""
         return self._resources.memory.held_bytes
 
-    def prepare(self, request: bytes) -> None:
-        """Do for a serialised ``kaas.v1.Request`` all that needs no run: plan, memory, constant buffers, the CUDA graph.
+    def begin_preparation(self, request: bytes, *, check_stop: Callable[[], None]) -> Job[bool]:
+        """Return a job that does for a serialised ``kaas.v1.Request`` all that needs no run: code, plan, memory, the CUDA graph.
 
-        What cannot be done yet is left to the first run. Raises as ``Job.poll`` for what is wrong with the request itself.
+        What cannot be done yet is left to the first run. Its poll raises for what is wrong with the request itself.
         """
-        program = self._resources.programs.get(request)
+        return Job(self._prepare(request, check_stop))
+
+    def _prepare(self, request: bytes, check_stop: Callable[[], None]) -> Steps[bool]:
+        resources = self._resources
+        yield from resources.until_loadable(lambda: resources.programs.has_code_of(request), check_stop)
+        program = resources.programs.get(request)
         program.requests += 1
         later = suppress(KeyNotFoundError, ValueTooShortError, StoreMoved, NoRoomError, OutOfMemory, KernelFault)
         try:
-            with later, closing(Binding(self._resources, program, program.plan, {})) as bound:
+            with later, closing(Binding(resources, program, program.plan, {})) as bound:
                 bound.run.warm()
         finally:
             program.requests -= 1
+        return True
 
-    def inspect(self, reference: str, content: bytes | None) -> tuple[library_pb2.Library, list[KernelAttributes]]:
-        """Return a library and its kernels by name, of ``content`` where it is not stored yet. Raises ``KaasError``."""
+    def begin_inspection(self, reference: str, content: bytes | None, *, check_stop: Callable[[], None]) -> Job[Inspection]:
+        """Return a job that describes a library and its kernels by name, of ``content`` where it is not stored yet."""
+        return Job(self._inspect(reference, content, check_stop))
+
+    def _inspect(self, reference: str, content: bytes | None, check_stop: Callable[[], None]) -> Steps[Inspection]:
+        resources = self._resources
         if content is None:
             library = self._libraries.resolve(reference)
         else:
             library = ResolvedLibrary(reference, content_id(content), content, None)
+        yield from resources.until_loadable(lambda: resources.programs.has_code(library), check_stop)
         described = self._libraries.describe(library.data)
-        kernels = self._resources.programs.inspect(library)
+        kernels = resources.programs.inspect(library)
         return described, [kernels[name].attributes for name in sorted(kernels)]
 
     def begin(
@@ -95,13 +109,13 @@ class Executor:
         return_buffers: Sequence[str],
         check_stop: Callable[[], None],
         trace_from_ns: int = 0,
-    ) -> Job:
+    ) -> Job[Result]:
         """Return a job that runs a serialised ``kaas.v1.Request``; its first poll begins it.
 
         ``keys`` and ``inputs`` re-bind buffers by name. ``check_stop`` raises when the request is to stop; ``trace_from_ns`` asks
         for a trace that begins then, by ``perf_counter_ns``. A job that raises ``KaasError`` leaves the store as it was.
         """
-        return Job(self._resources, Call(request, keys, inputs, return_buffers, check_stop, trace_from_ns))
+        return Job(Execution(self._resources, Call(request, keys, inputs, return_buffers, check_stop, trace_from_ns)).steps())
 
     def execute(
         self,

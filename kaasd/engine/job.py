@@ -5,20 +5,20 @@ Until the commit nothing outside the device has changed, so whatever fails befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from time import perf_counter_ns
-from typing import Any, TypeAlias, TypeVar
+from time import monotonic, perf_counter_ns
+from typing import Any, Generic, TypeVar
 
 from kaasd.devices.base import Awaited, Download, OutOfMemory
 from kaasd.devices.trace import Tracer
 from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.programs import Program
 from kaasd.engine.residency import NoRoomError
-from kaasd.engine.resources import DEVICE_ERRORS, Resources
+from kaasd.engine.resources import DEVICE_ERRORS, NOTHING, Resources, Steps
 from kaasd.engine.tracing import Trace, read_trace
 from kaasd.errors import InvalidRequestError
 from kaasd.request.plan import Plan
@@ -61,26 +61,21 @@ class Result:
 
 
 T = TypeVar("T")
-Steps: TypeAlias = Generator[Awaited, None, T]
-"""Yields what it waits for, and returns in the end."""
 
 
-class Job:
-    """A request under way. Whoever runs it polls until it has its result, and may wait in between."""
+class Job(Generic[T]):
+    """Something under way. Whoever runs it polls until it has its result, and may wait in between."""
 
-    def __init__(self, resources: Resources, call: Call) -> None:
-        self._resources = resources
-        self._call = call
-        self._steps = self._run()
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
         self._awaited: Awaited = NOTHING
-        self._tracer: Tracer[Any] | None = None
 
-    def poll(self) -> Result | None:
+    def poll(self) -> T | None:
         """Go as far as is possible without waiting; return the result at the end. Raises ``KaasError``, and is over then."""
         try:
             self._awaited = next(self._steps)
         except StopIteration as end:
-            result: Result = end.value
+            result: T = end.value
             return result
         return None
 
@@ -97,9 +92,20 @@ class Job:
         """Give it up: wait for what runs, and free what it holds. Idempotent."""
         self._steps.close()
 
-    def _run(self) -> Steps[Result]:
+
+class Execution:
+    """One run of a request."""
+
+    def __init__(self, resources: Resources, call: Call) -> None:
+        self._resources = resources
+        self._call = call
+        self._tracer: Tracer[Any] | None = None
+
+    def steps(self) -> Steps[Result]:
+        """Run. Raises ``KaasError``, and has then left the store as it was."""
         resources, call = self._resources, self._call
         started = perf_counter_ns()
+        yield from resources.until_loadable(lambda: resources.programs.has_code_of(call.request), call.check_stop)
         program = resources.programs.get(call.request)
         plan = program.with_keys(call.keys)
         _check_sizes(plan, call.inputs)
@@ -191,6 +197,9 @@ class Job:
                 waiting.remove(self)
 
     def _launch(self, bound: Binding) -> Steps[None]:
+        while self._resources.quiet.holds_back(monotonic()):
+            yield NOTHING
+            self._call.check_stop()
         bound.run.start(bound.transfers, self._tracer)
         try:
             for transfer in bound.transfers:
@@ -232,19 +241,6 @@ class Job:
         while not commit.done():
             yield commit
         return {key: entry.version for key, entry in commit.entries.items()}
-
-
-class _Nothing:
-    """Awaited by who can only try again."""
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        """Return at once."""
-
-
-NOTHING = _Nothing()
 
 
 class _Commit:

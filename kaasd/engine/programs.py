@@ -186,6 +186,20 @@ class Programs:
         self._drop_modules(program)
         return program
 
+    def has_code_of(self, request: bytes) -> bool:
+        """Whether ``get`` would load no code. What is wrong with the request is for ``get`` to say."""
+        if request in self._programs:
+            return True
+        try:
+            references = {kernel.library for kernel in types_pb2.Request.FromString(request).kernels}
+            return all(self.has_code(self._libraries.resolve(reference)) for reference in references)
+        except KaasError:
+            return True
+
+    def has_code(self, library: ResolvedLibrary) -> bool:
+        """Whether a library is loaded."""
+        return library.content_id in self._modules
+
     def inspect(self, library: ResolvedLibrary) -> Mapping[str, Kernel]:
         """Return the kernels of a library, with functions of host code where they can be called.
 

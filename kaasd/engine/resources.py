@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from time import monotonic
+from typing import TypeAlias, TypeVar
 
-from kaasd.devices.base import Device, DeviceLost, KernelFault, OutOfMemory, Stopped
+from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
 from kaasd.engine.memory import DeviceMemory
 from kaasd.engine.programs import Programs
+from kaasd.engine.quiet import Quiet
 from kaasd.engine.residency import NoRoomError
 from kaasd.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
 from kaasd.request.plan import Plan
 from kaasd.store.base import KeyValueStore
 
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Awaited, None, T]
+"""Yields what it waits for, and returns in the end."""
+
 DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
+
+
+class _Nothing:
+    """Awaited by who can only try again."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+NOTHING = _Nothing()
 
 
 @dataclass(eq=False)
@@ -29,8 +49,21 @@ class Resources:
     """Called from another thread when a commit has ended."""
     waiting_for_memory: deque[object] = field(default_factory=deque)
     """Requests that found too little, in the order in which they get it."""
+    quiet: Quiet = field(default_factory=Quiet)
     device_lost: bool = False
     """Whether the device is of no more use to this process: after a fault, or given up."""
+
+    def until_loadable(self, is_loaded: Callable[[], bool], check_stop: Callable[[], None]) -> Steps[None]:
+        """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``quiet``."""
+        if not self.device.is_busy or is_loaded():
+            return
+        self.quiet.enter(monotonic())
+        try:
+            while self.device.is_busy:
+                yield NOTHING
+                check_stop()
+        finally:
+            self.quiet.leave()
 
     def explain(self, error: Exception, plan: Plan, check_stop: Callable[[], None]) -> KaasError:
         """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_stop`` raises where it was stopped."""

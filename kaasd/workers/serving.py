@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import select
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
+from typing import Any, TypeVar
 
 from kaas.v1 import library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
-from kaasd.engine.executor import Executor
+from kaasd.engine.executor import Executor, Inspection
 from kaasd.engine.job import Job, Result
 from kaasd.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.workers.channel import WorkerChannel
@@ -20,6 +22,8 @@ from kaasd.workers.tracing import trace_to_proto
 
 NAP_S = 0.0001
 """Between looks at requests that take longer than one spins."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -62,8 +66,10 @@ class Serving:
         self._stops = stops
         self._commits = commits
         self._concurrency = concurrency
-        self._jobs: dict[int, Job] = {}
-        self._abandoned: list[Job] = []
+        self._jobs: dict[int, Job[Any]] = {}
+        self._answers: dict[int, Callable[[Any], worker_pb2.FromWorker]] = {}
+        """What makes a job's result an answer."""
+        self._abandoned: list[Job[Any]] = []
         """Closing these would wait for their kernels."""
         self._last_event_ns = 0
         self._spin_ns = round(spin_s * 1e9)
@@ -93,7 +99,6 @@ class Serving:
         self._executor.give_up()
         for call_id, job in list(self._jobs.items()):
             if not job.is_committing:
-                del self._jobs[call_id]
                 self._abandoned.append(job)
                 try:
                     self._stops.check(call_id)
@@ -127,42 +132,50 @@ class Serving:
         return perf_counter_ns() - self._last_event_ns < self._spin_ns
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
-        """Begin a request; serve any other call at once."""
+        """Begin a call."""
+        check_stop = partial(self._stops.check, message.id)
         try:
             self._stops.begin(message.id)
             match message.WhichOneof("call"):
                 case "execute":
                     call = message.execute
-                    self._jobs[message.id] = self._executor.begin(
+                    execution = self._executor.begin(
                         call.request,
                         keys=call.keys,
                         inputs=call.inputs,
                         return_buffers=call.return_buffers,
-                        check_stop=partial(self._stops.check, message.id),
+                        check_stop=check_stop,
                         trace_from_ns=call.trace_from_ns,
                     )
+                    self._begin(message.id, execution, self._executed)
                 case "prepare":
-                    self._executor.prepare(message.prepare.request)
-                    self._answer(message.id, worker_pb2.FromWorker(prepared=worker_pb2.Prepared()))
+                    preparation = self._executor.begin_preparation(message.prepare.request, check_stop=check_stop)
+                    self._begin(message.id, preparation, _prepared)
                 case "inspect":
-                    self._answer(message.id, worker_pb2.FromWorker(inspected=_inspect(self._executor, message.inspect)))
+                    inspect = message.inspect
+                    content = inspect.content if inspect.HasField("content") else None
+                    inspection = self._executor.begin_inspection(inspect.library, content, check_stop=check_stop)
+                    self._begin(message.id, inspection, self._inspected)
                 case unknown:
                     raise InternalError(f"the front sent a call that this worker does not know: {unknown}")
         except Exception as error:
             self._fail(message.id, error)
 
+    def _begin(self, call_id: int, job: Job[T], answer: Callable[[T], worker_pb2.FromWorker]) -> None:
+        self._jobs[call_id] = job
+        self._answers[call_id] = answer
+
     def _poll(self) -> None:
-        """Let every request go on; answer those that have ended."""
+        """Let every call go on; answer those that have ended."""
         for call_id, job in list(self._jobs.items()):
             try:
                 result = job.poll()
+                answer = None if result is None else self._answers[call_id](result)
             except Exception as error:
-                del self._jobs[call_id]
                 self._fail(call_id, error)
                 continue
-            if result is not None:
-                del self._jobs[call_id]
-                self._answer(call_id, worker_pb2.FromWorker(executed=_executed(result, self._executor.memory_used_bytes)))
+            if answer is not None:
+                self._answer(call_id, answer)
 
     def _fail(self, call_id: int, error: Exception) -> None:
         if not isinstance(error, KaasError):
@@ -172,37 +185,46 @@ class Serving:
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
+        self._jobs.pop(call_id, None)
+        self._answers.pop(call_id, None)
         self._stops.end(call_id)
         answer.id = call_id
         self._calls.send(answer)
         self._last_event_ns = perf_counter_ns()
 
+    def _executed(self, result: Result) -> worker_pb2.FromWorker:
+        timing = types_pb2.Timing(
+            plan_ns=result.plan_ns, load_ns=result.load_ns, run_ns=result.run_ns, commit_ns=result.commit_ns
+        )
+        executed = worker_pb2.Executed(
+            outputs=result.outputs,
+            versions=result.versions,
+            printed=result.printed,
+            timing=timing,
+            kernels_launched=result.kernels_launched,
+            memory_used_bytes=self._executor.memory_used_bytes,
+            trace=None if result.trace is None else trace_to_proto(result.trace),
+        )
+        return worker_pb2.FromWorker(executed=executed)
 
-def _executed(result: Result, memory_used_bytes: int) -> worker_pb2.Executed:
-    return worker_pb2.Executed(
-        outputs=result.outputs,
-        versions=result.versions,
-        printed=result.printed,
-        timing=types_pb2.Timing(plan_ns=result.plan_ns, load_ns=result.load_ns, run_ns=result.run_ns, commit_ns=result.commit_ns),
-        kernels_launched=result.kernels_launched,
-        memory_used_bytes=memory_used_bytes,
-        trace=None if result.trace is None else trace_to_proto(result.trace),
-    )
+    def _inspected(self, result: Inspection) -> worker_pb2.FromWorker:
+        library, kernels = result
+        response = library_pb2.InspectLibraryResponse(
+            id=library.id,
+            kind=library.kind,
+            kernels=[
+                library_pb2.KernelInfo(
+                    name=attributes.name,
+                    parameter_size_bytes=attributes.parameter_size_bytes or (),
+                    static_shared_memory_bytes=attributes.static_shared_memory_bytes,
+                    max_threads_per_block=attributes.max_threads_per_block,
+                )
+                for attributes in kernels
+            ],
+            device=self._executor.device_name,
+        )
+        return worker_pb2.FromWorker(inspected=response)
 
 
-def _inspect(executor: Executor, call: worker_pb2.Inspect) -> library_pb2.InspectLibraryResponse:
-    library, kernels = executor.inspect(call.library, call.content if call.HasField("content") else None)
-    return library_pb2.InspectLibraryResponse(
-        id=library.id,
-        kind=library.kind,
-        kernels=[
-            library_pb2.KernelInfo(
-                name=attributes.name,
-                parameter_size_bytes=attributes.parameter_size_bytes or (),
-                static_shared_memory_bytes=attributes.static_shared_memory_bytes,
-                max_threads_per_block=attributes.max_threads_per_block,
-            )
-            for attributes in kernels
-        ],
-        device=executor.device_name,
-    )
+def _prepared(_: bool) -> worker_pb2.FromWorker:
+    return worker_pb2.FromWorker(prepared=worker_pb2.Prepared())

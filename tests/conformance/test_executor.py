@@ -71,10 +71,15 @@ class Bench:
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
-    ) -> Job:
+    ) -> Job[Result]:
         return self.executor.begin(
             request, keys=keys or {}, inputs=inputs or {}, return_buffers=return_buffers, check_stop=lambda: None
         )
+
+    def prepare(self, request: bytes) -> None:
+        job = self.executor.begin_preparation(request, check_stop=lambda: None)
+        while not job.poll():
+            job.wait()
 
     def run(
         self,
@@ -94,7 +99,7 @@ def numbers(seed: int, n: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 2**32, n, dtype=np.uint32)
 
 
-def finish(jobs: Sequence[Job]) -> list[Result]:
+def finish(jobs: Sequence[Job[Result]]) -> list[Result]:
     """Poll all jobs in turns until each has its result."""
     results: dict[int, Result] = {}
     while len(results) < len(jobs):
@@ -330,10 +335,10 @@ def test_a_job_that_is_given_up_frees_what_it_holds(bench: Bench) -> None:
 @pytest.mark.parametrize("constant", [False, True])
 def test_preparing_does_not_need_what_is_not_there_yet(constant: bool, bench: Bench) -> None:
     request = bench.multiply(LARGE, constant=constant)
-    bench.executor.prepare(request)
+    bench.prepare(request)
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
-    bench.executor.prepare(request)
+    bench.prepare(request)
     assert bench.executor.memory_used_bytes == 12 * LARGE
     bench.put("a", numbers(2, LARGE))
     bench.run(request)

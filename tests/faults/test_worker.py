@@ -71,26 +71,6 @@ def test_a_worker_that_heeds_no_stop_is_replaced_at_the_deadline(daemon: str, li
         assert kaas.devices()[0].restarts == 1
 
 
-@pytest.mark.gpu
-def test_a_kernel_that_never_ends_costs_its_neighbours_no_error(library_root: Path) -> None:
-    with (
-        local_daemon("--device", "cuda:0", "--library-root", str(library_root), "--log-level", "ERROR") as address,
-        Client(address) as kaas,
-        grpc.insecure_channel(address) as channel,
-    ):
-        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
-        expected = put_dot_inputs(kaas)
-        stuck = stub.Submit.future(spin(library_root), timeout=0.5)
-        neighbour = stub.Submit.future(spin(library_root), timeout=20)
-        wait_until(lambda: kaas.stats().devices[0].running == 2)
-        assert stuck.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until(lambda: kaas.devices()[0].restarts == 1 and kaas.stats().devices[0].running == 1)
-        assert not neighbour.done()
-        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
-        assert kaas.get("c", dtype="u4")[0] == expected
-        neighbour.cancel()
-
-
 def test_workers_end_with_their_daemon(library_root: Path) -> None:
     with local_daemon("--device", "emulator") as address, Client(address) as kaas:
         pid = kaas.devices()[0].worker_pid

@@ -58,11 +58,15 @@ CALLS: dict[str, Callable[[Client, str, str], object]] = {
 
 def failure(kaas: Client, call: str, library: str, name: str = "give") -> KaasError:
     """Return how a call fails, and check that it changes nothing."""
-    before = contents(kaas), list(kaas.functions()), list(kaas.libraries())
+    before = state(kaas)
     with pytest.raises(KaasError) as caught:
         CALLS[call](kaas, library, name)
-    assert (contents(kaas), list(kaas.functions()), list(kaas.libraries())) == before
+    assert state(kaas) == before
     return caught.value
+
+
+def state(kaas: Client) -> tuple[object, ...]:
+    return contents(kaas), [function.name for function in kaas.functions()], list(kaas.libraries())
 
 
 @pytest.mark.parametrize("name", ["give", "nothing"])

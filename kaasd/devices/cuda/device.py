@@ -91,6 +91,11 @@ class CudaDevice:
     def properties(self) -> DeviceProperties:
         return self._properties
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether kernels run: the driver loads code only when none does."""
+        return self._context.runs_under_way > 0
+
     def load(self, image: bytes) -> CudaModule:
         """Load GPU code, in any form that ``read_image`` knows, or host code. Raises ``UnsupportedLibrary``."""
         module = CudaModule(image, self._properties, self._host_code, self._context.release, self._open.discard)

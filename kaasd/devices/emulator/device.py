@@ -65,6 +65,11 @@ class EmulatedDevice:
         self.printed = ""
         """By the kernels of the last run."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Return False: a run has ended when its ``start`` returns."""
+        return False
+
     def load(self, image: bytes) -> EmulatedModule:
         """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
         content = read_image(image)
