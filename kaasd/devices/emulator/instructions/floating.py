@@ -14,27 +14,39 @@ from kaasd.devices.emulator.table import Match, instruction
 from kaasd.devices.emulator.types import F32, F64
 
 ROUNDING = "rn rz rm rp"
+_SCALE = 2.0**64
+"""Takes tiny results away from the end of the exponents; a source that it makes infinite makes no result tiny."""
 
 
 @instruction("add{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
 def add(t: Emitter, m: Match, a: Any, b: Any) -> Any:
-    return finish(t, m, rounded(t, "fadd", m["rnd"], a.type, *inputs(t, m, a, b)))
+    return _compute(t, m, "fadd", a, b)
 
 
 @instruction("sub{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
 def sub(t: Emitter, m: Match, a: Any, b: Any) -> Any:
-    return finish(t, m, rounded(t, "fsub", m["rnd"], a.type, *inputs(t, m, a, b)))
+    return _compute(t, m, "fsub", a, b)
 
 
 @instruction("mul{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
 def mul(t: Emitter, m: Match, a: Any, b: Any) -> Any:
-    return finish(t, m, rounded(t, "fmul", m["rnd"], a.type, *inputs(t, m, a, b)))
+    return _compute(t, m, "fmul", a, b)
 
 
 @instruction("fma.rnd{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
 @instruction("mad{.rnd}{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
 def fma(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-    return finish(t, m, rounded(t, "fma", m["rnd"], a.type, *inputs(t, m, a, b, c)))
+    return _compute(t, m, "fma", a, b, c)
+
+
+def _compute(t: Emitter, m: Match, operation: str, *values: Any) -> Any:
+    """Compute in the instruction's rounding mode, with its ``.ftz`` and ``.sat``."""
+    a, b, *c = inputs(t, m, *values)
+    result = rounded(t, operation, m["rnd"], a.type, a, b, *c)
+    if "ftz" in m and operation in ("fmul", "fma"):  # sums are exact where they are tiny
+        scaled = [t.b.fmul(value, real(a.type, _SCALE)) for value in (a, *c)]
+        result = _flush_tiny(t, result, rounded(t, operation, m["rnd"], a.type, scaled[0], b, *scaled[1:]))
+    return finish(t, m, result)
 
 
 def _pairs(t: Emitter, m: Match, operation: str, *values: Any) -> Any:
@@ -42,7 +54,7 @@ def _pairs(t: Emitter, m: Match, operation: str, *values: Any) -> Any:
     result = i64(0)
     for place in (0, 32):
         parts = [t.b.bitcast(t.b.trunc(t.b.lshr(value, i64(place)), I32), F32.ir) for value in values]
-        number = finish(t, m, rounded(t, operation, m["rnd"], F32.ir, *inputs(t, m, *parts)))
+        number = _compute(t, m, operation, *parts)
         result = t.b.or_(result, t.b.shl(t.b.zext(t.b.bitcast(number, I32), I64), i64(place)))
     return result
 
@@ -78,16 +90,18 @@ def div(t: Emitter, m: Match, a: Any, b: Any) -> Any:
         zero = t.call("llvm.copysign.f32", a.type, real(a.type, 0.0), b)
         quotient = t.b.select(large, t.b.fmul(a, zero), quotient)
     elif "ftz" in m:
-        quotient = _flush_tiny(t, quotient, rounded(t, "fdiv", mode, a.type, t.b.fmul(a, real(a.type, 2.0**64)), b))
+        quotient = _flush_tiny(t, quotient, rounded(t, "fdiv", mode, a.type, t.b.fmul(a, real(a.type, _SCALE)), b))
     return finish(t, m, quotient)
 
 
 def _flush_tiny(t: Emitter, value: Any, scaled: Any) -> Any:
     """Flush also what rounding made the smallest normal number, and would not have with a wider range of exponents.
 
-    ``scaled`` is the same result, 2**64 times as large and rounded there.
+    ``scaled`` is the same result, _SCALE times as large and rounded there.
     """
-    tiny = t.b.fcmp_ordered("<", t.call("llvm.fabs.f32", value.type, scaled), real(value.type, 2.0 ** (64 - 126)))
+    if not isinstance(value.type, ir.FloatType):
+        return value
+    tiny = t.b.fcmp_ordered("<", t.call("llvm.fabs.f32", value.type, scaled), real(value.type, _SCALE * 2.0**-126))
     zero = t.call("llvm.copysign.f32", value.type, real(value.type, 0.0), value)
     return t.b.select(tiny, zero, value)
 

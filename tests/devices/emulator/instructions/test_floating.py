@@ -124,6 +124,25 @@ def test_flush_to_zero(operation: str) -> None:
     assert same_floats(evaluate(f"{operation}.ftz.f32 %d, %a, %b;", "f4", a, b), flushed(np.array(expected, "f4")))
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_flush_before_rounding_up(mode: str) -> None:
+    """What only rounding makes the smallest normal number is flushed where it would not reach it with a wider exponent."""
+    smallest, wide = 2.0**-126, Format(F32.precision, 1023)
+    near = [smallest * (1 + sign * k * 2.0**-23) for k in range(3) for sign in (-1, 1)]
+    a, b = cross([*near, *(-x for x in near)], [1 - k * 2.0**-24 for k in range(9)], kinds=["f4", "f4"])
+    a = flushed(a)
+    a, b = a[a != 0], b[a != 0]
+
+    def expected(results: list[Fraction]) -> Array:
+        return flushed(np.array([round_fraction(result, wide, mode) for result in results]))
+
+    products = [Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a, b, strict=True)]
+    assert same_floats(evaluate(f"mul.{mode}.ftz.f32 %d, %a, %b;", "f4", a, b), expected(products))
+    x, y, c = cross([2.0**-100, -(2.0**-100)], [k * 2.0**-53 for k in range(1, 17)], [smallest, -smallest], kinds=["f4"] * 3)
+    sums = [Fraction(float(i)) * Fraction(float(j)) + Fraction(float(k)) for i, j, k in zip(x, y, c, strict=True)]
+    assert same_floats(evaluate(f"fma.{mode}.ftz.f32 %d, %a, %b, %c;", "f4", x, y, c), expected(sums))
+
+
 @pytest.mark.parametrize("operation", ["add", "sub", "mul"])
 def test_saturation(operation: str) -> None:
     values = edge_floats(32)

@@ -116,6 +116,20 @@ def test_saturate_and_flush() -> None:
     np.testing.assert_array_equal(evaluate("add.ftz.f16 %d, %a, %b;", "u2", a, b), expected_ftz)
 
 
+def test_flush_before_rounding_up() -> None:
+    """What only rounding makes the smallest normal number is flushed where it would not reach it with a wider exponent."""
+    smallest, wide = 2.0**-14, Format(11, 1000)
+    factors, addends = [2.0**-12, -(2.0**-12)], [smallest, -smallest, smallest * (1 + 2.0**-10), -smallest * (1 + 2.0**-10)]
+    bits = [[encode(x, "f16") for x in some] for some in (factors, [k * 2.0**-14 for k in (1, 1.25, 1.5, 1.75, 2)], addends)]
+    a, b, c = cross(*bits, kinds=["u2", "u2", "u2"])
+    expected = []
+    for x, y, z in zip(a, b, c, strict=True):
+        p, q, r = (Fraction(decode(int(value), "f16")) for value in (x, y, z))
+        result = round_fraction(p * q + r, wide, "rn")
+        expected.append(encode(math.copysign(0.0, result) if abs(result) < smallest else result, "f16"))
+    np.testing.assert_array_equal(evaluate("fma.rn.ftz.f16 %d, %a, %b, %c;", "u2", a, b, c), expected)
+
+
 @pytest.mark.parametrize("nan", ["", ".NaN"])
 @pytest.mark.parametrize("ptx", ["f16", "bf16"])
 def test_extrema(ptx: str, nan: str) -> None:
