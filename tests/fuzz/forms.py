@@ -58,8 +58,9 @@ _EXCLUDED_LINES = re.compile(
             # Results merged into a third operand: the upper half in h1, not the lower, and saturated to 32 bits, not to the part.
             r"v[a-z]+\.\S+ %r\d+\.h1,",
             r"v[a-z]+\.\S*\bsat\b\S* %r\d+\.[bh]\d,",
-            # Constant fields that begin past the last bit: all ones where the sign is 0.
+            # Constant fields that begin past the last bit: all ones where the sign is 0; and those longer than a register.
             r"bfe\.s32 .*, (3[2-9]|[4-9]\d), \d+;",
+            r"bfi\.b32 .*, \d+, (3[2-9]|[4-9]\d);",
         )
     )
 )

@@ -57,17 +57,21 @@ def _registers(kind: str, elements: int) -> int:
 
 def _fragment(program: Program, step: Step, kind: str, elements: int) -> list[Register]:
     bits = 64 if kind == "f64" else 32
+    keep, add = (number & (1 << bits) - 1 for number in NUMBERS.get(kind, ((1 << bits) - 1, 0)))
     registers = []
     for _ in range(_registers(kind, elements)):
         register = program.fresh(bits, f"u{bits}")
-        source = program.source(TYPES[f"u{bits}"], False)
-        keep, add = (number & (1 << bits) - 1 for number in NUMBERS.get(kind, ((1 << bits) - 1, 0)))
-        step.lines += [
-            f"and.b{bits} {register.name}, {source}, {keep:#x};",
-            f"or.b{bits} {register.name}, {register.name}, {add:#x};",
-        ]
+        name, source = register.name, program.source(TYPES[f"u{bits}"], False)
+        if kind in _EIGHTS:
+            step.lines.append(f"mad.lo.u32 {name}, %thread, 0x01010101, {source};")
+            source = name
+        step.lines += [f"and.b{bits} {name}, {source}, {keep:#x};", f"or.b{bits} {name}, {name}, {add:#x};"]
         registers.append(register)
     return registers
+
+
+_EIGHTS = ("e4m3", "e5m2")
+"""The compiler of NVIDIA's driver converts these wrongly where it knows them, so every byte must differ between threads."""
 
 
 def transpose(program: Program) -> None:
