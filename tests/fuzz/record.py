@@ -1,6 +1,6 @@
 """Runs modules of programs on a device and records what they leave: ``python -m tests.fuzz.record MODULES OUT``.
 
-Needs NumPy and the device's bindings, and nothing of the emulated device, so that it runs on any machine with a GPU.
+Needs NumPy, lz4, zstandard and the device's bindings, and nothing of the emulated device: it runs on any machine with a GPU.
 """
 
 from __future__ import annotations
