@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
 
 import grpc
 
@@ -33,14 +34,7 @@ class ExecutorServicer:
         inputs = dict(request.inputs)
         checked.check_inputs(inputs)
         execution = await self._run(checked, {}, inputs, request, _deadline(context))
-        return executor_pb2.SubmitResponse(
-            outputs=execution.outputs,
-            versions=execution.versions,
-            device=execution.device,
-            timing=execution.timing,
-            printed=execution.printed,
-            trace=execution.trace,
-        )
+        return _filled(executor_pb2.SubmitResponse(), execution)
 
     async def RegisterFunction(
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
@@ -124,16 +118,10 @@ class ExecutorServicer:
             else:
                 raise InvalidRequestError.at(item_path("bindings", name), "neither a key nor a value is set")
         checked.check_inputs(inputs, "bindings")
-        checked.check_keys(keys)
+        if keys:
+            checked.check_keys(keys)
         execution = await self._run(checked, keys, inputs, request, deadline)
-        return executor_pb2.InvokeResponse(
-            outputs=execution.outputs,
-            versions=execution.versions,
-            device=execution.device,
-            timing=execution.timing,
-            printed=execution.printed,
-            trace=execution.trace,
-        )
+        return _filled(executor_pb2.InvokeResponse(), execution)
 
     async def _run(
         self,
@@ -159,6 +147,23 @@ class ExecutorServicer:
             deadline=deadline,
             trace=request.trace,
         )
+
+
+R = TypeVar("R", executor_pb2.SubmitResponse, executor_pb2.InvokeResponse)
+
+
+def _filled(response: R, execution: Execution) -> R:
+    """Return the reply to a request that ran."""
+    for name, content in execution.outputs.items():
+        response.outputs[name] = content
+    for key, version in execution.versions.items():
+        response.versions[key] = version
+    response.device = execution.device
+    response.printed = execution.printed
+    response.timing.CopyFrom(execution.timing)
+    if execution.trace is not None:
+        response.trace.CopyFrom(execution.trace)
+    return response
 
 
 def _deadline(context: grpc.aio.ServicerContext) -> float | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
@@ -34,19 +33,54 @@ class Execution:
     """Where it was asked for."""
 
 
+class _InFlight:
+    """Counts the calls that are in its ``with`` block."""
+
+    def __init__(self, spin: Spin) -> None:
+        self._spin = spin
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+        self.refused = False
+        """Whether a further call is a ``DrainingError``."""
+
+    def __enter__(self) -> None:
+        if self.refused:
+            raise DrainingError("the server is draining")
+        self._count += 1
+        self._none.clear()
+        self._keep_awake()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+        self._keep_awake()
+
+    def _keep_awake(self) -> None:
+        if self._count <= 1:
+            self._spin.extend()
+        else:
+            self._spin.end()
+
+    async def none_left(self) -> None:
+        """Return when no call is in flight."""
+        await self._none.wait()
+
+
 class Dispatcher:
     """All devices of this server."""
 
     def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, spin: Spin) -> None:
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
-        self._spin = spin
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._in_flight = _InFlight(spin)
         self._loop = asyncio.get_running_loop()
-        self.draining = False
+
+    @property
+    def draining(self) -> bool:
         """True once ``drain`` was called: new calls fail."""
+        return self._in_flight.refused
 
     async def execute(
         self,
@@ -67,14 +101,19 @@ class Dispatcher:
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
         latest = self._loop.time() + self._max_run_s
         supervisor = self._choose(device)
-        execute = worker_pb2.Execute(request=request, keys=keys, inputs=inputs, return_buffers=return_buffers)
+        message = worker_pb2.ToWorker()
+        execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
+        execute.request = request
+        for name, key in (keys or {}).items():
+            execute.keys[name] = key
+        for name, data in (inputs or {}).items():
+            execute.inputs[name] = data
+        execute.return_buffers.extend(return_buffers)
         if trace:
             execute.trace_from_ns = arrived_ns
-        with self._tracked():
+        with self._in_flight:
             try:
-                answer, sent_at_ns = await supervisor.call(
-                    worker_pb2.ToWorker(execute=execute), latest if deadline is None else min(deadline, latest)
-                )
+                answer, sent_at_ns = await supervisor.call(message, latest if deadline is None else min(deadline, latest))
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
@@ -105,7 +144,7 @@ class Dispatcher:
         Raises ``KaasError`` where none can.
         """
         call = worker_pb2.Prepare(request=request)
-        with self._tracked():
+        with self._in_flight:
             results = await asyncio.gather(
                 *(s.call(worker_pb2.ToWorker(prepare=call)) for s in self._supervisors.values()), return_exceptions=True
             )
@@ -115,15 +154,15 @@ class Dispatcher:
 
     async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
         """Describe a library, or ``content`` that is not stored yet. Raises ``KaasError``."""
-        with self._tracked():
+        with self._in_flight:
             inspect = worker_pb2.Inspect(library=library, content=content)
             answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect))
         return answer.inspected
 
     async def drain(self) -> None:
         """Take no new call, and return when none is left. Idempotent."""
-        self.draining = True
-        await self._idle.wait()
+        self._in_flight.refused = True
+        await self._in_flight.none_left()
 
     def devices(self) -> list[admin_pb2.Device]:
         """Return the devices and the states of their workers."""
@@ -157,25 +196,3 @@ class Dispatcher:
                 raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
             return self._supervisors[device]
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
-
-    @contextmanager
-    def _tracked(self) -> Iterator[None]:
-        """Count a call while it is in flight."""
-        if self.draining:
-            raise DrainingError("the server is draining")
-        self._in_flight += 1
-        self._idle.clear()
-        self._keep_awake()
-        try:
-            yield
-        finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
-                self._idle.set()
-            self._keep_awake()
-
-    def _keep_awake(self) -> None:
-        if self._in_flight <= 1:
-            self._spin.extend()
-        else:
-            self._spin.end()
