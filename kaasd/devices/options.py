@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 EMULATOR_CHECKS = ("races", "init")
+_H100_MEMORY_BYTES = 80 << 30
+
+
+def default_memory_bytes() -> int:
+    """Return an H100's memory, or this machine's where that is less."""
+    return min(_H100_MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 @dataclass(frozen=True, slots=True)
 class EmulatorOptions:
     """Settings of the emulated device. What it pretends to be is by default an H100."""
 
-    memory_bytes: int = 4 << 30
+    memory_bytes: int = field(default_factory=default_memory_bytes)
     """A limit, not a reservation."""
     checks: tuple[str, ...] = ()
     """Of ``EMULATOR_CHECKS``: data races, and reads of memory that nothing wrote."""

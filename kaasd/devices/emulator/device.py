@@ -18,12 +18,12 @@ from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
 from kaasd.devices.emulator.run import KERNELS, EmulatedDownload, EmulatedRun, Ended
 from kaasd.devices.image import ImageKind, read_image
+from kaasd.devices.options import default_memory_bytes
 from kaasd.devices.trace import HostTracer, Tracer
 from kaasd.request.target import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
 
-DEFAULT_MEMORY_BYTES = 8 << 30
 PRINT_BYTES = 1 << 20
 """For what kernels print in one run: CUDA's default."""
 PRINTED_IN_REPORT = 2000
@@ -45,7 +45,7 @@ class EmulatedDevice:
 
         With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
         """
-        self.properties = properties or DeviceProperties("emulator", MODEL, DEFAULT_MEMORY_BYTES)
+        self.properties = properties or DeviceProperties("emulator", MODEL, default_memory_bytes())
         self._space = AddressSpace(self.properties.memory_bytes)
         self._modules: list[EmulatedModule] = []
         self._arena = Arena()
