@@ -61,6 +61,8 @@ _EXCLUDED_LINES = re.compile(
             # Constant fields that begin past the last bit: all ones where the sign is 0; and those longer than a register.
             r"bfe\.s32 .*, (3[2-9]|[4-9]\d), \d+;",
             r"bfi\.b32 .*, \d+, (3[2-9]|[4-9]\d);",
+            # The same as neg, which is an end.
+            r"sub\.(sat\.)?s\d+ %\w+, 0, ",
         )
     )
 )
@@ -229,11 +231,25 @@ def bound(mnemonic: str) -> Bound | None:
     return next((limit for pattern, limit in _BOUNDS if re.fullmatch(pattern, mnemonic)), None)
 
 
+_ENDS = re.compile(
+    "|".join(
+        (
+            # A product may be fused with the addition that reads it.
+            rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})",
+            # The compiler of NVIDIA's driver takes a 1.0 made by set for a 1 where it is read as an integer,
+            r"set\..*\.(f32|f16)\.\w+",
+            # the abs or neg of the smallest number for positive,
+            r"(abs|neg)\.s\d+",
+            # and a pair of 8-bit numbers for what it was packed with.
+            r"cvt\..*\.e\dm\dx2\.\w+",
+        )
+    )
+)
+
+
 def is_an_end(mnemonic: str) -> bool:
-    """Whether no other instruction may read the result: a compiler may fuse a product with the addition that reads it, and the
-    one of NVIDIA's driver takes a 1.0 made by ``set`` for a 1 where it is read as an integer, and the ``abs`` or ``neg``
-    of the smallest number for positive."""
-    return bool(re.fullmatch(rf"(mul|fma|mad)(\.ftz|\.sat)*\.({_FLOATS})|set\..*\.(f32|f16)\.\w+|(abs|neg)\.s\d+", mnemonic))
+    """Whether no other instruction may read the result."""
+    return bool(_ENDS.fullmatch(mnemonic))
 
 
 def nan_is_open(match: Match, kind: str, same: bool = False) -> bool:
