@@ -262,7 +262,7 @@ class _RoutineCompiler:
         b = t.b
         resume = b.append_basic_block("resume")
         self._resumes.append(resume)
-        places, offset = [], FRAME.size
+        places, offset = [], align(FRAME.size)
         for register in sorted(registers, key=lambda register: -register.type.bits):
             places.append((register, offset))
             offset += register.type.bytes
