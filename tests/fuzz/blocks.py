@@ -10,7 +10,7 @@ from tests.fuzz.barriers import await_all, copy
 from tests.fuzz.layout import Register
 from tests.fuzz.matrix import multiply, transpose
 from tests.fuzz.memory import common_atomics, exchange, local, memory, own_atomics, stack, vector_atomics, whereabouts
-from tests.fuzz.program import Program, Step
+from tests.fuzz.program import Program, Step, may_read
 from tests.fuzz.wmma import multiply_in_memory
 
 FUNCTIONS = """
@@ -106,7 +106,7 @@ def _change(program: Program, copies: list[Register], count: int, guard: str = "
             match = forms.draw(program.rng)
             if forms.bound(match.mnemonic) is None and not forms.is_an_end(match.mnemonic):
                 code, results = program.instruction(match)
-                targets = [copy for copy in copies if copy.bits == results[0].bits]
+                targets = [copy for copy in copies if copy.bits == results[0].bits and may_read(copy.kind, results[0].kind)]
                 if targets:
                     break
         target = program.rng.choice(targets)

@@ -32,6 +32,11 @@ _AREAS = {"shared": "area", "local": "stack"}
 _NAN = {16: "0x7FFF", 32: "0x7FFFFFFF", 64: "0x7FF8000000000000"}
 
 
+def may_read(kind: str, written: str) -> bool:
+    """Whether an instruction may read as one type what another wrote as one."""
+    return kind == written or not {kind, written} & _FLOATS
+
+
 @dataclass(slots=True)
 class Step:
     """Lines that belong together. They read and write registers, and no memory that other steps use."""
@@ -117,7 +122,7 @@ class Program:
         alike = [register for register in self._pool if register.kind == kind.name and register.bits == bits]
         if way < 0.35 and alike:
             return self.rng.choice(alike)
-        others = [r for r in self.candidates(bits) if r.kind == kind.name or not {r.kind, kind.name} & _FLOATS]
+        others = [r for r in self.candidates(bits) if may_read(kind.name, r.kind)]
         if way < 0.5 and others:
             return self.rng.choice(others)
         return self._input(kind, bits)
