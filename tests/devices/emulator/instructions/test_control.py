@@ -127,6 +127,19 @@ def test_barriers_count_and_combine() -> None:
     assert [set(result) for result in results] == [{40}, {24}, {False}, {True}, {True}]
 
 
+def test_registers_of_128_bits_outlive_a_barrier() -> None:
+    """They are saved while the thread waits, with the alignment that a copy from memory to memory counts on."""
+    code = """
+    .shared .align 16 .b8 cells[1024]; .reg .b128 %wide; .reg .b64 %x, %y; .reg .b32 %cell, %next; .reg .pred %odd;
+    mov.u32 %cell, cells; mad.lo.u32 %cell, %a, 16, %cell; cvt.u64.u32 %x, %a; st.shared.v2.u64 [%cell], {%x, -1};
+    xor.b32 %next, %cell, 16; setp.eq.u32 %odd, 1, 1; bar.sync 0; ld.shared.b128 %wide, [%cell]; bar.sync 0;
+    st.shared.b128 [%next], %wide; selp.u32 %d1, 7, 0, %odd; bar.sync 0;
+    ld.shared.v2.u64 {%d0, %y}, [%cell]; add.u64 %d0, %d0, %y;"""
+    low, seven = evaluate(code, ["u8", "u4"], INDICES, block=64)
+    np.testing.assert_array_equal(low.astype("i8"), (INDICES ^ 1).astype("i8") - 1)
+    assert set(seven) == {7}
+
+
 @pytest.mark.parametrize("arrive", ["bar.arrive", "barrier.cta.arrive.aligned"])
 def test_producers_and_consumers(arrive: str) -> None:
     code = f"""
