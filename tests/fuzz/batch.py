@@ -71,10 +71,10 @@ def save(batches: Iterator[Batch], folder: Path) -> None:
 
 
 def keep(made: Batch, expected: bytes, same: Sequence[bool], count: int, path: Path) -> None:
-    """Keep the first ``count`` programs that are the ``same`` on both devices and approximate nothing, with their outputs."""
+    """Keep the first ``count`` programs that are the ``same`` on both devices and defined exactly, with their outputs."""
     ends = list(accumulate(made.sizes))
     every = zip(made.programs, [0, *ends], ends, same, strict=False)
-    fit = [(p, start, end) for p, start, end, is_same in every if is_same and not any(step.bound for step in p.steps)][:count]
+    fit = [(p, start, end) for p, start, end, is_same in every if is_same and p.is_exact][:count]
     entries = [program.text(name) for name, (program, _, _) in zip(names(len(fit)), fit, strict=True)]
     parts: dict[str, Any] = {
         "text": np.frombuffer("".join([HEADER, blocks.FUNCTIONS, *entries]).encode(), np.uint8),

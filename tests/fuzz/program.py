@@ -73,6 +73,11 @@ class Program:
         """Of the registers stored at the end; to be asked for when the program is whole."""
         return lay_out(register for step in self.steps for register in step.writes)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether PTX and the driver agree on every bit of what it does."""
+        return not any(step.bound or any(map(forms.is_left_out, step.lines)) for step in self.steps)
+
     def counts(self) -> list[tuple[int, int]]:
         """How many registers there are of each width."""
         return sorted(self._counts.items())
