@@ -22,7 +22,10 @@ from kaasd.workers.dispatcher import Dispatcher
 from kaasd.workers.spin import Spin
 from kaasd.workers.supervisor import Supervisor
 
-MIN_CORES_TO_SPIN = 4
+CORES_FOR_ONE = 2
+"""That a worker may look for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
+CORES_FOR_TWO = 4
+"""That front and worker may, also beside other calls."""
 STOP_GRACE_S = 5.0
 """After the drain: how long calls that only read may go on."""
 
@@ -56,7 +59,7 @@ async def serve(settings: Settings) -> None:
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
-        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(_spin_s(settings)))
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(settings.spin_s if _spins(CORES_FOR_TWO) else 0.0))
         server = await start_server(
             settings,
             store=store,
@@ -100,13 +103,13 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         device_memory_bytes=settings.device_memory_bytes,
         allow_host_wrappers=settings.allow_host_wrappers,
         log_level=settings.log_level,
-        spin_s=_spin_s(settings),
+        spin_s=settings.spin_s if _spins(CORES_FOR_ONE) else 0.0,
+        spin_beside_others=_spins(CORES_FOR_TWO),
     )
 
 
-def _spin_s(settings: Settings) -> float:
-    """Two processes that spin leave too little of a small machine to the caller that they wait for."""
-    return settings.spin_s if len(os.sched_getaffinity(0)) >= MIN_CORES_TO_SPIN else 0.0
+def _spins(cores: int) -> bool:
+    return len(os.sched_getaffinity(0)) >= cores
 
 
 def _locked(path: Path) -> ExitStack:

@@ -203,8 +203,9 @@ class Settings:
     """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller had 90
     requests of 3000 kernels a second done, 16 callers 950."""
     spin_s: Annotated[float, _Option("spin", "TIME", _parse_spin)] = 0.001
-    """How long after a request the daemon looks for the next one instead of sleeping, if it has four cores or more: to be woken
-    costs each process 20 to 100 microseconds of every request. 0 saves the processor's time instead. Default 1ms."""
+    """How long after a request the daemon looks for the next one instead of sleeping: to be woken costs each process 20 to 100
+    microseconds of every request. From four cores up both do, on two and three a worker that serves one caller alone. 0 saves
+    the processor's time instead. Default 1ms."""
     device_memory_bytes: Annotated[int | None, _Option("device_memory", "SIZE", parse_size)] = None
     """Most device memory to take on each device. Default: nine tenths of what it has."""
     emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = field(

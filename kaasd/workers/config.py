@@ -23,7 +23,9 @@ class WorkerConfig:
     emulator: EmulatorOptions = field(default_factory=EmulatorOptions)
     log_level: str = "INFO"
     spin_s: float = 0.0
-    """How long to look for the next call instead of sleeping."""
+    """How long to look for the next call instead of sleeping, where the last one was alone in flight."""
+    spin_beside_others: bool = False
+    """Look for it too where there were several."""
     concurrency: int = 16
     """Most requests that run on the device at a time."""
     device_memory_bytes: int | None = None

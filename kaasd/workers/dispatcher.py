@@ -57,6 +57,11 @@ class _InFlight:
             self._none.set()
         self._keep_awake()
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one call only."""
+        return self._count == 1
+
     def _keep_awake(self) -> None:
         if self._count <= 1:
             self._spin.extend()
@@ -112,6 +117,7 @@ class Dispatcher:
         if trace:
             execute.trace_from_ns = arrived_ns
         with self._in_flight:
+            message.lone = self._in_flight.is_one
             try:
                 answer, sent_at_ns = await supervisor.call(message, latest if deadline is None else min(deadline, latest))
             except (KaasError, asyncio.CancelledError):

@@ -16,6 +16,7 @@ from kaasd.engine.executor import Executor, Inspection
 from kaasd.engine.job import Job, Result
 from kaasd.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.workers.channel import WorkerChannel
+from kaasd.workers.config import WorkerConfig
 from kaasd.workers.messages import failed_from_error
 from kaasd.workers.stops import Stops
 from kaasd.workers.tracing import trace_to_proto
@@ -24,6 +25,9 @@ NAP_S = 0.0001
 """Between looks at requests that take longer than one spins."""
 
 T = TypeVar("T")
+
+LONE_CALLS = 8
+"""So many in a row are of a caller that is alone; a single one also comes about among several callers."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,24 +59,24 @@ class Serving:
     """Serves the calls of one channel with one executor."""
 
     def __init__(
-        self, calls: WorkerChannel, executor: Executor, stops: Stops, commits: CommitSignal, concurrency: int, spin_s: float
+        self, calls: WorkerChannel, executor: Executor, stops: Stops, commits: CommitSignal, config: WorkerConfig
     ) -> None:
-        """``concurrency`` is how many requests may be under way; ``commits`` is what the executor notifies.
-
-        For ``spin_s`` after anything happened the loop looks for the next thing instead of sleeping.
-        """
+        """``commits`` is what the executor notifies."""
         self._calls = calls
         self._executor = executor
         self._stops = stops
         self._commits = commits
-        self._concurrency = concurrency
+        self._concurrency = config.concurrency
         self._jobs: dict[int, Job[Any]] = {}
         self._answers: dict[int, Callable[[Any], worker_pb2.FromWorker]] = {}
         """What makes a job's result an answer."""
         self._abandoned: list[Job[Any]] = []
         """Closing these would wait for their kernels."""
         self._last_event_ns = 0
-        self._spin_ns = round(spin_s * 1e9)
+        self._lone_calls = 0
+        """In a row."""
+        self._spin_ns = round(config.spin_s * 1e9)
+        self._spins_beside_others = config.spin_beside_others
 
     def run(self) -> None:
         """Serve until the front has closed its end, or the device is lost and all that was under way is answered."""
@@ -83,6 +87,7 @@ class Serving:
                     break
                 self._take(message)
                 self._last_event_ns = perf_counter_ns()
+                self._lone_calls = self._lone_calls + 1 if message.lone else 0
             self._poll()
             if any(call_id in self._jobs and not self._jobs[call_id].is_committing for call_id in self._stops.overdue):
                 self._give_up()
@@ -129,7 +134,8 @@ class Serving:
 
     @property
     def _spins(self) -> bool:
-        return perf_counter_ns() - self._last_event_ns < self._spin_ns
+        may = self._lone_calls >= LONE_CALLS or self._spins_beside_others
+        return may and perf_counter_ns() - self._last_event_ns < self._spin_ns
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         """Begin a call."""

@@ -50,7 +50,7 @@ def serve(config: WorkerConfig, calls: WorkerChannel, stops: WorkerChannel) -> i
             failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
-        serving = Serving(calls, executor, Stops(stops, device), commits, config.concurrency, config.spin_s)
+        serving = Serving(calls, executor, Stops(stops, device), commits, config)
         calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
         serving.run()
         if executor.device_lost:

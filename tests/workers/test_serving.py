@@ -17,9 +17,11 @@ from kaasd.engine.executor import Executor
 from kaasd.engine.job import Result
 from kaasd.errors import DeadlineExceededError, KaasError, WorkerRestartingError
 from kaasd.workers.channel import WorkerChannel
+from kaasd.workers.config import WorkerConfig
 from kaasd.workers.serving import CommitSignal, Serving
 from kaasd.workers.stops import Stops
 
+CONFIG = WorkerConfig("deaf", "", 0, "meta", 0, (), concurrency=4)
 RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, commit_ns=0)
 
 
@@ -80,7 +82,7 @@ class Worker:
         self._front, self._front_stops = calls[0], stops[0]
         self._commits = CommitSignal()
         listening = Stops(WorkerChannel(stops[1]), cast(Device, DeafDevice()))
-        self._serving = Serving(WorkerChannel(calls[1]), cast(Executor, executor), listening, self._commits, 4, 0.0)
+        self._serving = Serving(WorkerChannel(calls[1]), cast(Executor, executor), listening, self._commits, CONFIG)
         self._thread = threading.Thread(target=self._serving.run)
         self._thread.start()
 

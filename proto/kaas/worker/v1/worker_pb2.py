@@ -28,7 +28,7 @@ from kaas.v1 import trace_pb2 as kaas_dot_v1_dot_trace__pb2
 from kaas.v1 import types_pb2 as kaas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkaas/worker/v1/worker.proto\x12\x0ekaas.worker.v1\x1a\x13kaas/v1/admin.proto\x1a\x15kaas/v1/library.proto\x1a\x13kaas/v1/trace.proto\x1a\x13kaas/v1/types.proto\"\xcc\x01\n\x08ToWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x17.kaas.worker.v1.ExecuteH\x00\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x17.kaas.worker.v1.PrepareH\x00\x12*\n\x07inspect\x18\x04 \x01(\x0b\x32\x17.kaas.worker.v1.InspectH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.kaas.worker.v1.CancelH\x00\x42\x06\n\x04\x63\x61ll\"\x8b\x02\n\x07\x45xecute\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12/\n\x04keys\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.Execute.KeysEntry\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.kaas.worker.v1.Execute.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x04 \x03(\t\x12\x15\n\rtrace_from_ns\x18\x05 \x01(\x04\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x1a\n\x07Prepare\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"<\n\x07Inspect\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_content\"#\n\x06\x43\x61ncel\x12\x19\n\x11\x64\x65\x61\x64line_exceeded\x18\x01 \x01(\x08\"\x86\x02\n\nFromWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.kaas.worker.v1.ReadyH\x00\x12,\n\x08\x65xecuted\x18\x03 \x01(\x0b\x32\x18.kaas.worker.v1.ExecutedH\x00\x12,\n\x08prepared\x18\x04 \x01(\x0b\x32\x18.kaas.worker.v1.PreparedH\x00\x12\x34\n\tinspected\x18\x05 \x01(\x0b\x32\x1f.kaas.v1.InspectLibraryResponseH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.kaas.worker.v1.FailedH\x00\x42\x08\n\x06\x61nswer\"(\n\x05Ready\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.kaas.v1.Device\"\xe3\x02\n\x08\x45xecuted\x12\x36\n\x07outputs\x18\x01 \x03(\x0b\x32%.kaas.worker.v1.Executed.OutputsEntry\x12\x38\n\x08versions\x18\x02 \x03(\x0b\x32&.kaas.worker.v1.Executed.VersionsEntry\x12\x1f\n\x06timing\x18\x03 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x18\n\x10kernels_launched\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07printed\x18\x06 \x01(\t\x12\x1d\n\x05trace\x18\x07 \x01(\x0b\x32\x0e.kaas.v1.Trace\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\n\n\x08Prepared\"\xd6\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x36\n\x08metadata\x18\x03 \x03(\x0b\x32$.kaas.worker.v1.Failed.MetadataEntry\x12-\n\nviolations\x18\x04 \x03(\x0b\x32\x19.kaas.worker.v1.Violation\x12\x13\n\x0b\x64\x65vice_lost\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkaas/worker/v1/worker.proto\x12\x0ekaas.worker.v1\x1a\x13kaas/v1/admin.proto\x1a\x15kaas/v1/library.proto\x1a\x13kaas/v1/trace.proto\x1a\x13kaas/v1/types.proto\"\xda\x01\n\x08ToWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x17.kaas.worker.v1.ExecuteH\x00\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x17.kaas.worker.v1.PrepareH\x00\x12*\n\x07inspect\x18\x04 \x01(\x0b\x32\x17.kaas.worker.v1.InspectH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.kaas.worker.v1.CancelH\x00\x12\x0c\n\x04lone\x18\x06 \x01(\x08\x42\x06\n\x04\x63\x61ll\"\x8b\x02\n\x07\x45xecute\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12/\n\x04keys\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.Execute.KeysEntry\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.kaas.worker.v1.Execute.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x04 \x03(\t\x12\x15\n\rtrace_from_ns\x18\x05 \x01(\x04\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\x1a\n\x07Prepare\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"<\n\x07Inspect\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_content\"#\n\x06\x43\x61ncel\x12\x19\n\x11\x64\x65\x61\x64line_exceeded\x18\x01 \x01(\x08\"\x86\x02\n\nFromWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.kaas.worker.v1.ReadyH\x00\x12,\n\x08\x65xecuted\x18\x03 \x01(\x0b\x32\x18.kaas.worker.v1.ExecutedH\x00\x12,\n\x08prepared\x18\x04 \x01(\x0b\x32\x18.kaas.worker.v1.PreparedH\x00\x12\x34\n\tinspected\x18\x05 \x01(\x0b\x32\x1f.kaas.v1.InspectLibraryResponseH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.kaas.worker.v1.FailedH\x00\x42\x08\n\x06\x61nswer\"(\n\x05Ready\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.kaas.v1.Device\"\xe3\x02\n\x08\x45xecuted\x12\x36\n\x07outputs\x18\x01 \x03(\x0b\x32%.kaas.worker.v1.Executed.OutputsEntry\x12\x38\n\x08versions\x18\x02 \x03(\x0b\x32&.kaas.worker.v1.Executed.VersionsEntry\x12\x1f\n\x06timing\x18\x03 \x01(\x0b\x32\x0f.kaas.v1.Timing\x12\x18\n\x10kernels_launched\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12\x0f\n\x07printed\x18\x06 \x01(\t\x12\x1d\n\x05trace\x18\x07 \x01(\x0b\x32\x0e.kaas.v1.Trace\x1a.\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\n\n\x08Prepared\"\xd6\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x36\n\x08metadata\x18\x03 \x03(\x0b\x32$.kaas.worker.v1.Failed.MetadataEntry\x12-\n\nviolations\x18\x04 \x03(\x0b\x32\x19.kaas.worker.v1.Violation\x12\x13\n\x0b\x64\x65vice_lost\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,35 +46,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FAILED_METADATAENTRY']._loaded_options = None
   _globals['_FAILED_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_TOWORKER']._serialized_start=134
-  _globals['_TOWORKER']._serialized_end=338
-  _globals['_EXECUTE']._serialized_start=341
-  _globals['_EXECUTE']._serialized_end=608
-  _globals['_EXECUTE_KEYSENTRY']._serialized_start=518
-  _globals['_EXECUTE_KEYSENTRY']._serialized_end=561
-  _globals['_EXECUTE_INPUTSENTRY']._serialized_start=563
-  _globals['_EXECUTE_INPUTSENTRY']._serialized_end=608
-  _globals['_PREPARE']._serialized_start=610
-  _globals['_PREPARE']._serialized_end=636
-  _globals['_INSPECT']._serialized_start=638
-  _globals['_INSPECT']._serialized_end=698
-  _globals['_CANCEL']._serialized_start=700
-  _globals['_CANCEL']._serialized_end=735
-  _globals['_FROMWORKER']._serialized_start=738
-  _globals['_FROMWORKER']._serialized_end=1000
-  _globals['_READY']._serialized_start=1002
-  _globals['_READY']._serialized_end=1042
-  _globals['_EXECUTED']._serialized_start=1045
-  _globals['_EXECUTED']._serialized_end=1400
-  _globals['_EXECUTED_OUTPUTSENTRY']._serialized_start=1305
-  _globals['_EXECUTED_OUTPUTSENTRY']._serialized_end=1351
-  _globals['_EXECUTED_VERSIONSENTRY']._serialized_start=1353
-  _globals['_EXECUTED_VERSIONSENTRY']._serialized_end=1400
-  _globals['_PREPARED']._serialized_start=1402
-  _globals['_PREPARED']._serialized_end=1412
-  _globals['_FAILED']._serialized_start=1415
-  _globals['_FAILED']._serialized_end=1629
-  _globals['_FAILED_METADATAENTRY']._serialized_start=1582
-  _globals['_FAILED_METADATAENTRY']._serialized_end=1629
-  _globals['_VIOLATION']._serialized_start=1631
-  _globals['_VIOLATION']._serialized_end=1678
+  _globals['_TOWORKER']._serialized_end=352
+  _globals['_EXECUTE']._serialized_start=355
+  _globals['_EXECUTE']._serialized_end=622
+  _globals['_EXECUTE_KEYSENTRY']._serialized_start=532
+  _globals['_EXECUTE_KEYSENTRY']._serialized_end=575
+  _globals['_EXECUTE_INPUTSENTRY']._serialized_start=577
+  _globals['_EXECUTE_INPUTSENTRY']._serialized_end=622
+  _globals['_PREPARE']._serialized_start=624
+  _globals['_PREPARE']._serialized_end=650
+  _globals['_INSPECT']._serialized_start=652
+  _globals['_INSPECT']._serialized_end=712
+  _globals['_CANCEL']._serialized_start=714
+  _globals['_CANCEL']._serialized_end=749
+  _globals['_FROMWORKER']._serialized_start=752
+  _globals['_FROMWORKER']._serialized_end=1014
+  _globals['_READY']._serialized_start=1016
+  _globals['_READY']._serialized_end=1056
+  _globals['_EXECUTED']._serialized_start=1059
+  _globals['_EXECUTED']._serialized_end=1414
+  _globals['_EXECUTED_OUTPUTSENTRY']._serialized_start=1319
+  _globals['_EXECUTED_OUTPUTSENTRY']._serialized_end=1365
+  _globals['_EXECUTED_VERSIONSENTRY']._serialized_start=1367
+  _globals['_EXECUTED_VERSIONSENTRY']._serialized_end=1414
+  _globals['_PREPARED']._serialized_start=1416
+  _globals['_PREPARED']._serialized_end=1426
+  _globals['_FAILED']._serialized_start=1429
+  _globals['_FAILED']._serialized_end=1643
+  _globals['_FAILED_METADATAENTRY']._serialized_start=1596
+  _globals['_FAILED_METADATAENTRY']._serialized_end=1643
+  _globals['_VIOLATION']._serialized_start=1645
+  _globals['_VIOLATION']._serialized_end=1692
 # @@protoc_insertion_point(module_scope)

@@ -11,18 +11,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("id", "execute", "prepare", "inspect", "cancel")
+    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "lone")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     INSPECT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    LONE_FIELD_NUMBER: _ClassVar[int]
     id: int
     execute: Execute
     prepare: Prepare
     inspect: Inspect
     cancel: Cancel
-    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    lone: bool
+    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., lone: bool = ...) -> None: ...
 
 class Execute(_message.Message):
     __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns")
