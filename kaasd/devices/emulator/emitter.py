@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -266,6 +266,14 @@ class Emitter:
     def exchange(self) -> ir.Value:
         """Where this thread leaves operands for an operation of several threads and finds the results."""
         return exchange(self.b, self.thread)
+
+    def collective(self, build: Callable[[Builder, ir.Value, ir.Value, ir.Value], None], *variant: Hashable) -> int:
+        """Return the number of this instruction's warp operation, as ``wait_for_warp`` takes it.
+
+        ``build(b, warp, stride, mask)`` emits its code, which the mnemonic must determine, and ``variant`` where it does not.
+        """
+        operation = self.operation
+        return self.image.collective(f"{self.routine.name}:{operation.index}", (operation.source.mnemonic, *variant), build)
 
     def wait_for_warp(self, mask: ir.Value, operands: list[ir.Value], collective: int) -> None:
         """Leave ``operands`` in the exchange and wait for the threads of ``mask``; 0 stands for whoever gets here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -47,6 +47,7 @@ class KernelImage:
         self.exchange_size = 16
         self._site_numbers: dict[tuple[int, int], int] = {}
         self._collective_numbers: dict[str, int] = {}
+        self._collective_code: dict[Hashable, ir.Function] = {}
         self._shared: dict[int, int] = {}
         self.static_shared = self._lay_out_shared()
         self.signatures = {routine.name: routine.signature for routine in routines}
@@ -90,17 +91,23 @@ class KernelImage:
             self.sites.append(Site(routine.name, operation, size))
         return self._site_numbers[key]
 
-    def collective(self, key: str, build: Callable[[Builder, ir.Value, ir.Value, ir.Value], None]) -> int:
-        """Return the number of a warp operation, whose code ``build(b, warp, stride, mask)`` emits when ``key`` is new."""
-        if key not in self._collective_numbers:
-            function = ir.Function(self.module, COLLECTIVE, f"collective.{len(self.collectives)}")
-            function.linkage = "internal"
-            builder = Builder(function.append_basic_block("entry"))
-            self._collective_numbers[key] = len(self.collectives)
+    def collective(self, place: str, code: Hashable, build: Callable[[Builder, ir.Value, ir.Value, ir.Value], None]) -> int:
+        """Return the number of the warp operation of a place in the program, where threads meet.
+
+        Places of one ``code`` share what ``build(b, warp, stride, mask)`` emits.
+        """
+        if place not in self._collective_numbers:
+            function = self._collective_code.get(code)
+            if function is None:
+                function = ir.Function(self.module, COLLECTIVE, f"collective.{len(self._collective_code)}")
+                function.linkage = "internal"
+                builder = Builder(function.append_basic_block("entry"))
+                build(builder, *function.args)
+                builder.ret_void()
+                self._collective_code[code] = function
+            self._collective_numbers[place] = len(self.collectives)
             self.collectives.append(function)
-            build(builder, *function.args)
-            builder.ret_void()
-        return self._collective_numbers[key]
+        return self._collective_numbers[place]
 
     def need_exchange(self, size: int) -> None:
         """Make sure that a thread's exchange has ``size`` bytes."""

@@ -49,5 +49,5 @@ def reduce(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 @instruction("bar.warp.sync mask:b32", suspends=True)
 def warp_sync(t: Emitter, m: Match, mask: Any) -> None:
     # All such barriers are one operation: its threads may come from different places.
-    index = t.image.collective("bar.warp.sync", lambda b, warp, stride, mask: None)
+    index = t.image.collective("bar.warp.sync", "bar.warp.sync", lambda b, warp, stride, mask: None)
     t.wait_for_warp(join(t, mask), [], index)

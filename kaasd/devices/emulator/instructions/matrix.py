@@ -64,7 +64,7 @@ def ldmatrix(t: Emitter, m: Match, d: Any, a: Memory) -> None:
         return results
 
     words = _row_words(t, a, m, 8 * count)
-    index = t.image.collective(f"{t.routine.name}:{t.operation.index}", per_lane(compute, ROW_BYTES))
+    index = t.collective(per_lane(compute, ROW_BYTES))
     t.wait_for_warp(i32(FULL), words, index)
     for number, item in enumerate(d.items):
         t.write(item, t.result(I32, 4 * number), B32)
@@ -96,7 +96,7 @@ def stmatrix(t: Emitter, m: Match, a: Memory, registers: Any) -> None:
 
     space, address = t.address(space_of(m), a)
     values = [t.read(item, B32) for item in registers.items] + [i32(0)] * (4 - count)
-    index = t.image.collective(f"{t.routine.name}:{t.operation.index}", per_lane(compute, ROW_BYTES))
+    index = t.collective(per_lane(compute, ROW_BYTES))
     t.wait_for_warp(i32(FULL), [*values, address], index)
     with t.b.when(t.b.is_("<", special.read(t, "%laneid"), 8 * count)):
         pointer = t.checked(space, t.result(I64, ROW_BYTES), ROW_BYTES, Fault.STORE, ROW_BYTES)
@@ -118,6 +118,6 @@ def movmatrix(t: Emitter, m: Match, a: Any) -> Any:
             halves.append(b.zext(operand(source, byte, I16), I32))
         return [(b.or_(halves[0], b.shl(halves[1], i32(16))), 0)]
 
-    index = t.image.collective(f"{t.routine.name}:{t.operation.index}", per_lane(compute, 4))
+    index = t.collective(per_lane(compute, 4))
     t.wait_for_warp(i32(FULL), [a], index)
     return t.result(I32)

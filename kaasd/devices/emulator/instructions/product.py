@@ -96,9 +96,8 @@ def multiply(t: Emitter, product: Product, operands: list[Any], d: Any, metadata
     for fragment, operand in zip((product.a, product.b, product.c), operands, strict=True):
         values += [t.raw(t.read(item, fragment.register_type)) for item in _items(t, fragment, operand)]
     values += [] if metadata is None else [metadata]
-    index = t.image.collective(
-        f"{t.routine.name}:{t.operation.index}", lambda b, warp, stride, mask: _Operation(t, b, product, warp, stride).emit()
-    )
+    selected = (t.routine.name, t.operation.index) if product.spread else ()  # an operand of this very place selects
+    index = t.collective(lambda b, warp, stride, mask: _Operation(t, b, product, warp, stride).emit(), *selected)
     t.wait_for_warp(i32(-1), values, index)
     kind = product.d.register_type
     results = [t.result(kind.raw, index * product.d.register_bytes) for index in range(product.d.registers)]

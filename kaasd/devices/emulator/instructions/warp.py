@@ -54,8 +54,7 @@ def per_lane(compute: Callable[..., list[tuple[ir.Value, int]]], size: int) -> C
 
 def _meet(t: Emitter, mask: Any, operands: list[Any], compute: Callable[..., Any]) -> None:
     size = sum(operand.type.width // 8 for operand in operands)
-    # Each instruction has a collective of its own: threads meet at the same one only.
-    index = t.image.collective(f"{t.routine.name}:{t.operation.index}", per_lane(compute, max(size, 4)))
+    index = t.collective(per_lane(compute, max(size, 4)), size)
     t.wait_for_warp(mask, operands, index)
 
 
