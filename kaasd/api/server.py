@@ -52,6 +52,14 @@ class Server:
         await self._server.stop(grace_s)
 
 
+GRPC_LOGGER = "grpc._cython.cygrpc"
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a record of gRPC's own tells of a defect. That a reply found its caller gone is none: it may at any deadline."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
 async def start_server(
     settings: Settings,
     *,
@@ -61,6 +69,7 @@ async def start_server(
     dispatcher: Dispatcher,
 ) -> Server:
     """Listen on all of ``settings.listen``. Raises ``ListenError``; then it listens on none."""
+    logging.getLogger(GRPC_LOGGER).addFilter(is_worth_a_line)
     core = Core(settings, store, functions, libraries, dispatcher)
     server = grpc.aio.server(options=server_options(settings))
     server.add_generic_rpc_handlers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, kv_pb2, library_pb2, types_pb2
 from kaasd.api.listen import ListenError
+from kaasd.api.server import GRPC_LOGGER
 from tests.api.support import WAIT_S, FakeDispatcher, Running, Stubs, running_server
 
 FILES: tuple[FileDescriptor, ...] = tuple(
@@ -181,3 +183,12 @@ def test_stopping_cancels_what_still_runs(tmp_path: Path) -> None:
         ended = threading.Event()
         drained.add_done_callback(lambda _: ended.set())
     assert ended.wait(WAIT_S)
+
+
+def test_a_caller_that_left_is_no_line_of_the_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger(GRPC_LOGGER)
+    for error in (grpc.aio.InternalError("the caller has gone"), ValueError("a defect")):
+        logger.error("raised by a method", exc_info=error)
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], ValueError)
