@@ -21,6 +21,7 @@ T = TypeVar("T")
 Steps: TypeAlias = Generator[Awaited, None, T]
 """Yields what it waits for, and returns in the end."""
 
+_LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing was changed"
 DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
 
 
@@ -54,16 +55,20 @@ class Resources:
     """Whether the device is of no more use to this process: after a fault, or given up."""
 
     def until_loadable(self, is_loaded: Callable[[], bool], check_stop: Callable[[], None]) -> Steps[None]:
-        """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``quiet``."""
-        if not self.device.is_busy or is_loaded():
-            return
-        self.quiet.enter(monotonic())
-        try:
-            while self.device.is_busy:
-                yield NOTHING
-                check_stop()
-        finally:
-            self.quiet.leave()
+        """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``quiet``.
+
+        Raises ``WorkerRestartingError`` where the device has been lost meanwhile.
+        """
+        if self.device.is_busy and not is_loaded():
+            self.quiet.enter(monotonic())
+            try:
+                while self.device.is_busy:
+                    yield NOTHING
+                    check_stop()
+            finally:
+                self.quiet.leave()
+        if self.device_lost:
+            raise WorkerRestartingError(_LOST_BY_ANOTHER)
 
     def explain(self, error: Exception, plan: Plan, check_stop: Callable[[], None]) -> KaasError:
         """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_stop`` raises where it was stopped."""
@@ -75,7 +80,7 @@ class Resources:
             return _explain_fault(error, plan)
         if isinstance(error, DeviceLost):
             self.device_lost = True
-            return WorkerRestartingError("another request's kernel faulted; nothing was changed")
+            return WorkerRestartingError(_LOST_BY_ANOTHER)
         properties, held, limit = self.device.properties, self.memory.held_bytes, self.memory.limit_bytes
         return OutOfDeviceMemoryError(
             f"the request's buffers need {plan.device_bytes} bytes of {properties.name}, where at most {limit} of "

@@ -15,7 +15,7 @@ from kaasd.devices.emulator.device import EmulatedDevice
 from kaasd.engine.executor import Executor
 from kaasd.engine.libraries import Libraries
 from kaasd.engine.quiet import CYCLE, FIRST_HOLD_S, Quiet
-from kaasd.errors import CancelledError
+from kaasd.errors import CancelledError, WorkerRestartingError
 from kaasd.request.types import BufferSpec, Request
 from kaasd.store.lmdb_store import LmdbStore
 from tests.conformance.launching import library
@@ -110,3 +110,17 @@ def test_a_new_library_waits_and_a_known_one_does_not(tmp_path: Path, device: Bu
             assert bench.run(known, {"a": "a", "b": "a", "p": "p"}).versions.keys() == {"p"}
             bench.put("long", np.zeros(SMALL + 4, np.uint32))
             assert bench.run(another, {"a": "long", "b": "a", "p": "p"}).versions.keys() == {"p"}
+
+
+def test_who_waits_while_another_loses_the_device_runs_again(tmp_path: Path, device: BusyDevice) -> None:
+    with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
+        libraries = Libraries(store)
+        libraries.put(libraries.describe(library("dot")), library("dot"))
+        with closing(Executor(device, store, libraries)) as executor:
+            device.busy = True
+            inspects = executor.begin_inspection(Bench(executor, store).library, None, check_stop=lambda: None)
+            assert inspects.poll() is None
+            executor.give_up()
+            device.busy = False
+            with pytest.raises(WorkerRestartingError):
+                inspects.poll()
