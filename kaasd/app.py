@@ -59,7 +59,7 @@ async def serve(settings: Settings) -> None:
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
-        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(settings.spin_s if _spins(CORES_FOR_TWO) else 0.0))
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(settings.spin_s if _has_cores(CORES_FOR_TWO) else 0.0))
         server = await start_server(
             settings,
             store=store,
@@ -103,12 +103,12 @@ def _worker_config(settings: Settings, device: str) -> WorkerConfig:
         device_memory_bytes=settings.device_memory_bytes,
         allow_host_wrappers=settings.allow_host_wrappers,
         log_level=settings.log_level,
-        spin_s=settings.spin_s if _spins(CORES_FOR_ONE) else 0.0,
-        spin_beside_others=_spins(CORES_FOR_TWO),
+        spin_s=settings.spin_s if _has_cores(CORES_FOR_ONE) else 0.0,
+        spin_beside_others=_has_cores(CORES_FOR_TWO),
     )
 
 
-def _spins(cores: int) -> bool:
+def _has_cores(cores: int) -> bool:
     return len(os.sched_getaffinity(0)) >= cores
 
 

@@ -14,17 +14,18 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from kaasd.address import default_listen_address, parse_address
-from kaasd.devices.options import EMULATOR_CHECKS, default_memory_bytes
+from kaasd.devices.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.store.base import Durability
 from kaasd.version import __version__
 
+_EMULATOR = EmulatorOptions()
 VARIABLE_PREFIX = "KAASD_"
 
 _SIZE_UNITS = {
@@ -208,9 +209,7 @@ class Settings:
     the processor's time instead. Default 1ms."""
     device_memory_bytes: Annotated[int | None, _Option("device_memory", "SIZE", parse_size)] = None
     """Most device memory to take on each device. Default: nine tenths of what it has."""
-    emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = field(
-        default_factory=default_memory_bytes
-    )
+    emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = _EMULATOR.memory_bytes
     """Memory of the emulated device, which takes this machine's as it fills. Default 80GiB, as an H100, or all that this machine
     has where that is less."""
     emulator_checks: Annotated[
@@ -222,11 +221,15 @@ class Settings:
     """Blocks and warps of the emulated device run in a random order of this seed. Default: in a fixed order."""
     emulator_compute_capability: Annotated[
         tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
-    ] = (9, 0)
+    ] = _EMULATOR.compute_capability
     """What the emulated device calls itself. Default 9.0, as an H100."""
-    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = 132
+    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = (
+        _EMULATOR.multiprocessor_count
+    )
     """Of the emulated device: as many blocks are under way at a time as fit them. Default 132, as an H100."""
-    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = 227 << 10
+    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = (
+        _EMULATOR.shared_memory_bytes
+    )
     """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
     log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
     """How much is logged, to standard error: DEBUG, INFO, WARNING or ERROR. Default INFO."""

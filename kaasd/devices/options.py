@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from kaasd.request.target import DeviceProperties
+
 EMULATOR_CHECKS = ("races", "init")
-_H100_MEMORY_BYTES = 80 << 30
+_H100 = DeviceProperties("", "", 80 << 30)
 
 
 def default_memory_bytes() -> int:
     """Return an H100's memory, or this machine's where that is less."""
-    return min(_H100_MEMORY_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(_H100.memory_bytes, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class EmulatorOptions:
     """Of ``EMULATOR_CHECKS``: data races, and reads of memory that nothing wrote."""
     seed: int | None = None
     """Of the random order in which blocks and warps run; None: a fixed order."""
-    compute_capability: tuple[int, int] = (9, 0)
-    multiprocessor_count: int = 132
-    shared_memory_bytes: int = 227 << 10
+    compute_capability: tuple[int, int] = _H100.compute_capability
+    multiprocessor_count: int = _H100.multiprocessor_count
+    shared_memory_bytes: int = _H100.max_shared_memory_bytes
     """Most of a block."""

@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter_ns
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from kaas.v1 import library_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
@@ -55,6 +55,14 @@ class CommitSignal:
         os.close(self._descriptor)
 
 
+class _Call(NamedTuple):
+    """A call under way."""
+
+    job: Job[Any]
+    to_answer: Callable[[Any], worker_pb2.FromWorker]
+    """Makes the job's result an answer."""
+
+
 class Serving:
     """Serves the calls of one channel with one executor."""
 
@@ -67,9 +75,7 @@ class Serving:
         self._stops = stops
         self._commits = commits
         self._concurrency = config.concurrency
-        self._jobs: dict[int, Job[Any]] = {}
-        self._answers: dict[int, Callable[[Any], worker_pb2.FromWorker]] = {}
-        """What makes a job's result an answer."""
+        self._under_way: dict[int, _Call] = {}
         self._abandoned: list[Job[Any]] = []
         """Closing these would wait for their kernels."""
         self._last_event_ns = 0
@@ -89,12 +95,13 @@ class Serving:
                 self._last_event_ns = perf_counter_ns()
                 self._lone_calls = self._lone_calls + 1 if message.lone else 0
             self._poll()
-            if any(call_id in self._jobs and not self._jobs[call_id].is_committing for call_id in self._stops.overdue):
+            overdue = (self._under_way.get(call_id) for call_id in self._stops.overdue)
+            if any(call is not None and not call.job.is_committing for call in overdue):
                 self._give_up()
-        while self._jobs and self._executor.device_lost:
+        while self._under_way and self._executor.device_lost:
             self._poll()
-        for job in self._jobs.values():
-            job.close()
+        for call in self._under_way.values():
+            call.job.close()
 
     def _give_up(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
@@ -102,23 +109,20 @@ class Serving:
         What commits is answered when it has; the other requests have changed nothing, and can run again in another process.
         """
         self._executor.give_up()
-        for call_id, job in list(self._jobs.items()):
-            if not job.is_committing:
-                self._abandoned.append(job)
-                try:
-                    self._stops.check(call_id)
-                    raise WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
-                except KaasError as error:
-                    self._fail(call_id, error)
+        for call_id, call in list(self._under_way.items()):
+            if not call.job.is_committing:
+                self._abandoned.append(call.job)
+                by_another = WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
+                self._fail(call_id, self._stops.reason(call_id) or by_another)
 
     def _call_waits(self) -> bool:
         """Wait until there is something to do; return whether it is a call that can be taken up."""
-        if not self._jobs:
+        if not self._under_way:
             while self._spins and not self._calls.has_begun:
                 if select.select([self._calls], (), (), 0)[0]:
                     break
             return True
-        room = len(self._jobs) < self._concurrency
+        room = len(self._under_way) < self._concurrency
         if room and self._calls.has_begun:
             return True
         awaited: list[WorkerChannel | CommitSignal] = [self._commits, *([self._calls] if room else [])]
@@ -128,7 +132,7 @@ class Serving:
         return self._calls in ready
 
     def _timeout_s(self) -> float | None:
-        if all(job.is_committing for job in self._jobs.values()):
+        if all(call.job.is_committing for call in self._under_way.values()):
             return None
         return 0 if self._spins else NAP_S
 
@@ -167,16 +171,15 @@ class Serving:
         except Exception as error:
             self._fail(message.id, error)
 
-    def _begin(self, call_id: int, job: Job[T], answer: Callable[[T], worker_pb2.FromWorker]) -> None:
-        self._jobs[call_id] = job
-        self._answers[call_id] = answer
+    def _begin(self, call_id: int, job: Job[T], to_answer: Callable[[T], worker_pb2.FromWorker]) -> None:
+        self._under_way[call_id] = _Call(job, to_answer)
 
     def _poll(self) -> None:
         """Let every call go on; answer those that have ended."""
-        for call_id, job in list(self._jobs.items()):
+        for call_id, call in list(self._under_way.items()):
             try:
-                result = job.poll()
-                answer = None if result is None else self._answers[call_id](result)
+                result = call.job.poll()
+                answer = None if result is None else call.to_answer(result)
             except Exception as error:
                 self._fail(call_id, error)
                 continue
@@ -191,8 +194,7 @@ class Serving:
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
-        self._jobs.pop(call_id, None)
-        self._answers.pop(call_id, None)
+        self._under_way.pop(call_id, None)
         self._stops.end(call_id)
         answer.id = call_id
         self._calls.send(answer)

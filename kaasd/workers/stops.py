@@ -36,11 +36,15 @@ class Stops:
             self._last_begun = max(self._last_begun, call_id)
         self.check(call_id, "queued")
 
+    def reason(self, call_id: int, stage: str = "running") -> KaasError | None:
+        """Return why a call is to stop, or None."""
+        error = self._asked.get(call_id)
+        return None if error is None else type(error)(f"{error.message} while the request was {stage}")
+
     def check(self, call_id: int, stage: str = "running") -> None:
         """Raise the reason if a call is to stop."""
-        error = self._asked.get(call_id)
-        if error is not None:
-            raise type(error)(f"{error.message} while the request was {stage}")
+        if (error := self.reason(call_id, stage)) is not None:
+            raise error
 
     def end(self, call_id: int) -> None:
         """A call has ended."""

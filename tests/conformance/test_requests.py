@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from examples.local_daemon import local_daemon
 from examples.workloads import Workload, blur, dot_product, jacobi
 from kaas_client import Client, Kernel, Key, Request, inout, inp, out, tmp, u32, u64
 from kaasd.errors import KaasError, KernelFaultError, KeyNotFoundError, UnavailableError, ValueTooShortError
+from tests.conformance.launching import KERNELS
 
-KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
 N = 1024
-
-
-@pytest.fixture(scope="module")
-def address(device_name: str) -> Iterator[str]:
-    """The address of a daemon on this device."""
-    with local_daemon("--device", device_name) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def kaas(address: str) -> Iterator[Client]:
-    """A client of it."""
-    with Client(address, timeout=90) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def dot(kaas: Client) -> str:
-    """The library ``dot``: ``prodKern(n, a, b, p)`` is p = a * b, ``sumKern(p, c)`` sums."""
-    return kaas.upload(KERNELS / "dot.ptx")
 
 
 @pytest.fixture(scope="module")

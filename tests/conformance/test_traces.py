@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from examples.local_daemon import local_daemon
 from kaas_client import AsyncClient, Client, Kernel, Request, inout, inp, out, tmp, u64
 from kaas_client.types import Result, Span, Trace
 from kaasd.errors import KernelFaultError
+from tests.conformance.launching import KERNELS
 
-KERNELS = Path(__file__).parents[2] / "examples/kernels"
 N = 1024
 LARGE = 50_000
 MOST_LAUNCHES = 10_000
@@ -24,25 +21,11 @@ STAGES = ["request", "queue", "plan", "load", "run", "launch", "gpu", "commit"]
 
 
 @pytest.fixture(scope="module")
-def address(device_name: str) -> Iterator[str]:
-    """The address of a daemon on this device."""
-    with local_daemon("--device", device_name) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def kaas(address: str) -> Iterator[Client]:
-    """A client of it; the keys ``a`` and ``b`` are there."""
-    with Client(address, timeout=90) as client:
-        client.put("a", np.arange(LARGE, dtype="u4"))
-        client.put("b", np.arange(LARGE, dtype="u4"))
-        yield client
-
-
-@pytest.fixture(scope="module")
-def dot(kaas: Client) -> str:
-    """The library ``dot``: ``prodKern(n, a, b, p)`` is p = a * b, ``sumKern(p, c)`` sums."""
-    return kaas.upload(KERNELS / "dot.ptx")
+def kaas(kaas: Client) -> Client:
+    """With the keys ``a`` and ``b``."""
+    kaas.put("a", np.arange(LARGE, dtype="u4"))
+    kaas.put("b", np.arange(LARGE, dtype="u4"))
+    return kaas
 
 
 def dot_kernels(library: str) -> list[Kernel]:

@@ -183,13 +183,13 @@ def test_a_bad_file_is_refused_by_name(case: str) -> None:
     assert message in str(error.value)
 
 
-def read_or_refuse(data: bytes) -> None:
+def read_or_refused(data: bytes) -> bool:
+    """Whether there is something in the library, or a reason why it is none."""
     try:
         image = read_image(data)
     except UnsupportedLibrary as error:
-        assert str(error)
-    else:
-        assert image.units or image.host_functions
+        return bool(str(error))
+    return bool(image.units or image.host_functions)
 
 
 @settings(max_examples=300, deadline=None)
@@ -203,7 +203,7 @@ def read_or_refuse(data: bytes) -> None:
 @example(b" /" * 100_000, b"")
 @example(b"(" * 100_000, b".version 9.0\n.target sm_75\n")
 def test_any_bytes_are_read_or_refused(data: bytes, start: bytes) -> None:
-    read_or_refuse(start + data)
+    assert read_or_refused(start + data)
 
 
 @settings(max_examples=600, deadline=None)
@@ -218,4 +218,4 @@ def test_a_damaged_library_is_read_or_refused(data: st.DataObject) -> None:
             st.one_of(st.binary(min_size=size, max_size=size), st.just(b"\xff" * size))
         )
     end = data.draw(st.one_of(st.just(len(library)), st.integers(0, len(library))))
-    read_or_refuse(bytes(library[:end]))
+    assert read_or_refused(bytes(library[:end]))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import grpc
 import numpy as np
 
+from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_client import Client
 from kaas_client._status import from_rpc_error
@@ -99,6 +101,11 @@ def contents(kaas: Client) -> dict[str, tuple[int, bytes]]:
 def spin(library_root: Path) -> executor_pb2.SubmitRequest:
     """Return a request whose kernel never ends."""
     return fault_request(str(library_root / "faults.ptx"), "spinKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
+
+
+def own_daemon(device: str, library_root: Path) -> AbstractContextManager[str]:
+    """A daemon whose workers may die."""
+    return local_daemon("--device", device, "--library-root", str(library_root), "--log-level", "ERROR")
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -9,18 +9,17 @@ from pathlib import Path
 import grpc
 import pytest
 
-from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
 from tests.faults.conftest import KERNELS
-from tests.faults.support import dot_request, put_dot_inputs, spin, wait_until
+from tests.faults.support import dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
 def address(library_root: Path) -> Iterator[str]:
-    with local_daemon("--device", "cuda:0", "--library-root", str(library_root), "--log-level", "ERROR") as address:
+    with own_daemon("cuda:0", library_root) as address:
         yield address
 
 

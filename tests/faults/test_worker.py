@@ -14,13 +14,12 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
 from kaasd.errors import WorkerRestartingError
-from tests.faults.support import as_kaas_error, contents, dot_request, put_dot_inputs, spin, wait_until
+from tests.faults.support import as_kaas_error, contents, dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 
 @pytest.fixture
 def daemon(library_root: Path) -> Iterator[str]:
-    """A daemon of one's own: its workers are killed."""
-    with local_daemon("--device", "emulator", "--library-root", str(library_root), "--log-level", "ERROR") as address:
+    with own_daemon("emulator", library_root) as address:
         yield address
 
 

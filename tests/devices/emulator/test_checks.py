@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -59,24 +59,35 @@ def test_shared_memory_without_a_barrier(device: EmulatedDevice) -> None:
     assert "ld.shared.u32" in before
 
 
+THREADS = np.arange(64, dtype="u4")
+KEEP = " mul.wide.u32 %at, %n, 4; add.u64 %at, %at, %p0; st.global.u32 [%at], %v;"
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "right"),
     [
-        WRITE_THEN_READ.format(between="bar.sync 0;"),
-        WRITE_THEN_READ.format(between="barrier.sync 1, 64;"),
+        (WRITE_THEN_READ.format(between="bar.sync 0;"), lambda v: v == 1),
+        (WRITE_THEN_READ.format(between="barrier.sync 1, 64;"), lambda v: v == 1),
         # Within a warp, which runs as one.
-        SHARED + "mul.lo.u32 %v, %warp, 128; st.shared.u32 [%v], %n; ld.shared.u32 %v, [%v];",
+        (
+            SHARED + "mul.lo.u32 %v, %warp, 128; st.shared.u32 [%v], %n; ld.shared.u32 %v, [%v];",
+            lambda v: v // 32 == THREADS // 32,
+        ),
         # Neighbouring bytes.
-        SHARED + "cvt.u64.u32 %at, %n; st.shared.u8 [%at], %n; ld.shared.u8 %v, [%at];",
+        (SHARED + "cvt.u64.u32 %at, %n; st.shared.u8 [%at], %n; ld.shared.u8 %v, [%at];", lambda v: v == THREADS),
         # Atomic all of them.
-        SHARED + "atom.shared.exch.b32 %v, [s], 0; red.shared.add.u32 [s], 1; ld.relaxed.cta.shared.u32 %v, [s];",
-        SHARED + "st.volatile.shared.u32 [s], %n; ld.volatile.shared.u32 %v, [s];",
+        (
+            SHARED + "atom.shared.exch.b32 %v, [s], 0; red.shared.add.u32 [s], 1; ld.relaxed.cta.shared.u32 %v, [s];",
+            lambda v: v <= 64,
+        ),
+        (SHARED + "st.volatile.shared.u32 [s], %n; ld.volatile.shared.u32 %v, [s];", lambda v: v < 64),
         # Read by all, then written by one.
-        SHARED + "ld.shared.u32 %v, [s]; bar.sync 0; @%one st.shared.u32 [s], 1;",
+        (SHARED + "ld.shared.u32 %v, [s]; bar.sync 0; @%one st.shared.u32 [s], 1;", lambda v: v == 0),
     ],
 )
-def test_shared_memory_in_order(device: EmulatedDevice, body: str) -> None:
-    run(device, body)
+def test_shared_memory_in_order(device: EmulatedDevice, body: str, right: Callable[[Array], Array]) -> None:
+    """No fault, and every thread reads what it must."""
+    assert np.all(right(run(device, body + KEEP)[:64]))
 
 
 def test_read_before_it_is_written(device: EmulatedDevice) -> None:

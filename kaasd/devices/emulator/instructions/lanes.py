@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from kaasd.devices.emulator.emitter import Emitter
@@ -32,6 +33,11 @@ def _lanes(t: Emitter, m: Match, count: int, values: tuple[Any, Any], operand: i
     return [_part(t, values[register], lane * width, width, signed) for register, lane in numbers]
 
 
+def _pairs(t: Emitter, m: Match, count: int, values: tuple[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """Return the lanes of both operands that go together."""
+    return zip(*(_lanes(t, m, count, values, operand) for operand in (1, 2)), strict=True)
+
+
 def _gather(t: Emitter, m: Match, count: int, results: list[Any], c: Any) -> Any:
     """Put the results, those that the mask names, in the places of a third operand, or add them to it."""
     everything = _LETTERS[count] + "".join(str(lane) for lane in reversed(range(count)))
@@ -54,8 +60,7 @@ def _define(operation: str, count: int) -> None:
         dtype=TYPES, atype=TYPES, btype=TYPES, parts=True,
     )  # fmt: skip
     def simd(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-        pairs = zip(*(_lanes(t, m, count, (a, b), operand) for operand in (1, 2)), strict=True)
-        results = [compute(t, operation, x, y) for x, y in pairs]
+        results = [compute(t, operation, x, y) for x, y in _pairs(t, m, count, (a, b))]
         if "sat" in m:
             results = [clamp(t, result, 32 // count, m["dtype"] == "s32") for result in results]
         return _gather(t, m, count, results, c)
@@ -67,9 +72,8 @@ def _define_comparison(count: int) -> None:
         atype=TYPES, btype=TYPES, cmp=COMPARISONS, parts=True,
     )  # fmt: skip
     def simd(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
-        pairs = zip(*(_lanes(t, m, count, (a, b), operand) for operand in (1, 2)), strict=True)
         operator = COMPARISONS[m.text("cmp")]
-        return _gather(t, m, count, [t.b.zext(t.b.icmp_signed(operator, x, y), I64) for x, y in pairs], c)
+        return _gather(t, m, count, [t.b.zext(t.b.icmp_signed(operator, x, y), I64) for x, y in _pairs(t, m, count, (a, b))], c)
 
 
 for _count in _LETTERS:
