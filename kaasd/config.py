@@ -79,20 +79,20 @@ def _size_up_to(limit: int) -> Callable[[object], int]:
     return parse
 
 
-def _parse_count(value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"expected a whole number of at least 1, got {value!r}")
-    return value
+def _whole_from(least: int) -> Callable[[object], int]:
+    """Return a parser of whole numbers that are not less."""
+
+    def parse(value: object) -> int:
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"expected a whole number of at least {least}, got {value!r}")
+        return value
+
+    return parse
 
 
-def _parse_seed(value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"expected a whole number, got {value!r}")
-    return value
+_parse_count, _parse_seed = _whole_from(1), _whole_from(0)
 
 
 def _parse_switch(value: object) -> bool:
