@@ -11,30 +11,14 @@ from typing import Protocol
 
 from grpc_health.v1.health import aio as health
 
-from kaas.v1 import admin_pb2, library_pb2, trace_pb2, types_pb2
+from kaas.v1 import admin_pb2, executor_pb2, library_pb2
 from kaasd.config import Settings
 from kaasd.engine.checked import RequestChecker
 from kaasd.engine.functions import FunctionRegistry
 from kaasd.engine.libraries import Libraries
 from kaasd.errors import DrainingError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.store.base import KeyValueStore
-
-
-class Execution(Protocol):
-    """A request that ran."""
-
-    @property
-    def outputs(self) -> Mapping[str, bytes]: ...
-    @property
-    def versions(self) -> Mapping[str, int]: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def printed(self) -> str: ...
-    @property
-    def timing(self) -> types_pb2.Timing: ...
-    @property
-    def trace(self) -> trace_pb2.Trace | None: ...
 
 
 class Dispatcher(Protocol):
@@ -45,7 +29,7 @@ class Dispatcher(Protocol):
 
     async def execute(
         self,
-        request: bytes,
+        request: SerializedRequest,
         *,
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
@@ -53,10 +37,10 @@ class Dispatcher(Protocol):
         device: str = "",
         deadline: float | None = None,
         trace: bool = False,
-    ) -> Execution:
-        """Run a serialised, valid ``kaas.v1.Request``; ``deadline`` is in the loop's time, ``trace`` asks for a trace."""
+    ) -> executor_pb2.InvokeResponse:
+        """Run a valid request; ``deadline`` is in the loop's time, ``trace`` asks for a trace."""
 
-    async def prepare(self, request: bytes) -> None:
+    async def prepare(self, request: SerializedRequest) -> None:
         """Check a request against its libraries and the devices, without running it."""
 
     async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import TypeVar
 
 import grpc
 
 from kaas.v1 import executor_pb2
 from kaasd.api.blocking import finish
-from kaasd.api.core import Core, Execution
+from kaasd.api.core import Core
 from kaasd.api.errors import as_kaas_error, to_stream_error
 from kaasd.api.paging import page
 from kaasd.engine.checked import CheckedRequest, item_path
@@ -33,8 +32,8 @@ class ExecutorServicer:
         checked = self._core.checker.check(request.request)
         inputs = dict(request.inputs)
         checked.check_inputs(inputs)
-        execution = await self._run(checked, {}, inputs, request, _deadline(context))
-        return _filled(executor_pb2.SubmitResponse(), execution)
+        reply = await self._run(checked, {}, inputs, request, _deadline(context))
+        return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
 
     async def RegisterFunction(
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
@@ -120,8 +119,7 @@ class ExecutorServicer:
         checked.check_inputs(inputs, "bindings")
         if keys:
             checked.check_keys(keys)
-        execution = await self._run(checked, keys, inputs, request, deadline)
-        return _filled(executor_pb2.InvokeResponse(), execution)
+        return await self._run(checked, keys, inputs, request, deadline)
 
     async def _run(
         self,
@@ -130,7 +128,7 @@ class ExecutorServicer:
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
-    ) -> Execution:
+    ) -> executor_pb2.InvokeResponse:
         limit = self._core.settings.max_message_bytes
         wanted = checked.check_return_buffers(request.return_buffers)
         overhead = REPLY_OVERHEAD_BYTES + request.trace * TRACE_BYTES
@@ -147,23 +145,6 @@ class ExecutorServicer:
             deadline=deadline,
             trace=request.trace,
         )
-
-
-R = TypeVar("R", executor_pb2.SubmitResponse, executor_pb2.InvokeResponse)
-
-
-def _filled(response: R, execution: Execution) -> R:
-    """Return the reply to a request that ran."""
-    for name, content in execution.outputs.items():
-        response.outputs[name] = content
-    for key, version in execution.versions.items():
-        response.versions[key] = version
-    response.device = execution.device
-    response.printed = execution.printed
-    response.timing.CopyFrom(execution.timing)
-    if execution.trace is not None:
-        response.trace.CopyFrom(execution.trace)
-    return response
 
 
 def _deadline(context: grpc.aio.ServicerContext) -> float | None:

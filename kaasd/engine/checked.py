@@ -9,6 +9,7 @@ from kaas.v1 import types_pb2
 from kaasd.engine.lru import LruCache
 from kaasd.errors import InvalidRequestError, Violation
 from kaasd.request.protobuf import request_from_proto
+from kaasd.request.serialized import SerializedRequest
 from kaasd.request.types import Request
 from kaasd.request.uses import buffer_uses
 from kaasd.request.validation import key_problem
@@ -33,8 +34,7 @@ class CheckedBuffer:
 class CheckedRequest:
     """A valid request as it travels to a worker, and the table that a caller's buffers are checked against."""
 
-    serialized: bytes
-    """``kaas.v1.Request``, the same bytes for the same request."""
+    serialized: SerializedRequest
     buffers: Mapping[str, CheckedBuffer]
     """Every buffer that a kernel uses, by name."""
 
@@ -47,7 +47,7 @@ class CheckedRequest:
             for spec in request.buffers
             if spec.name in uses
         }
-        return cls(serialized, buffers)
+        return cls(SerializedRequest.of(serialized), buffers)
 
     def check_inputs(self, inputs: Mapping[str, bytes], field: str = "inputs") -> None:
         """Check inline bytes by buffer name. Raises ``InvalidRequestError`` naming ``field["name"]``."""

@@ -16,6 +16,7 @@ from kaasd.engine.programs import Programs
 from kaasd.engine.residency import NoRoomError
 from kaasd.engine.resources import Resources, Steps
 from kaasd.errors import KeyNotFoundError, ValueTooShortError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.request.target import KernelAttributes
 from kaasd.store.base import KeyValueStore
 
@@ -65,14 +66,15 @@ class Executor:
         """Device memory that is held now, in use or kept for later."""
         return self._resources.memory.held_bytes
 
-    def begin_preparation(self, request: bytes, *, check_stop: Callable[[], None]) -> Job[bool]:
-        """Return a job that does for a serialised ``kaas.v1.Request`` all that needs no run: code, plan, memory, the CUDA graph.
+    def begin_preparation(self, request: SerializedRequest, *, check_stop: Callable[[], None]) -> Job[bool]:
+        """Return a job that does for a request all that needs no run: code, plan, memory, the CUDA graph.
 
-        What cannot be done yet is left to the first run. Its poll raises for what is wrong with the request itself.
+        What cannot be done yet is left to the first run. Its poll raises ``KaasError`` for what is wrong with the request
+        itself, ``UnknownRequest``.
         """
         return Job(self._prepare(request, check_stop))
 
-    def _prepare(self, request: bytes, check_stop: Callable[[], None]) -> Steps[bool]:
+    def _prepare(self, request: SerializedRequest, check_stop: Callable[[], None]) -> Steps[bool]:
         resources = self._resources
         yield from resources.until_loadable(lambda: resources.programs.has_code_of(request), check_stop)
         program = resources.programs.get(request)
@@ -102,7 +104,7 @@ class Executor:
 
     def begin(
         self,
-        request: bytes,
+        request: SerializedRequest,
         *,
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],
@@ -110,16 +112,17 @@ class Executor:
         check_stop: Callable[[], None],
         trace_from_ns: int = 0,
     ) -> Job[Result]:
-        """Return a job that runs a serialised ``kaas.v1.Request``; its first poll begins it.
+        """Return a job that runs a request; its first poll begins it.
 
         ``keys`` and ``inputs`` re-bind buffers by name. ``check_stop`` raises when the request is to stop; ``trace_from_ns`` asks
-        for a trace that begins then, by ``perf_counter_ns``. A job that raises ``KaasError`` leaves the store as it was.
+        for a trace that begins then, by ``perf_counter_ns``. A job that raises, ``KaasError`` or ``UnknownRequest``, leaves the
+        store as it was.
         """
         return Job(Execution(self._resources, Call(request, keys, inputs, return_buffers, check_stop, trace_from_ns)).steps())
 
     def execute(
         self,
-        request: bytes,
+        request: SerializedRequest,
         *,
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],

@@ -22,6 +22,7 @@ from kaasd.engine.resources import DEVICE_ERRORS, NOTHING, Resources, Steps
 from kaasd.engine.tracing import Trace, read_trace
 from kaasd.errors import InvalidRequestError
 from kaasd.request.plan import Plan
+from kaasd.request.serialized import SerializedRequest
 from kaasd.store.base import Entry, ReadableBuffer, Write
 
 
@@ -29,8 +30,7 @@ from kaasd.store.base import Entry, ReadableBuffer, Write
 class Call:
     """A request as it is to be run."""
 
-    request: bytes
-    """A serialised ``kaas.v1.Request``."""
+    request: SerializedRequest
     keys: Mapping[str, str]
     """In place of the request's own, by buffer name."""
     inputs: Mapping[str, bytes]
@@ -102,7 +102,7 @@ class Execution:
         self._tracer: Tracer[Any] | None = None
 
     def steps(self) -> Steps[Result]:
-        """Run. Raises ``KaasError``, and has then left the store as it was."""
+        """Run. Raises ``KaasError`` or ``UnknownRequest``, and has then left the store as it was."""
         resources, call = self._resources, self._call
         started = perf_counter_ns()
         yield from resources.until_loadable(lambda: resources.programs.has_code_of(call.request), call.check_stop)

@@ -16,6 +16,7 @@ from kaasd.engine.memory import DeviceMemory, Held
 from kaasd.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError
 from kaasd.request.plan import Plan, make_plan, rebind
 from kaasd.request.protobuf import request_from_proto
+from kaasd.request.serialized import SerializedRequest
 from kaasd.request.types import Request
 
 MAX_PROGRAMS = 1024
@@ -155,6 +156,10 @@ class Program:
         memory.release(instance)
 
 
+class UnknownRequest(Exception):
+    """A request came without its content, and what was made of it is no longer kept."""
+
+
 class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
@@ -167,31 +172,34 @@ class Programs:
         self._modules: OrderedDict[str, Module] = OrderedDict()
         self._outdated: list[Program] = []
 
-    def get(self, request: bytes) -> Program:
-        """Return the program of a serialised ``kaas.v1.Request``.
+    def get(self, request: SerializedRequest) -> Program:
+        """Return the program of a request.
 
         Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``,
-        ``NotEnabledError``.
+        ``NotEnabledError``, ``UnknownRequest``.
         """
-        program = self._programs.get(request)
+        digest, content = request
+        program = self._programs.get(digest)
         if program is not None:
             if all(map(self._libraries.is_current, program.libraries)):
-                self._programs.move_to_end(request)
+                self._programs.move_to_end(digest)
                 return program
-            self._retire(request)
-        program = self._make(request_from_proto(types_pb2.Request.FromString(request)))
-        self._programs[request] = program
+            self._retire(digest)
+        if not content:
+            raise UnknownRequest
+        program = self._make(request_from_proto(types_pb2.Request.FromString(content)))
+        self._programs[digest] = program
         if len(self._programs) > MAX_PROGRAMS:
             self._retire(next(iter(self._programs)))
         self._drop_modules(program)
         return program
 
-    def has_code_of(self, request: bytes) -> bool:
+    def has_code_of(self, request: SerializedRequest) -> bool:
         """Whether ``get`` would load no code. What is wrong with the request is for ``get`` to say."""
-        if request in self._programs:
+        if request.digest in self._programs:
             return True
         try:
-            references = {kernel.library for kernel in types_pb2.Request.FromString(request).kernels}
+            references = {kernel.library for kernel in types_pb2.Request.FromString(request.content).kernels}
             return all(self.has_code(self._libraries.resolve(reference)) for reference in references)
         except KaasError:
             return True
@@ -218,8 +226,8 @@ class Programs:
 
     def close(self) -> None:
         """Unload everything. Idempotent."""
-        for request in list(self._programs):
-            self._retire(request)
+        for digest in list(self._programs):
+            self._retire(digest)
         while self._modules:
             self._modules.popitem()[1].close()
 
@@ -277,9 +285,9 @@ class Programs:
                 "unless it is started with --allow-host-wrappers"
             )
 
-    def _retire(self, request: bytes) -> None:
+    def _retire(self, digest: bytes) -> None:
         """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
-        program = self._programs.pop(request)
+        program = self._programs.pop(digest)
         program.outdated = True
         for instance in list(program.idle):
             self._memory.drop(instance)
@@ -292,10 +300,10 @@ class Programs:
         surplus = [content_id for content_id in self._modules if content_id not in kept]
         for content_id in surplus[: max(0, len(self._modules) - MAX_MODULES)]:
             stale = [
-                request
-                for request, program in self._programs.items()
+                digest
+                for digest, program in self._programs.items()
                 if any(library.content_id == content_id for library in program.libraries)
             ]
-            for request in stale:
-                self._retire(request)
+            for digest in stale:
+                self._retire(digest)
             self._modules.pop(content_id).close()

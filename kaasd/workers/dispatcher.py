@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 from google.protobuf import duration_pb2
 
-from kaas.v1 import admin_pb2, library_pb2, trace_pb2, types_pb2
+from kaas.v1 import admin_pb2, executor_pb2, library_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.errors import DrainingError, InvalidRequestError, KaasError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.workers.spin import Spin
 from kaasd.workers.supervisor import Supervisor
 from kaasd.workers.tracing import add_stage
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """A request that ran."""
-
-    outputs: Mapping[str, bytes]
-    """The buffers asked for, by name."""
-    versions: Mapping[str, int]
-    """New versions, by key."""
-    device: str
-    printed: str = ""
-    """By device code, where the device can tell."""
-    timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
-    trace: trace_pb2.Trace | None = None
-    """Where it was asked for."""
 
 
 class _InFlight:
@@ -89,7 +73,7 @@ class Dispatcher:
 
     async def execute(
         self,
-        request: bytes,
+        request: SerializedRequest,
         *,
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
@@ -97,8 +81,8 @@ class Dispatcher:
         device: str = "",
         deadline: float | None = None,
         trace: bool = False,
-    ) -> Execution:
-        """Run ``request``, a serialised ``kaas.v1.Request`` that was validated.
+    ) -> executor_pb2.InvokeResponse:
+        """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace.
         Cancelling the awaiting task stops the kernels. Raises ``KaasError``.
@@ -108,7 +92,6 @@ class Dispatcher:
         supervisor = self._choose(device)
         message = worker_pb2.ToWorker()
         execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
-        execute.request = request
         for name, key in (keys or {}).items():
             execute.keys[name] = key
         for name, data in (inputs or {}).items():
@@ -119,40 +102,36 @@ class Dispatcher:
         with self._in_flight:
             message.lone = self._in_flight.is_one
             try:
-                answer, sent_at_ns = await supervisor.call(message, latest if deadline is None else min(deadline, latest))
+                due = latest if deadline is None else min(deadline, latest)
+                answer, sent_at_ns = await supervisor.call(message, request, due)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
         executed = answer.executed
+        reply = executed.reply
+        timing = reply.timing
         counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
         counters["succeeded"] += 1
         counters["kernels_launched"] += executed.kernels_launched
-        counters["run_ns"] += executed.timing.run_ns
+        counters["run_ns"] += timing.run_ns
         supervisor.info.memory_used_bytes = executed.memory_used_bytes
-        timing = executed.timing
         timing.queue_ns = sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
         if trace:
-            add_stage(executed.trace, "request", timing.total_ns)
-            add_stage(executed.trace, "queue", timing.queue_ns)
-        return Execution(
-            executed.outputs,
-            executed.versions,
-            supervisor.info.name,
-            executed.printed,
-            timing,
-            executed.trace if trace else None,
-        )
+            add_stage(reply.trace, "request", timing.total_ns)
+            add_stage(reply.trace, "queue", timing.queue_ns)
+        return reply
 
-    async def prepare(self, request: bytes) -> None:
-        """Check a serialised request against its libraries and every device, and have each that can run it ready to do so.
+    async def prepare(self, request: SerializedRequest) -> None:
+        """Check a request against its libraries and every device, and have each that can run it ready to do so.
 
         Raises ``KaasError`` where none can.
         """
-        call = worker_pb2.Prepare(request=request)
+        prepare = worker_pb2.Prepare()
         with self._in_flight:
             results = await asyncio.gather(
-                *(s.call(worker_pb2.ToWorker(prepare=call)) for s in self._supervisors.values()), return_exceptions=True
+                *(s.call(worker_pb2.ToWorker(prepare=prepare), request) for s in self._supervisors.values()),
+                return_exceptions=True,
             )
         errors = [result for result in results if isinstance(result, BaseException)]
         if len(errors) == len(results):
@@ -201,4 +180,6 @@ class Dispatcher:
                 known = ", ".join(self._supervisors)
                 raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
             return self._supervisors[device]
+        if len(self._supervisors) == 1:
+            return next(iter(self._supervisors.values()))
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))

@@ -10,11 +10,13 @@ from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
-from kaas.v1 import library_pb2, types_pb2
+from kaas.v1 import library_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.engine.executor import Executor, Inspection
 from kaasd.engine.job import Job, Result
+from kaasd.engine.programs import UnknownRequest
 from kaasd.errors import InternalError, KaasError, WorkerRestartingError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.workers.channel import WorkerChannel
 from kaasd.workers.config import WorkerConfig
 from kaasd.workers.messages import failed_from_error
@@ -150,7 +152,7 @@ class Serving:
                 case "execute":
                     call = message.execute
                     execution = self._executor.begin(
-                        call.request,
+                        SerializedRequest(call.request.digest, call.request.content),
                         keys=call.keys,
                         inputs=call.inputs,
                         return_buffers=call.return_buffers,
@@ -159,7 +161,9 @@ class Serving:
                     )
                     self._begin(message.id, execution, self._executed)
                 case "prepare":
-                    preparation = self._executor.begin_preparation(message.prepare.request, check_stop=check_stop)
+                    request = message.prepare.request
+                    serialized = SerializedRequest(request.digest, request.content)
+                    preparation = self._executor.begin_preparation(serialized, check_stop=check_stop)
                     self._begin(message.id, preparation, _prepared)
                 case "inspect":
                     inspect = message.inspect
@@ -180,6 +184,8 @@ class Serving:
             try:
                 result = call.job.poll()
                 answer = None if result is None else call.to_answer(result)
+            except UnknownRequest:
+                answer = worker_pb2.FromWorker(unknown_request=worker_pb2.UnknownRequest())
             except Exception as error:
                 self._fail(call_id, error)
                 continue
@@ -195,25 +201,29 @@ class Serving:
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
         self._under_way.pop(call_id, None)
-        self._stops.end(call_id)
+        self._stops.end(call_id, comes_again=answer.HasField("unknown_request"))
         answer.id = call_id
         self._calls.send(answer)
         self._last_event_ns = perf_counter_ns()
 
     def _executed(self, result: Result) -> worker_pb2.FromWorker:
-        timing = types_pb2.Timing(
-            plan_ns=result.plan_ns, load_ns=result.load_ns, run_ns=result.run_ns, commit_ns=result.commit_ns
-        )
-        executed = worker_pb2.Executed(
-            outputs=result.outputs,
-            versions=result.versions,
-            printed=result.printed,
-            timing=timing,
-            kernels_launched=result.kernels_launched,
-            memory_used_bytes=self._executor.memory_used_bytes,
-            trace=None if result.trace is None else trace_to_proto(result.trace),
-        )
-        return worker_pb2.FromWorker(executed=executed)
+        answer = worker_pb2.FromWorker()
+        executed = answer.executed
+        executed.kernels_launched = result.kernels_launched
+        executed.memory_used_bytes = self._executor.memory_used_bytes
+        reply = executed.reply  # Filled in its place: handing over the parts would copy each twice.
+        for name, content in result.outputs.items():
+            reply.outputs[name] = content
+        for key, version in result.versions.items():
+            reply.versions[key] = version
+        reply.device = self._executor.device_name
+        reply.printed = result.printed
+        timing = reply.timing
+        timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
+        timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
+        if result.trace is not None:
+            reply.trace.CopyFrom(trace_to_proto(result.trace))
+        return answer
 
     def _inspected(self, result: Inspection) -> worker_pb2.FromWorker:
         library, kernels = result

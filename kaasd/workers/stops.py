@@ -25,6 +25,8 @@ class Stops:
         self._asked: dict[int, KaasError] = {}
         self._running: set[int] = set()
         self._last_begun = 0
+        self._put_back: set[int] = set()
+        """Calls that were taken up and come again."""
         self.overdue: frozenset[int] = frozenset()
         """Calls that go on past their deadline, on a device that cannot stop them."""
         threading.Thread(target=self._listen, name="stops", daemon=True).start()
@@ -33,6 +35,7 @@ class Stops:
         """A call is taken up. Raises the reason if it is to be skipped."""
         with self._lock:
             self._running.add(call_id)
+            self._put_back.discard(call_id)
             self._last_begun = max(self._last_begun, call_id)
         self.check(call_id, "queued")
 
@@ -46,12 +49,16 @@ class Stops:
         if (error := self.reason(call_id, stage)) is not None:
             raise error
 
-    def end(self, call_id: int) -> None:
-        """A call has ended."""
+    def end(self, call_id: int, *, comes_again: bool = False) -> None:
+        """A call has ended; or it has not begun after all, and comes again."""
         with self._lock:
-            self._asked.pop(call_id, None)
             self._running.discard(call_id)
-            self.overdue -= {call_id}
+            if comes_again:
+                self._put_back.add(call_id)
+                return
+            self._asked.pop(call_id, None)
+            if call_id in self.overdue:
+                self.overdue -= {call_id}
 
     def _listen(self) -> None:
         while (message := self._channel.receive()) is not None:
@@ -68,7 +75,7 @@ class Stops:
         """Have a call stopped, now and again until it has ended; ``until`` is when it must have."""
         with self._lock:
             if call_id not in self._running:
-                if call_id > self._last_begun:
+                if call_id > self._last_begun or call_id in self._put_back:
                     self._asked[call_id] = error  # It is skipped when its turn comes.
                 return
             self._asked[call_id] = error

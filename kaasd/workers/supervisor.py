@@ -20,9 +20,11 @@ from time import perf_counter_ns
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.errors import DrainingError, InternalError, KaasError, WorkerRestartingError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.workers.calls import CallQueue, Decision, Fail, Kill, RestartPolicy, Send, Stop, StopReason
 from kaasd.workers.channel import FrontChannel
 from kaasd.workers.config import WorkerConfig
+from kaasd.workers.deadlines import Deadlines
 from kaasd.workers.messages import error_from_failed
 
 STOP_GRACE_S = 0.5
@@ -34,11 +36,16 @@ EXIT_GRACE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
+MAX_KNOWN_REQUESTS = 1024
+"""Digests remembered of requests that the worker has seen; it keeps the plans of as many."""
+
+
 @dataclass(slots=True)
 class _Call:
     message: worker_pb2.ToWorker
     answer: asyncio.Future[worker_pb2.FromWorker]
-    deadline_timer: asyncio.TimerHandle | None = None
+    request: SerializedRequest | None
+    """What the message is about."""
     sent_at_ns: int = 0
 
 
@@ -51,6 +58,9 @@ class Supervisor:
         self._queue = CallQueue(max_queued, config.concurrency)
         self._restart = RestartPolicy()
         self._calls: dict[int, _Call] = {}
+        self._deadlines = Deadlines(self._deadline_passed)
+        self._known_requests: set[bytes] = set()
+        """Digests of those that this worker has seen."""
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrontChannel | None = None
@@ -73,28 +83,28 @@ class Supervisor:
         await self._spawn()
         await self._started
 
-    async def call(self, message: worker_pb2.ToWorker, deadline: float | None = None) -> tuple[worker_pb2.FromWorker, int]:
+    async def call(
+        self, message: worker_pb2.ToWorker, request: SerializedRequest | None = None, deadline: float | None = None
+    ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``deadline`` is in the loop's time. When the awaiting task is cancelled the call is stopped. Raises ``KaasError``.
+        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
+        cancelled the call is stopped. Raises ``KaasError``.
         """
         if self._closing:
             raise DrainingError("the server is shutting down")
         call_id = message.id = next(self._ids)
-        call = self._calls[call_id] = _Call(message, self._loop.create_future())
-        if deadline is not None:
-            call.deadline_timer = self._loop.call_at(deadline, self._stop, call_id, StopReason.DEADLINE)
+        call = self._calls[call_id] = _Call(message, self._loop.create_future(), request)
         try:
             self._act(self._queue.submit(call_id))
+            if deadline is not None:
+                self._deadlines.add(call_id, deadline)
             answer = await call.answer
         except asyncio.CancelledError:
+            # Its deadline stays: gRPC cancels a call then too, and a kernel that heeds no stop has to end all the same.
             self._stop(call_id, StopReason.CANCELLED)
-            # gRPC cancels a call at its deadline too, and a kernel that heeds no stop has to end all the same.
-            call.deadline_timer = None
             raise
         finally:
-            if call.deadline_timer is not None:
-                call.deadline_timer.cancel()
             del self._calls[call_id]
         if answer.HasField("failed"):
             raise error_from_failed(answer.failed)
@@ -122,6 +132,7 @@ class Supervisor:
             command = [sys.executable, "-m", "kaasd.workers.worker", *map(str, descriptors), self._config.to_json()]
             self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         self.info.worker_pid = self._process.pid
+        self._known_requests.clear()
         self._channel = await FrontChannel.open(calls[0], self._received, self._lost)
         self._stops = await FrontChannel.open(stops[0])
 
@@ -142,6 +153,9 @@ class Supervisor:
             if not self._started.done():
                 self._started.set_exception(error)
             return
+        if message.HasField("unknown_request") and message.id in self._calls:
+            self._send(message.id, with_content=True)
+            return
         failed = message.failed if message.HasField("failed") else None
         if failed is not None and failed.device_lost:
             self.info.state = admin_pb2.WORKER_STATE_RESTARTING
@@ -154,6 +168,7 @@ class Supervisor:
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
+        self._deadlines.discard(message.id)
         self._act(self._queue.answered(message.id, device_lost=failed is not None and failed.device_lost))
 
     def _lost(self) -> None:
@@ -194,6 +209,9 @@ class Supervisor:
     def _stop(self, call_id: int, reason: StopReason) -> None:
         self._act(self._queue.stop(call_id, reason))
 
+    def _deadline_passed(self, call_id: int) -> None:
+        self._stop(call_id, StopReason.DEADLINE)
+
     def _grace_over(self, call_id: int) -> None:
         self._act(self._queue.grace_over(call_id))
 
@@ -214,16 +232,29 @@ class Supervisor:
                     if self._process is not None:
                         self._process.kill()
 
-    def _send(self, call_id: int) -> None:
+    def _send(self, call_id: int, *, with_content: bool = False) -> None:
         call = self._calls.get(call_id)
         if call is None:  # Its caller went away while it was queued for a successor.
             self._act(self._queue.answered(call_id))
             return
         call.sent_at_ns = perf_counter_ns()
         if self._channel is not None:
+            if call.request is not None:
+                self._name_request(call.message, call.request, with_content=with_content)
             self._channel.send(call.message)
 
+    def _name_request(self, message: worker_pb2.ToWorker, request: SerializedRequest, *, with_content: bool) -> None:
+        """Say in a message which request it is about, and what that is unless the worker has seen it."""
+        named = message.execute.request if message.HasField("execute") else message.prepare.request
+        named.digest = request.digest
+        if with_content or request.digest not in self._known_requests:
+            named.content = request.content
+            if len(self._known_requests) >= MAX_KNOWN_REQUESTS:
+                self._known_requests.clear()
+            self._known_requests.add(request.digest)
+
     def _fail(self, call_id: int, error: KaasError) -> None:
+        self._deadlines.discard(call_id)
         call = self._calls.get(call_id)
         if call is not None and not call.answer.done():
             call.answer.set_exception(error)

@@ -19,11 +19,11 @@ from grpc_status import rpc_status
 from kaas.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    executor_pb2,
     executor_pb2_grpc,
     kv_pb2_grpc,
     library_pb2,
     library_pb2_grpc,
-    trace_pb2,
     types_pb2,
 )
 from kaasd.api.server import Server, start_server
@@ -31,6 +31,7 @@ from kaasd.config import Settings
 from kaasd.engine.functions import FunctionRegistry
 from kaasd.engine.libraries import Libraries
 from kaasd.errors import DrainingError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.store.lmdb_store import LmdbStore
 
 WAIT_S = 30.0
@@ -48,29 +49,17 @@ PTX = b"""//
 """
 
 
-@dataclass(frozen=True)
-class Execution:
-    """What an execution gives."""
-
-    outputs: Mapping[str, bytes] = field(default_factory=dict)
-    versions: Mapping[str, int] = field(default_factory=dict)
-    device: str = "emulator"
-    timing: types_pb2.Timing = field(default_factory=types_pb2.Timing)
-    printed: str = ""
-    trace: trace_pb2.Trace | None = None
-
-
 @dataclass
 class Held:
     """An execution that runs until it is released or cancelled."""
 
-    result: Execution = field(default_factory=Execution)
+    result: executor_pb2.InvokeResponse = field(default_factory=executor_pb2.InvokeResponse)
     started: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _loop: asyncio.AbstractEventLoop | None = None
 
-    async def run(self) -> Execution:
+    async def run(self) -> executor_pb2.InvokeResponse:
         self._loop = asyncio.get_running_loop()
         self.started.set()
         try:
@@ -112,7 +101,7 @@ class FakeDispatcher:
 
     async def execute(
         self,
-        request: bytes,
+        request: SerializedRequest,
         *,
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
@@ -133,7 +122,7 @@ class FakeDispatcher:
             trace=trace,
         )
 
-    async def prepare(self, request: bytes) -> None:
+    async def prepare(self, request: SerializedRequest) -> None:
         await self._answer("prepare", request=request)
 
     async def inspect(self, library: str, content: bytes | None = None) -> Any:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaasd.store.base import Write
 from kaasd.version import __version__
-from tests.api.support import WAIT_S, Execution, FakeDispatcher, Held, Running, failure, product_request, running_server
+from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server
 
 
 def test_server_info(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ class TestDrain:
 
     def test_running_requests_finish_and_new_ones_are_refused(self, server: Running, health: Callable[[str], str]) -> None:
         server.store.commit([Write("k", [b"x"])]).result(WAIT_S)
-        held = Held(Execution(outputs={"c": b"done"}))
+        held = Held(executor_pb2.InvokeResponse(outputs={"c": b"done"}))
         server.dispatcher.expect("execute", held)
         submit = executor_pb2.SubmitRequest(request=product_request(), return_buffers=["c"])
         running = server.stubs.executor.Submit.future(submit)

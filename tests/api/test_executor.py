@@ -8,13 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
 from kaasd import errors
 from kaasd.api import paging
 from tests.api.support import (
     WAIT_S,
-    Execution,
     Failure,
     FakeDispatcher,
     Held,
@@ -26,7 +26,7 @@ from tests.api.support import (
 )
 
 A = bytes(range(16))
-RAN = Execution(
+RAN = executor_pb2.InvokeResponse(
     outputs={"c": b"\x07\0\0\0"},
     versions={"c": 12},
     device="cuda:1",
@@ -50,6 +50,15 @@ def key(name: str) -> executor_pb2.Binding:
 
 
 class TestSubmit:
+    def test_its_reply_is_described_as_an_invocations_is(self) -> None:
+        """One is read as the other."""
+        described = {}
+        for reply in (executor_pb2.SubmitResponse, executor_pb2.InvokeResponse):
+            description = descriptor_pb2.DescriptorProto()
+            reply.DESCRIPTOR.CopyToProto(description)
+            described[reply] = str(description).replace(reply.DESCRIPTOR.name, "Reply")
+        assert described[executor_pb2.SubmitResponse] == described[executor_pb2.InvokeResponse]
+
     def test_what_goes_in_and_comes_out(self, server: Running) -> None:
         server.dispatcher.expect("execute", RAN)
         response = server.stubs.executor.Submit(
@@ -63,7 +72,7 @@ class TestSubmit:
             printed="hello",
         )
         (call,) = server.dispatcher.calls
-        assert types_pb2.Request.FromString(call.arguments["request"]) == product_request()
+        assert types_pb2.Request.FromString(call.arguments["request"].content) == product_request()
         assert call.arguments["inputs"] == {"a": A}
         assert call.arguments["keys"] == {}
         assert call.arguments["return_buffers"] == ["c", "t"]
@@ -73,11 +82,13 @@ class TestSubmit:
         register(server)
         trace = trace_pb2.Trace(spans=[trace_pb2.Span(name="queue", duration_ns=4)], notes=["n"])
         for asked, found in ((True, trace), (False, None)):
-            server.dispatcher.expect("execute", Execution(trace=found), Execution(trace=found))
+            server.dispatcher.expect(
+                "execute", executor_pb2.InvokeResponse(trace=found), executor_pb2.InvokeResponse(trace=found)
+            )
             submit = executor_pb2.SubmitRequest(request=product_request(), trace=asked)
-            assert server.stubs.executor.Submit(submit) == executor_pb2.SubmitResponse(device="emulator", timing={}, trace=found)
+            assert server.stubs.executor.Submit(submit) == executor_pb2.SubmitResponse(trace=found)
             invoke = executor_pb2.InvokeRequest(function="f", trace=asked)
-            assert server.stubs.executor.Invoke(invoke) == executor_pb2.InvokeResponse(device="emulator", timing={}, trace=found)
+            assert server.stubs.executor.Invoke(invoke) == executor_pb2.InvokeResponse(trace=found)
         executions = [call for call in server.dispatcher.calls if call.method == "execute"]
         assert [call.arguments["trace"] for call in executions] == [True, True, False, False]
 
@@ -304,7 +315,7 @@ class TestInvoke:
         assert executed.arguments["inputs"] == {"a": A}
         assert executed.arguments["keys"] == {"c": "elsewhere"}
         assert executed.arguments["return_buffers"] == ["c"]
-        assert types_pb2.Request.FromString(executed.arguments["request"]).kernels[0].name == "product"
+        assert types_pb2.Request.FromString(executed.arguments["request"].content).kernels[0].name == "product"
         assert executed.arguments["request"] == prepared.arguments["request"]
 
     @pytest.mark.parametrize(
@@ -355,8 +366,8 @@ def stream_failure(answer: executor_pb2.InvokeStreamResponse) -> Failure:
 class TestInvokeStream:
     def test_answers_come_as_they_are_ready(self, server: Running) -> None:
         register(server)
-        slow = Held(Execution(outputs={"c": b"slow"}))
-        server.dispatcher.expect("execute", slow, Execution(outputs={"c": b"fast"}))
+        slow = Held(executor_pb2.InvokeResponse(outputs={"c": b"slow"}))
+        server.dispatcher.expect("execute", slow, executor_pb2.InvokeResponse(outputs={"c": b"fast"}))
         stream = Stream(server)
         stream.invoke(1, return_buffers=["c"])
         stream.invoke(2, return_buffers=["c"])

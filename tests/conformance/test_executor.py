@@ -16,6 +16,7 @@ from kaasd.engine.job import Job, Result
 from kaasd.engine.libraries import Libraries
 from kaasd.errors import CancelledError, KeyNotFoundError, OutOfDeviceMemoryError, ValueTooShortError
 from kaasd.request.protobuf import request_to_proto
+from kaasd.request.serialized import SerializedRequest
 from kaasd.request.types import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
@@ -59,7 +60,7 @@ class Bench:
         )
         return KernelSpec(self.library, "prodKern", (-(-n // 256), 1, 1), (256, 1, 1), arguments)
 
-    def multiply(self, n: int, *, constant: bool = False, offset: int = 0) -> bytes:
+    def multiply(self, n: int, *, constant: bool = False, offset: int = 0) -> SerializedRequest:
         """Return the request p = a * b."""
         a = BufferSpec("a", 4 * n, offset_bytes=offset)
         b, p = BufferSpec("b", 4 * n, constant=constant), BufferSpec("p", 4 * n)
@@ -67,7 +68,7 @@ class Bench:
 
     def begin(
         self,
-        request: bytes,
+        request: SerializedRequest,
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
@@ -76,14 +77,14 @@ class Bench:
             request, keys=keys or {}, inputs=inputs or {}, return_buffers=return_buffers, check_stop=lambda: None
         )
 
-    def prepare(self, request: bytes) -> None:
+    def prepare(self, request: SerializedRequest) -> None:
         job = self.executor.begin_preparation(request, check_stop=lambda: None)
         while not job.poll():
             job.wait()
 
     def run(
         self,
-        request: bytes,
+        request: SerializedRequest,
         keys: Mapping[str, str] | None = None,
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
@@ -91,8 +92,8 @@ class Bench:
         return finish([self.begin(request, keys, inputs, return_buffers)])[0]
 
 
-def serialize(request: Request) -> bytes:
-    return request_to_proto(request).SerializeToString(deterministic=True)
+def serialize(request: Request) -> SerializedRequest:
+    return SerializedRequest.of(request_to_proto(request).SerializeToString(deterministic=True))
 
 
 def numbers(seed: int, n: int) -> np.ndarray:

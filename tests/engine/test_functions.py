@@ -43,7 +43,7 @@ def registry(store: LmdbStore, *functions: RegisteredFunction) -> FunctionRegist
 
 
 def kernel_of(registered: RegisteredFunction) -> str:
-    return types_pb2.Request.FromString(registered.checked.serialized).kernels[0].name
+    return types_pb2.Request.FromString(registered.checked.serialized.content).kernels[0].name
 
 
 def test_a_function_is_ready_to_be_invoked(store: LmdbStore) -> None:

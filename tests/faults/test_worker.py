@@ -70,6 +70,23 @@ def test_a_worker_that_heeds_no_stop_is_replaced_at_the_deadline(daemon: str, li
         assert kaas.devices()[0].restarts == 1
 
 
+def test_a_known_request_runs_anew_when_its_library_file_has_changed(daemon: str, library_root: Path) -> None:
+    """The worker has given up what it made of the request, which must come to it once more."""
+    changing = library_root / "changing.ptx"
+    text = (library_root / "dot.ptx").read_text()
+    multiplication, addition = "mul.lo.s32", "add.s32"
+    assert text.count(multiplication) == 1
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        of_products = put_dot_inputs(kaas)
+        of_sums = (kaas.get("a", dtype="u4") + kaas.get("b", dtype="u4")).sum(dtype="u4")
+        for content, expected in ((text, of_products), (text.replace(multiplication, addition), of_sums)) * 2:
+            changing.write_text(content)
+            for _ in range(3):
+                stub.Submit(dot_request(str(changing)), timeout=60)
+                assert kaas.get("c", dtype="u4")[0] == expected
+
+
 def test_workers_end_with_their_daemon(library_root: Path) -> None:
     with local_daemon("--device", "emulator") as address, Client(address) as kaas:
         pid = kaas.devices()[0].worker_pid

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.errors import InvalidRequestError, KeyNotFoundError, Violation
 from kaasd.workers.channel import FrontChannel, WorkerChannel
@@ -21,8 +22,8 @@ def test_messages_of_any_size_come_back(size: int) -> None:
 
     def serve() -> None:
         while (message := worker.receive()) is not None:
-            executed = worker_pb2.Executed(outputs={"x": message.execute.inputs["x"]})
-            worker.send(worker_pb2.FromWorker(id=message.id, executed=executed))
+            reply = executor_pb2.InvokeResponse(outputs={"x": message.execute.inputs["x"]})
+            worker.send(worker_pb2.FromWorker(id=message.id, executed=worker_pb2.Executed(reply=reply)))
         worker.close()
 
     thread = threading.Thread(target=serve)
@@ -51,7 +52,7 @@ def test_messages_of_any_size_come_back(size: int) -> None:
     received = asyncio.run(talk())
     thread.join()
     assert [message.id for message in received] == [1, 2, 3]
-    assert all(message.executed.outputs["x"] == payload for message in received)
+    assert all(message.executed.reply.outputs["x"] == payload for message in received)
 
 
 def test_what_is_no_message_counts_as_the_loss_of_the_worker() -> None:

@@ -15,7 +15,9 @@ from kaas.worker.v1 import worker_pb2
 from kaasd.devices.base import Device
 from kaasd.engine.executor import Executor
 from kaasd.engine.job import Result
+from kaasd.engine.programs import UnknownRequest
 from kaasd.errors import DeadlineExceededError, KaasError, WorkerRestartingError
+from kaasd.request.serialized import SerializedRequest
 from kaasd.workers.channel import WorkerChannel
 from kaasd.workers.config import WorkerConfig
 from kaasd.workers.serving import CommitSignal, Serving
@@ -53,13 +55,14 @@ class HeldExecutor:
     """Begins the jobs that it was given, one a request."""
 
     memory_used_bytes = 0
+    device_name = "deaf"
 
     def __init__(self, *kinds: type[HeldJob]) -> None:
         self._kinds = list(kinds)
         self.jobs: list[HeldJob] = []
         self.device_lost = False
 
-    def begin(self, request: bytes, *, check_stop: Callable[[], None], **_: object) -> HeldJob:
+    def begin(self, request: SerializedRequest, *, check_stop: Callable[[], None], **_: object) -> HeldJob:
         self.jobs.append(self._kinds.pop(0)(check_stop))
         return self.jobs[-1]
 
@@ -81,8 +84,8 @@ class Worker:
         calls, stops = socket.socketpair(), socket.socketpair()
         self._front, self._front_stops = calls[0], stops[0]
         self._commits = CommitSignal()
-        listening = Stops(WorkerChannel(stops[1]), cast(Device, DeafDevice()))
-        self._serving = Serving(WorkerChannel(calls[1]), cast(Executor, executor), listening, self._commits, CONFIG)
+        self._stops = Stops(WorkerChannel(stops[1]), cast(Device, DeafDevice()))
+        self._serving = Serving(WorkerChannel(calls[1]), cast(Executor, executor), self._stops, self._commits, CONFIG)
         self._thread = threading.Thread(target=self._serving.run)
         self._thread.start()
 
@@ -91,6 +94,11 @@ class Worker:
 
     def stop(self, call_id: int) -> None:
         self._write(self._front_stops, worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=True)))
+
+    def wait_for_stop(self, call_id: int) -> None:
+        ticks = threading.Event()
+        while self._stops.reason(call_id) is None:
+            ticks.wait(0.001)
 
     def answer(self) -> worker_pb2.FromWorker:
         (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")
@@ -126,7 +134,7 @@ def serve() -> Iterator[Callable[[HeldExecutor], Worker]]:
 
 
 def execute(call_id: int) -> worker_pb2.ToWorker:
-    return worker_pb2.ToWorker(id=call_id, execute=worker_pb2.Execute(request=b"any"))
+    return worker_pb2.ToWorker(id=call_id, execute=worker_pb2.Execute(request=worker_pb2.SerializedRequest(digest=b"any")))
 
 
 def reasons(answers: list[worker_pb2.FromWorker]) -> dict[int, Any]:
@@ -166,6 +174,43 @@ def test_a_device_with_a_kernel_that_heeds_no_stop_is_given_up(serve: Callable[[
     answer = worker.answer()
     assert (answer.id, answer.WhichOneof("answer")) == (3, "executed")
     worker.join()
+
+
+class Unknown(HeldJob):
+    """Its request is not known, once the test says so."""
+
+    def poll(self) -> Result | None:
+        if self.ended.is_set():
+            raise UnknownRequest
+        return None
+
+
+def test_a_request_that_is_not_known_is_asked_for_and_runs(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(Unknown, HeldJob)
+    worker = serve(executor)
+    worker.send(execute(1))
+    wait_for_jobs(executor, 1)
+    executor.jobs[0].ended.set()
+    assert worker.answer() == worker_pb2.FromWorker(id=1, unknown_request=worker_pb2.UnknownRequest())
+    worker.send(execute(1))
+    wait_for_jobs(executor, 2)
+    executor.jobs[1].ended.set()
+    assert worker.answer().executed.kernels_launched == 1
+
+
+def test_a_stop_that_comes_while_a_request_is_asked_for_is_heeded(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(Unknown, HeldJob)
+    worker = serve(executor)
+    worker.send(execute(1))
+    wait_for_jobs(executor, 1)
+    executor.jobs[0].ended.set()
+    worker.answer()
+    worker.stop(1)
+    worker.stop(99)  # Stops come in order: when this has been noted, so has the other.
+    worker.wait_for_stop(99)
+    worker.send(execute(1))
+    assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
+    assert len(executor.jobs) == 1
 
 
 def wait_for_jobs(executor: HeldExecutor, count: int) -> None:

@@ -1,7 +1,6 @@
 from kaas.v1 import admin_pb2 as _admin_pb2
+from kaas.v1 import executor_pb2 as _executor_pb2
 from kaas.v1 import library_pb2 as _library_pb2
-from kaas.v1 import trace_pb2 as _trace_pb2
-from kaas.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -26,6 +25,14 @@ class ToWorker(_message.Message):
     lone: bool
     def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., lone: bool = ...) -> None: ...
 
+class SerializedRequest(_message.Message):
+    __slots__ = ("digest", "content")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    content: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
+
 class Execute(_message.Message):
     __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns")
     class KeysEntry(_message.Message):
@@ -47,18 +54,18 @@ class Execute(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FROM_NS_FIELD_NUMBER: _ClassVar[int]
-    request: bytes
+    request: SerializedRequest
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     trace_from_ns: int
-    def __init__(self, request: _Optional[bytes] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ...) -> None: ...
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("request",)
     REQUEST_FIELD_NUMBER: _ClassVar[int]
-    request: bytes
-    def __init__(self, request: _Optional[bytes] = ...) -> None: ...
+    request: SerializedRequest
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ...) -> None: ...
 
 class Inspect(_message.Message):
     __slots__ = ("library", "content")
@@ -75,20 +82,22 @@ class Cancel(_message.Message):
     def __init__(self, deadline_exceeded: bool = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed")
+    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request")
     ID_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EXECUTED_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
     INSPECTED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_REQUEST_FIELD_NUMBER: _ClassVar[int]
     id: int
     ready: Ready
     executed: Executed
     prepared: Prepared
     inspected: _library_pb2.InspectLibraryResponse
     failed: Failed
-    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
+    unknown_request: UnknownRequest
+    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("device",)
@@ -97,38 +106,20 @@ class Ready(_message.Message):
     def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ...) -> None: ...
 
 class Executed(_message.Message):
-    __slots__ = ("outputs", "versions", "timing", "kernels_launched", "memory_used_bytes", "printed", "trace")
-    class OutputsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: bytes
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
-    class VersionsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: int
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    VERSIONS_FIELD_NUMBER: _ClassVar[int]
-    TIMING_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("reply", "kernels_launched", "memory_used_bytes")
+    REPLY_FIELD_NUMBER: _ClassVar[int]
     KERNELS_LAUNCHED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
-    PRINTED_FIELD_NUMBER: _ClassVar[int]
-    TRACE_FIELD_NUMBER: _ClassVar[int]
-    outputs: _containers.ScalarMap[str, bytes]
-    versions: _containers.ScalarMap[str, int]
-    timing: _types_pb2.Timing
+    reply: _executor_pb2.InvokeResponse
     kernels_launched: int
     memory_used_bytes: int
-    printed: str
-    trace: _trace_pb2.Trace
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
+    def __init__(self, reply: _Optional[_Union[_executor_pb2.InvokeResponse, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ...) -> None: ...
 
 class Prepared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class UnknownRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
