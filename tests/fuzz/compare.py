@@ -97,8 +97,13 @@ def _as_floats(content: Values, kind: str) -> Values:
 
 
 def close(bound: Bound, one: Values, two: Values) -> Values:
-    """Whether numbers of two devices are within a bound of each other. Any NaN is as good as another."""
+    """Whether numbers of two devices are within a bound of each other. Any NaN is as good as another.
+
+    An infinity is what comes after the largest number: a result just below may be rounded to it.
+    """
     with np.errstate(all="ignore"):
+        if bound.ulps:
+            one, two = (np.clip(values, -(2.0**128), 2.0**128) for values in (one, two))
         size = np.maximum(np.abs(one), np.abs(two))
         apart = np.abs(one - two)
         ulp = np.maximum(np.exp2(np.floor(np.log2(size)) - 23), 2.0**-149)

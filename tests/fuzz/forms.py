@@ -61,6 +61,8 @@ _EXCLUDED_LINES = re.compile(
             # Constant fields that begin past the last bit: all ones where the sign is 0; and those longer than a register.
             r"bfe\.s32 .*, (3[2-9]|[4-9]\d), \d+;",
             r"bfi\.b32 .*, \d+, (3[2-9]|[4-9]\d);",
+            # A constant to choose by, that as a float would be a NaN, for negative.
+            r"slct\.\w+\.s32 .*, 21[34]\d{7};",
             # The same as neg, which is an end.
             r"sub\.(sat\.)?s\d+ %\w+, 0, ",
         )
@@ -240,7 +242,9 @@ _ENDS = re.compile(
             r"set\..*\.(f32|f16)\.\w+",
             # the abs or neg of the smallest number for positive,
             r"(abs|neg)\.s\d+",
-            # and a pair of 8-bit numbers for what it was packed with.
+            # of two conversions from a float by way of 64 bits makes one, of which a NaN comes out otherwise,
+            r"cvt\.r\wi\S*\.[su]64\.f\d+",
+            # and takes a pair of 8-bit numbers for what it was packed with.
             r"cvt\..*\.e\dm\dx2\.\w+",
         )
     )

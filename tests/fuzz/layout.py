@@ -12,6 +12,8 @@ Values = np.ndarray[Any, Any]
 
 _LARGEST = 16
 """Bytes that one instruction stores at most."""
+_STORED_ALONE = {"e4m3x2", "e5m2x2"}
+"""Packed with another register for a store, NVIDIA's compiler takes the pair for the other, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,11 @@ class Layout:
             if group[0].bits == 1:
                 lines += [f"selp.u16 %byte{index}, 1, 0, {name};" for index, name in enumerate(names)]
                 names = [f"%byte{index}" for index in range(len(names))]
-            vector, value = ("", names[0]) if len(names) == 1 else (f".v{len(names)}", f"{{{', '.join(names)}}}")
-            lines.append(f"st.global{vector}.b{group[0].stored_bytes * 8} [{pointer}+{offset}], {value};")
+            size = group[0].stored_bytes
+            if len(names) == 1 or any(register.kind in _STORED_ALONE for register in group):
+                lines += [f"st.global.b{size * 8} [{pointer}+{offset + i * size}], {name};" for i, name in enumerate(names)]
+            else:
+                lines.append(f"st.global.v{len(names)}.b{size * 8} [{pointer}+{offset}], {{{', '.join(names)}}};")
         return lines
 
     def take_apart(self, content: bytes, threads: int) -> dict[Register, Values]:
