@@ -108,7 +108,8 @@ class ExecutorServicer:
         checked = self._core.functions.get(request.function).checked
         keys: dict[str, str] = {}
         inputs: dict[str, bytes] = {}
-        for name, binding in request.bindings.items():
+        for name in request.bindings:  # its items() are made in Python
+            binding = request.bindings[name]
             source = binding.WhichOneof("source")
             if source == "value":
                 inputs[name] = binding.value

@@ -60,14 +60,15 @@ class Binding:
         self._relies_on_commit = False
         self.transfers: list[Transfer] = []
         """They come before the run."""
-        with ExitStack() as undo:
-            self._undo = undo
+        self._undo = ExitStack()
+        try:
             shared = [self._shared(self._slots[index]) for index in self._layout.shared]
-            instance = program.take_instance(resources.memory, resources.device, shared)
-            undo.callback(program.give_instance, resources.memory, instance)
-            self.run: Run = instance.run(shared)
-            self._instance = instance
-            self._undo = undo.pop_all()
+            self._instance = program.take_instance(resources.memory, resources.device, shared)
+            self._undo.callback(program.give_instance, resources.memory, self._instance)
+            self.run: Run = self._instance.run(shared)
+        except BaseException:
+            self._undo.close()
+            raise
 
     def buffer(self, slot: int) -> DeviceBuffer:
         """Return the buffer of a slot."""

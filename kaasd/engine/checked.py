@@ -69,7 +69,9 @@ class CheckedRequest:
 
     def check_return_buffers(self, names: Iterable[str]) -> int:
         """Check the buffers wanted in the reply and return their sizes' sum. Raises ``InvalidRequestError``."""
-        total, seen, bad = 0, set[str](), list[Violation]()
+        total = 0
+        seen: set[str] = set()
+        bad: list[Violation] = []
         for index, name in enumerate(names):
             buffer = self.buffers.get(name)
             if buffer is None:

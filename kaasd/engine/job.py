@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 from time import monotonic, perf_counter_ns
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from kaasd.devices.base import Awaited, Download, OutOfMemory
 from kaasd.devices.trace import Tracer
@@ -26,8 +25,7 @@ from kaasd.request.serialized import SerializedRequest
 from kaasd.store.base import Entry, ReadableBuffer, Write
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A request as it is to be run."""
 
     request: SerializedRequest
@@ -42,8 +40,7 @@ class Call:
     """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """A request that ran and is committed."""
 
     outputs: Mapping[str, bytes]

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
+from typing import NamedTuple
 
 from kaasd.errors import CancelledError, DeadlineExceededError, KaasError, QueueFullError, WorkerRestartingError
 
@@ -32,31 +33,27 @@ class StopReason(Enum):
         return CancelledError(f"the caller went away while the request was {stage}")
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send the call to the worker."""
 
     call: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(NamedTuple):
     """Tell the caller that the call failed."""
 
     call: int
     error: KaasError
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """Ask the worker to stop the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
 
     call: int
     reason: StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(NamedTuple):
     """Kill the worker: it serves a call that cannot be stopped otherwise."""
 
 

@@ -153,9 +153,9 @@ class Serving:
                     call = message.execute
                     execution = self._executor.begin(
                         SerializedRequest(call.request.digest, call.request.content),
-                        keys=call.keys,
-                        inputs=call.inputs,
-                        return_buffers=call.return_buffers,
+                        keys=dict(call.keys),
+                        inputs=dict(call.inputs),  # once: each look into the message copies
+                        return_buffers=tuple(call.return_buffers),
                         check_stop=check_stop,
                         trace_from_ns=call.trace_from_ns,
                     )

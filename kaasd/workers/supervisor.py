@@ -137,39 +137,48 @@ class Supervisor:
         self._stops = await FrontChannel.open(stops[0])
 
     def _received(self, message: worker_pb2.FromWorker) -> None:
-        if message.HasField("ready"):
-            restarts, pid = self.info.restarts, self.info.worker_pid
-            self.info.CopyFrom(message.ready.device)
-            self.info.state = admin_pb2.WORKER_STATE_READY
-            self.info.restarts, self.info.worker_pid = restarts, pid
-            self._restart.ready()
-            if not self._started.done():
-                self._started.set_result(None)
-            self._act(self._queue.worker_ready())
-            return
+        match message.WhichOneof("answer"):
+            case "ready":
+                self._ready(message.ready.device)
+            case "unknown_request" if message.id in self._calls:
+                self._send(message.id, with_content=True)
+            case "failed":
+                self._failed(message)
+            case _:
+                self._answered(message)
+
+    def _ready(self, device: admin_pb2.Device) -> None:
+        restarts, pid = self.info.restarts, self.info.worker_pid
+        self.info.CopyFrom(device)
+        self.info.state = admin_pb2.WORKER_STATE_READY
+        self.info.restarts, self.info.worker_pid = restarts, pid
+        self._restart.ready()
+        if not self._started.done():
+            self._started.set_result(None)
+        self._act(self._queue.worker_ready())
+
+    def _failed(self, message: worker_pb2.FromWorker) -> None:
+        failed = message.failed
         if message.id == 0:  # The device cannot be opened.
-            error = error_from_failed(message.failed)
+            error = error_from_failed(failed)
             _log.error("worker of %s: %s", self.info.name, error)
             if not self._started.done():
                 self._started.set_exception(error)
             return
-        if message.HasField("unknown_request") and message.id in self._calls:
-            self._send(message.id, with_content=True)
-            return
-        failed = message.failed if message.HasField("failed") else None
-        if failed is not None and failed.device_lost:
+        if failed.device_lost:
             self.info.state = admin_pb2.WORKER_STATE_RESTARTING
-            if failed.reason == WorkerRestartingError.reason:
-                self._act(self._queue.run_again(message.id, alone=False))
+            by_another = failed.reason == WorkerRestartingError.reason
+            if by_another or int(failed.metadata.get("suspects", "1")) > 1:
+                self._act(self._queue.run_again(message.id, alone=not by_another))
                 return
-            if int(failed.metadata.get("suspects", "1")) > 1:
-                self._act(self._queue.run_again(message.id, alone=True))
-                return
+        self._answered(message, device_lost=failed.device_lost)
+
+    def _answered(self, message: worker_pb2.FromWorker, *, device_lost: bool = False) -> None:
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
         self._deadlines.discard(message.id)
-        self._act(self._queue.answered(message.id, device_lost=failed is not None and failed.device_lost))
+        self._act(self._queue.answered(message.id, device_lost=device_lost))
 
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
