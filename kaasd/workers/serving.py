@@ -97,13 +97,17 @@ class Serving:
                 self._last_event_ns = perf_counter_ns()
                 self._lone_calls = self._lone_calls + 1 if message.lone else 0
             self._poll()
-            overdue = (self._under_way.get(call_id) for call_id in self._stops.overdue)
-            if any(call is not None and not call.job.is_committing for call in overdue):
+            if self._stops.overdue and self._is_overdue():
                 self._give_up()
         while self._under_way and self._executor.device_lost:
             self._poll()
         for call in self._under_way.values():
             call.job.close()
+
+    def _is_overdue(self) -> bool:
+        """Whether a kernel goes on past its request's deadline."""
+        calls = map(self._under_way.get, self._stops.overdue)
+        return any(call is not None and not call.job.is_committing for call in calls)
 
     def _give_up(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
