@@ -12,7 +12,7 @@ from itertools import pairwise
 from time import monotonic, perf_counter_ns
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from kaasd.devices.base import Awaited, Download, OutOfMemory
+from kaasd.devices.base import Awaited, Download, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.engine.binding import Binding, StoreMoved
 from kaasd.engine.programs import Program
@@ -85,6 +85,11 @@ class Job(Generic[T]):
         """Whether it has left the device and waits for the store alone."""
         return isinstance(self._awaited, _Commit)
 
+    @property
+    def ends_at_ns(self) -> int:
+        """When its run should end by how long it took the last time, by ``perf_counter_ns``; 0 where that is not known."""
+        return self._awaited.ends_at_ns if isinstance(self._awaited, _Running) else 0
+
     def close(self) -> None:
         """Give it up: wait for what runs, and free what it holds. Idempotent."""
         self._steps.close()
@@ -117,7 +122,7 @@ class Execution:
                 try:
                     call.check_stop()
                     loaded = perf_counter_ns()
-                    yield from self._launch(bound)
+                    yield from self._launch(program, bound)
                     call.check_stop()
                     ran = perf_counter_ns()
                     printed = bound.run.printed
@@ -193,10 +198,12 @@ class Execution:
             if waiting and self in waiting:
                 waiting.remove(self)
 
-    def _launch(self, bound: Binding) -> Steps[None]:
+    def _launch(self, program: Program, bound: Binding) -> Steps[None]:
         while self._resources.quiet.holds_back(monotonic()):
             yield NOTHING
             self._call.check_stop()
+        started = perf_counter_ns()
+        running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
         bound.run.start(bound.transfers, self._tracer)
         try:
             for transfer in bound.transfers:
@@ -204,7 +211,8 @@ class Execution:
                     yield transfer
             bound.close_snapshot()  # as early as can be: LMDB cannot reuse pages that a reader may see
             while not bound.run.done():
-                yield bound.run
+                yield running
+            program.run_ns = perf_counter_ns() - started
         except GeneratorExit:
             bound.run.wait()
             raise
@@ -238,6 +246,14 @@ class Execution:
         while not commit.done():
             yield commit
         return {key: entry.version for key, entry in commit.entries.items()}
+
+
+class _Running:
+    """A run as something to wait for."""
+
+    def __init__(self, run: Run, ends_at_ns: int) -> None:
+        self.ends_at_ns = ends_at_ns
+        self.done, self.wait = run.done, run.wait
 
 
 class _Commit:

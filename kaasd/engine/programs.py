@@ -93,6 +93,8 @@ class Program:
     """Those that no request uses, the last used last."""
     requests: int = 0
     """That use it now; its kernels stay loaded."""
+    run_ns: int = 0
+    """How long its launches took the last time, with what came between."""
     outdated: bool = False
     """It serves no new request."""
     _rebound: LruCache[tuple[tuple[str, str], ...], Plan] = field(default_factory=lambda: LruCache(MAX_REBOUND))

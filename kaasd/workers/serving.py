@@ -26,6 +26,9 @@ from kaasd.workers.tracing import trace_to_proto
 NAP_S = 0.0001
 """Between looks at requests that take longer than one spins."""
 
+EARLY_NS = 300_000
+"""So long before a run should end one begins to look for its end: two naps, and what they oversleep."""
+
 T = TypeVar("T")
 
 LONE_CALLS = 8
@@ -144,8 +147,12 @@ class Serving:
 
     @property
     def _spins(self) -> bool:
-        may = self._lone_calls >= LONE_CALLS or self._spins_beside_others
-        return may and perf_counter_ns() - self._last_event_ns < self._spin_ns
+        if not self._spin_ns or not (self._spins_beside_others or self._lone_calls >= LONE_CALLS):
+            return False
+        now = perf_counter_ns()
+        return now - self._last_event_ns < self._spin_ns or any(
+            -EARLY_NS < now - call.job.ends_at_ns < self._spin_ns for call in self._under_way.values()
+        )
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         """Begin a call."""

@@ -33,6 +33,7 @@ class HeldJob:
 
     check_stop: Callable[[], None]
     is_committing: bool = False
+    ends_at_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
     def poll(self) -> Result | None:
