@@ -141,7 +141,10 @@ class CallQueue:
             if sent.stop is not None:
                 decisions.append(Fail(call, sent.stop.error("running")))
             elif call in served:
-                error = WorkerRestartingError("the worker died while it served this request; nothing was changed")
+                # It may have died between the commit and its answer.
+                error = WorkerRestartingError(
+                    "the worker died while it served this request; all of its outputs are stored, or none is"
+                )
                 decisions.append(Fail(call, error))
             else:
                 waiting.append(call)
