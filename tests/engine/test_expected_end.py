@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -13,10 +12,6 @@ import pytest
 
 from kaasd.devices.emulator.device import EmulatedDevice
 from kaasd.devices.emulator.run import EmulatedRun
-from kaasd.engine.executor import Executor
-from kaasd.engine.libraries import Libraries
-from kaasd.store.lmdb_store import LmdbStore
-from tests.conformance.launching import library
 from tests.conformance.test_executor import SMALL, Bench, finish
 
 HELD_NS = 20_000_000
@@ -40,33 +35,28 @@ def device() -> Iterator[HeldDevice]:
         yield opened
 
 
-def test_it_is_known_from_the_second_time_on(tmp_path: Path, device: HeldDevice) -> None:
-    with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
-        libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
-        with closing(Executor(device, store, libraries)) as executor:
-            bench = Bench(executor, store)
-            for key in "ab":
-                bench.put(key, np.full(SMALL, 3, np.uint32))
-            request = bench.multiply(SMALL)
+def test_it_is_known_from_the_second_time_on(device: HeldDevice, bench: Bench) -> None:
+    for key in "ab":
+        bench.put(key, np.full(SMALL, 3, np.uint32))
+    request = bench.multiply(SMALL)
 
-            device.held = True
-            first = bench.begin(request)
-            assert first.poll() is None  # it runs
-            begun_ns = perf_counter_ns()
-            while perf_counter_ns() < begun_ns + HELD_NS:
-                assert first.poll() is None
-            assert first.ends_at_ns == 0
-            device.held = False
-            finish([first])
-            at_most_ns = perf_counter_ns() - begun_ns + HELD_NS
+    device.held = True
+    first = bench.begin(request)
+    assert first.poll() is None  # it runs
+    begun_ns = perf_counter_ns()
+    while perf_counter_ns() < begun_ns + HELD_NS:
+        assert first.poll() is None
+    assert first.ends_at_ns == 0
+    device.held = False
+    finish([first])
+    at_most_ns = perf_counter_ns() - begun_ns + HELD_NS
 
-            device.held = True
-            second = bench.begin(request)
-            begun_ns = perf_counter_ns()
-            assert second.ends_at_ns == 0
-            assert second.poll() is None
-            assert begun_ns + HELD_NS <= second.ends_at_ns <= perf_counter_ns() + at_most_ns
-            device.held = False
-            finish([second])
-            assert second.ends_at_ns == 0
+    device.held = True
+    second = bench.begin(request)
+    begun_ns = perf_counter_ns()
+    assert second.ends_at_ns == 0
+    assert second.poll() is None
+    assert begun_ns + HELD_NS <= second.ends_at_ns <= perf_counter_ns() + at_most_ns
+    device.held = False
+    finish([second])
+    assert second.ends_at_ns == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaasd.devices.emulator.device import EmulatedDevice
-from kaasd.engine.executor import Executor
-from kaasd.engine.libraries import Libraries
 from kaasd.engine.quiet import CYCLE, FIRST_HOLD_S, Quiet
 from kaasd.errors import CancelledError, WorkerRestartingError
 from kaasd.request.types import BufferSpec, Request
-from kaasd.store.lmdb_store import LmdbStore
-from tests.conformance.launching import library
 from tests.conformance.test_executor import SMALL, Bench, serialize
 
 STEP_S = FIRST_HOLD_S / 4
@@ -72,55 +67,46 @@ def device() -> Iterator[BusyDevice]:
         yield opened
 
 
-def test_a_new_library_waits_and_a_known_one_does_not(tmp_path: Path, device: BusyDevice) -> None:
-    with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
-        libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
-        with closing(Executor(device, store, libraries)) as executor:
-            bench = Bench(executor, store)
-            bench.put("a", np.full(SMALL, 3, np.uint32))
-            known, another = bench.multiply(SMALL), bench.multiply(SMALL, offset=16)
-            a, p = BufferSpec("a", 4 * SMALL), BufferSpec("q", 4 * SMALL)
+def test_a_new_library_waits_and_a_known_one_does_not(device: BusyDevice, bench: Bench) -> None:
+    bench.put("a", np.full(SMALL, 3, np.uint32))
+    known, another = bench.multiply(SMALL), bench.multiply(SMALL, offset=16)
+    a, p = BufferSpec("a", 4 * SMALL), BufferSpec("q", 4 * SMALL)
 
-            device.busy = True
-            stopping = False
+    device.busy = True
+    stopping = False
 
-            def check_stop() -> None:
-                if stopping:
-                    raise CancelledError("stopped")
+    def check_stop() -> None:
+        if stopping:
+            raise CancelledError("stopped")
 
-            first = serialize(Request((bench.product(SMALL, a, a, p),), (a, p)))
-            waits = executor.begin(first, keys={}, inputs={}, return_buffers=[], check_stop=check_stop)
-            inspects = executor.begin_inspection(bench.library, None, check_stop=check_stop)
-            prepares = executor.begin_preparation(first, check_stop=check_stop)
-            for job in (waits, inspects, prepares) * 3:
-                assert job.poll() is None
-            stopping = True
-            with pytest.raises(CancelledError):
-                inspects.poll()
-            stopping = False
-            device.busy = False
-            while (result := waits.poll()) is None:
-                pass
-            assert prepares.poll()
-            assert result.versions.keys() == {"q"}
+    first = serialize(Request((bench.product(SMALL, a, a, p),), (a, p)))
+    waits = bench.executor.begin(first, keys={}, inputs={}, return_buffers=[], check_stop=check_stop)
+    inspects = bench.executor.begin_inspection(bench.library, None, check_stop=check_stop)
+    prepares = bench.executor.begin_preparation(first, check_stop=check_stop)
+    for job in (waits, inspects, prepares) * 3:
+        assert job.poll() is None
+    stopping = True
+    with pytest.raises(CancelledError):
+        inspects.poll()
+    stopping = False
+    device.busy = False
+    while (result := waits.poll()) is None:
+        pass
+    assert prepares.poll()
+    assert result.versions.keys() == {"q"}
 
-            # The code is there now, so that another program of it is made at once.
-            device.busy = True
-            assert bench.run(known, {"a": "a", "b": "a", "p": "p"}).versions.keys() == {"p"}
-            bench.put("long", np.zeros(SMALL + 4, np.uint32))
-            assert bench.run(another, {"a": "long", "b": "a", "p": "p"}).versions.keys() == {"p"}
+    # The code is there now, so that another program of it is made at once.
+    device.busy = True
+    assert bench.run(known, {"a": "a", "b": "a", "p": "p"}).versions.keys() == {"p"}
+    bench.put("long", np.zeros(SMALL + 4, np.uint32))
+    assert bench.run(another, {"a": "long", "b": "a", "p": "p"}).versions.keys() == {"p"}
 
 
-def test_who_waits_while_another_loses_the_device_runs_again(tmp_path: Path, device: BusyDevice) -> None:
-    with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
-        libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
-        with closing(Executor(device, store, libraries)) as executor:
-            device.busy = True
-            inspects = executor.begin_inspection(Bench(executor, store).library, None, check_stop=lambda: None)
-            assert inspects.poll() is None
-            executor.give_up()
-            device.busy = False
-            with pytest.raises(WorkerRestartingError):
-                inspects.poll()
+def test_who_waits_while_another_loses_the_device_runs_again(device: BusyDevice, bench: Bench) -> None:
+    device.busy = True
+    inspects = bench.executor.begin_inspection(bench.library, None, check_stop=lambda: None)
+    assert inspects.poll() is None
+    bench.executor.give_up()
+    device.busy = False
+    with pytest.raises(WorkerRestartingError):
+        inspects.poll()

@@ -189,10 +189,7 @@ class Unknown(HeldJob):
 def test_a_request_that_is_not_known_is_asked_for_and_runs(serve: Callable[[HeldExecutor], Worker]) -> None:
     executor = HeldExecutor(Unknown, HeldJob)
     worker = serve(executor)
-    worker.send(execute(1))
-    wait_for_jobs(executor, 1)
-    executor.jobs[0].ended.set()
-    assert worker.answer() == worker_pb2.FromWorker(id=1, unknown_request=worker_pb2.UnknownRequest())
+    assert first_answer(worker, executor) == worker_pb2.FromWorker(id=1, unknown_request=worker_pb2.UnknownRequest())
     worker.send(execute(1))
     wait_for_jobs(executor, 2)
     executor.jobs[1].ended.set()
@@ -202,16 +199,21 @@ def test_a_request_that_is_not_known_is_asked_for_and_runs(serve: Callable[[Held
 def test_a_stop_that_comes_while_a_request_is_asked_for_is_heeded(serve: Callable[[HeldExecutor], Worker]) -> None:
     executor = HeldExecutor(Unknown, HeldJob)
     worker = serve(executor)
-    worker.send(execute(1))
-    wait_for_jobs(executor, 1)
-    executor.jobs[0].ended.set()
-    worker.answer()
+    first_answer(worker, executor)
     worker.stop(1)
     worker.stop(99)  # Stops come in order: when this has been noted, so has the other.
     worker.wait_for_stop(99)
     worker.send(execute(1))
     assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
     assert len(executor.jobs) == 1
+
+
+def first_answer(worker: Worker, executor: HeldExecutor) -> worker_pb2.FromWorker:
+    """Send the first call, let it end, and return what it is answered."""
+    worker.send(execute(1))
+    wait_for_jobs(executor, 1)
+    executor.jobs[0].ended.set()
+    return worker.answer()
 
 
 def wait_for_jobs(executor: HeldExecutor, count: int) -> None:
