@@ -86,6 +86,11 @@ def problems(scale: int) -> list[Problem]:
     return [saxpy, matmul, jacobi, reduction, mandelbrot]
 
 
+def _resident_kib(which: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
+    return int(line.split()[1])
+
+
 def _u32(value: int) -> bytes:
     return struct.pack("<I", value)
 
@@ -138,6 +143,13 @@ class Prepared:
         return self._problem.check(
             [np.frombuffer(buffer.view, data.dtype).reshape(data.shape) for buffer, data in self._contents]
         )
+
+    def grown_kib(self) -> int:
+        """Return by how much resident memory grows, at its peak, when the launch is prepared anew and run."""
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        before = _resident_kib("VmRSS")
+        self._device.prepare([self._launch(self._text)], 1).start()
+        return _resident_kib("VmHWM") - before
 
     def count(self) -> int:
         """Return the thread-instructions of one launch."""
@@ -196,18 +208,19 @@ class Interpreter:
         memory[index[mask]] = value[mask]
 
 
-def measure(problem: Problem, seconds: float, checks: Sequence[str]) -> tuple[int, Turns]:
-    """Return the thread-instructions of a launch, and how long launches take beside NumPy adding, in turns."""
-    prepared = Prepared(problem, checks)
+def measure(problem: Problem, seconds: float) -> tuple[int, int, Turns]:
+    """Return a launch's thread-instructions, its memory in KiB, and how long launches take beside NumPy adding, in turns."""
+    prepared = Prepared(problem)
     if not prepared.is_right():
         raise AssertionError(f"{problem.name}: wrong result")
+    grown_kib = prepared.grown_kib()
     n = 1 << 22
     a, b, c = (np.ones(n, np.float32) for _ in range(3))
     turns = take_turns(
         {"emulator": timed(prepared.run.start), "add": timed(lambda: np.add(a, b, out=c), 5)},
         rounds=15, seconds=seconds,
     )  # fmt: skip
-    return prepared.count(), turns
+    return prepared.count(), grown_kib, turns
 
 
 def cost_of_checks(found: Sequence[Problem]) -> Table:
@@ -239,19 +252,29 @@ def main() -> None:
     if not console.is_terminal:
         console.width = 150
     table = Table(title=f"The emulated device on {machine()['processor']}, one core; medians", title_justify="left")
-    for column in ("kernel", "thread-instructions", "ms", "M thread-instr/s", "NumPy: M float32 adds/s", "ratio", "target"):
+    for column in (
+        "kernel",
+        "thread-instructions",
+        "ms",
+        "M thread-instr/s",
+        "NumPy: M float32 adds/s",
+        "ratio",
+        "target",
+        "KiB beyond buffers",
+    ):
         table.add_column(column, justify="left" if column == "kernel" else "right")
 
-    def add_row(name: str, count: int, seconds: float, adds: float, target: float | None) -> None:
+    def add_row(name: str, count: int, seconds: float, adds: float, target: float | None, grown_kib: int | None = None) -> None:
         rate = count / seconds / 1e6
         verdict = "" if target is None else f"{'pass' if rate >= target else 'MISS'} (≥ {target:g})"
-        table.add_row(name, f"{count:,}", number(seconds * 1e3), number(rate), number(adds), number(rate / adds), verdict)
+        grown = "" if grown_kib is None else f"{grown_kib:,}"
+        table.add_row(name, f"{count:,}", number(seconds * 1e3), number(rate), number(adds), number(rate / adds), verdict, grown)
 
     found = problems(scale)
     for problem in found:
-        count, turns = measure(problem, seconds, ())
+        count, grown_kib, turns = measure(problem, seconds)
         adds = (1 << 22) / turns.figure("add").median / 1e6
-        add_row(problem.name, count, turns.figure("emulator").median, adds, problem.target_m)
+        add_row(problem.name, count, turns.figure("emulator").median, adds, problem.target_m, grown_kib)
         if problem is found[0]:
             interpreter = Interpreter(problem.grid[0] * problem.block[0])
             taken = take_turns({"interpreter": timed(interpreter.run)}, rounds=5, seconds=seconds).figure("interpreter").median

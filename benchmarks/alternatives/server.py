@@ -18,7 +18,7 @@ import uvloop
 
 from examples.local_daemon import server_process
 from kaas.v1.executor_pb2 import InvokeRequest, InvokeResponse, InvokeStreamRequest, InvokeStreamResponse
-from kaasd.api import GRPC_EXPERIMENTS
+from kaasd.api import grpc_experiments
 
 SERVICE = "kaas.benchmarks.Alternative"
 UNARY_METHOD = f"/{SERVICE}/Unary"
@@ -39,7 +39,7 @@ def alternative_server(module: str) -> Iterator[str]:
     """Run the server of a module in a process of its own for the time of a ``with`` block; yield its address."""
     with tempfile.TemporaryDirectory(prefix="kaasd-bench-") as directory:
         address = f"unix:{directory}/server.sock"
-        with server_process([sys.executable, "-m", module, address], {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS}):
+        with server_process([sys.executable, "-m", module, address], {"GRPC_EXPERIMENTS": grpc_experiments()}):
             yield address
 
 

@@ -120,21 +120,6 @@ class Executor:
         """
         return Job(Execution(self._resources, Call(request, keys, inputs, return_buffers, check_stop, trace_from_ns)).steps())
 
-    def execute(
-        self,
-        request: SerializedRequest,
-        *,
-        keys: Mapping[str, str],
-        inputs: Mapping[str, bytes],
-        return_buffers: Sequence[str],
-        check_stop: Callable[[], None],
-    ) -> Result:
-        """Run a request to its end; as ``begin``. Raises ``KaasError``."""
-        job = self.begin(request, keys=keys, inputs=inputs, return_buffers=return_buffers, check_stop=check_stop)
-        while (result := job.poll()) is None:
-            job.wait()
-        return result
-
     def give_up(self) -> None:
         """Count the device as lost from now on."""
         self._resources.device_lost = True

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class SerializedRequest(NamedTuple):
-    """A ``kaas.v1.Request``, and what it is known by. One of 800 kernels has 70 KB: worth sending once."""
+    """A ``kaas.v1.Request``, and what it is known by. One of 800 kernels has 110 KB: worth sending once."""
 
     digest: bytes
     """SHA-256 of the content."""

@@ -199,6 +199,31 @@ class CallQueue:
         return list(islice(self._sent, self._concurrency))
 
 
+class SeenRequests:
+    """The requests that a worker has seen, by digest: their content need not go to it again.
+
+    A guess: a worker that no longer knows one asks for it.
+    """
+
+    def __init__(self, most: int) -> None:
+        """``most`` are remembered; past that, all are forgotten."""
+        self._most = most
+        self._digests: set[bytes] = set()
+
+    def add(self, digest: bytes) -> bool:
+        """Note that a request goes to the worker; return whether it is the first time."""
+        if digest in self._digests:
+            return False
+        if len(self._digests) >= self._most:
+            self._digests.clear()
+        self._digests.add(digest)
+        return True
+
+    def clear(self) -> None:
+        """Another worker has taken the place of the one before."""
+        self._digests.clear()
+
+
 @dataclass
 class RestartPolicy:
     """How long to wait before a new worker: not at all after one that served, ever longer after ones that never did."""

@@ -163,7 +163,7 @@ class Serving:
                 case "execute":
                     call = message.execute
                     execution = self._executor.begin(
-                        SerializedRequest(call.request.digest, call.request.content),
+                        _request(call.request),
                         keys=dict(call.keys),
                         inputs=dict(call.inputs),  # once: each look into the message copies
                         return_buffers=tuple(call.return_buffers),
@@ -172,9 +172,7 @@ class Serving:
                     )
                     self._begin(message.id, execution, self._executed)
                 case "prepare":
-                    request = message.prepare.request
-                    serialized = SerializedRequest(request.digest, request.content)
-                    preparation = self._executor.begin_preparation(serialized, check_stop=check_stop)
+                    preparation = self._executor.begin_preparation(_request(message.prepare.request), check_stop=check_stop)
                     self._begin(message.id, preparation, _prepared)
                 case "inspect":
                     inspect = message.inspect
@@ -253,6 +251,10 @@ class Serving:
             device=self._executor.device_name,
         )
         return worker_pb2.FromWorker(inspected=response)
+
+
+def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:
+    return SerializedRequest(named.digest, named.content)
 
 
 def _prepared(_: bool) -> worker_pb2.FromWorker:

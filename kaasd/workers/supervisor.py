@@ -1,7 +1,7 @@
 """Keeps the worker of one device alive and passes calls to it.
 
-The decisions are ``CallQueue``'s and ``RestartPolicy``'s; here are the process, the channel and the timers. Everything runs on
-the event loop of the front.
+The decisions are ``CallQueue``'s, ``SeenRequests``' and ``RestartPolicy``'s; here are the process, the channel and the timers.
+Everything runs on the event loop of the front.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
+from kaasd.engine.programs import MAX_PROGRAMS
 from kaasd.errors import DrainingError, InternalError, KaasError, WorkerRestartingError
 from kaasd.request.serialized import SerializedRequest
-from kaasd.workers.calls import CallQueue, Decision, Fail, Kill, RestartPolicy, Send, Stop, StopReason
+from kaasd.workers.calls import CallQueue, Decision, Fail, Kill, RestartPolicy, SeenRequests, Send, Stop, StopReason
 from kaasd.workers.channel import FrontChannel
 from kaasd.workers.config import WorkerConfig
 from kaasd.workers.deadlines import Deadlines
@@ -34,10 +35,6 @@ EXIT_GRACE_S = 5.0
 """From the closing of the channel to the killing of a worker that does not exit."""
 
 _log = logging.getLogger(__name__)
-
-
-MAX_KNOWN_REQUESTS = 1024
-"""Digests remembered of requests that the worker has seen; it keeps the plans of as many."""
 
 
 @dataclass(slots=True)
@@ -59,8 +56,7 @@ class Supervisor:
         self._restart = RestartPolicy()
         self._calls: dict[int, _Call] = {}
         self._deadlines = Deadlines(self._deadline_passed)
-        self._known_requests: set[bytes] = set()
-        """Digests of those that this worker has seen."""
+        self._seen = SeenRequests(MAX_PROGRAMS)
         self._ids = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: FrontChannel | None = None
@@ -132,7 +128,7 @@ class Supervisor:
             command = [sys.executable, "-m", "kaasd.workers.worker", *map(str, descriptors), self._config.to_json()]
             self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         self.info.worker_pid = self._process.pid
-        self._known_requests.clear()
+        self._seen.clear()
         self._channel = await FrontChannel.open(calls[0], self._received, self._lost)
         self._stops = await FrontChannel.open(stops[0])
 
@@ -244,6 +240,7 @@ class Supervisor:
     def _send(self, call_id: int, *, with_content: bool = False) -> None:
         call = self._calls.get(call_id)
         if call is None:  # Its caller went away while it was queued for a successor.
+            self._deadlines.discard(call_id)
             self._act(self._queue.answered(call_id))
             return
         call.sent_at_ns = perf_counter_ns()
@@ -256,11 +253,8 @@ class Supervisor:
         """Say in a message which request it is about, and what that is unless the worker has seen it."""
         named = message.execute.request if message.HasField("execute") else message.prepare.request
         named.digest = request.digest
-        if with_content or request.digest not in self._known_requests:
+        if self._seen.add(request.digest) or with_content:
             named.content = request.content
-            if len(self._known_requests) >= MAX_KNOWN_REQUESTS:
-                self._known_requests.clear()
-            self._known_requests.add(request.digest)
 
     def _fail(self, call_id: int, error: KaasError) -> None:
         self._deadlines.discard(call_id)

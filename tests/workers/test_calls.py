@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaasd.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
-from kaasd.workers.calls import CallQueue, Fail, Kill, RestartPolicy, Send, Stop, StopReason
+from kaasd.workers.calls import CallQueue, Fail, Kill, RestartPolicy, SeenRequests, Send, Stop, StopReason
 
 
 def ready_queue(max_queued: int = 10) -> CallQueue:
@@ -236,3 +236,11 @@ def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever
     assert [policy.lost(was_ready=False) for _ in range(5)] == [0.25, 0.5, 1.0, 2.0, 2.0]
     policy.ready()
     assert policy.lost(was_ready=False) == 0.25
+
+
+def test_a_request_is_new_to_a_worker_once() -> None:
+    seen = SeenRequests(most=2)
+    assert [seen.add(digest) for digest in (b"a", b"a", b"b", b"a")] == [True, False, True, False]
+    assert [seen.add(digest) for digest in (b"c", b"a")] == [True, True]  # a third has made it forget
+    seen.clear()
+    assert seen.add(b"c")
