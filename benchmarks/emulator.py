@@ -23,10 +23,10 @@ from benchmarks.counting import counted
 from benchmarks.problems import JACOBI_N, JACOBI_PTX, jacobi_steps, jacobi_system
 from benchmarks.report import number
 from benchmarks.turns import Turns, take_turns, timed
+from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.emulator import EmulatedDevice
 from kaasd.devices.emulator.memory import Allocation
-from kaasd.request.types import Access, Dim3
 
 PTX = Path(__file__).parent / "kernels/emulated.ptx"
 Array = NDArray[Any]

@@ -37,7 +37,7 @@ from kaas_client.builders import (
     u64,
 )
 from kaas_client.types import Key, Result
-from kaasd.version import __version__
+from kaas_core import __version__
 
 if TYPE_CHECKING:
     from kaas_client.aio import Client as AsyncClient

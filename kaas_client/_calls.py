@@ -27,7 +27,7 @@ from kaas_client._status import from_stream_error
 from kaas_client._transfer import Bytes, Data, Download, Progress, Source, Upload, flat_view
 from kaas_client.builders import Request
 from kaas_client.types import Key
-from kaasd.request.protobuf import request_to_proto
+from kaas_core.protobuf import request_to_proto
 
 T = TypeVar("T")
 

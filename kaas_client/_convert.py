@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import types
 from kaas_client.builders import Request
-from kaasd.request.protobuf import request_from_proto
+from kaas_core.protobuf import request_from_proto
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from kaas.v1.errors_pb2 import StreamError
 from kaas_client import errors
-from kaasd.errors import BY_REASON, from_reason
+from kaas_core.errors import BY_REASON, from_reason
 
 DOMAIN = "kaas"
 

@@ -20,7 +20,7 @@ from kaas_client.aio_streams import InvokeStream
 from kaas_client.builders import Request
 from kaas_client.functions import BaseFunction
 from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
-from kaasd.address import default_connect_address, parse_address
+from kaas_core.address import default_connect_address, parse_address
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
 
-from kaasd.request import types
-from kaasd.request.json_form import request_from_json, request_to_json
-from kaasd.request.types import Access
+from kaas_core import request as core
+from kaas_core.json_form import request_from_json, request_to_json
+from kaas_core.request import Access
 
 Size: TypeAlias = "SupportsIndex | Sequence[SupportsIndex]"
 """Of a grid or block: one to three numbers, x first."""
@@ -195,7 +195,7 @@ class Kernel:
 class Request:
     """Kernels in order, ``iterations`` times, and the buffers that they use."""
 
-    spec: types.Request
+    spec: core.Request
     """Merged, validated, defaults filled in."""
 
     def __init__(self, kernels: Iterable[Kernel], iterations: int = 1) -> None:
@@ -204,7 +204,7 @@ class Request:
         object.__setattr__(self, "spec", request_from_json(form))
 
     @classmethod
-    def from_spec(cls, spec: types.Request) -> Request:
+    def from_spec(cls, spec: core.Request) -> Request:
         """Return the request of a valid ``spec``."""
         request = object.__new__(cls)
         object.__setattr__(request, "spec", spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaasd.errors import (
+from kaas_core.errors import (
     CancelledError,
     DeadlineExceededError,
     DrainingError,

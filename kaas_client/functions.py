@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from kaas_client._calls import Binding
 from kaas_client._convert import FunctionFields
-from kaasd.request.types import BufferArgument
+from kaas_core.request import BufferArgument
 
 
 class BaseFunction:

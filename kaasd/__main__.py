@@ -7,12 +7,12 @@ import sys
 
 import uvloop
 
+from kaas_core.errors import KaasError
 from kaasd.allocator import keep_freed_memory
 from kaasd.api.listen import ListenError
 from kaasd.app import StoreInUse, serve
 from kaasd.config import parse_command_line
 from kaasd.devices.base import DeviceUnavailable
-from kaasd.errors import KaasError
 
 
 def main() -> int:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
-from kaasd.devices.open import EMULATOR, available
 from kaasd.devices.options import EmulatorOptions
-from kaasd.engine.functions import FunctionRegistry
-from kaasd.engine.libraries import Libraries
+from kaasd.devices.registry import EMULATOR, available
+from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.functions import FunctionRegistry
+from kaasd.front.supervisor import Supervisor
+from kaasd.ipc.worker_config import WorkerConfig
+from kaasd.libraries.registry import Libraries
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.workers.config import WorkerConfig
-from kaasd.workers.dispatcher import Dispatcher
-from kaasd.workers.spin import Spin
-from kaasd.workers.supervisor import Supervisor
 
 CORES_FOR_ONE = 2
 """That a worker may look for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
@@ -59,7 +58,7 @@ async def serve(settings: Settings) -> None:
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
-        dispatcher = Dispatcher(supervisors, settings.max_run_s, Spin(settings.spin_s if _has_cores(CORES_FOR_TWO) else 0.0))
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, BusyPoll(settings.spin_s if _has_cores(CORES_FOR_TWO) else 0.0))
         server = await start_server(
             settings,
             store=store,

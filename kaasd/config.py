@@ -20,10 +20,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from kaasd.address import default_listen_address, parse_address
+from kaas_core import __version__
+from kaas_core.address import default_listen_address, parse_address
 from kaasd.devices.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.store.base import Durability
-from kaasd.version import __version__
 
 _EMULATOR = EmulatorOptions()
 VARIABLE_PREFIX = "KAASD_"

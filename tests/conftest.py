@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from kaasd.devices.base import Device
-from kaasd.devices.open import open_device
+from kaasd.devices.registry import open_device
 
 
 @pytest.fixture(scope="session", params=["emulator", pytest.param("cuda:0", marks=pytest.mark.gpu)])

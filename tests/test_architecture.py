@@ -9,31 +9,41 @@ from pathlib import Path
 
 import pytest
 
-from kaasd.errors import BY_REASON
+from kaas_core.errors import BY_REASON
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for package in ("kaasd", "kaas_client") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in ("kaasd", "kaas_core", "kaas_client") for path in (ROOT / package).rglob("*.py"))
 HAND_WRITTEN = sorted(
     [*SOURCES, *(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))]
 )
 
 BELOW = {
-    "kaasd.request": {"kaasd.errors"},
-    "kaasd.store": {"kaasd.errors"},
-    "kaasd.devices": {"kaasd.errors", "kaasd.request"},
-    "kaasd.engine": {"kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices"},
-    "kaasd.workers": {"kaasd.allocator", "kaasd.errors", "kaasd.request", "kaasd.store", "kaasd.devices", "kaasd.engine"},
-    "kaasd.api": {
-        "kaasd.address",
-        "kaasd.config",
-        "kaasd.version",
-        "kaasd.errors",
+    "kaas_core": set(),
+    "kaasd.request": {"kaas_core"},
+    "kaasd.libraries": {"kaas_core", "kaasd.store", "kaasd.lru"},
+    "kaasd.store": {"kaas_core"},
+    "kaasd.ipc": {"kaas_core", "kaasd.request", "kaasd.devices.options"},
+    "kaasd.devices": {"kaas_core", "kaasd.request", "kaasd.libraries"},
+    "kaasd.worker": {
+        "kaas_core",
+        "kaasd.allocator",
+        "kaasd.lru",
         "kaasd.request",
         "kaasd.store",
-        "kaasd.engine",
-        "kaasd.workers",
+        "kaasd.ipc",
+        "kaasd.libraries",
+        "kaasd.devices",
     },
-    "kaas_client": {"kaasd.address", "kaasd.version", "kaasd.errors", "kaasd.request"},
+    "kaasd.front": {"kaas_core", "kaasd.lru", "kaasd.request", "kaasd.store", "kaasd.ipc", "kaasd.libraries"},
+    "kaasd.api": {
+        "kaas_core",
+        "kaasd.config",
+        "kaasd.request",
+        "kaasd.store",
+        "kaasd.libraries",
+        "kaasd.front",
+    },
+    "kaas_client": {"kaas_core"},
 }
 """What each room may import of the others."""
 
@@ -71,7 +81,7 @@ def test_imports_only_go_down(room: str) -> None:
         for path in SOURCES
         if within(module_name(path), room)
         for name in imports(path)
-        if name.startswith(("kaasd", "kaas_client"))
+        if name.split(".")[0] in ("kaasd", "kaas_core", "kaas_client")
         if not any(within(name, allowed) for allowed in {room, *BELOW[room]})
     ]
     assert wrong == []

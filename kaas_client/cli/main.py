@@ -18,7 +18,7 @@ from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
 from kaas_client.cli.report import describe
 from kaas_client.cli.session import Session
-from kaasd.address import ADDRESS_VARIABLE, default_connect_address, parse_address
+from kaas_core.address import ADDRESS_VARIABLE, default_connect_address, parse_address
 
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.ConnectionFailedError, 3),

@@ -6,7 +6,7 @@ import typer
 
 from kaas_client.cli.session import connected
 from kaas_client.errors import KaasError
-from kaasd.version import __version__
+from kaas_core import __version__
 
 
 def version(ctx: typer.Context) -> None:

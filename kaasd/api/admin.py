@@ -7,8 +7,8 @@ import time
 import grpc
 
 from kaas.v1 import admin_pb2
+from kaas_core import __version__
 from kaasd.api.core import Core
-from kaasd.version import __version__
 
 
 class AdminServicer:

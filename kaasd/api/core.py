@@ -1,57 +1,21 @@
-"""What the servicers call: the parts of a server, and what they ask of the dispatcher."""
+"""What the servicers call: the parts of a server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from grpc_health.v1.health import aio as health
 
-from kaas.v1 import admin_pb2, executor_pb2, library_pb2
+from kaas_core.errors import DrainingError
 from kaasd.config import Settings
-from kaasd.engine.checked import RequestChecker
-from kaasd.engine.functions import FunctionRegistry
-from kaasd.engine.libraries import Libraries
-from kaasd.errors import DrainingError
-from kaasd.request.serialized import SerializedRequest
+from kaasd.front.dispatcher import Dispatcher
+from kaasd.front.functions import FunctionRegistry
+from kaasd.front.validated_requests import RequestValidator
+from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
-
-
-class Dispatcher(Protocol):
-    """Runs requests on the server's devices. Its coroutines raise ``KaasError``; cancelling one stops its kernels."""
-
-    @property
-    def draining(self) -> bool: ...
-
-    async def execute(
-        self,
-        request: SerializedRequest,
-        *,
-        keys: Mapping[str, str] | None = None,
-        inputs: Mapping[str, bytes] | None = None,
-        return_buffers: Sequence[str] = (),
-        device: str = "",
-        deadline: float | None = None,
-        trace: bool = False,
-    ) -> executor_pb2.InvokeResponse:
-        """Run a valid request; ``deadline`` is in the loop's time, ``trace`` asks for a trace."""
-
-    async def prepare(self, request: SerializedRequest) -> None:
-        """Check a request against its libraries and the devices, without running it."""
-
-    async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
-        """Describe a library, or ``content`` that is not stored."""
-
-    async def drain(self) -> None:
-        """Refuse new calls, and return when none is left."""
-
-    def devices(self) -> list[admin_pb2.Device]: ...
-
-    def stats(self) -> list[admin_pb2.DeviceStats]: ...
 
 
 @dataclass(slots=True)
@@ -63,7 +27,7 @@ class Core:
     functions: FunctionRegistry
     libraries: Libraries
     dispatcher: Dispatcher
-    checker: RequestChecker = field(default_factory=RequestChecker)
+    checker: RequestValidator = field(default_factory=RequestValidator)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
     """Failed calls by reason."""

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from kaas.v1 import errors_pb2
-from kaasd.errors import InternalError, InvalidRequestError, KaasError
+from kaas_core.errors import InternalError, InvalidRequestError, KaasError
 
 DOMAIN = "kaas"
 MAX_MESSAGE_BYTES = 1024

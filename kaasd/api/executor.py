@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Mapping
 import grpc
 
 from kaas.v1 import executor_pb2
+from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.api.blocking import finish
 from kaasd.api.core import Core
 from kaasd.api.errors import as_kaas_error, to_stream_error
 from kaasd.api.paging import page
-from kaasd.engine.checked import CheckedRequest, item_path
-from kaasd.engine.functions import describe
-from kaasd.errors import InvalidRequestError, MessageTooLargeError
+from kaasd.front.functions import describe
+from kaasd.front.validated_requests import ValidatedRequest, item_path
 
 REPLY_OVERHEAD_BYTES = 64 << 10
 """Room in a reply for what is not a buffer's bytes."""
@@ -124,7 +124,7 @@ class ExecutorServicer:
 
     async def _run(
         self,
-        checked: CheckedRequest,
+        checked: ValidatedRequest,
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import grpc
 
 from kaas.v1 import library_pb2
+from kaas_core.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
 from kaasd.api.blocking import in_thread
 from kaasd.api.core import Core
 from kaasd.api.paging import page
 from kaasd.api.upload import read_upload
-from kaasd.engine.libraries import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
-from kaasd.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
+from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
 
 
 class LibraryServicer:

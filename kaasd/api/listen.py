@@ -25,7 +25,7 @@ class ListenError(Exception):
 
 
 def listen(server: grpc.aio.Server, address: str) -> str:
-    """Bind ``address``, as ``kaasd.address.parse_address`` returns it, and return it with the port that was bound.
+    """Bind ``address``, as ``kaas_core.address.parse_address`` returns it, and return it with the port that was bound.
 
     A unix socket gets mode 0600, and one that a dead daemon left is replaced. Raises ``ListenError``.
     """

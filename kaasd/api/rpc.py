@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
+from kaas_core.errors import InvalidRequestError
 from kaasd.api.errors import as_kaas_error, to_status
-from kaasd.errors import InvalidRequestError
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 

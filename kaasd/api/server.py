@@ -10,15 +10,16 @@ from grpc_reflection.v1alpha import reflection
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaasd.api.admin import AdminServicer
-from kaasd.api.core import Core, Dispatcher
+from kaasd.api.core import Core
 from kaasd.api.executor import ExecutorServicer
 from kaasd.api.kv import KvServicer
 from kaasd.api.library import LibraryServicer
 from kaasd.api.listen import forget, listen
 from kaasd.api.rpc import service_handler
 from kaasd.config import Settings
-from kaasd.engine.functions import FunctionRegistry
-from kaasd.engine.libraries import Libraries
+from kaasd.front.dispatcher import Dispatcher
+from kaasd.front.functions import FunctionRegistry
+from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
 
 SERVICES = {

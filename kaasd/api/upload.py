@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from kaasd.errors import InvalidRequestError, UploadIncompleteError
+from kaas_core.errors import InvalidRequestError, UploadIncompleteError
 
 
 async def read_upload(messages: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[bytes]]:

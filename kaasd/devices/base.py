@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from kaas_core.request import Access, Dim3
 from kaasd.devices.trace import Tracer
-from kaasd.request.target import DeviceProperties, KernelAttributes
-from kaasd.request.types import Access, Dim3
+from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
 ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview"
 """Contiguous bytes to read from; a memoryview is of format ``B``."""
@@ -198,10 +198,6 @@ class Stopped(Exception):
 
 class OutOfMemory(Exception):
     """The device has too little memory; freeing some may help."""
-
-
-class UnsupportedLibrary(Exception):
-    """The device cannot load this code; the message names what, and where."""
 
 
 class DeviceUnavailable(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from kaasd.request.target import DeviceProperties
+from kaasd.request.device_checks import DeviceProperties
 
 EMULATOR_CHECKS = ("races", "init")
 _H100 = DeviceProperties("", "", 80 << 30)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from kaasd.request.literals import literal_size, pack_literal
-from kaasd.request.target import DeviceProperties, KernelAttributes
-from kaasd.request.types import Access, BufferArgument, BufferSpec, Dim3, KernelSpec, Literal, Request
-from kaasd.request.uses import buffer_uses, write_conflicts
-from kaasd.request.validation import key_problem
-from kaasd.request.violations import Violations, shown
+from kaas_core.request import Access, BufferArgument, BufferSpec, Dim3, KernelSpec, Request, pack_literal
+from kaas_core.uses import buffer_uses, write_conflicts
+from kaas_core.validation import key_problem
+from kaas_core.violations import Violations, shown
+from kaasd.request.device_checks import DeviceProperties, KernelAttributes, check_arguments, check_shape
 
 KernelKey: TypeAlias = tuple[str, str]
 """Library and kernel name, as they stand in the request."""
-ADDRESS_BYTES = 8
-"""A buffer's address as a kernel's parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +78,60 @@ class Plan:
         return sum(slot.spec.size_bytes for slot in self.slots)
 
 
+SMALL_BYTES = 64 << 10
+"""Up to this size bytes travel with the launches, through host memory of the run: the host copies 64 KiB in 7 microseconds, and
+a copy of its own, with what must be noted of it, takes 15 and more on an H100."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Slots by how they are filled and emptied, as indices into ``Plan.slots``; each is filled in one way."""
+
+    uploaded: tuple[int, ...]
+    """Small and loaded: part of the run."""
+    shared: tuple[int, ...]
+    """Loaded and never written, and large or constant: one copy on the device serves all requests while it is current."""
+    copied: tuple[int, ...]
+    """Large, loaded and written: copied anew for each request."""
+    zeroed: tuple[int, ...]
+    """Not loaded."""
+    downloaded: tuple[int, ...]
+    """Small and written: part of the run."""
+    own: tuple[int, ...]
+    """All but the shared ones: memory of one run at a time."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Layout:
+        """Return the layout of a plan, which does not depend on its keys."""
+        written = {
+            argument.slot
+            for launch in plan.launches
+            for argument in launch.arguments
+            if isinstance(argument, SlotArgument) and argument.access is not Access.INPUT
+        }
+        outputs = {
+            argument.slot
+            for launch in plan.launches
+            for argument in launch.arguments
+            if isinstance(argument, SlotArgument) and argument.access.writes
+        }
+        uploaded, shared, copied, zeroed, downloaded = [], [], [], [], []
+        for index, slot in enumerate(plan.slots):
+            small = slot.spec.size_bytes <= SMALL_BYTES
+            if not slot.load:
+                zeroed.append(index)
+            elif index not in written and (slot.spec.constant or not small):
+                shared.append(index)
+            elif small:
+                uploaded.append(index)
+            else:
+                copied.append(index)
+            if small and index in outputs:
+                downloaded.append(index)
+        own = tuple(index for index in range(len(plan.slots)) if index not in shared)
+        return cls(tuple(uploaded), tuple(shared), tuple(copied), tuple(zeroed), tuple(downloaded), own)
+
+
 def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes], properties: DeviceProperties) -> Plan:
     """Check a valid request against its kernels and the device, and lower it.
 
@@ -91,8 +141,8 @@ def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes]
     for index, kernel in enumerate(request.kernels):
         path = f"kernels[{index}]"
         signature = attributes[kernel.library, kernel.name]
-        _check_arguments(found, path, kernel, signature)
-        _check_shape(found, path, kernel, signature, properties)
+        check_arguments(found, path, kernel, signature)
+        check_shape(found, path, kernel, signature, properties)
     found.raise_if_any()
 
     specs = {spec.name: spec for spec in request.buffers}
@@ -153,59 +203,3 @@ def _lower(kernel: KernelSpec, index_of: Mapping[str, int]) -> PlannedLaunch:
             for argument in kernel.arguments
         ),
     )
-
-
-def _check_arguments(found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes) -> None:
-    sizes = signature.parameter_size_bytes
-    if sizes is None:
-        return
-    if len(kernel.arguments) != len(sizes):
-        found.add(
-            f"{path}.arguments",
-            f"kernel {shown(kernel.name)} takes {len(sizes)} arguments, but {len(kernel.arguments)} are given",
-        )
-        return
-    for index, (argument, size) in enumerate(zip(kernel.arguments, sizes, strict=True)):
-        if isinstance(argument, Literal):
-            given, what = literal_size(argument.type), f"a literal of type '{argument.type}'"
-        else:
-            given, what = ADDRESS_BYTES, f"the address of buffer {shown(argument.buffer)}"
-        if given != size:
-            found.add(
-                f"{path}.arguments[{index}]",
-                f"kernel {shown(kernel.name)} takes {size} bytes here, but {what} has {given}",
-            )
-
-
-def _check_shape(
-    found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes, properties: DeviceProperties
-) -> None:
-    for field, size, limits in (
-        ("grid", kernel.grid, properties.max_grid),
-        ("block", kernel.block, properties.max_block),
-    ):
-        for axis, (number, limit) in enumerate(zip(size, limits, strict=True)):
-            if number > limit:
-                found.add(f"{path}.{field}[{axis}]", f"device {properties.name} allows at most {limit}, not {number}")
-    threads = math.prod(kernel.block)
-    if threads > properties.max_threads_per_block:
-        found.add(
-            f"{path}.block",
-            f"device {properties.name} allows at most {properties.max_threads_per_block} threads in a block, not {threads}",
-        )
-    elif threads > signature.max_threads_per_block:
-        found.add(
-            f"{path}.block",
-            f"kernel {shown(kernel.name)} allows at most {signature.max_threads_per_block} threads in a block, not {threads}",
-        )
-    if signature.required_block not in (None, kernel.block):
-        found.add(
-            f"{path}.block", f"kernel {shown(kernel.name)} requires a block of {signature.required_block}, not {kernel.block}"
-        )
-    shared = signature.static_shared_memory_bytes + kernel.shared_memory_bytes
-    if shared > properties.max_shared_memory_bytes:
-        found.add(
-            f"{path}.shared_memory_bytes",
-            f"device {properties.name} allows at most {properties.max_shared_memory_bytes} bytes of shared memory in a block, "
-            f"not {shared} ({signature.static_shared_memory_bytes} static and {kernel.shared_memory_bytes} dynamic)",
-        )

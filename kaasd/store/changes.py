@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kaasd.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaas_core.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.layout import (
+from kaasd.store.pieces import Pieces
+from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
     Extent,
@@ -25,7 +26,6 @@ from kaasd.store.layout import (
     unpack_head,
     unpack_loose_key,
 )
-from kaasd.store.pieces import Pieces
 
 FREED_AT_ONCE = 64
 """Chunks that one transaction frees: 1 GiB of 16 MiB chunks adds 2 MiB to LMDB's list of free pages."""

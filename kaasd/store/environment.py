@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import lmdb
 
-from kaasd.errors import InternalError, InvalidArgumentError
+from kaas_core.errors import InternalError, InvalidArgumentError
 from kaasd.store.base import Durability, MappedFile, Namespace
-from kaasd.store.layout import CHUNKS, FORMAT, LOOSE, STATE_KEY, State
 from kaasd.store.lmdb_errors import translate
+from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, State
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 

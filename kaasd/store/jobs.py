@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.changes import Change, Changes
-from kaasd.store.layout import Extent
+from kaasd.store.records import Extent
 
 T = TypeVar("T")
 

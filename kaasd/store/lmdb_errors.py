@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lmdb
 
-from kaasd.errors import InternalError, KaasError, QueueFullError, StoreFullError
+from kaas_core.errors import InternalError, KaasError, QueueFullError, StoreFullError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_BELOW_BYTES = 64 << 20

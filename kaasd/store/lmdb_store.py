@@ -8,14 +8,14 @@ from pathlib import Path
 
 import lmdb
 
-from kaasd.errors import InvalidArgumentError, KaasError
+from kaas_core.errors import InvalidArgumentError, KaasError
 from kaasd.store.base import Durability, Entry, MappedFile, Namespace, StoreStats, Write
 from kaasd.store.changes import Change
 from kaasd.store.environment import Environment
 from kaasd.store.jobs import Commit, Delete
-from kaasd.store.layout import Extent, encode_key
 from kaasd.store.lmdb_errors import translate
 from kaasd.store.pieces import Pieces
+from kaasd.store.records import Extent, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
 from kaasd.store.writer import Writer

@@ -15,11 +15,11 @@ from types import TracebackType
 
 import lmdb
 
-from kaasd.errors import InternalError, KeyNotFoundError, ValueTooShortError
+from kaas_core.errors import InternalError, KeyNotFoundError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.layout import Extent, Record, chunk_key, encode_key, encode_prefix, overlap, unpack_head
 from kaasd.store.lmdb_errors import translate
+from kaasd.store.records import Extent, Record, chunk_key, encode_key, encode_prefix, overlap, unpack_head
 
 
 class LmdbSnapshot:

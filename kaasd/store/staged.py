@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from kaasd.errors import InternalError
+from kaas_core.errors import InternalError
 from kaasd.store.base import ReadableBuffer
-from kaasd.store.layout import Extent
 from kaasd.store.pieces import Pieces, flat
+from kaasd.store.records import Extent
 from kaasd.store.writer import Writer
 
 

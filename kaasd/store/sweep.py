@@ -7,7 +7,7 @@ from functools import partial
 
 from kaasd.store.changes import Changes
 from kaasd.store.environment import Environment
-from kaasd.store.layout import loose_key, unpack_loose_key
+from kaasd.store.records import loose_key, unpack_loose_key
 
 
 def sweep(environment: Environment, run: Callable[[Callable[[Changes], int]], int], *, own: bool = False) -> Iterator[int]:

@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from kaasd.errors import InternalError, KaasError, StoreFullError
+from kaas_core.errors import InternalError, KaasError, StoreFullError
 from kaasd.store.base import Entry
 from kaasd.store.changes import FREED_AT_ONCE, Changes, max_inline_bytes
 from kaasd.store.environment import Environment
 from kaasd.store.jobs import Commit, Job
-from kaasd.store.layout import NOBODY, Extent
 from kaasd.store.lmdb_errors import translate
 from kaasd.store.pieces import Pieces
+from kaasd.store.records import NOBODY, Extent
 from kaasd.store.sweep import sweep
 
 T = TypeVar("T")

@@ -26,12 +26,12 @@ from kaas.v1 import (
     library_pb2_grpc,
     types_pb2,
 )
+from kaas_core.errors import DrainingError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
-from kaasd.engine.functions import FunctionRegistry
-from kaasd.engine.libraries import Libraries
-from kaasd.errors import DrainingError
-from kaasd.request.serialized import SerializedRequest
+from kaasd.front.functions import FunctionRegistry
+from kaasd.ipc.messages import SerializedRequest
+from kaasd.libraries.registry import Libraries
 from kaasd.store.lmdb_store import LmdbStore
 
 WAIT_S = 30.0

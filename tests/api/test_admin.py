@@ -11,8 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaas_core import __version__
 from kaasd.store.base import Write
-from kaasd.version import __version__
 from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server
 
 

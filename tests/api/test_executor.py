@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
-from kaasd import errors
+from kaas_core import errors
 from kaasd.api import paging
 from tests.api.support import (
     WAIT_S,

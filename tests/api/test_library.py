@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from kaas.v1 import library_pb2
-from kaasd import errors
+from kaas_core import errors
 from kaasd.store.base import Namespace
 from tests.api.support import PTX, Running, failure, inspected
 

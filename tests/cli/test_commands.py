@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2
-from kaasd.version import __version__
+from kaas_core import __version__
 from tests.cli.conftest import Done
 from tests.client.fake_server import FakeServer
 from tests.client.test_calls import (

@@ -12,8 +12,8 @@ import pytest
 import kaas_client
 from kaas_client import Kernel, Request, f16, f32, f64, i8, i16, i32, i64, inout, inp, out, tmp, u8, u16, u32, u64
 from kaas_client.errors import InvalidRequestError
-from kaasd.request.types import Access, BufferArgument, BufferSpec, KernelSpec, Literal
-from kaasd.request.types import Request as Spec
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal
+from kaas_core.request import Request as Spec
 
 LIBRARY = "sha256:" + "0f" * 32
 

@@ -10,7 +10,7 @@ import pytest
 from kaas.v1 import executor_pb2, kv_pb2
 from kaas_client import errors
 from kaas_client._status import from_stream_error
-from kaasd.errors import BY_REASON
+from kaas_core.errors import BY_REASON
 from tests.client.fake_server import Failure, FakeServer
 from tests.client.test_calls import REQUEST, entry_message
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kaasd.devices.base import Device, KernelFault, Stopped
-from kaasd.devices.open import open_device
+from kaasd.devices.registry import open_device
 from tests.conformance.launching import Call, execute, inp, library, out, u32, u64
 
 _FAR = 1 << 40

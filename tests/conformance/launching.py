@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, Module
-from kaasd.request.types import Access, Dim3
 
 KERNELS = Path(__file__).parents[2] / "examples" / "kernels"
-DATA = Path(__file__).parents[1] / "devices" / "data"
+DATA = Path(__file__).parents[1] / "libraries" / "data"
 
 
 def library(name: str) -> bytes:

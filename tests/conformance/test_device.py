@@ -7,7 +7,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from kaasd.devices.base import Device, OutOfMemory, UnsupportedLibrary
+from kaasd.devices.base import Device, OutOfMemory
+from kaasd.libraries import UnsupportedLibrary
 from tests.conformance.launching import DATA, Call, execute, inout, inp, library, out, tmp, u32, u64
 
 MIB = 1 << 20

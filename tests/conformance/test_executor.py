@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaas_core.errors import CancelledError, KeyNotFoundError, OutOfDeviceMemoryError, ValueTooShortError
+from kaas_core.protobuf import request_to_proto
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
 from kaasd.devices.base import Device
-from kaasd.engine.executor import Executor
-from kaasd.engine.job import Job, Result
-from kaasd.engine.libraries import Libraries
-from kaasd.errors import CancelledError, KeyNotFoundError, OutOfDeviceMemoryError, ValueTooShortError
-from kaasd.request.protobuf import request_to_proto
-from kaasd.request.serialized import SerializedRequest
-from kaasd.request.types import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaasd.ipc.messages import SerializedRequest
+from kaasd.libraries.registry import Libraries
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.execution import Invocation, Job, Result, execute
+from kaasd.worker.executor import Executor
+from kaasd.worker.preparation import prepare
 from tests.conformance.launching import library
 
 SMALL, LARGE = 1024, 50_000
@@ -73,12 +74,11 @@ class Bench:
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
     ) -> Job[Result]:
-        return self.executor.begin(
-            request, keys=keys or {}, inputs=inputs or {}, return_buffers=return_buffers, check_stop=lambda: None
-        )
+        invocation = Invocation(request, keys or {}, inputs or {}, return_buffers, check_cancelled=lambda: None)
+        return execute(self.executor, invocation)
 
     def prepare(self, request: SerializedRequest) -> None:
-        job = self.executor.begin_preparation(request, check_stop=lambda: None)
+        job = Job(prepare(self.executor, request, lambda: None))
         while not job.poll():
             job.wait()
 
@@ -219,13 +219,13 @@ def test_one_copy_serves_all_who_read_a_value(bench: Bench) -> None:
     bench.put("a", numbers(1, LARGE))
     bench.put("b", numbers(2, LARGE))
     bench.run(bench.multiply(LARGE), {"p": "p0"})
-    held = bench.executor.memory_used_bytes
+    held = bench.executor.memory.held_bytes
     assert held >= 12 * LARGE
     a, p = BufferSpec("x", 4 * LARGE, key="a"), BufferSpec("q", 4 * LARGE)
     other = serialize(Request((bench.product(LARGE, a, a, p),), (a, p)))
     result = bench.run(other, return_buffers=["q"])
     assert np.array_equal(np.frombuffer(result.outputs["q"], np.uint32), numbers(1, LARGE) ** 2)
-    assert bench.executor.memory_used_bytes == held + 4 * LARGE
+    assert bench.executor.memory.held_bytes == held + 4 * LARGE
 
 
 def test_ranges_of_one_value_are_told_apart(bench: Bench) -> None:
@@ -289,7 +289,7 @@ def test_requests_wait_for_memory_that_others_use(device: Device, store: LmdbSto
         finish(jobs)
         for seed in range(6):
             assert np.array_equal(bench.get(f"p{seed}"), numbers(seed, LARGE) * numbers(5 - seed, LARGE))
-        assert executor.memory_used_bytes <= 13 * LARGE
+        assert executor.memory.held_bytes <= 13 * LARGE
 
 
 def test_more_than_the_limit_is_an_error_that_says_how_much(device: Device, store: LmdbStore) -> None:
@@ -309,10 +309,10 @@ def test_a_request_that_is_to_stop_changes_nothing(bench: Bench) -> None:
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
 
-    def check_stop() -> None:
+    def check_cancelled() -> None:
         raise CancelledError("the caller went away")
 
-    job = bench.executor.begin(bench.multiply(LARGE), keys={}, inputs={}, return_buffers=[], check_stop=check_stop)
+    job = execute(bench.executor, Invocation(bench.multiply(LARGE), {}, {}, [], check_cancelled))
     with pytest.raises(CancelledError):
         finish([job])
     with pytest.raises(KeyNotFoundError):
@@ -330,7 +330,7 @@ def test_a_job_that_is_given_up_frees_what_it_holds(bench: Bench) -> None:
     job.close()
     bench.run(bench.multiply(LARGE))
     assert np.array_equal(bench.get("p"), numbers(1, LARGE) ** 2)
-    assert bench.executor.memory_used_bytes == 12 * LARGE
+    assert bench.executor.memory.held_bytes == 12 * LARGE
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -340,7 +340,7 @@ def test_preparing_does_not_need_what_is_not_there_yet(constant: bool, bench: Be
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
     bench.prepare(request)
-    assert bench.executor.memory_used_bytes == 12 * LARGE
+    assert bench.executor.memory.held_bytes == 12 * LARGE
     bench.put("a", numbers(2, LARGE))
     bench.run(request)
     assert np.array_equal(bench.get("p"), numbers(1, LARGE) * numbers(2, LARGE))

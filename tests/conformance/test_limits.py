@@ -10,7 +10,7 @@ import pytest
 
 from examples.local_daemon import local_daemon
 from kaas_client import Client, Kernel, Key, Request, inp, out, u64
-from kaasd.errors import OutOfDeviceMemoryError
+from kaas_core.errors import OutOfDeviceMemoryError
 
 KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
 LIMIT = 1 << 20

@@ -9,7 +9,7 @@ import pytest
 
 from examples.workloads import Workload, blur, dot_product, jacobi
 from kaas_client import Client, Kernel, Key, Request, inout, inp, out, tmp, u32, u64
-from kaasd.errors import KaasError, KernelFaultError, KeyNotFoundError, UnavailableError, ValueTooShortError
+from kaas_core.errors import KaasError, KernelFaultError, KeyNotFoundError, UnavailableError, ValueTooShortError
 from tests.conformance.launching import KERNELS
 
 N = 1024

@@ -11,7 +11,7 @@ import pytest
 
 from kaas_client import AsyncClient, Client, Kernel, Request, inout, inp, out, tmp, u64
 from kaas_client.types import Result, Span, Trace
-from kaasd.errors import KernelFaultError
+from kaas_core.errors import KernelFaultError
 from tests.conformance.launching import KERNELS
 
 N = 1024

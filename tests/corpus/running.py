@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kaas_core.request import Dim3
 from kaasd.devices.base import Device, Module
-from kaasd.request.types import Dim3
 from tests.conformance.launching import Call, Use, launch, tmp
 
 HERE = Path(__file__).parent

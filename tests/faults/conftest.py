@@ -50,7 +50,7 @@ def kaas(address: str) -> Iterator[Client]:
 
 @pytest.fixture
 def submit(address: str) -> Iterator[Callable[[executor_pb2.SubmitRequest], executor_pb2.SubmitResponse]]:
-    """Submit a message as it stands; raises what the server answered as an exception of ``kaasd.errors``."""
+    """Submit a message as it stands; raises what the server answered as an exception of ``kaas_core.errors``."""
     with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
 

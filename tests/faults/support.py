@@ -14,7 +14,7 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_client import Client
 from kaas_client._status import from_rpc_error
-from kaasd.errors import KaasError
+from kaas_core.errors import KaasError
 
 
 def as_kaas_error(error: grpc.RpcError, address: str) -> KaasError:

@@ -9,7 +9,7 @@ import pytest
 
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_client import Client
-from kaasd.errors import (
+from kaas_core.errors import (
     InvalidLibraryError,
     InvalidRequestError,
     KaasError,

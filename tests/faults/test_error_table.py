@@ -12,7 +12,7 @@ import pytest
 from examples.local_daemon import local_daemon
 from kaas.v1 import admin_pb2, admin_pb2_grpc, executor_pb2, executor_pb2_grpc, kv_pb2, kv_pb2_grpc, types_pb2
 from kaas_client import Client
-from kaasd.errors import (
+from kaas_core.errors import (
     DeadlineExceededError,
     DrainingError,
     FunctionNotFoundError,

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
-from kaasd.errors import DrainingError
+from kaas_core.errors import DrainingError
 from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
 
 

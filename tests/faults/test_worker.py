@@ -13,7 +13,7 @@ import pytest
 from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
-from kaasd.errors import WorkerRestartingError
+from kaas_core.errors import WorkerRestartingError
 from tests.faults.support import as_kaas_error, contents, dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 

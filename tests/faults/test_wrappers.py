@@ -14,7 +14,7 @@ import pytest
 
 from examples.local_daemon import local_daemon
 from kaas_client import Client, Kernel, Request, i32, inp, out, tmp, u32, u64
-from kaasd.errors import (
+from kaas_core.errors import (
     InvalidLibraryError,
     KaasError,
     KernelFaultError,
@@ -25,7 +25,7 @@ from kaasd.errors import (
 from tests.faults.support import contents
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "devices" / "data"
+DATA = ROOT / "tests" / "libraries" / "data"
 WRAPPER = ROOT / "examples" / "wrappers" / "sum.so"
 EMULATED = ("--device", "emulator", "--log-level", "ERROR", "--library-root", str(DATA))
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kaasd.devices.base import KernelFault, UnsupportedLibrary
+from kaasd.devices.base import KernelFault
 from kaasd.devices.emulator import EmulatedDevice
+from kaasd.libraries import UnsupportedLibrary
 from tests.fuzz import batch, cases
 from tests.fuzz.forms import Bound, is_left_out
 from tests.fuzz.layout import Register

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, Device, Launch
-from kaasd.devices.open import open_device
-from kaasd.request.types import Access
+from kaasd.devices.registry import open_device
 
 SCRATCH_BYTES = 16384
 """Global memory that a program may use."""

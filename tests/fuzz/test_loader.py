@@ -7,8 +7,8 @@ import random
 import pytest
 from llvmlite import binding
 
-from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator import EmulatedDevice
+from kaasd.libraries import UnsupportedLibrary
 from tests.fuzz import mutate
 
 SOURCES = mutate.sources()

@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from kaasd.errors import StoreFullError
+from kaas_core.errors import StoreFullError
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 

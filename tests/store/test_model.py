@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kaasd.errors import KeyNotFoundError, ValueTooShortError
+from kaas_core.errors import KeyNotFoundError, ValueTooShortError
 from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.snapshot import LmdbSnapshot

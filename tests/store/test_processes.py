@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import lmdb
 import pytest
 
-from kaasd.errors import InternalError, QueueFullError, StoreFullError
+from kaas_core.errors import InternalError, QueueFullError, StoreFullError
 from kaasd.store.base import Durability, Write
 from kaasd.store.lmdb_errors import translate
 from kaasd.store.lmdb_store import LmdbStore

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kaasd.errors import InternalError
+from kaas_core.errors import InternalError
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kaasd.errors import InternalError, InvalidArgumentError, KeyNotFoundError, StoreFullError
+from kaas_core.errors import InternalError, InvalidArgumentError, KeyNotFoundError, StoreFullError
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kaasd.errors import InvalidArgumentError, KeyNotFoundError, ValueTooShortError
+from kaas_core.errors import InvalidArgumentError, KeyNotFoundError, ValueTooShortError
 from kaasd.store.base import MAX_KEY_BYTES, Entry, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 

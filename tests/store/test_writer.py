@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from kaasd.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaas_core.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Durability, Write
 from kaasd.store.lmdb_store import LmdbStore
 

@@ -12,14 +12,14 @@ from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceBuffer, DeviceUnavailable, Launch, MappedFile, OutOfMemory
 from kaasd.devices.cuda.context import CudaContext
+from kaasd.devices.cuda.device_memory import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.driver import CudaError, check, initialize
 from kaasd.devices.cuda.mapped import RegisteredFile
-from kaasd.devices.cuda.memory import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun, Moved
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
-from kaasd.request.target import DeviceProperties
+from kaasd.request.device_checks import DeviceProperties
 
 _HARDWARE_QUEUES = 32
 """The most that there can be."""

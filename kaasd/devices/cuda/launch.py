@@ -9,13 +9,13 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from kaas_core.request import Dim3
 from kaasd.devices.base import Launch
+from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.driver import check
-from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.parameters import Parameters
 from kaasd.devices.cuda.wrapper import HostCall, HostFunction
-from kaasd.request.types import Dim3
 
 
 class KernelCall:

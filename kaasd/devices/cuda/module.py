@@ -9,12 +9,12 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import UnsupportedLibrary
+from kaas_core.request import Dim3
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
-from kaasd.devices.image import Image, ptx_version, read_image
-from kaasd.request.target import DeviceProperties, KernelAttributes
-from kaasd.request.types import Dim3
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.image import Image, ptx_version, read_image
+from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
 _SHARED_WITHOUT_OPT_IN = 48 << 10
 """Static and dynamic shared memory that every kernel may have; more must be asked for."""

@@ -13,10 +13,10 @@ from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceBuffer, KernelFault, Launch, OutOfMemory, Transfer, buffer_names
 from kaasd.devices.cuda.context import CudaContext, Lane
+from kaasd.devices.cuda.device_memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, Move, call_of, faulted_launch, move_calls, update_call
-from kaasd.devices.cuda.memory import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed

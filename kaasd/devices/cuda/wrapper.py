@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import UnsupportedLibrary
+from kaas_core.request import Dim3
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.parameters import Parameters
-from kaasd.request.target import KernelAttributes
-from kaasd.request.types import Dim3
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import KernelAttributes
 
 Wrapper: TypeAlias = Callable[[Any, Any, int, int, int, int], int]
 _WRAPPER = ctypes.CFUNCTYPE(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from kaasd.devices.base import UnsupportedLibrary
+from kaasd.libraries import UnsupportedLibrary
 
 _TARGET = re.compile(r"sm_(\d+)(\d)([af]?)")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from random import Random
 from typing import Any
 
-from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped, UnsupportedLibrary
+from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped
 from kaasd.devices.emulator.checks import Shadows
 from kaasd.devices.emulator.launch import Arena, Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, SLOT_COUNT, Fault
@@ -17,10 +17,11 @@ from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
 from kaasd.devices.emulator.run import KERNELS, EmulatedDownload, EmulatedRun, Ended
-from kaasd.devices.image import ImageKind, read_image
 from kaasd.devices.options import default_memory_bytes
 from kaasd.devices.trace import HostTracer, Tracer
-from kaasd.request.target import DeviceProperties
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.image import ImageKind, read_image
+from kaasd.request.device_checks import DeviceProperties
 
 _LOG = logging.getLogger(__name__)
 

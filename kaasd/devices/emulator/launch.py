@@ -9,14 +9,14 @@ from math import gcd
 from random import Random
 from typing import Any
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, Launch, OutOfMemory
 from kaasd.devices.emulator.jit import NativeCode
 from kaasd.devices.emulator.layout import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE, align
 from kaasd.devices.emulator.memory import Allocation, HostMemory
 from kaasd.devices.emulator.module import EmulatedKernel
 from kaasd.devices.emulator.scheduler import build_scheduler
-from kaasd.request.target import DeviceProperties
-from kaasd.request.types import Access
+from kaasd.request.device_checks import DeviceProperties
 
 ARENA_LIMIT = 1 << 30
 """Most address space for resident blocks, in bytes, once there is more than one."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 
-from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator import instructions, ptx
 from kaasd.devices.emulator.architecture import check_targets
 from kaasd.devices.emulator.calls import function_address
@@ -17,7 +16,8 @@ from kaasd.devices.emulator.memory import AddressSpace, Allocation
 from kaasd.devices.emulator.program import Routine, Storage, Unsupported, signature_of, storage_of
 from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.resolver import Resolver
-from kaasd.request.target import KernelAttributes
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import KernelAttributes
 
 instructions.load()
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator.layout import align
 from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.table import Match
 from kaasd.devices.emulator.types import TYPES, Type
+from kaasd.libraries import UnsupportedLibrary
 
 
 class Unsupported(UnsupportedLibrary):

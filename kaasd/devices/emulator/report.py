@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch
 from kaasd.devices.emulator.layout import LAUNCH, OFFSET_BITS, OFFSET_MASK, THREAD, WARP_SIZE, Fault, Slot, State
 from kaasd.devices.emulator.linking import Site
 from kaasd.devices.emulator.memory import AddressSpace, Allocation
 from kaasd.devices.emulator.module import EmulatedKernel
-from kaasd.request.types import Access
 
 ILLEGAL_ADDRESS = "CUDA_ERROR_ILLEGAL_ADDRESS"
 MISALIGNED = "CUDA_ERROR_MISALIGNED_ADDRESS"

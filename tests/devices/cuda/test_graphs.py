@@ -14,7 +14,7 @@ from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES, CallRefused, CudaGra
 from kaasd.devices.cuda.launch import RANGES, KernelCall, move_calls
 from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.pinned import MAX_IDLE_BYTES, PinnedPool, capacity_of
-from kaasd.request.target import KernelAttributes
+from kaasd.request.device_checks import KernelAttributes
 
 KERNEL = CudaKernel("function", KernelAttributes("k", (768, 8, 8), 0, 1024))
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaasd.devices.base import KernelFault, OutOfMemory, UnsupportedLibrary
+from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.open import available
+from kaasd.devices.registry import available
+from kaasd.libraries import UnsupportedLibrary
 from tests.conformance.launching import DATA, Call, execute, inp, library, out, tmp, u32, u64
 
 pytestmark = pytest.mark.gpu
@@ -86,7 +87,7 @@ FAULT = """
 import json, sys
 from tests.conformance.launching import *
 from kaasd.devices.base import KernelFault
-from kaasd.devices.open import open_device
+from kaasd.devices.registry import open_device
 words = {"a": np.zeros(64, np.uint32)}
 harmless = Call("writeAtKern", 1, 32, [u64(3), out("a")])
 late = Call("expectKern", 1, 1, [u64(1), u32(0), inp("a")])

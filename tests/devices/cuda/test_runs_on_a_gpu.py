@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaas_core.request import Access
 from kaasd.devices.base import Awaited, BufferRef, Launch
 from kaasd.devices.cuda.device import CudaDevice
+from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.mapped import PIECE_BYTES
-from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaModule
-from kaasd.request.types import Access
 from tests.conformance.launching import library, u64
 
 pytestmark = pytest.mark.gpu

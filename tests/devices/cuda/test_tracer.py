@@ -11,15 +11,15 @@ from typing import Any, cast
 import pytest
 from cuda.bindings import driver
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, Launch
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.memory import CudaBuffer
+from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.run import CudaRun, Moved
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.trace import Span, SpanKind
-from kaasd.request.target import KernelAttributes
-from kaasd.request.types import Access
+from kaasd.request.device_checks import KernelAttributes
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 COPIES_IN, COPIES_OUT, KERNELS, IDLE = 5, 6, 7, 8

@@ -8,15 +8,15 @@ from typing import Any, cast
 import pytest
 from cuda.bindings import driver
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
+from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check, initialize
 from kaasd.devices.cuda.launch import call_of, faulted_launch
-from kaasd.devices.cuda.memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
-from kaasd.request.target import KernelAttributes
-from kaasd.request.types import Access
+from kaasd.request.device_checks import KernelAttributes
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 

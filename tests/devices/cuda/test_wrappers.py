@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from cuda.bindings import driver
 
-from kaasd.devices.base import Launch, UnsupportedLibrary
+from kaasd.devices.base import Launch
 from kaasd.devices.cuda.launch import call_of
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.wrapper import HostCode, WrapperFailed
-from kaasd.request.target import DeviceProperties
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import DeviceProperties
 from tests.conformance.launching import u32, u64
 
 DATA = Path(__file__).parents[1] / "data"

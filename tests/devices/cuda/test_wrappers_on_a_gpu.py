@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.memory import CudaBuffer
+from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.wrapper import HostFunction
-from kaasd.request.types import Access
 from tests.conformance.launching import library, u32, u64
 from tests.devices.cuda.test_runs_on_a_gpu import buffers, finish, numbers, product
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[3]
 SUM = (ROOT / "examples/wrappers/sum.so").read_bytes()
-CONVENTION = (ROOT / "tests/devices/data/convention.so").read_bytes()
+CONVENTION = (ROOT / "tests/libraries/data/convention.so").read_bytes()
 N = 10_000
 
 

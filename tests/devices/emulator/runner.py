@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.emulator import EmulatedDevice
 from kaasd.devices.emulator.memory import Allocation
 from kaasd.devices.emulator.module import EmulatedModule
-from kaasd.request.types import Access, Dim3
 
 HEADER = ".version 8.8\n.target sm_90\n.address_size 64\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault
 from kaasd.devices.emulator import EmulatedDevice
-from kaasd.request.types import Access
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
 
 RACE, UNINITIALIZED = "KAAS_ERROR_DATA_RACE", "KAAS_ERROR_UNINITIALIZED_READ"

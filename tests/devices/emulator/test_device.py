@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped, UnsupportedLibrary
+from kaas_core.request import Access
+from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
 from kaasd.devices.emulator import EmulatedDevice
-from kaasd.request.target import DeviceProperties
-from kaasd.request.types import Access
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, Array, array_of, buffer_of, kernel, launch, read_write
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kaasd.devices.base import UnsupportedLibrary
 from kaasd.devices.emulator import EmulatedDevice
-from kaasd.request.target import DeviceProperties
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel
 
 CLUSTERS = "thread block clusters are not"

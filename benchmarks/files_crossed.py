@@ -1,0 +1,79 @@
+"""Counts the files that one warm ``Invoke`` passes through, in the front and in the worker: ``python -m benchmarks.files_crossed``.
+
+A file counts where one of its functions runs between the call and its reply. The dot product of the README is called on the
+emulated device, with one input inline, one from the store, and its output stored, so that the whole way is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.problems import DOT_N
+from benchmarks.requests import dot_request
+from examples.local_daemon import local_daemon
+from kaas_client import Client
+
+ROOT = Path(__file__).parent.parent
+WARM_CALLS = 50
+TIMEOUT_S = 30
+
+
+def main() -> None:
+    """Print the files of each process, and their number together."""
+    with tempfile.TemporaryDirectory() as folder:
+        crossed = files_crossed(Path(folder))
+    for process, files in crossed.items():
+        print(f"{process}: {len(files)}", *files, sep="\n  ")
+    print(f"together: {len(set().union(*crossed.values()))}")
+
+
+def files_crossed(folder: Path) -> dict[str, list[str]]:
+    """Return the project's files that a warm call passes through, by process. ``folder`` is empty, for what they write."""
+    hook = str(ROOT / "benchmarks" / "tracing_hook")
+    path = os.pathsep.join([hook, str(ROOT), str(ROOT / "proto"), os.environ.get("PYTHONPATH", "")])
+    environ = {"FILES_CROSSED_DIRECTORY": str(folder), "PYTHONPATH": path}
+    with local_daemon("--device", "emulator", environ=environ) as address, Client(address) as kaas:
+        a = np.arange(DOT_N, dtype="u4")
+        kaas.put("b", a)
+        dot = kaas.register("dot", dot_request(kaas.upload(ROOT / "examples/kernels/dot.ptx"), stored=True))
+        for _ in range(WARM_CALLS):
+            dot(a=a)
+        (worker,) = (device.worker_pid for device in kaas.devices())
+        front = _parent(worker)
+        _signal(signal.SIGUSR1, front, worker)
+        dot(a=a)
+        _signal(signal.SIGUSR2, front, worker)
+        return {name: _read(folder / f"{pid}.json") for name, pid in (("front", front), ("worker", worker))}
+
+
+def _signal(number: int, *pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+    time.sleep(0.5)  # Both processes sleep by now, and have taken the signal.
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _read(path: Path) -> list[str]:
+    """Return the project's own files of those in ``path``, which another process is about to write."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} was not written")
+        time.sleep(0.01)
+    files = (Path(name) for name in json.loads(path.read_text()))
+    inside = sorted(str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT))
+    return [name for name in inside if name.startswith(("kaasd/", "kaas_core/"))]
+
+
+if __name__ == "__main__":
+    main()

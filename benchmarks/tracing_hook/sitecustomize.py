@@ -1,0 +1,45 @@
+"""Put on the path of a process and of its children, has them note which files they run code of, between SIGUSR1 and SIGUSR2.
+
+Each writes its set, one JSON file, into the directory that ``FILES_CROSSED_DIRECTORY`` names. Used by ``benchmarks.files_crossed``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_seen: set[str] = set()
+_noting = False
+
+
+def _note(frame: FrameType, event: str, argument: Any) -> None:
+    if _noting:
+        _seen.add(frame.f_code.co_filename)
+
+
+def _begin(number: int, frame: FrameType | None) -> None:
+    global _noting
+    _seen.clear()
+    _noting = True
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    global _noting
+    _noting = False
+    folder = Path(os.environ["FILES_CROSSED_DIRECTORY"])
+    written = folder / f".{os.getpid()}"
+    written.write_text(json.dumps(sorted(_seen)))
+    written.rename(folder / f"{os.getpid()}.json")
+
+
+if "FILES_CROSSED_DIRECTORY" in os.environ:
+    signal.signal(signal.SIGUSR1, _begin)
+    signal.signal(signal.SIGUSR2, _end)
+    threading.setprofile(_note)
+    sys.setprofile(_note)

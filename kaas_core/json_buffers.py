@@ -1,0 +1,105 @@
+"""The buffers of a request's JSON form, merged from every place that mentions them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from kaas_core.json_reader import ObjectReader, boolean, integer, text
+from kaas_core.request import BufferSpec
+from kaas_core.violations import Violations, shown
+
+_SIZE = ("size", "size_bytes")
+_OFFSET = ("offset", "offset_bytes")
+_CONSTANT = ("const", "constant")
+_FIELDS = ("name", "key", "ephemeral", *_SIZE, *_OFFSET, *_CONSTANT)
+
+T = TypeVar("T", int, str, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """What one place says of a buffer; None where it says nothing."""
+
+    path: str
+    has_size: bool = False
+    """It gives a size, right or wrong."""
+    size: int | None = None
+    offset: int | None = None
+    key: str | None = None
+    constant: bool | None = None
+    ephemeral: bool | None = None
+
+
+class BufferMentions:
+    """Merges the mentions of each name: what is given anywhere holds everywhere, and must be the same wherever given.
+
+    Only ``ephemeral`` may differ: true once is true, because the original says false wherever nothing was said.
+    """
+
+    def __init__(self, found: Violations) -> None:
+        self._found = found
+        self._mentions: dict[str, list[_Mention]] = {}
+
+    def mention(self, path: str, value: object) -> str | None:
+        """Note one mention, an object with attributes or the name alone, and return the name; None where it has none."""
+        if isinstance(value, str):
+            self._mentions.setdefault(value, []).append(_Mention(path))
+            return value
+        reader = ObjectReader(self._found, path, value, _FIELDS, "a buffer")
+        mention = _Mention(
+            path,
+            has_size=any(field in reader for field in _SIZE),
+            size=reader.optional(_SIZE, integer),
+            offset=reader.optional(_OFFSET, integer),
+            key=reader.optional(("key",), _key),
+            constant=reader.optional(_CONSTANT, boolean),
+            ephemeral=reader.optional(("ephemeral",), boolean),
+        )
+        name = reader.required(("name",), text)
+        if name is not None:
+            self._mentions.setdefault(name, []).append(mention)
+        return name
+
+    def specs(self) -> tuple[BufferSpec, ...]:
+        """Return one buffer a name, in the order of first mention."""
+        return tuple(self._merge(name, mentions) for name, mentions in self._mentions.items())
+
+    def _merge(self, name: str, mentions: list[_Mention]) -> BufferSpec:
+        size = self._agreed(name, mentions, "size", lambda mention: mention.size)
+        if not any(mention.has_size for mention in mentions):
+            self._found.add(mentions[0].path, f"buffer {shown(name)} is given a size nowhere")
+        return BufferSpec(
+            name=name,
+            size_bytes=size or 0,
+            key=self._agreed(name, mentions, "key", lambda mention: mention.key) or "",
+            offset_bytes=self._agreed(name, mentions, "offset", lambda mention: mention.offset) or 0,
+            ephemeral=any(mention.ephemeral for mention in mentions),
+            constant=self._agreed(name, mentions, "const", lambda mention: mention.constant) or False,
+        )
+
+    def _agreed(self, name: str, mentions: list[_Mention], what: str, get: Callable[[_Mention], T | None]) -> T | None:
+        agreed: T | None = None
+        place = ""
+        for mention in mentions:
+            value = get(mention)
+            if value is None:
+                continue
+            if agreed is None:
+                agreed, place = value, mention.path
+            elif value != agreed:
+                self._found.add(
+                    f"{mention.path}.{what}",
+                    f"buffer {shown(name)} has {what} {shown(value)} here, but {shown(agreed)} at {place}",
+                )
+        return agreed
+
+
+def _key(found: Violations, path: str, value: object) -> str | None:
+    if value is None:  # as good as absent, in the original
+        return None
+    if value == "":
+        found.add(path, "must not be empty; leave it out where the key is the buffer's name")
+        return None
+    return text(found, path, value)

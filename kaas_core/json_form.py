@@ -1,0 +1,244 @@
+"""The JSON form of a request: the original format of KaaS and our own, read in any mixture; written in our own.
+
+The original format names buffers where they are used, with all their attributes; here a request has a list of them. So every
+place that names a buffer is a *mention*, and the mentions of one name are merged into one ``BufferSpec``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from kaas_core.json_buffers import BufferMentions
+from kaas_core.json_reader import ObjectReader, decode, integer, items, text
+from kaas_core.request import INTEGER_TYPES, Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Literal, Request
+from kaas_core.uses import with_implied_ephemeral
+from kaas_core.validation import validate
+from kaas_core.violations import Violations, shown
+
+_ITERATIONS = ("iterations", "nIter")
+_NAME = ("name", "kernel")
+_GRID = ("grid", "nGrid", "gridDim")
+_BLOCK = ("block", "nBlock", "blockDim")
+_SHARED = ("shared_memory_bytes", "sharedSize")
+_USES = {"inputs": Access.INPUT, "temps": Access.TEMPORARY, "outputs": Access.OUTPUT}
+"""The original's lists of buffers by use: all there is in its first version, repeating ``arguments`` in its last."""
+_REQUEST_FIELDS = ("kernels", "buffers", *_ITERATIONS)
+_KERNEL_FIELDS = ("library", *_NAME, *_GRID, *_BLOCK, *_SHARED, "literals", "arguments", "type_list", *_USES)
+_LITERAL_FIELDS = ("type", "val")
+
+_ACCESS_LETTERS: Mapping[object, Access] = {access.value: access for access in Access}
+_LITERAL_LETTER = "l"
+_LETTERS = "i, o, io, t, or l for a literal"
+_FLOAT_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has no such numbers; these strings stand for them, as in the JSON form of protobuf."""
+
+
+def request_from_json(source: str | bytes | dict[str, object]) -> Request:
+    """Return the validated request, defaults filled in. Raises ``InvalidRequestError`` with every violation.
+
+    ``source`` is JSON, bytes being UTF-8, or what a JSON parser made of it.
+    """
+    value = decode(source) if isinstance(source, (str, bytes)) else source
+    found = Violations()
+    request = _request(found, value)
+    found.raise_if_any()
+    validate(request)
+    return request
+
+
+def request_to_json(request: Request) -> dict[str, object]:
+    """Return our own form of a valid request, for ``json.dumps``; what has its default value is left out."""
+    fields: dict[str, object] = {"kernels": [_kernel_to_json(kernel) for kernel in request.kernels]}
+    if request.buffers:
+        fields["buffers"] = [_buffer_to_json(spec) for spec in request.buffers]
+    if request.iterations != 1:
+        fields["iterations"] = request.iterations
+    return fields
+
+
+def _request(found: Violations, value: object) -> Request:
+    reader = ObjectReader(found, "", value, _REQUEST_FIELDS, "a request")
+    mentions = BufferMentions(found)
+    for index, buffer in enumerate(reader.optional(("buffers",), items) or ()):
+        mentions.mention(f"buffers[{index}]", buffer)
+    kernels = tuple(
+        _kernel(found, f"kernels[{index}]", kernel, mentions)
+        for index, kernel in enumerate(reader.required(("kernels",), items) or ())
+    )
+    iterations = reader.optional(_ITERATIONS, integer)
+    request = Request(kernels, mentions.specs(), 1 if iterations is None else iterations)
+    return _without_idle_keys(with_implied_ephemeral(request))
+
+
+def _without_idle_keys(request: Request) -> Request:
+    """Drop the keys of ephemeral buffers that only repeat the name: the original writes a key for every buffer."""
+    return replace(
+        request,
+        buffers=tuple(replace(spec, key="") if spec.ephemeral and spec.key == spec.name else spec for spec in request.buffers),
+    )
+
+
+def _kernel(found: Violations, path: str, value: object, mentions: BufferMentions) -> KernelSpec:
+    reader = ObjectReader(found, path, value, _KERNEL_FIELDS, "a kernel")
+    literals = [
+        _literal(found, f"{path}.literals[{index}]", literal)
+        for index, literal in enumerate(reader.optional(("literals",), items) or ())
+    ]
+    buffers_by_use = {field: _buffers_of(reader, field, mentions) for field in _USES if field in reader}
+    if "arguments" in reader:
+        arguments = _arguments(found, reader, mentions)
+        _check_repeated(found, path, buffers_by_use, arguments)
+    else:
+        arguments = _arguments_by_use(buffers_by_use)
+        if "type_list" in reader:
+            found.add(f"{path}.type_list", "is given without arguments")
+    return KernelSpec(
+        library=reader.required(("library",), text) or "",
+        name=reader.required(_NAME, text) or "",
+        grid=reader.required(_GRID, _dim3) or (1, 1, 1),
+        block=reader.required(_BLOCK, _dim3) or (1, 1, 1),
+        arguments=(*literals, *arguments),
+        shared_memory_bytes=reader.optional(_SHARED, integer) or 0,
+    )
+
+
+def _arguments(found: Violations, reader: ObjectReader, mentions: BufferMentions) -> list[Argument]:
+    elements = reader.optional(("arguments",), items) or []
+    path = f"{reader.path}.arguments"
+    letters = reader.optional(("type_list",), items)
+    if letters is None:
+        return [
+            argument
+            for index, element in enumerate(elements)
+            if (argument := _paired_argument(found, f"{path}[{index}]", element, mentions)) is not None
+        ]
+    if len(letters) != len(elements):
+        found.add(f"{reader.path}.type_list", f"has {len(letters)} entries for {len(elements)} arguments")
+    return [
+        argument
+        for index, (element, letter) in enumerate(zip(elements, letters, strict=False))
+        if (argument := _argument(found, f"{path}[{index}]", element, letter, mentions)) is not None
+    ]
+
+
+def _paired_argument(found: Violations, path: str, pair: object, mentions: BufferMentions) -> Argument | None:
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        found.add(path, f"must be a pair of a buffer or literal and one of {_LETTERS}")
+        return None
+    value, letter = pair
+    return _argument(found, path, value, letter, mentions)
+
+
+def _argument(found: Violations, path: str, value: object, letter: object, mentions: BufferMentions) -> Argument | None:
+    if letter == _LITERAL_LETTER:
+        return _literal(found, path, value)
+    access = _ACCESS_LETTERS.get(letter) if isinstance(letter, str) else None
+    if access is None:
+        found.add(path, f"unknown access {shown(letter)}; it is one of {_LETTERS}")
+        return None
+    name = mentions.mention(path, value)
+    return None if name is None else BufferArgument(name, access)
+
+
+def _buffers_of(reader: ObjectReader, field: str, mentions: BufferMentions) -> list[str]:
+    elements = enumerate(reader.optional((field,), items) or ())
+    names = (mentions.mention(f"{reader.path}.{field}[{index}]", element) for index, element in elements)
+    return [name for name in names if name is not None]
+
+
+def _arguments_by_use(buffers_by_use: Mapping[str, list[str]]) -> list[Argument]:
+    """Return the arguments in the order of the original's first version: inputs, temporaries, then outputs that are no inputs."""
+    outputs = set(buffers_by_use.get("outputs", ()))
+    inputs = set(buffers_by_use.get("inputs", ()))
+    return [
+        BufferArgument(name, Access.INOUT if field == "inputs" and name in outputs else access)
+        for field, access in _USES.items()
+        for name in buffers_by_use.get(field, ())
+        if not (field == "outputs" and name in inputs)
+    ]
+
+
+def _check_repeated(found: Violations, path: str, buffers_by_use: Mapping[str, list[str]], arguments: list[Argument]) -> None:
+    for field, names in buffers_by_use.items():
+        letter = _USES[field].value
+        expected = {a.buffer for a in arguments if isinstance(a, BufferArgument) and letter in a.access.value}
+        if set(names) != expected:
+            found.add(f"{path}.{field}", "names other buffers than the arguments do")
+
+
+def _literal(found: Violations, path: str, value: object) -> Literal:
+    reader = ObjectReader(found, path, value, _LITERAL_FIELDS, "a literal")
+    letter = reader.required(("type",), text) or ""
+
+    def number(found: Violations, path: str, value: object) -> int | float | None:
+        return integer(found, path, value) if letter in INTEGER_TYPES else _float(found, path, value)
+
+    given = reader.required(("val",), number)
+    return Literal(letter, 0 if given is None else given)
+
+
+def _float(found: Violations, path: str, value: object) -> float | None:
+    if isinstance(value, str) and value in _FLOAT_NAMES:
+        return _FLOAT_NAMES[value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        found.add(path, f"must be a number, not {shown(value)}")
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        found.add(path, f"is no finite number; if it is meant, write one of {', '.join(map(repr, _FLOAT_NAMES))} as a string")
+        return None
+    return number
+
+
+def _dim3(found: Violations, path: str, value: object) -> Dim3 | None:
+    if not isinstance(value, (list, tuple)):
+        x = integer(found, path, value)
+        return None if x is None else (x, 1, 1)
+    if not 1 <= len(value) <= 3:
+        found.add(path, f"must have one to three numbers, not {len(value)}")
+        return None
+    x, y, z = (
+        integer(found, f"{path}[{axis}]", value[axis]) if axis < len(value) else 1  # as CUDA's dim3
+        for axis in range(3)
+    )
+    return None if x is None or y is None or z is None else (x, y, z)
+
+
+def _kernel_to_json(kernel: KernelSpec) -> dict[str, object]:
+    fields: dict[str, object] = {
+        "library": kernel.library,
+        "name": kernel.name,
+        "grid": list(kernel.grid),
+        "block": list(kernel.block),
+    }
+    if kernel.shared_memory_bytes:
+        fields["shared_memory_bytes"] = kernel.shared_memory_bytes
+    fields["arguments"] = [_argument_to_json(argument) for argument in kernel.arguments]
+    return fields
+
+
+def _argument_to_json(argument: Argument) -> list[object]:
+    if isinstance(argument, BufferArgument):
+        return [argument.buffer, argument.access.value]
+    value: object = argument.value
+    if isinstance(value, float) and not math.isfinite(value):
+        value = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return [{"type": argument.type, "val": value}, _LITERAL_LETTER]
+
+
+def _buffer_to_json(spec: BufferSpec) -> dict[str, object]:
+    fields: dict[str, object] = {"name": spec.name, "size": spec.size_bytes}
+    if spec.key:
+        fields["key"] = spec.key
+    if spec.offset_bytes:
+        fields["offset"] = spec.offset_bytes
+    if spec.ephemeral:
+        fields["ephemeral"] = True
+    if spec.constant:
+        fields["const"] = True
+    return fields

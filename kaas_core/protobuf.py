@@ -1,0 +1,156 @@
+"""The protobuf form of a request: ``kaas.v1.Request`` to ``Request`` and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kaas.v1 import types_pb2
+from kaas_core.request import (
+    FLOAT_TYPES,
+    INTEGER_TYPES,
+    Access,
+    Argument,
+    BufferArgument,
+    BufferSpec,
+    Dim3,
+    KernelSpec,
+    Literal,
+    Request,
+)
+from kaas_core.uses import with_implied_ephemeral
+from kaas_core.validation import validate
+from kaas_core.violations import Violations, shown
+
+_ACCESS_FROM_PROTO: Mapping[int, Access] = {
+    types_pb2.ACCESS_INPUT: Access.INPUT,
+    types_pb2.ACCESS_OUTPUT: Access.OUTPUT,
+    types_pb2.ACCESS_INOUT: Access.INOUT,
+    types_pb2.ACCESS_TEMPORARY: Access.TEMPORARY,
+}
+_ACCESS_TO_PROTO: Mapping[Access, types_pb2.Access] = {
+    Access.INPUT: types_pb2.ACCESS_INPUT,
+    Access.OUTPUT: types_pb2.ACCESS_OUTPUT,
+    Access.INOUT: types_pb2.ACCESS_INOUT,
+    Access.TEMPORARY: types_pb2.ACCESS_TEMPORARY,
+}
+_VALUE_FIELD: Mapping[str, str] = {
+    **{letter: "uint_value" if letter.isupper() else "int_value" for letter in INTEGER_TYPES},
+    **dict.fromkeys(FLOAT_TYPES, "float_value"),
+}
+"""The field of ``Literal.value`` that suits each literal type."""
+
+
+def request_from_proto(message: types_pb2.Request) -> Request:
+    """Return the validated request, defaults filled in. Raises ``InvalidRequestError`` with every violation."""
+    found = Violations()
+    request = Request(
+        kernels=tuple(_kernel_from_proto(found, f"kernels[{i}]", kernel) for i, kernel in enumerate(message.kernels)),
+        buffers=tuple(
+            BufferSpec(
+                name=buffer.name,
+                size_bytes=buffer.size_bytes,
+                key=buffer.key,
+                offset_bytes=buffer.offset_bytes,
+                ephemeral=buffer.ephemeral,
+                constant=buffer.constant,
+            )
+            for buffer in message.buffers
+        ),
+        iterations=message.iterations or 1,
+    )
+    found.raise_if_any()
+    request = with_implied_ephemeral(request)
+    validate(request)
+    return request
+
+
+def request_to_proto(request: Request) -> types_pb2.Request:
+    """Return the message of a valid request."""
+    return types_pb2.Request(
+        kernels=[_kernel_to_proto(kernel) for kernel in request.kernels],
+        buffers=[
+            types_pb2.BufferSpec(
+                name=spec.name,
+                size_bytes=spec.size_bytes,
+                key=spec.key,
+                offset_bytes=spec.offset_bytes,
+                ephemeral=spec.ephemeral,
+                constant=spec.constant,
+            )
+            for spec in request.buffers
+        ],
+        iterations=request.iterations,
+    )
+
+
+def _kernel_from_proto(found: Violations, path: str, message: types_pb2.KernelSpec) -> KernelSpec:
+    for field in ("grid", "block"):
+        if not message.HasField(field):
+            found.add(f"{path}.{field}", "is required")
+    return KernelSpec(
+        library=message.library,
+        name=message.name,
+        grid=_dim3_from_proto(message.grid),
+        block=_dim3_from_proto(message.block),
+        arguments=tuple(
+            _argument_from_proto(found, f"{path}.arguments[{i}]", argument) for i, argument in enumerate(message.arguments)
+        ),
+        shared_memory_bytes=message.shared_memory_bytes,
+    )
+
+
+def _dim3_from_proto(message: types_pb2.Dim3) -> Dim3:
+    return message.x, message.y or 1, message.z or 1
+
+
+def _argument_from_proto(found: Violations, path: str, message: types_pb2.Argument) -> Argument:
+    kind = message.WhichOneof("kind")
+    if kind == "buffer":
+        return _buffer_argument_from_proto(found, path, message.buffer)
+    if kind is None:
+        found.add(path, "is neither a buffer nor a literal")
+    return _literal_from_proto(found, path, message.literal)
+
+
+def _buffer_argument_from_proto(found: Violations, path: str, message: types_pb2.BufferArgument) -> BufferArgument:
+    access = _ACCESS_FROM_PROTO.get(message.access)
+    if access is None:
+        what = "is not set" if message.access == types_pb2.ACCESS_UNSPECIFIED else f"has the unknown value {message.access}"
+        found.add(path, f"access {what}; it is one of INPUT, OUTPUT, INOUT, TEMPORARY")
+    return BufferArgument(message.buffer, access or Access.INPUT)
+
+
+def _literal_from_proto(found: Violations, path: str, message: types_pb2.Literal) -> Literal:
+    given = message.WhichOneof("value")
+    expected = _VALUE_FIELD.get(message.type)
+    # An unknown type is validation's to complain of, with or without a value.
+    if expected is not None and given != expected:
+        found.add(path, f"a literal of type {shown(message.type)} needs {expected}, but {given or 'no value'} is set")
+    return Literal(message.type, 0 if given is None else getattr(message, given))
+
+
+def _kernel_to_proto(kernel: KernelSpec) -> types_pb2.KernelSpec:
+    return types_pb2.KernelSpec(
+        library=kernel.library,
+        name=kernel.name,
+        grid=dim3_to_proto(kernel.grid),
+        block=dim3_to_proto(kernel.block),
+        shared_memory_bytes=kernel.shared_memory_bytes,
+        arguments=[_argument_to_proto(argument) for argument in kernel.arguments],
+    )
+
+
+def dim3_to_proto(size: Dim3) -> types_pb2.Dim3:
+    """Return the message of a size."""
+    x, y, z = size
+    return types_pb2.Dim3(x=x, y=y, z=z)
+
+
+def _argument_to_proto(argument: Argument) -> types_pb2.Argument:
+    if isinstance(argument, BufferArgument):
+        return types_pb2.Argument(
+            buffer=types_pb2.BufferArgument(buffer=argument.buffer, access=_ACCESS_TO_PROTO[argument.access])
+        )
+    literal = types_pb2.Literal(type=argument.type)
+    setattr(literal, _VALUE_FIELD[argument.type], argument.value)
+    return types_pb2.Argument(literal=literal)

@@ -1,0 +1,137 @@
+"""What a request is. Frozen and pure: nothing here knows the wire, the store or a device."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+Dim3 = tuple[int, int, int]
+"""A size in three dimensions, as CUDA's ``dim3``: ``(x, y, z)``."""
+
+
+class Access(Enum):
+    """How a kernel uses a buffer; the values are the letters of the JSON form."""
+
+    INPUT = "i"
+    OUTPUT = "o"
+    INOUT = "io"
+    TEMPORARY = "t"
+
+    @property
+    def reads(self) -> bool:
+        """Whether a first use of this kind loads the buffer."""
+        return self in (Access.INPUT, Access.INOUT)
+
+    @property
+    def writes(self) -> bool:
+        """Whether a buffer used so is written back to its key (unless ephemeral)."""
+        return self in (Access.OUTPUT, Access.INOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A scalar passed by value."""
+
+    type: str
+    """A letter of Python's ``struct``: ``b B h H i I q Q e f d``."""
+    value: int | float
+
+
+@dataclass(frozen=True, slots=True)
+class BufferArgument:
+    """One use of a buffer as a kernel's argument."""
+
+    buffer: str
+    """The name of one of the request's buffers."""
+    access: Access
+
+
+Argument = BufferArgument | Literal
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSpec:
+    """Bytes on the device for the time of a request."""
+
+    name: str
+    size_bytes: int
+    key: str = ""
+    """The store's key; empty: the name."""
+    offset_bytes: int = 0
+    """Where the buffer starts in the key's value."""
+    ephemeral: bool = False
+    """Never touches the store."""
+    constant: bool = False
+    """The caller's promise that the key's value does not change."""
+
+    @property
+    def store_key(self) -> str:
+        """The key that backs this buffer (unless ephemeral)."""
+        return self.key or self.name
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSpec:
+    """One launch of one ``__global__`` entry point."""
+
+    library: str
+    """An absolute path, or ``sha256:`` and 64 hex digits."""
+    name: str
+    grid: Dim3
+    block: Dim3
+    arguments: tuple[Argument, ...] = ()
+    shared_memory_bytes: int = 0
+    """Dynamic shared memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Kernels in order, ``iterations`` times, and the buffers that they use."""
+
+    kernels: tuple[KernelSpec, ...]
+    buffers: tuple[BufferSpec, ...] = ()
+    iterations: int = 1
+
+
+INTEGER_TYPES = frozenset("bBhHiIqQ")
+"""8 to 64 bits; lower case is signed."""
+FLOAT_TYPES = frozenset("efd")
+"""Half, single, double."""
+
+_PACKERS: Mapping[str, struct.Struct] = {letter: struct.Struct(f"<{letter}") for letter in INTEGER_TYPES | FLOAT_TYPES}
+
+
+def literal_problem(literal: Literal) -> str | None:
+    """Return what is wrong with a literal, or None. Infinities and NaN are right for every floating-point type."""
+    letter, value = literal.type, literal.value
+    if letter not in _PACKERS:
+        return f"unknown literal type {letter!r:.20}; it is one of b B h H i I q Q e f d"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return f"a literal's value must be a number, not {type(value).__name__}"
+    if letter in INTEGER_TYPES and not isinstance(value, int):
+        return f"a literal of type '{letter}' must be an integer, not {value!r}"
+    try:
+        _PACKERS[letter].pack(value)
+    except (struct.error, OverflowError):
+        return f"the value is out of range for type '{letter}'{_range(letter)}"
+    return None
+
+
+def literal_size(letter: str) -> int:
+    """Return the size in bytes of a literal of this type."""
+    return _PACKERS[letter].size
+
+
+def pack_literal(literal: Literal) -> bytes:
+    """Return the bytes of a valid literal, little-endian as on every device."""
+    return _PACKERS[literal.type].pack(literal.value)
+
+
+def _range(letter: str) -> str:
+    if letter in FLOAT_TYPES:
+        return f" ({8 * literal_size(letter)} bits)"
+    bits = 8 * literal_size(letter)
+    low, high = (0, 2**bits - 1) if letter.isupper() else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return f" ({low} to {high})"

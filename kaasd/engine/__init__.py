@@ -1,1 +1,0 @@
-"""Runs requests on one device: plans, modules, buffers, and the one commit at the end."""

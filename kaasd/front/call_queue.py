@@ -1,0 +1,245 @@
+"""Which calls a worker has, and what becomes of each: events in, decisions out, no I/O.
+
+A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are those
+that it is serving. When the worker dies only these have been touched; the others are sent again to its successor. Where a fault
+took the device from several requests and nobody can tell which of them did it, each is run again, alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import NamedTuple
+
+from kaas_core.errors import CancelledError, DeadlineExceededError, KaasError, QueueFullError, WorkerRestartingError
+
+WAITING_AT_WORKER = 1
+"""Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
+
+
+class CancelReason(Enum):
+    """Why a call is to end early."""
+
+    DEADLINE = "deadline"
+    CANCELLED = "cancelled"
+
+    def error(self, stage: str) -> KaasError:
+        """Return the error for a call stopped while it was ``stage``: queued or running."""
+        if self is CancelReason.DEADLINE:
+            return DeadlineExceededError(f"the deadline passed while the request was {stage}")
+        return CancelledError(f"the caller went away while the request was {stage}")
+
+
+class Send(NamedTuple):
+    """Send the call to the worker."""
+
+    call: int
+
+
+class Fail(NamedTuple):
+    """Tell the caller that the call failed."""
+
+    call: int
+    error: KaasError
+
+
+class Stop(NamedTuple):
+    """Ask the worker to stop the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
+
+    call: int
+    reason: CancelReason
+
+
+class Kill(NamedTuple):
+    """Kill the worker: it serves a call that cannot be stopped otherwise."""
+
+
+Decision = Send | Fail | Stop | Kill
+
+
+@dataclass(slots=True)
+class _Sent:
+    """A call at the worker."""
+
+    stop: CancelReason | None = None
+    failed: bool = False
+    """Its caller has been told already; the worker skips it or stops it."""
+
+
+class CallQueue:
+    """The calls of one worker, waiting and sent."""
+
+    def __init__(self, max_queued: int, concurrency: int = 1) -> None:
+        self._max_queued = max_queued
+        self._concurrency = concurrency
+        self._ready = False
+        self._queued: OrderedDict[int, None] = OrderedDict()
+        self._sent: OrderedDict[int, _Sent] = OrderedDict()
+        self._alone: set[int] = set()
+        """Calls that must not run beside others."""
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait behind those being served."""
+        return self.load - self.running
+
+    @property
+    def running(self) -> int:
+        """Calls being served."""
+        return min(self._concurrency, len(self._sent))
+
+    @property
+    def load(self) -> int:
+        """All calls."""
+        return len(self._queued) + len(self._sent)
+
+    def submit(self, call: int) -> list[Decision]:
+        """Take a new call. Raises ``QueueFullError``."""
+        if len(self._queued) >= self._max_queued:
+            raise QueueFullError(f"{len(self._queued)} requests are waiting already, the most that this server allows")
+        self._queued[call] = None
+        return self._next()
+
+    def worker_ready(self) -> list[Decision]:
+        """A worker has started."""
+        self._ready = True
+        return self._next()
+
+    def answered(self, call: int, *, device_lost: bool = False) -> list[Decision]:
+        """The worker has answered a call; where it has lost its device meanwhile, it takes no other."""
+        self._sent.pop(call, None)
+        self._ready &= not device_lost
+        self._alone.discard(call)
+        return self._next()
+
+    def run_again(self, call: int, *, alone: bool) -> list[Decision]:
+        """The worker has lost its device while it served a call, and changed nothing: its successor is to run it.
+
+        ``alone``, where the call may be the one at fault.
+        """
+        sent = self._sent.pop(call, _Sent())
+        if sent.stop is not None:
+            return [] if sent.failed else [Fail(call, sent.stop.error("running"))]
+        self._ready = False
+        self._wait_first(call)
+        if alone:
+            self._alone.add(call)
+        return []
+
+    def worker_lost(self) -> list[Decision]:
+        """The worker has gone: what it served fails, what only waited there waits for the next worker."""
+        self._ready = False
+        served = set(self._served())
+        decisions: list[Decision] = []
+        waiting = []
+        for call, sent in self._sent.items():
+            if sent.failed:
+                continue
+            if sent.stop is not None:
+                decisions.append(Fail(call, sent.stop.error("running")))
+            elif call in served:
+                # It may have died between the commit and its answer.
+                error = WorkerRestartingError(
+                    "the worker died while it served this request; all of its outputs are stored, or none is"
+                )
+                decisions.append(Fail(call, error))
+            else:
+                waiting.append(call)
+        for call in reversed(waiting):
+            self._wait_first(call)
+        self._sent.clear()
+        return decisions
+
+    def stop(self, call: int, reason: CancelReason) -> list[Decision]:
+        """A call's deadline has passed, or its caller has gone."""
+        if call in self._queued:
+            del self._queued[call]
+            self._alone.discard(call)
+            return [Fail(call, reason.error("queued"))]
+        sent = self._sent.get(call)
+        if sent is None or sent.stop is CancelReason.DEADLINE:
+            return []
+        sent.stop = reason
+        if sent.failed or call in self._served():
+            return [Stop(call, reason)]
+        sent.failed = True
+        return [Fail(call, reason.error("queued")), Stop(call, reason)]
+
+    def grace_over(self, call: int) -> list[Decision]:
+        """A call that was to stop at its deadline had time enough to do so."""
+        return [Kill()] if call in self._served() and self._sent[call].stop is CancelReason.DEADLINE else []
+
+    def fail_all(self, error: KaasError) -> list[Decision]:
+        """No worker will come any more."""
+        calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
+        self._sent.clear()
+        self._queued.clear()
+        self._alone.clear()
+        return [Fail(call, error) for call in calls]
+
+    def _next(self) -> list[Decision]:
+        decisions: list[Decision] = []
+        while self._ready and self._queued and len(self._sent) < self._concurrency + WAITING_AT_WORKER:
+            call = next(iter(self._queued))
+            if self._sent and (call in self._alone or not self._alone.isdisjoint(self._sent)):
+                break
+            del self._queued[call]
+            self._sent[call] = _Sent()
+            decisions.append(Send(call))
+        return decisions
+
+    def _wait_first(self, call: int) -> None:
+        self._queued[call] = None
+        self._queued.move_to_end(call, last=False)
+
+    def _served(self) -> list[int]:
+        return list(islice(self._sent, self._concurrency))
+
+
+class SeenRequests:
+    """The requests that a worker has seen, by digest: their content need not go to it again.
+
+    A guess: a worker that no longer knows one asks for it.
+    """
+
+    def __init__(self, most: int) -> None:
+        """``most`` are remembered; past that, all are forgotten."""
+        self._most = most
+        self._digests: set[bytes] = set()
+
+    def add(self, digest: bytes) -> bool:
+        """Note that a request goes to the worker; return whether it is the first time."""
+        if digest in self._digests:
+            return False
+        if len(self._digests) >= self._most:
+            self._digests.clear()
+        self._digests.add(digest)
+        return True
+
+    def clear(self) -> None:
+        """Another worker has taken the place of the one before."""
+        self._digests.clear()
+
+
+@dataclass
+class RestartPolicy:
+    """How long to wait before a new worker: not at all after one that served, ever longer after ones that never did."""
+
+    failures: int = 0
+    """Workers in a row that ended without having become ready."""
+    first_delay_s: float = 0.25
+    longest_delay_s: float = 30.0
+
+    def ready(self) -> None:
+        """A worker has started well."""
+        self.failures = 0
+
+    def lost(self, was_ready: bool) -> float:
+        """Return the seconds to wait after a worker has ended."""
+        if was_ready:
+            return 0.0
+        self.failures += 1
+        return min(self.longest_delay_s, math.ldexp(self.first_delay_s, self.failures - 1))

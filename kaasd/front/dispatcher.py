@@ -1,0 +1,220 @@
+"""Where the API hands over: picks a device for a call, keeps its deadline, and knows when all is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from time import perf_counter_ns
+
+from google.protobuf import duration_pb2
+
+from kaas.v1 import admin_pb2, executor_pb2, library_pb2, trace_pb2
+from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import DrainingError, InvalidRequestError, KaasError
+from kaasd.front.supervisor import Supervisor
+from kaasd.ipc.messages import SerializedRequest
+
+
+class BusyPoll:
+    """Has the running event loop look for events, instead of sleeping until one comes, for a while after each ``extend``.
+
+    To be woken costs 20 to 100 microseconds, twice for each request: for what comes from the caller and from the worker. With
+    several requests in flight the loop hardly sleeps anyway, and would only look more often for the same events.
+    """
+
+    def __init__(self, duration_s: float) -> None:
+        """0 for ``duration_s`` lets the loop sleep."""
+        self._loop = asyncio.get_running_loop()
+        self._duration_ns = round(duration_s * 1e9)
+        self._until_ns = 0
+        self._spinning = False
+
+    def extend(self) -> None:
+        """A request has come or gone."""
+        if self._duration_ns:
+            self._until_ns = perf_counter_ns() + self._duration_ns
+            if not self._spinning:
+                self._spinning = True
+                self._loop.call_soon(self._again)
+
+    def end(self) -> None:
+        """Sleep from now on, until the next ``extend``."""
+        self._until_ns = 0
+
+    def _again(self) -> None:
+        self._spinning = perf_counter_ns() < self._until_ns
+        if self._spinning:
+            self._loop.call_soon(self._again)
+
+
+class _InFlight:
+    """Counts the calls that are in its ``with`` block."""
+
+    def __init__(self, spin: BusyPoll) -> None:
+        self._spin = spin
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+        self.refused = False
+        """Whether a further call is a ``DrainingError``."""
+
+    def __enter__(self) -> None:
+        if self.refused:
+            raise DrainingError("the server is draining")
+        self._count += 1
+        self._none.clear()
+        self._keep_awake()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if self._count == 0:
+            self._none.set()
+        self._keep_awake()
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one call only."""
+        return self._count == 1
+
+    def _keep_awake(self) -> None:
+        if self._count <= 1:
+            self._spin.extend()
+        else:
+            self._spin.end()
+
+    async def none_left(self) -> None:
+        """Return when no call is in flight."""
+        await self._none.wait()
+
+
+class Dispatcher:
+    """All devices of this server."""
+
+    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, spin: BusyPoll) -> None:
+        self._supervisors = {s.info.name: s for s in supervisors}
+        self._max_run_s = max_run_s
+        self._in_flight = _InFlight(spin)
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def draining(self) -> bool:
+        """True once ``drain`` was called: new calls fail."""
+        return self._in_flight.refused
+
+    async def execute(
+        self,
+        request: SerializedRequest,
+        *,
+        keys: Mapping[str, str] | None = None,
+        inputs: Mapping[str, bytes] | None = None,
+        return_buffers: Sequence[str] = (),
+        device: str = "",
+        deadline: float | None = None,
+        trace: bool = False,
+    ) -> executor_pb2.InvokeResponse:
+        """Run ``request``, which was validated.
+
+        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace.
+        Cancelling the awaiting task stops the kernels. Raises ``KaasError``.
+        """
+        arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
+        latest = self._loop.time() + self._max_run_s
+        supervisor = self._choose(device)
+        message = worker_pb2.ToWorker()
+        execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
+        for name, key in (keys or {}).items():
+            execute.keys[name] = key
+        for name, data in (inputs or {}).items():
+            execute.inputs[name] = data
+        execute.return_buffers.extend(return_buffers)
+        if trace:
+            execute.trace_from_ns = arrived_ns
+        with self._in_flight:
+            message.lone = self._in_flight.is_one
+            try:
+                due = latest if deadline is None else min(deadline, latest)
+                answer, sent_at_ns = await supervisor.call(message, request, due)
+            except (KaasError, asyncio.CancelledError):
+                supervisor.counters["failed"] += 1
+                raise
+        executed = answer.executed
+        reply = executed.reply
+        timing = reply.timing
+        counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
+        counters["succeeded"] += 1
+        counters["kernels_launched"] += executed.kernels_launched
+        counters["run_ns"] += timing.run_ns
+        supervisor.info.memory_used_bytes = executed.memory_used_bytes
+        timing.queue_ns = sent_at_ns - arrived_ns
+        timing.total_ns = perf_counter_ns() - arrived_ns
+        if trace:
+            _add_stage(reply.trace, "request", timing.total_ns)
+            _add_stage(reply.trace, "queue", timing.queue_ns)
+        return reply
+
+    async def prepare(self, request: SerializedRequest) -> None:
+        """Check a request against its libraries and every device, and have each that can run it ready to do so.
+
+        Raises ``KaasError`` where none can.
+        """
+        prepare = worker_pb2.Prepare()
+        with self._in_flight:
+            results = await asyncio.gather(
+                *(s.call(worker_pb2.ToWorker(prepare=prepare), request) for s in self._supervisors.values()),
+                return_exceptions=True,
+            )
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if len(errors) == len(results):
+            raise errors[0]
+
+    async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
+        """Describe a library, or ``content`` that is not stored yet. Raises ``KaasError``."""
+        with self._in_flight:
+            inspect = worker_pb2.Inspect(library=library, content=content)
+            answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect))
+        return answer.inspected
+
+    async def drain(self) -> None:
+        """Take no new call, and return when none is left. Idempotent."""
+        self._in_flight.refused = True
+        await self._in_flight.none_left()
+
+    def devices(self) -> list[admin_pb2.Device]:
+        """Return the devices and the states of their workers."""
+        return [s.info for s in self._supervisors.values()]
+
+    def stats(self) -> list[admin_pb2.DeviceStats]:
+        """Return counters since start and gauges of now."""
+        rows = []
+        for name, supervisor in self._supervisors.items():
+            counters = supervisor.counters
+            run_time = duration_pb2.Duration()
+            run_time.FromNanoseconds(counters["run_ns"])
+            rows.append(
+                admin_pb2.DeviceStats(
+                    device=name,
+                    requests_succeeded=counters["succeeded"],
+                    requests_failed=counters["failed"],
+                    kernels_launched=counters["kernels_launched"],
+                    queued=supervisor.queue.queued,
+                    running=supervisor.queue.running,
+                    run_time=run_time,
+                )
+            )
+        return rows
+
+    def _choose(self, device: str) -> Supervisor:
+        """Return the named device's supervisor, or that of the least loaded ready one."""
+        if device:
+            if device not in self._supervisors:
+                known = ", ".join(self._supervisors)
+                raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
+            return self._supervisors[device]
+        if len(self._supervisors) == 1:
+            return next(iter(self._supervisors.values()))
+        return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
+
+
+def _add_stage(trace: trace_pb2.Trace, name: str, duration_ns: int) -> None:
+    """Add a stage that begins with the trace."""
+    trace.spans.add(kind=trace_pb2.SPAN_KIND_STAGE, name=name, duration_ns=duration_ns)

@@ -1,0 +1,100 @@
+"""A device's limits and a kernel's signature, and the checks of a request against them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kaas_core.request import Dim3, KernelSpec, Literal, literal_size
+from kaas_core.violations import Violations, shown
+
+ADDRESS_BYTES = 8
+"""A buffer's address as a kernel's parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProperties:
+    """What a device is and what it allows. The defaults are an H100's."""
+
+    name: str
+    """``cuda:0``, ``emulator``."""
+    model: str
+    """As the driver calls it."""
+    memory_bytes: int
+    compute_capability: tuple[int, int] = (9, 0)
+    multiprocessor_count: int = 132
+    warp_size: int = 32
+    max_threads_per_block: int = 1024
+    max_block: Dim3 = (1024, 1024, 64)
+    max_grid: Dim3 = (2**31 - 1, 65535, 65535)
+    max_shared_memory_bytes: int = 227 * 1024
+    """Most shared memory of a block, static and dynamic together, opt-in included."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelAttributes:
+    """What a loaded kernel needs and allows, from the driver or from the PTX."""
+
+    name: str
+    parameter_size_bytes: tuple[int, ...] | None
+    """Size of each parameter, in order; None for host code, which declares none."""
+    static_shared_memory_bytes: int
+    max_threads_per_block: int
+    required_block: Dim3 | None = None
+    """``.reqntid``, where the kernel has one."""
+
+
+def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes) -> None:
+    sizes = signature.parameter_size_bytes
+    if sizes is None:
+        return
+    if len(kernel.arguments) != len(sizes):
+        found.add(
+            f"{path}.arguments",
+            f"kernel {shown(kernel.name)} takes {len(sizes)} arguments, but {len(kernel.arguments)} are given",
+        )
+        return
+    for index, (argument, size) in enumerate(zip(kernel.arguments, sizes, strict=True)):
+        if isinstance(argument, Literal):
+            given, what = literal_size(argument.type), f"a literal of type '{argument.type}'"
+        else:
+            given, what = ADDRESS_BYTES, f"the address of buffer {shown(argument.buffer)}"
+        if given != size:
+            found.add(
+                f"{path}.arguments[{index}]",
+                f"kernel {shown(kernel.name)} takes {size} bytes here, but {what} has {given}",
+            )
+
+
+def check_shape(
+    found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes, properties: DeviceProperties
+) -> None:
+    for field, size, limits in (
+        ("grid", kernel.grid, properties.max_grid),
+        ("block", kernel.block, properties.max_block),
+    ):
+        for axis, (number, limit) in enumerate(zip(size, limits, strict=True)):
+            if number > limit:
+                found.add(f"{path}.{field}[{axis}]", f"device {properties.name} allows at most {limit}, not {number}")
+    threads = math.prod(kernel.block)
+    if threads > properties.max_threads_per_block:
+        found.add(
+            f"{path}.block",
+            f"device {properties.name} allows at most {properties.max_threads_per_block} threads in a block, not {threads}",
+        )
+    elif threads > signature.max_threads_per_block:
+        found.add(
+            f"{path}.block",
+            f"kernel {shown(kernel.name)} allows at most {signature.max_threads_per_block} threads in a block, not {threads}",
+        )
+    if signature.required_block not in (None, kernel.block):
+        found.add(
+            f"{path}.block", f"kernel {shown(kernel.name)} requires a block of {signature.required_block}, not {kernel.block}"
+        )
+    shared = signature.static_shared_memory_bytes + kernel.shared_memory_bytes
+    if shared > properties.max_shared_memory_bytes:
+        found.add(
+            f"{path}.shared_memory_bytes",
+            f"device {properties.name} allows at most {properties.max_shared_memory_bytes} bytes of shared memory in a block, "
+            f"not {shared} ({signature.static_shared_memory_bytes} static and {kernel.shared_memory_bytes} dynamic)",
+        )

@@ -1,0 +1,297 @@
+"""One request on its way: memory, inputs, kernels, outputs, and the one commit at the end.
+
+Until the commit nothing outside the device has changed, so whatever fails before it leaves the store as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
+from functools import partial
+from itertools import pairwise
+from time import monotonic, perf_counter_ns
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from kaas_core.errors import InvalidRequestError
+from kaasd.devices.base import Awaited, Download, OutOfMemory, Run
+from kaasd.devices.trace import Tracer
+from kaasd.ipc.messages import SerializedRequest
+from kaasd.request.plan import Plan
+from kaasd.store.base import Entry, ReadableBuffer, Write
+from kaasd.worker.device_memory import NoRoomError
+from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
+from kaasd.worker.inputs import Binding, SnapshotChanged
+from kaasd.worker.programs import Program
+from kaasd.worker.tracing import Trace, read_trace
+
+
+class Invocation(NamedTuple):
+    """A request as it is to be run."""
+
+    request: SerializedRequest
+    keys: Mapping[str, str]
+    """In place of the request's own, by buffer name."""
+    inputs: Mapping[str, bytes]
+    """In place of the store's values, by buffer name."""
+    return_buffers: Sequence[str]
+    check_cancelled: Callable[[], None]
+    """Raises when the request is to stop."""
+    trace_from_ns: int = 0
+    """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
+
+
+class Result(NamedTuple):
+    """A request that ran and is committed."""
+
+    outputs: Mapping[str, bytes]
+    """The buffers asked for, by name."""
+    versions: Mapping[str, int]
+    """New versions, by key."""
+    printed: str
+    """By device code, where the device can tell."""
+    kernels_launched: int
+    plan_ns: int
+    load_ns: int
+    run_ns: int
+    commit_ns: int
+    trace: Trace | None = None
+
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """Something under way. Whoever runs it polls until it has its result, and may wait in between."""
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self._awaited: Awaited = NOTHING
+
+    def poll(self) -> T | None:
+        """Go as far as is possible without waiting; return the result at the end. Raises ``KaasError``, and is over then."""
+        try:
+            self._awaited = next(self._steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        return None
+
+    def wait(self) -> None:
+        """Return when it is worth polling again."""
+        self._awaited.wait()
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether it has left the device and waits for the store alone."""
+        return isinstance(self._awaited, _Commit)
+
+    @property
+    def expected_end_ns(self) -> int:
+        """When its run should end by how long it took the last time, by ``perf_counter_ns``; 0 where that is not known."""
+        return self._awaited.expected_end_ns if isinstance(self._awaited, _Running) else 0
+
+    def close(self) -> None:
+        """Give it up: wait for what runs, and free what it holds. Idempotent."""
+        self._steps.close()
+
+
+class Execution:
+    """One run of a request."""
+
+    def __init__(self, executor: Executor, invocation: Invocation) -> None:
+        self._executor = executor
+        self._invocation = invocation
+        self._tracer: Tracer[Any] | None = None
+
+    def steps(self) -> Steps[Result]:
+        """Run. Raises ``KaasError`` or ``UnknownRequest``, and has then left the store as it was."""
+        executor, invocation = self._executor, self._invocation
+        started = perf_counter_ns()
+        if executor.device.is_busy or executor.device_lost:
+            has_code = partial(executor.programs.has_code_of, invocation.request)
+            yield from executor.until_loadable(has_code, invocation.check_cancelled)
+        program = executor.programs.get(invocation.request)
+        plan = program.with_keys(invocation.keys)
+        _check_sizes(plan, invocation.inputs)
+        planned = perf_counter_ns()
+        downloads: list[Download] = []
+        program.requests += 1
+        try:
+            try:
+                if invocation.trace_from_ns:
+                    self._tracer = executor.device.tracer()
+                bound = yield from self._bind(program, plan)
+                try:
+                    invocation.check_cancelled()
+                    loaded = perf_counter_ns()
+                    yield from self._launch(program, bound)
+                    invocation.check_cancelled()
+                    ran = perf_counter_ns()
+                    printed = bound.run.printed
+                    contents = self._read(program, plan, bound, downloads)
+                    for download in downloads:
+                        while not download.done():
+                            yield download
+                finally:
+                    bound.close()
+            except DEVICE_ERRORS as error:
+                raise executor.explain(error, plan, invocation.check_cancelled) from error
+            finally:
+                program.requests -= 1
+            versions = yield from self._commit(plan, contents)
+            outputs = {name: bytes(contents[name]) for name in invocation.return_buffers}
+            committed = perf_counter_ns()
+            trace = None
+            if self._tracer is not None:
+                times = (started, planned, loaded, ran, committed)
+                for name, (begun, ended) in zip(("plan", "load", "run", "commit"), pairwise(times), strict=True):
+                    self._tracer.stage(name, begun, ended)
+                trace = read_trace(self._tracer, invocation.trace_from_ns, plan.launches)
+        finally:
+            for download in downloads:
+                download.wait()
+                download.close()
+            if self._tracer is not None:
+                self._tracer.close()
+        return Result(
+            outputs=outputs,
+            versions=versions,
+            printed=printed,
+            kernels_launched=len(plan.launches) * plan.iterations,
+            plan_ns=planned - started,
+            load_ns=loaded - planned,
+            run_ns=ran - loaded,
+            commit_ns=committed - ran,
+            trace=trace,
+        )
+
+    def _bind(self, program: Program, plan: Plan) -> Steps[Binding]:
+        """Get memory and inputs; where others use the memory that it needs, wait for its turn."""
+        while True:
+            bound = yield from self._get_memory(program, plan)
+            try:
+                bound.load()
+            except SnapshotChanged:
+                bound.close()
+            except BaseException:
+                bound.close()
+                raise
+            else:
+                return bound
+
+    def _get_memory(self, program: Program, plan: Plan) -> Steps[Binding]:
+        waiting = self._executor.waiting_for_memory
+        executor = self._executor
+        try:
+            while True:
+                if not waiting or waiting[0] is self:
+                    try:
+                        return Binding(executor, program, plan, self._invocation.inputs, self._tracer)
+                    except SnapshotChanged:
+                        continue
+                    except (NoRoomError, OutOfMemory):
+                        if not executor.memory.in_use_bytes:
+                            raise
+                if self not in waiting:
+                    waiting.append(self)
+                yield NOTHING
+                self._invocation.check_cancelled()
+        finally:
+            if waiting and self in waiting:
+                waiting.remove(self)
+
+    def _launch(self, program: Program, bound: Binding) -> Steps[None]:
+        while self._executor.load_gate.waiting and self._executor.load_gate.holds_back(monotonic()):
+            yield NOTHING
+            self._invocation.check_cancelled()
+        started = perf_counter_ns()
+        running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
+        bound.run.start(bound.transfers, self._tracer)
+        try:
+            for transfer in bound.transfers:
+                while not transfer.done():
+                    yield transfer
+            bound.close_snapshot()  # as early as can be: LMDB cannot reuse pages that a reader may see
+            while not bound.run.done():
+                yield running
+            program.run_ns = perf_counter_ns() - started
+        except GeneratorExit:
+            bound.run.wait()
+            raise
+
+    def _read(self, program: Program, plan: Plan, bound: Binding, downloads: list[Download]) -> dict[str, ReadableBuffer]:
+        """Return every buffer that is stored or returned, by name; what is large arrives with ``downloads``."""
+        contents: dict[str, ReadableBuffer] = {}
+        for index, slot in enumerate(plan.slots):
+            name = slot.spec.name
+            if not slot.store and name not in self._invocation.return_buffers:
+                continue
+            if index in program.layout.downloaded:
+                # Copied, so that the next request can have the run while the store writes.
+                contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
+            else:
+                with nullcontext() if self._tracer is None else self._tracer.download(name, slot.spec.size_bytes):
+                    downloads.append(self._executor.device.download(bound.buffer(index)))
+                contents[name] = downloads[-1].view
+        return contents
+
+    def _commit(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> Steps[Mapping[str, int]]:
+        """Store what is to be stored; return the new versions by key."""
+        writes = [
+            Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
+            for slot in plan.slots
+            if slot.store
+        ]
+        if not writes:
+            return {}
+        commit = _Commit(self._executor.store.commit(writes), self._executor.on_commit)
+        while not commit.done():
+            yield commit
+        return {key: entry.version for key, entry in commit.entries.items()}
+
+
+def execute(executor: Executor, invocation: Invocation) -> Job[Result]:
+    """Return a job that runs a request; its first poll begins it.
+
+    A job that raises, ``KaasError`` or ``UnknownRequest``, leaves the store as it was.
+    """
+    return Job(Execution(executor, invocation).steps())
+
+
+class _Running:
+    """A run as something to wait for."""
+
+    def __init__(self, run: Run, expected_end_ns: int) -> None:
+        self.expected_end_ns = expected_end_ns
+        self.done, self.wait = run.done, run.wait
+
+
+class _Commit:
+    """A commit as something to wait for."""
+
+    def __init__(self, future: Future[dict[str, Entry]], on_end: Callable[[], None]) -> None:
+        self._future = future
+        future.add_done_callback(lambda _: on_end())
+
+    def done(self) -> bool:
+        return self._future.done()
+
+    def wait(self) -> None:
+        """Return when the store has answered."""
+        wait([self._future])
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The new entries by key. Raises ``KaasError``."""
+        return self._future.result()
+
+
+def _check_sizes(plan: Plan, inputs: Mapping[str, bytes]) -> None:
+    for name, given in inputs.items():
+        index = plan.slot_index.get(name)
+        if index is None:
+            continue
+        size = plan.slots[index].spec.size_bytes
+        if len(given) != size:
+            raise InvalidRequestError.at(f'inputs["{name}"]', f"has {len(given)} bytes, but the buffer has {size}")

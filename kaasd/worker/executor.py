@@ -1,0 +1,178 @@
+"""What the requests of one device share: its programs, its memory, the store; and what becomes of the device's errors.
+
+Used by the thread that owns the device. Also here, since all requests of the device share it: the load gate, which says when code
+may be loaded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from math import floor, log2
+from time import monotonic
+from typing import TypeAlias, TypeVar
+
+from kaas_core.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
+from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
+from kaasd.libraries.registry import Libraries
+from kaasd.request.plan import Plan
+from kaasd.store.base import KeyValueStore
+from kaasd.worker.device_memory import DeviceMemory, NoRoomError
+from kaasd.worker.programs import Programs
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Awaited, None, T]
+"""Yields what it waits for, and returns in the end."""
+
+MEMORY_SHARE = 0.9
+"""Of the device's memory, where nothing else is set: the context takes 0.5 GiB of an H100's 80, and others may be on it."""
+FIRST_HOLD_S = 0.002
+"""Many kernels end within this."""
+CYCLE = 10
+"""A hold and the pause behind it take this many times as long as the hold."""
+DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
+_LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing was changed"
+
+
+class LoadGate:
+    """When code may be loaded. A state machine: the time in, decisions out, no I/O.
+
+    CUDA copies code to a GPU only once all kernels there have ended, and meanwhile no other can be launched; so whoever loads while
+    a long kernel runs would stop all requests for as long. A request that needs code from a new library waits for a moment without
+    kernels instead. So that this comes where requests are never few, launches are held back for short whiles, each twice as long as
+    the last and followed by nine times as long without: after about 20 t there is one in which all that runs for a time t ends, and
+    the others lose a tenth of their time at most.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        """How many wait to load."""
+        self._since_s = 0.0
+
+    def enter(self, now_s: float) -> None:
+        """Somebody begins to wait."""
+        if not self.waiting:
+            self._since_s = now_s
+        self.waiting += 1
+
+    def leave(self) -> None:
+        """Somebody waits no more."""
+        self.waiting -= 1
+
+    def holds_back(self, now_s: float) -> bool:
+        """Return whether nothing is to be launched now."""
+        if not self.waiting:
+            return False
+        elapsed = max(0.0, now_s - self._since_s) / FIRST_HOLD_S
+        # The cycles take 1, 2, 4, ... times the first one's length.
+        number = floor(log2(elapsed / CYCLE + 1))
+        begun = CYCLE * ((1 << number) - 1)
+        return elapsed < begun + (1 << number)
+
+
+class _Nothing:
+    """Awaited by a request that can only try again."""
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+NOTHING = _Nothing()
+
+
+class Executor:
+    """A device and all that is kept for its requests; ``execution`` and ``preparation`` have what is done with it."""
+
+    def __init__(
+        self,
+        device: Device,
+        store: KeyValueStore,
+        libraries: Libraries,
+        *,
+        memory_limit_bytes: int | None = None,
+        keep_unused: bool = True,
+        allow_host_wrappers: bool = False,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; without ``keep_unused`` what no request uses is freed at once.
+        With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs.
+
+        ``on_commit`` is called from another thread when a commit has ended: the jobs that are committing are to be polled.
+        """
+        self.device = device
+        self.device_name = device.properties.name
+        """``cuda:N`` or ``emulator``."""
+        self.store = store
+        self.libraries = libraries
+        limit = memory_limit_bytes or int(device.properties.memory_bytes * MEMORY_SHARE)
+        self.memory = DeviceMemory(device, limit, keep_unused=keep_unused)
+        self.programs = Programs(device, libraries, self.memory, allow_host_wrappers=allow_host_wrappers)
+        self.on_commit = on_commit
+        self.waiting_for_memory: deque[object] = deque()
+        """Requests that found too little, in the order in which they get it."""
+        self.load_gate = LoadGate()
+        self.device_lost = False
+        """True once the device is of no more use to this process: after a fault, or marked as lost."""
+
+    def until_loadable(self, is_loaded: Callable[[], bool], check_cancelled: Callable[[], None]) -> Steps[None]:
+        """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``LoadGate``.
+
+        Raises ``WorkerRestartingError`` where the device has been lost meanwhile.
+        """
+        if self.device.is_busy and not is_loaded():
+            self.load_gate.enter(monotonic())
+            try:
+                while self.device.is_busy:
+                    yield NOTHING
+                    check_cancelled()
+            finally:
+                self.load_gate.leave()
+        if self.device_lost:
+            raise WorkerRestartingError(_LOST_BY_ANOTHER)
+
+    def explain(self, error: Exception, plan: Plan, check_cancelled: Callable[[], None]) -> KaasError:
+        """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_cancelled`` raises where it was cancelled."""
+        if isinstance(error, Stopped):
+            check_cancelled()
+            return CancelledError("the kernel was stopped")
+        if isinstance(error, KernelFault):
+            self.device_lost |= error.device_lost
+            return _explain_fault(error, plan)
+        if isinstance(error, DeviceLost):
+            self.device_lost = True
+            return WorkerRestartingError(_LOST_BY_ANOTHER)
+        properties, held, limit = self.device.properties, self.memory.held_bytes, self.memory.limit_bytes
+        return OutOfDeviceMemoryError(
+            f"the request's buffers need {plan.device_bytes} bytes of {properties.name}, where at most {limit} of "
+            f"{properties.memory_bytes} may be taken and {held} are held: {error}",
+            {
+                "asked_bytes": str(plan.device_bytes),
+                "held_bytes": str(held),
+                "limit_bytes": str(limit),
+                "memory_bytes": str(properties.memory_bytes),
+            },
+        )
+
+    def mark_device_lost(self) -> None:
+        """Count the device as lost from now on."""
+        self.device_lost = True
+
+    def close(self) -> None:
+        """Free everything, when no job is under way. Idempotent."""
+        self.programs.close()
+        self.memory.close()
+        self.device.unmap()
+
+
+def _explain_fault(fault: KernelFault, plan: Plan) -> KernelFaultError:
+    index = fault.launch_index
+    kernel = plan.launches[index].kernel[1] if index >= 0 else "unknown"
+    metadata = {"fault": fault.fault, "kernel_index": str(index), "kernel": kernel}
+    if fault.report:
+        metadata["report"] = fault.report
+    if fault.suspects > 1:
+        metadata["suspects"] = str(fault.suspects)
+    return KernelFaultError(f"kernels[{index}] ({kernel}) faulted: {fault.fault}: {fault.message}", metadata)

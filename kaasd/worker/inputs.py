@@ -1,0 +1,194 @@
+"""Brings a request and its data together on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from itertools import count
+from typing import Any
+
+from kaasd.devices.base import DeviceBuffer, Run, Transfer
+from kaasd.devices.trace import Tracer
+from kaasd.request.plan import Plan, Slot
+from kaasd.store.base import Snapshot
+from kaasd.worker.device_memory import Held, copy_cost_s
+from kaasd.worker.executor import Executor
+from kaasd.worker.programs import Program
+
+_serial = count()
+
+
+class Resident(Held):
+    """A range of a value on the device, for all who read it."""
+
+    def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer]) -> None:
+        super().__init__(key, buffers)
+        self.version = 0
+        self.current_at = -1
+        """The last commit at which the value had this version: while there is no other, it has."""
+        self.transfer: Transfer | None = None
+        """While it is on its way."""
+
+
+class SnapshotChanged(Exception):
+    """There was a commit in the middle of a binding, which has taken some values as they were before it."""
+
+
+class Binding:
+    """A request with all that it needs on the device, or on its way there. What it takes from the store is of one state of it."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        program: Program,
+        plan: Plan,
+        inputs: Mapping[str, bytes],
+        tracer: Tracer[Any] | None = None,
+    ) -> None:
+        """Get memory, and begin to bring what is shared.
+
+        ``inputs`` come in place of the store's values, by buffer name; ``tracer`` notes what is copied. Raises ``NoRoomError``,
+        ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``.
+        """
+        self._executor = executor
+        self._slots, self._layout = plan.slots, program.layout
+        self._inputs = inputs
+        self._tracer = tracer
+        self._snapshot: Snapshot | None = None
+        self._commit = executor.store.last_commit
+        """The state of the store that this is about."""
+        self._relies_on_commit = False
+        self.transfers: list[Transfer] = []
+        """They come before the run."""
+        self._undo = ExitStack()
+        try:
+            shared = [self._shared(self._slots[index]) for index in self._layout.shared]
+            self._instance = program.take_instance(executor.memory, executor.device, shared)
+            self._undo.callback(program.give_instance, executor.memory, self._instance)
+            self.run: Run = self._instance.run(shared)
+        except BaseException:
+            self._undo.close()
+            raise
+
+    def buffer(self, slot: int) -> DeviceBuffer:
+        """Return the buffer of a slot."""
+        return self._instance.buffer(slot)
+
+    def load(self) -> None:
+        """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``."""
+        for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
+            self._fill(index, target)
+        for index in self._layout.copied:
+            self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
+
+    def close_snapshot(self) -> None:
+        """Let go of the store's pages, once the transfers have ended. Idempotent."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+
+    def close(self) -> None:
+        """Give back what was taken, when the run has ended; waits for transfers. Idempotent."""
+        self._undo.close()
+
+    def _fill(self, index: int, target: memoryview) -> None:
+        """Write a small value where the run takes it from, unless it stands there since an earlier run."""
+        slot, uploaded = self._slots[index], self._instance.uploaded
+        key = slot.spec.store_key
+        inline = slot.spec.name in self._inputs
+        if not inline and uploaded.get(index) == (key, self._commit):
+            self._relies_on_commit = True
+            return
+        uploaded.pop(index, None)
+        position = 0
+        for piece in self._content(slot):
+            target[position : position + len(piece)] = piece
+            position += len(piece)
+        if not inline:
+            uploaded[index] = key, self._commit
+
+    def _open_snapshot(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = snapshot = self._undo.enter_context(self._executor.store.snapshot())
+            if snapshot.commit != self._commit:
+                if self._relies_on_commit:
+                    raise SnapshotChanged
+                self._commit = snapshot.commit
+        return self._snapshot
+
+    def _content(self, slot: Slot) -> Iterable[memoryview]:
+        given = self._inputs.get(slot.spec.name)
+        if given is not None:
+            return (memoryview(given),)
+        return self._open_snapshot().pieces(slot.spec.store_key, slot.spec.offset_bytes, slot.spec.size_bytes)
+
+    def _upload(self, slot: Slot, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
+        spec = slot.spec
+        with nullcontext() if self._tracer is None else self._tracer.upload(spec.name, spec.size_bytes):
+            transfer = self._executor.device.upload(buffer, pieces, self._executor.store.mapped)
+        self._undo.callback(transfer.wait)
+        self.transfers.append(transfer)
+        return transfer
+
+    def _shared(self, slot: Slot) -> DeviceBuffer:
+        """Return the buffer that holds an input, or will."""
+        memory = self._executor.memory
+        if slot.spec.name in self._inputs:
+            key = ("inline", next(_serial))
+            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Held(key, buffers))
+            self._undo.callback(memory.drop, held)
+            self._undo.callback(memory.release, held)
+            self._upload(slot, held.buffers[0], self._content(slot))
+            return held.buffers[0]
+        resident = self._resident(slot)
+        self._undo.callback(memory.release, resident)
+        if resident.transfer is not None:
+            if resident.transfer.done():
+                resident.transfer = None
+            elif resident.transfer not in self.transfers:
+                self.transfers.append(resident.transfer)
+        return resident.buffers[0]
+
+    def _resident(self, slot: Slot) -> Resident:
+        """Return what holds a slot's value on the device, or will, pinned."""
+        memory, spec, key = self._executor.memory, slot.spec, _key(slot)
+        resident = memory.use(key)
+        if resident is None:
+            version = self._open_snapshot().stat(spec.store_key).version
+            cost_s = copy_cost_s(spec.size_bytes)
+            resident = memory.make(key, [spec.size_bytes], cost_s, lambda buffers: Resident(key, buffers))
+            return self._bring(slot, resident, version)
+        assert isinstance(resident, Resident)
+        if spec.constant:
+            return resident
+        if resident.current_at == self._commit:
+            self._relies_on_commit = True
+            return resident
+        try:
+            version = self._open_snapshot().stat(spec.store_key).version
+        except BaseException:
+            memory.release(resident)
+            raise
+        if resident.version == version:
+            resident.current_at = self._commit
+            return resident
+        if memory.is_shared(resident):  # others still compute with the old value
+            memory.drop(resident)
+            memory.release(resident)
+            return self._resident(slot)
+        return self._bring(slot, resident, version)
+
+    def _bring(self, slot: Slot, resident: Resident, version: int) -> Resident:
+        """Begin to copy a slot's value to its place on the device."""
+        try:
+            resident.transfer = self._upload(slot, resident.buffers[0], self._content(slot))
+        except BaseException:
+            self._executor.memory.drop(resident)
+            self._executor.memory.release(resident)
+            raise
+        resident.version, resident.current_at = version, self._commit
+        return resident
+
+
+def _key(slot: Slot) -> tuple[object, ...]:
+    spec = slot.spec
+    return ("value", spec.store_key, spec.offset_bytes, spec.size_bytes)

@@ -1,0 +1,246 @@
+"""The loop of a worker: takes calls up, keeps several requests under way on its one thread, answers each when it has ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter_ns
+from typing import Any, NamedTuple, TypeVar
+
+from kaas.v1 import library_pb2
+from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import InternalError, KaasError, WorkerRestartingError
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.messages import SerializedRequest, failed_from_error
+from kaasd.ipc.worker_config import WorkerConfig
+from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.execution import Invocation, Job, Result, execute
+from kaasd.worker.executor import Executor
+from kaasd.worker.preparation import inspect, prepare
+from kaasd.worker.programs import UnknownRequest
+from kaasd.worker.tracing import trace_to_proto
+
+NAP_S = 0.0001
+"""Between looks at requests that take longer than one spins."""
+
+EARLY_NS = 300_000
+"""So long before a run should end one begins to look for its end: two naps, and what they oversleep."""
+
+T = TypeVar("T")
+
+LONE_CALLS = 8
+"""So many in a row are of a caller that is alone; a single one also comes about among several callers."""
+
+_log = logging.getLogger(__name__)
+
+
+class CommitSignal:
+    """Wakes the loop when a commit has ended; ``notify`` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on."""
+        return self._descriptor
+
+    def notify(self) -> None:
+        """A commit has ended."""
+        os.eventfd_write(self._descriptor, 1)
+
+    def clear(self) -> None:
+        """What was notified has been seen."""
+        os.eventfd_read(self._descriptor)
+
+    def close(self) -> None:
+        """Free the descriptor."""
+        os.close(self._descriptor)
+
+
+class _UnderWay(NamedTuple):
+    """A call under way."""
+
+    job: Job[Any]
+    to_answer: Callable[[Any], worker_pb2.FromWorker]
+    """Makes the job's result an answer."""
+
+
+class Loop:
+    """Serves the calls of one channel with one executor."""
+
+    def __init__(
+        self, calls: WorkerChannel, executor: Executor, cancellations: Cancellations, commits: CommitSignal, config: WorkerConfig
+    ) -> None:
+        """``commits`` is what the executor notifies."""
+        self._calls = calls
+        self._executor = executor
+        self._cancellations = cancellations
+        self._commits = commits
+        self._concurrency = config.concurrency
+        self._under_way: dict[int, _UnderWay] = {}
+        self._abandoned: list[Job[Any]] = []
+        """Closing these would wait for their kernels."""
+        self._last_event_ns = 0
+        self._lone_calls = 0
+        """In a row."""
+        self._spin_ns = round(config.spin_s * 1e9)
+        self._spins_beside_others = config.spin_beside_others
+
+    def run(self) -> None:
+        """Serve until the front has closed its end, or the device is lost and all that was under way is answered."""
+        while not self._executor.device_lost:
+            if self._call_waits():
+                message = self._calls.receive()
+                if message is None:
+                    break
+                self._take(message)
+                self._last_event_ns = perf_counter_ns()
+                self._lone_calls = self._lone_calls + 1 if message.lone else 0
+            self._poll()
+            if self._cancellations.overdue and self._is_overdue():
+                self._give_up()
+        while self._under_way and self._executor.device_lost:
+            self._poll()
+        for call in self._under_way.values():
+            call.job.close()
+
+    def _is_overdue(self) -> bool:
+        """Whether a kernel goes on past its request's deadline."""
+        calls = map(self._under_way.get, self._cancellations.overdue)
+        return any(call is not None and not call.job.is_committing for call in calls)
+
+    def _give_up(self) -> None:
+        """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
+
+        What commits is answered when it has; the other requests have changed nothing, and can run again in another process.
+        """
+        self._executor.mark_device_lost()
+        for call_id, call in list(self._under_way.items()):
+            if not call.job.is_committing:
+                self._abandoned.append(call.job)
+                by_another = WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
+                self._fail(call_id, self._cancellations.reason(call_id) or by_another)
+
+    def _call_waits(self) -> bool:
+        """Wait until there is something to do; return whether it is a call that can be taken up."""
+        if not self._under_way:
+            while self._spins and not self._calls.has_begun:
+                if select.select([self._calls], (), (), 0)[0]:
+                    break
+            return True
+        room = len(self._under_way) < self._concurrency
+        if room and self._calls.has_begun:
+            return True
+        awaited: list[WorkerChannel | CommitSignal] = [self._commits, *([self._calls] if room else [])]
+        ready, _, _ = select.select(awaited, (), (), self._timeout_s())
+        if self._commits in ready:
+            self._commits.clear()
+        return self._calls in ready
+
+    def _timeout_s(self) -> float | None:
+        if all(call.job.is_committing for call in self._under_way.values()):
+            return None
+        return 0 if self._spins else NAP_S
+
+    @property
+    def _spins(self) -> bool:
+        if not self._spin_ns or not (self._spins_beside_others or self._lone_calls >= LONE_CALLS):
+            return False
+        now = perf_counter_ns()
+        return now - self._last_event_ns < self._spin_ns or any(
+            -EARLY_NS < now - call.job.expected_end_ns < self._spin_ns for call in self._under_way.values()
+        )
+
+    def _take(self, message: worker_pb2.ToWorker) -> None:
+        """Begin a call."""
+        check_cancelled = partial(self._cancellations.check, message.id)
+        try:
+            self._cancellations.begin(message.id)
+            match message.WhichOneof("call"):
+                case "execute":
+                    call = message.execute
+                    invocation = Invocation(
+                        _request(call.request),
+                        keys=dict(call.keys),
+                        inputs=dict(call.inputs),  # once: each look into the message copies
+                        return_buffers=tuple(call.return_buffers),
+                        check_cancelled=check_cancelled,
+                        trace_from_ns=call.trace_from_ns,
+                    )
+                    self._begin(message.id, execute(self._executor, invocation), self._executed)
+                case "prepare":
+                    preparation = Job(prepare(self._executor, _request(message.prepare.request), check_cancelled))
+                    self._begin(message.id, preparation, _prepared)
+                case "inspect":
+                    library = message.inspect.library
+                    content = message.inspect.content if message.inspect.HasField("content") else None
+                    self._begin(message.id, Job(inspect(self._executor, library, content, check_cancelled)), _inspected)
+                case unknown:
+                    raise InternalError(f"the front sent a call that this worker does not know: {unknown}")
+        except Exception as error:
+            self._fail(message.id, error)
+
+    def _begin(self, call_id: int, job: Job[T], to_answer: Callable[[T], worker_pb2.FromWorker]) -> None:
+        self._under_way[call_id] = _UnderWay(job, to_answer)
+
+    def _poll(self) -> None:
+        """Let every call go on; answer those that have ended."""
+        for call_id, call in list(self._under_way.items()):
+            try:
+                result = call.job.poll()
+                answer = None if result is None else call.to_answer(result)
+            except UnknownRequest:
+                answer = worker_pb2.FromWorker(unknown_request=worker_pb2.UnknownRequest())
+            except Exception as error:
+                self._fail(call_id, error)
+                continue
+            if answer is not None:
+                self._answer(call_id, answer)
+
+    def _fail(self, call_id: int, error: Exception) -> None:
+        if not isinstance(error, KaasError):
+            _log.error("call %d", call_id, exc_info=error)
+            error = InternalError("a defect of kaasd; its log has the details")
+        failed = failed_from_error(error, device_lost=self._executor.device_lost)
+        self._answer(call_id, worker_pb2.FromWorker(failed=failed))
+
+    def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
+        self._under_way.pop(call_id, None)
+        self._cancellations.end(call_id, comes_again=answer.HasField("unknown_request"))
+        answer.id = call_id
+        self._calls.send(answer)
+        self._last_event_ns = perf_counter_ns()
+
+    def _executed(self, result: Result) -> worker_pb2.FromWorker:
+        answer = worker_pb2.FromWorker()
+        executed = answer.executed
+        executed.kernels_launched = result.kernels_launched
+        executed.memory_used_bytes = self._executor.memory.held_bytes
+        reply = executed.reply  # Filled in its place: handing over the parts would copy each twice.
+        for name, content in result.outputs.items():
+            reply.outputs[name] = content
+        for key, version in result.versions.items():
+            reply.versions[key] = version
+        reply.device = self._executor.device_name
+        reply.printed = result.printed
+        timing = reply.timing
+        timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
+        timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
+        if result.trace is not None:
+            reply.trace.CopyFrom(trace_to_proto(result.trace))
+        return answer
+
+
+def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:
+    return SerializedRequest(named.digest, named.content)
+
+
+def _prepared(_: bool) -> worker_pb2.FromWorker:
+    return worker_pb2.FromWorker(prepared=worker_pb2.Prepared())
+
+
+def _inspected(response: library_pb2.InspectLibraryResponse) -> worker_pb2.FromWorker:
+    return worker_pb2.FromWorker(inspected=response)

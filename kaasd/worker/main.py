@@ -1,0 +1,117 @@
+"""The worker process: owns one device, serves the calls of the front, exits when the front has gone.
+
+The main thread owns the device, receives calls and answers them: no hand-over between threads on the way. Started as
+``python -m kaasd.worker.main CALLS_FD STOPS_FD CONFIG``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from kaas.v1 import admin_pb2, types_pb2
+from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import InternalError, KaasError
+from kaasd.allocator import keep_freed_memory
+from kaasd.devices.base import Device
+from kaasd.devices.registry import open_device
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.messages import failed_from_error
+from kaasd.ipc.worker_config import WorkerConfig
+from kaasd.libraries.registry import Libraries
+from kaasd.request.device_checks import DeviceProperties
+from kaasd.store.base import Durability
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.executor import Executor
+from kaasd.worker.loop import CommitSignal, Loop
+
+EXIT_DEVICE_LOST = 70
+SWITCH_INTERVAL_S = 1e-4
+"""While the main thread spins, the writer of the store gets its turn after this long. With 5 ms, 31 commits a second were all."""
+
+_log = logging.getLogger(__name__)
+
+
+def serve(config: WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel) -> int:
+    """Serve the front until it closes its end; return the exit status."""
+    with ExitStack() as stack:
+        commits = CommitSignal()
+        stack.callback(commits.close)
+        try:
+            device, executor = _open(config, commits, stack)
+        except Exception as error:
+            _log.debug("cannot start", exc_info=True)
+            failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
+            calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
+            return 1
+        serving = Loop(calls, executor, Cancellations(cancellations, device), commits, config)
+        calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
+        serving.run()
+        if executor.device_lost:
+            os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
+    return 0
+
+
+def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tuple[Device, Executor]:
+    """Open the store and the device, to be closed by ``stack``."""
+    store = LmdbStore(
+        config.store_path,
+        limit_bytes=config.store_limit_bytes,
+        durability=Durability(config.durability),
+        chunk_bytes=config.chunk_bytes,
+    )
+    stack.callback(store.close)
+    device = open_device(
+        config.device,
+        config.emulator,
+        code_cache=Path(config.store_path) / "compiled",
+    )
+    stack.callback(device.close)
+    libraries = Libraries(store, [Path(root) for root in config.library_roots])
+    executor = Executor(
+        device,
+        store,
+        libraries,
+        memory_limit_bytes=config.device_memory_bytes,
+        allow_host_wrappers=config.allow_host_wrappers,
+        on_commit=commits.notify,
+    )
+    stack.callback(executor.close)
+    return device, executor
+
+
+def _describe(properties: DeviceProperties) -> admin_pb2.Device:
+    major, minor = properties.compute_capability
+    return admin_pb2.Device(
+        name=properties.name,
+        model=properties.model,
+        compute_capability=f"{major}.{minor}",
+        memory_bytes=properties.memory_bytes,
+        warp_size=properties.warp_size,
+        max_threads_per_block=properties.max_threads_per_block,
+        max_shared_memory_bytes=properties.max_shared_memory_bytes,
+        max_block=types_pb2.Dim3(**dict(zip("xyz", properties.max_block, strict=True))),
+        max_grid=types_pb2.Dim3(**dict(zip("xyz", properties.max_grid, strict=True))),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the front at the other ends of two inherited sockets."""
+    keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    calls, cancellations = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments[:2])
+    config = WorkerConfig.from_json(arguments[2])
+    logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
+    # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return serve(config, calls, cancellations)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,309 @@
+"""From the bytes of a request to something that runs: libraries resolved, modules loaded, the plan made; each kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from kaas.v1 import types_pb2
+from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError
+from kaas_core.protobuf import request_from_proto
+from kaas_core.request import Request
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, Launch, Module, Run
+from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.registry import Libraries, ResolvedLibrary
+from kaasd.lru import LruCache
+from kaasd.request.plan import Layout, Plan, make_plan, rebind
+from kaasd.worker.device_memory import DeviceMemory, Held
+
+MAX_MODULES = 256
+"""Modules kept, beyond those that are in use."""
+MAX_REBOUND = 256
+"""Plans of one program with other keys. Making one takes 20 microseconds and more, ten times what finding it takes."""
+PREPARE_COST_S = 300e-6
+"""Of an instance, about: allocations, and a graph of a few launches."""
+
+
+class Instance(Held):
+    """A program's own buffers and its run, for one request at a time."""
+
+    def __init__(self, key: tuple[object, ...], program: Program, device: Device, own: Sequence[DeviceBuffer]) -> None:
+        super().__init__(key, own)
+        self._program = program
+        self._device = device
+        self._run: Run | None = None
+        self._shared: Sequence[DeviceBuffer] = ()
+        self._by_slot = dict(zip(program.layout.own, own, strict=True))
+        self.uploaded: dict[int, tuple[str, int]] = {}
+        """By slot, what of the store its host memory for the run holds: a key, and a commit at which this was its value."""
+
+    def buffer(self, slot: int) -> DeviceBuffer:
+        """Return the buffer of a slot."""
+        return self._by_slot[slot]
+
+    def uses(self, shared: Sequence[DeviceBuffer]) -> bool:
+        """Whether it ran with these shared buffers the last time."""
+        return self._shared == shared
+
+    def run(self, shared: Sequence[DeviceBuffer]) -> Run:
+        """Return the run with these buffers in the shared slots. Raises ``KernelFault``, ``OutOfMemory``."""
+        if self._run is not None and self._shared == shared:
+            return self._run
+        layout = self._program.layout
+        self._by_slot.update(zip(layout.shared, shared, strict=True))
+        launches = self._program.launches(self._by_slot)
+        if self._run is not None:
+            self._run.update(launches)
+        else:
+            self._run = self._device.prepare(
+                launches,
+                self._program.plan.iterations,
+                uploads=[self._by_slot[slot] for slot in layout.uploaded],
+                zeroed=[self._by_slot[slot] for slot in layout.zeroed],
+                downloads=[self._by_slot[slot] for slot in layout.downloaded],
+            )
+        self._shared = shared
+        return self._run
+
+    def close(self) -> None:
+        """Free the run and the buffers. Idempotent."""
+        if self in self._program.idle:
+            self._program.idle.remove(self)
+        if self._run is not None:
+            self._run.close()
+        super().close()
+
+
+@dataclass(eq=False)
+class Program:
+    """A request ready to run on this device."""
+
+    plan: Plan
+    layout: Layout
+    kernels: tuple[Kernel, ...]
+    """The loaded kernel of each launch of the plan."""
+    libraries: tuple[ResolvedLibrary, ...]
+    """What it was made from."""
+    idle: list[Instance] = field(default_factory=list)
+    """Those that no request uses, the last used last."""
+    requests: int = 0
+    """That use it now; its kernels stay loaded."""
+    run_ns: int = 0
+    """How long its launches took the last time, with what came between."""
+    outdated: bool = False
+    """It serves no new request."""
+    _rebound: LruCache[tuple[tuple[str, str], ...], Plan] = field(default_factory=lambda: LruCache(MAX_REBOUND))
+
+    def with_keys(self, keys: Mapping[str, str]) -> Plan:
+        """Return the plan with other keys, by buffer name. Raises ``InvalidRequestError``."""
+        if not keys:
+            return self.plan
+        names = tuple(sorted(keys.items()))
+        plan = self._rebound.get(names)
+        if plan is None:
+            plan = rebind(self.plan, keys)
+            self._rebound.put(names, plan, 1)
+        return plan
+
+    def launches(self, buffers: Mapping[int, DeviceBuffer]) -> list[Launch]:
+        """Return the launches with these buffers in the slots."""
+        slots = self.plan.slots
+        return [
+            Launch(
+                kernel,
+                launch.grid,
+                launch.block,
+                launch.shared_memory_bytes,
+                tuple(
+                    argument
+                    if isinstance(argument, bytes)
+                    else BufferRef(slots[argument.slot].spec.name, buffers[argument.slot], argument.access)
+                    for argument in launch.arguments
+                ),
+            )
+            for launch, kernel in zip(self.plan.launches, self.kernels, strict=True)
+        ]
+
+    def take_instance(self, memory: DeviceMemory, device: Device, shared: Sequence[DeviceBuffer]) -> Instance:
+        """Return an instance that nobody uses, best one that ran with the same shared buffers, or a new one.
+
+        Raises ``NoRoomError``, ``OutOfMemory``.
+        """
+        for instance in self.idle:
+            if instance.uses(shared):
+                break
+        else:
+            if not self.idle:
+                # Instances of one number have their uses remembered together.
+                key = ("instance", id(self), self.requests)
+                while key in memory:
+                    key = (*key[:2], key[2] + 1)
+                sizes = [self.plan.slots[slot].spec.size_bytes for slot in self.layout.own]
+                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device))
+            instance = self.idle[-1]
+        self.idle.remove(instance)
+        memory.use(instance.key)
+        return instance
+
+    def give_instance(self, memory: DeviceMemory, instance: Instance) -> None:
+        """Take back an instance."""
+        self.idle.append(instance)
+        if self.outdated:
+            memory.drop(instance)
+        memory.release(instance)
+
+
+class UnknownRequest(Exception):
+    """A request came without its content, and what was made of it is no longer kept."""
+
+
+class Programs:
+    """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
+
+    def __init__(self, device: Device, libraries: Libraries, memory: DeviceMemory, *, allow_host_wrappers: bool = False) -> None:
+        self._allow_host_wrappers = allow_host_wrappers
+        self._device = device
+        self._libraries = libraries
+        self._memory = memory
+        self._programs: OrderedDict[bytes, Program] = OrderedDict()
+        self._modules: OrderedDict[str, Module] = OrderedDict()
+        self._outdated: list[Program] = []
+
+    def get(self, request: SerializedRequest) -> Program:
+        """Return the program of a request.
+
+        Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``,
+        ``NotEnabledError``, ``UnknownRequest``.
+        """
+        digest, content = request
+        program = self._programs.get(digest)
+        if program is not None:
+            if all(map(self._libraries.is_current, program.libraries)):
+                self._programs.move_to_end(digest)
+                return program
+            self._retire(digest)
+        if not content:
+            raise UnknownRequest
+        program = self._make(request_from_proto(types_pb2.Request.FromString(content)))
+        self._programs[digest] = program
+        if len(self._programs) > MAX_KNOWN_REQUESTS:
+            self._retire(next(iter(self._programs)))
+        self._drop_modules(program)
+        return program
+
+    def has_code_of(self, request: SerializedRequest) -> bool:
+        """Whether ``get`` would load no code. What is wrong with the request is for ``get`` to say."""
+        if request.digest in self._programs:
+            return True
+        try:
+            references = {kernel.library for kernel in types_pb2.Request.FromString(request.content).kernels}
+            return all(self.has_code(self._libraries.resolve(reference)) for reference in references)
+        except KaasError:
+            return True
+
+    def has_code(self, library: ResolvedLibrary) -> bool:
+        """Whether a library is loaded."""
+        return library.content_id in self._modules
+
+    def inspect(self, library: ResolvedLibrary) -> Mapping[str, Kernel]:
+        """Return the kernels of a library, with functions of host code where they can be called.
+
+        Raises ``InvalidLibraryError``, ``NotEnabledError``.
+        """
+        module = self._load(library)
+        kernels = dict(module.kernels)
+        if self._allow_host_wrappers:
+            try:
+                for name in module.host_functions:
+                    kernels.setdefault(name, self._host_function(library, module, name))
+            except InvalidLibraryError:
+                if not module.kernels:
+                    raise
+        return kernels
+
+    def close(self) -> None:
+        """Unload everything. Idempotent."""
+        for digest in list(self._programs):
+            self._retire(digest)
+        while self._modules:
+            self._modules.popitem()[1].close()
+
+    def _make(self, request: Request) -> Program:
+        libraries: dict[str, ResolvedLibrary] = {}
+        kernels: dict[tuple[str, str], Kernel] = {}
+        for index, spec in enumerate(request.kernels):
+            try:
+                if spec.library not in libraries:
+                    libraries[spec.library] = self._libraries.resolve(spec.library)
+                module = self._load(libraries[spec.library])
+                kernel = module.kernels.get(spec.name)
+                if kernel is None and spec.name in module.host_functions:
+                    kernel = self._host_function(libraries[spec.library], module, spec.name)
+            except KaasError as error:
+                error.message = f"kernels[{index}].library: {error.message}"
+                raise
+            if kernel is None:
+                callable_here = {*module.kernels, *(module.host_functions if self._allow_host_wrappers else ())}
+                names = ", ".join(sorted(callable_here)[:20]) or "none"
+                raise KernelNotFoundError(
+                    f"kernels[{index}].name: library {spec.library} has no kernel {spec.name!r}; it has {names}",
+                    {"kernel_index": str(index), "kernel": spec.name},
+                )
+            kernels[spec.library, spec.name] = kernel
+        plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
+        loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
+        return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()))
+
+    def _load(self, library: ResolvedLibrary) -> Module:
+        module = self._modules.get(library.content_id)
+        if module is None:
+            try:
+                module = self._device.load(library.data)
+            except UnsupportedLibrary as error:
+                raise InvalidLibraryError(str(error)) from error
+            self._modules[library.content_id] = module
+        self._modules.move_to_end(library.content_id)
+        if not module.kernels and module.host_functions:
+            self._check_host_code_allowed(library)
+        return module
+
+    def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> Kernel:
+        self._check_host_code_allowed(library)
+        try:
+            return module.load_host_function(name)
+        except UnsupportedLibrary as error:
+            raise InvalidLibraryError(f"{name!r} is host code: {error}") from error
+
+    def _check_host_code_allowed(self, library: ResolvedLibrary) -> None:
+        if not self._allow_host_wrappers:
+            named = f"{library.reference!r} is" if library.reference else "the library is"
+            raise NotEnabledError(
+                f"{named} a shared object of host code that launches kernels itself; this server runs no host code of others, "
+                "unless it is started with --allow-host-wrappers"
+            )
+
+    def _retire(self, digest: bytes) -> None:
+        """Take a program out of use, and free what it holds of the device, now or when its requests are done."""
+        program = self._programs.pop(digest)
+        program.outdated = True
+        for instance in list(program.idle):
+            self._memory.drop(instance)
+        self._outdated = [each for each in (*self._outdated, program) if each.requests]
+
+    def _drop_modules(self, newest: Program) -> None:
+        """Close the modules beyond the limit that no request uses, and with them the programs that use them."""
+        in_use = [newest, *(each for each in (*self._programs.values(), *self._outdated) if each.requests)]
+        kept = {library.content_id for program in in_use for library in program.libraries}
+        surplus = [content_id for content_id in self._modules if content_id not in kept]
+        for content_id in surplus[: max(0, len(self._modules) - MAX_MODULES)]:
+            stale = [
+                digest
+                for digest, program in self._programs.items()
+                if any(library.content_id == content_id for library in program.libraries)
+            ]
+            for digest in stale:
+                self._retire(digest)
+            self._modules.pop(content_id).close()

@@ -1,1 +1,0 @@
-"""One process a device: started, fed, watched and restarted from here."""

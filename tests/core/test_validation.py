@@ -1,0 +1,216 @@
+"""Static checks of a request, by the path and the words of what they find."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from kaas_core import validation
+from kaas_core.errors import InvalidRequestError
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.validation import validate
+from kaasd.store.base import MAX_KEY_BYTES
+
+I, O, IO, T = Access.INPUT, Access.OUTPUT, Access.INOUT, Access.TEMPORARY  # noqa: E741
+
+
+def kernel(
+    arguments: Sequence[Argument] = (),
+    library: str = "/k.ptx",
+    name: str = "k",
+    grid: tuple[int, int, int] = (1, 1, 1),
+    block: tuple[int, int, int] = (1, 1, 1),
+    shared: int = 0,
+) -> KernelSpec:
+    return KernelSpec(library, name, grid, block, tuple(arguments), shared)
+
+
+def uses(*buffers: tuple[BufferSpec, str]) -> Request:
+    """Return a request that uses each buffer once in one launch, by the letter of its access."""
+    arguments = [BufferArgument(spec.name, Access(letter)) for spec, letter in buffers]
+    return Request((kernel(arguments),), tuple(spec for spec, _ in buffers))
+
+
+def problems(request: Request) -> list[tuple[str, str]]:
+    try:
+        validate(request)
+    except InvalidRequestError as error:
+        return [(violation.field, violation.description) for violation in error.violations]
+    return []
+
+
+def x(**fields: object) -> BufferSpec:
+    return BufferSpec(**{"name": "x", "size_bytes": 8, **fields})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request((kernel(),)),
+        Request((kernel(library="sha256:" + "09af" * 16),)),
+        Request((kernel(library="/" + "x" * 4095),)),
+        Request((kernel(name="_Z" + "N" * 5000),)),
+        Request((kernel(grid=(2**31 - 1, 1, 1)),), iterations=2**32 - 1),
+        Request((kernel(shared=2**32 - 1),)),
+        Request((kernel(),), (x(),)),
+        uses((x(name="ö" * 200), "i")),
+        uses((x(key="k" * 400), "io")),
+        uses((x(size_bytes=2**64 - 2, offset_bytes=1), "i")),
+        uses((x(constant=True), "i")),
+        uses((x(ephemeral=True), "t")),
+        uses((x(), "i"), (x(name="y", key="x"), "o")),
+        uses((x(ephemeral=True), "o"), (x(name="y", ephemeral=True), "o")),
+        uses((x(key="k", offset_bytes=8), "o"), (x(name="y", key="k"), "io")),
+        Request((kernel([BufferArgument("x", I)]), kernel([BufferArgument("x", T)])), (x(),)),
+        Request(tuple(kernel([Literal("i", n)]) for n in range(validation.MAX_KERNELS))),
+        Request((kernel([Literal("i", 0)] * validation.MAX_ARGUMENTS),)),
+    ],
+    ids=lambda request: "",
+)
+def test_good_requests(request_: Request) -> None:
+    assert problems(request_) == []
+
+
+BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
+    ("no kernel", Request(()), [("kernels", "at least one")]),
+    ("too many kernels", Request((kernel(),) * 10_001), [("kernels", "at most 10000 are allowed, not 10001")]),
+    ("too many buffers", Request((kernel(),), (x(),) * 10_001), [("buffers", "at most 10000")]),
+    ("too many arguments", Request((kernel([Literal("i", 0)] * 4097),)), [("kernels[0].arguments", "at most 4096")]),
+    ("no iterations", Request((kernel(),), iterations=0), [("iterations", "at least 1, not 0")]),
+    ("too many iterations", Request((kernel(),), iterations=2**32), [("iterations", "at most 4294967295")]),
+    ("relative library", Request((kernel(library="k.ptx"),)), [("kernels[0].library", "absolute path")]),
+    ("empty library", Request((kernel(library=""),)), [("kernels[0].library", "absolute path")]),
+    ("NUL in library", Request((kernel(library="/k\0.ptx"),)), [("kernels[0].library", "NUL")]),
+    ("long library", Request((kernel(library="/" + "x" * 4096),)), [("kernels[0].library", "at most 4096 bytes")]),
+    ("short id", Request((kernel(library="sha256:" + "0" * 63),)), [("kernels[0].library", "64 lower-case hex")]),
+    ("upper-case id", Request((kernel(library="sha256:" + "A" * 64),)), [("kernels[0].library", "64 lower-case hex")]),
+    ("id and newline", Request((kernel(library="sha256:" + "0" * 64 + "\n"),)), [("kernels[0].library", "64 lower-case")]),
+    ("no name", Request((kernel(), kernel(name=""))), [("kernels[1].name", "must not be empty")]),
+    ("NUL in name", Request((kernel(name="k\0"),)), [("kernels[0].name", "NUL")]),
+    ("surrogate in name", Request((kernel(name="\ud800"),)), [("kernels[0].name", r"not valid UTF-8: '\ud800'")]),
+    ("grid zero", Request((kernel(grid=(1, 0, 1)),)), [("kernels[0].grid[1]", "at least 1, not 0")]),
+    ("grid negative", Request((kernel(grid=(-1, 1, 1)),)), [("kernels[0].grid[0]", "at least 1, not -1")]),
+    ("grid huge", Request((kernel(grid=(2**31, 1, 1)),)), [("kernels[0].grid[0]", "at most 2147483647")]),
+    ("block zero", Request((kernel(block=(1, 1, 0)),)), [("kernels[0].block[2]", "at least 1")]),
+    ("block as float", Request((kernel(block=(1.5, 1, 1)),)), [("kernels[0].block[0]", "an integer, not 1.5")]),  # type: ignore[arg-type]
+    ("block as boolean", Request((kernel(block=(True, 1, 1)),)), [("kernels[0].block[0]", "an integer, not true")]),
+    ("shared negative", Request((kernel(shared=-1),)), [("kernels[0].shared_memory_bytes", "at least 0")]),
+    ("shared huge", Request((kernel(shared=2**32),)), [("kernels[0].shared_memory_bytes", "at most 4294967295")]),
+    ("unknown buffer", Request((kernel([BufferArgument("y", I)]),), (x(),)), [("kernels[0].arguments[0]", "no buffer 'y'")]),
+    ("buffer twice", Request((kernel(),), (x(), x())), [("buffers[1].name", "'x' is already the name of buffers[0]")]),
+    ("no buffer name", Request((kernel(),), (x(name=""),)), [("buffers[0].name", "must not be empty")]),
+    ("long buffer name", Request((kernel(),), (x(name="ö" * 201),)), [("buffers[0].name", "at most 400 bytes")]),
+    ("surrogate in buffer name", Request((kernel(),), (x(name="\udcff"),)), [("buffers[0].name", "not valid UTF-8")]),
+    ("size zero", Request((kernel(),), (x(size_bytes=0),)), [("buffers[0].size", "buffer 'x': must be at least 1, not 0")]),
+    ("size huge", Request((kernel(),), (x(size_bytes=2**64),)), [("buffers[0].size", "at most 18446744073709551615")]),
+    ("offset negative", Request((kernel(),), (x(offset_bytes=-1),)), [("buffers[0].offset", "at least 0")]),
+    ("end beyond 64 bits", Request((kernel(),), (x(offset_bytes=2**64 - 8),)), [("buffers[0].offset", "less than 2^64")]),
+    ("long key", Request((kernel(),), (x(key="k" * 401),)), [("buffers[0].key", "at most 400 bytes of UTF-8")]),
+    ("surrogate in key", Request((kernel(),), (x(key="a\ud800"),)), [("buffers[0].key", "not valid UTF-8")]),
+    ("key of an ephemeral", Request((kernel(),), (x(key="k", ephemeral=True),)), [("buffers[0].key", "never touches")]),
+    ("scratch not ephemeral", uses((x(), "t")), [("buffers[0]", "must be ephemeral")]),
+    (
+        "constant written",
+        Request((kernel([BufferArgument("x", I)]), kernel([Literal("i", 1), BufferArgument("x", O)])), (x(constant=True),)),
+        [("kernels[1].arguments[1]", "'x' is constant")],
+    ),
+    ("two outputs to a key", uses((x(key="k"), "o"), (x(name="y", key="k"), "o")), [("buffers[1].key", "same bytes of key 'k'")]),
+    ("a key by name", uses((x(), "o"), (x(name="y", key="x"), "o")), [("buffers[1].key", "same bytes of key 'x'")]),
+    (
+        "value and range of a key",
+        uses((x(key="k", offset_bytes=100), "o"), (x(name="y", key="k"), "o")),
+        [("buffers[0].key", "'y' and 'x' write the same bytes")],
+    ),
+    (
+        "ranges meet",
+        uses((x(key="k", offset_bytes=7), "o"), (x(name="y", key="k"), "io")),
+        [("buffers[0].key", "'y' and 'x' write the same bytes")],
+    ),
+    (
+        "range inside another",
+        uses(
+            (x(name="whole", key="k", size_bytes=100, offset_bytes=10), "o"),
+            (x(name="one", key="k", offset_bytes=20), "o"),
+            (x(name="two", key="k", offset_bytes=90), "o"),
+        ),
+        [("buffers[1].key", "'whole' and 'one'"), ("buffers[2].key", "'whole' and 'two'")],
+    ),
+    (
+        "several at once",
+        Request((kernel(library="k", name="", grid=(0, 1, 1)),), (x(size_bytes=0),), iterations=0),
+        [
+            ("iterations", ""),
+            ("buffers[0].size", ""),
+            ("kernels[0].library", ""),
+            ("kernels[0].name", ""),
+            ("kernels[0].grid[0]", ""),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "expected"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_requests(request_: Request, expected: list[tuple[str, str]]) -> None:
+    found = problems(request_)
+    assert [path for path, _ in found] == [path for path, _ in expected]
+    for (_, description), (_, fragment) in zip(found, expected, strict=True):
+        assert fragment in description
+
+
+@pytest.mark.parametrize(
+    ("letter", "low", "high"),
+    [
+        ("b", -128, 127),
+        ("B", 0, 255),
+        ("h", -32768, 32767),
+        ("H", 0, 65535),
+        ("i", -(2**31), 2**31 - 1),
+        ("I", 0, 2**32 - 1),
+        ("q", -(2**63), 2**63 - 1),
+        ("Q", 0, 2**64 - 1),
+    ],
+)
+def test_range_of_integer_literals(letter: str, low: int, high: int) -> None:
+    assert problems(Request((kernel([Literal(letter, low), Literal(letter, high)]),))) == []
+    found = problems(Request((kernel([Literal(letter, low - 1), Literal(letter, high + 1)]),)))
+    assert [path for path, _ in found] == ["kernels[0].arguments[0]", "kernels[0].arguments[1]"]
+    assert all(f"out of range for type '{letter}' ({low} to {high})" in description for _, description in found)
+
+
+@pytest.mark.parametrize(
+    ("letter", "largest", "overflow"),
+    [
+        ("e", 65504.0, 65520.0),  # 65520 is half way to 2**16 and rounds to it
+        ("f", float(2**128 - 2**104), float(2**128 - 2**103)),
+        ("d", 1.7976931348623157e308, 2**1024),
+    ],
+)
+def test_range_of_floating_point_literals(letter: str, largest: float, overflow: float) -> None:
+    right = [largest, -largest, 0, 7, math.inf, -math.inf, math.nan]
+    assert problems(Request((kernel([Literal(letter, value) for value in right]),))) == []
+    ((path, description),) = problems(Request((kernel([Literal(letter, overflow)]),)))
+    assert path == "kernels[0].arguments[0]"
+    assert f"out of range for type '{letter}'" in description
+
+
+@pytest.mark.parametrize(
+    ("literal", "fragment"),
+    [
+        (Literal("l", 1), "unknown literal type 'l'"),
+        (Literal("", 1), "unknown literal type ''"),
+        (Literal("?", True), "unknown literal type '?'"),
+        (Literal("i", True), "must be a number, not bool"),
+        (Literal("i", 1.0), "must be an integer, not 1.0"),
+        (Literal("f", "1"), "must be a number, not str"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_literals(literal: Literal, fragment: str) -> None:
+    ((path, description),) = problems(Request((kernel([literal]),)))
+    assert path == "kernels[0].arguments[0]"
+    assert fragment in description
+
+
+def test_the_store_takes_every_key_that_is_valid_here() -> None:
+    assert validation.MAX_KEY_BYTES == MAX_KEY_BYTES

@@ -1,0 +1,125 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from kaasd.devices import registry as opening
+from kaasd.devices.base import DeviceUnavailable
+from kaasd.devices.cuda import discover
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[int]:
+    """Let the machine have as many GPUs as the test's parameter says; the list has one entry each time it is asked."""
+    asked: list[int] = []
+
+    def count() -> int:
+        asked.append(request.param)
+        if not request.param:
+            raise DeviceUnavailable("this machine has no CUDA driver")
+        return int(request.param)
+
+    monkeypatch.setattr(opening, "count_gpus", count)
+    return asked
+
+
+@pytest.mark.parametrize("gpus", [2], indirect=True)
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["auto"], ["cuda:0", "cuda:1"]),
+        (["cuda:1", "auto"], ["cuda:1", "cuda:0"]),
+        (["emulator", "cuda:1", "emulator"], ["emulator", "cuda:1"]),
+    ],
+)
+def test_names_on_a_machine_of_two_gpus(gpus: list[int], names: list[str], expected: list[str]) -> None:
+    assert opening.available(names) == expected
+    assert len(gpus) == 1
+
+
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+def test_auto_without_a_gpu_is_the_emulated_device_and_says_why_once(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        assert opening.available(["auto", "auto"]) == ["emulator"]
+    assert [record.getMessage() for record in caplog.records] == ["Device auto: using emulator; this machine has no CUDA driver"]
+
+
+@pytest.mark.parametrize("gpus", [1], indirect=True)
+def test_auto_says_what_it_takes(gpus: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        opening.available(["auto"])
+    assert [record.getMessage() for record in caplog.records] == ["Device auto: using cuda:0; the CUDA driver finds 1 GPU"]
+
+
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+def test_the_emulated_device_asks_for_no_driver(gpus: list[int]) -> None:
+    assert opening.available(["emulator"]) == ["emulator"]
+    assert gpus == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "reason"),
+    [(0, "there is no cuda:3: this machine has no CUDA driver"), (2, "the CUDA driver finds 2 GPUs")],
+    indirect=["gpus"],
+)
+def test_a_gpu_that_is_not_there(gpus: list[int], reason: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=reason):
+        opening.available(["emulator", "cuda:3"])
+
+
+@pytest.mark.parametrize("name", ["", "cuda", "cuda:", "cuda:-1", "cuda:01", "cuda:1x", "gpu", "Emulator", "cuda:99999"])
+def test_a_name_that_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match="a device is auto, emulator, or cuda:N"):
+        opening.available([name])
+    with pytest.raises(ValueError, match=f"there is no device '{name}'"):
+        opening.open_device(name)
+
+
+def test_auto_is_no_device_to_open() -> None:
+    with pytest.raises(ValueError, match="there is no device 'auto'"):
+        opening.open_device("auto")
+
+
+def child_printing(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let the process that counts the GPUs run ``code`` instead."""
+    run = subprocess.run
+    monkeypatch.setattr(discover.subprocess, "run", lambda _, **options: run([sys.executable, "-c", code], **options))
+
+
+def test_the_count_comes_from_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    child_printing(monkeypatch, """print('{"gpus": 3}')""")
+    assert discover.count_gpus() == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("""print('{"reason": "the driver is too old"}')""", "the driver is too old"),
+        ("import os; os.abort()", "looking for GPUs ended with exit status -6"),
+        ("raise OSError('no such thing')", "ended with exit status 1: OSError: no such thing"),
+    ],
+)
+def test_why_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
+    child_printing(monkeypatch, code)
+    with pytest.raises(DeviceUnavailable, match=reason):
+        discover.count_gpus()
+
+
+def test_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discover, "_TIMEOUT_S", 0.1)
+    child_printing(monkeypatch, "import threading; threading.Event().wait()")
+    with pytest.raises(DeviceUnavailable, match=r"did not answer within 0\.1 seconds"):
+        discover.count_gpus()
+
+
+def test_discovery_on_this_machine_gives_a_count_or_a_reason() -> None:
+    child = subprocess.run([sys.executable, "-m", discover.__name__], capture_output=True, text=True, check=True)
+    answer = json.loads(child.stdout)
+    assert len(answer) == 1
+    assert answer.get("gpus", 0) > 0 or answer["reason"]

@@ -1,0 +1,246 @@
+"""The state machines of a worker's calls: events in, decisions out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
+from kaasd.front.call_queue import CallQueue, CancelReason, Fail, Kill, RestartPolicy, SeenRequests, Send, Stop
+
+
+def ready_queue(max_queued: int = 10) -> CallQueue:
+    queue = CallQueue(max_queued)
+    assert queue.worker_ready() == []
+    return queue
+
+
+def test_calls_wait_for_the_worker_and_are_sent_in_order() -> None:
+    queue = CallQueue(max_queued=10)
+    assert [queue.submit(call) for call in (1, 2, 3)] == [[], [], []]
+    assert queue.worker_ready() == [Send(1), Send(2)]
+    assert queue.answered(1) == [Send(3)]
+
+
+def test_one_runs_and_the_others_count_as_queued() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    assert (queue.running, queue.queued, queue.load) == (1, 2, 3)
+
+
+def test_a_full_queue_refuses() -> None:
+    queue = ready_queue(max_queued=1)
+    for call in (1, 2, 3):
+        queue.submit(call)
+    with pytest.raises(QueueFullError, match="1 requests are waiting"):
+        queue.submit(4)
+    assert queue.answered(1) == [Send(3)]
+    assert queue.submit(4) == []
+
+
+def test_a_lost_worker_fails_what_it_served_and_the_rest_goes_to_its_successor() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert failed.call == 1
+    assert isinstance(failed.error, WorkerRestartingError)
+    assert failed.error.retry_after_s is not None
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
+def test_a_call_answered_before_the_loss_is_not_failed() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    assert queue.answered(1) == []
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert failed.call == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"), [(CancelReason.DEADLINE, DeadlineExceededError), (CancelReason.CANCELLED, CancelledError)]
+)
+def test_a_queued_call_is_stopped_at_once(reason: CancelReason, kind: type[Exception]) -> None:
+    queue = CallQueue(max_queued=10)
+    queue.submit(1)
+    (failed,) = queue.stop(1, reason)
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, kind)
+    assert "queued" in failed.error.message
+    assert queue.worker_ready() == []
+
+
+def test_a_call_that_waits_at_the_worker_fails_at_once_and_is_skipped_there() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    failed, stop = queue.stop(2, CancelReason.DEADLINE)
+    assert isinstance(failed, Fail)
+    assert (failed.call, type(failed.error)) == (2, DeadlineExceededError)
+    assert stop == Stop(2, CancelReason.DEADLINE)
+    assert queue.grace_over(2) == []
+    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1]
+    assert queue.worker_ready() == []
+
+
+def test_as_many_run_as_the_worker_serves_at_a_time() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    assert [queue.submit(call) for call in range(1, 6)] == [[Send(1)], [Send(2)], [Send(3)], [Send(4)], []]
+    assert (queue.running, queue.queued) == (3, 2)
+    assert queue.answered(2) == [Send(5)]
+    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1, 3, 4]
+    assert queue.worker_ready() == [Send(5)]
+
+
+def test_suspects_of_a_fault_run_again_one_at_a_time() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    for call in range(1, 4):
+        queue.submit(call)
+    for call in (3, 2, 1):
+        assert queue.run_again(call, alone=True) == []
+    assert queue.worker_lost() == []
+    queue.submit(4)
+    queue.submit(5)
+    assert queue.worker_ready() == [Send(1)]
+    assert queue.answered(1) == [Send(2)]
+    assert queue.answered(2) == [Send(3)]
+    assert queue.answered(3) == [Send(4), Send(5)]
+
+
+def test_what_another_request_took_down_runs_again_beside_others() -> None:
+    queue = CallQueue(max_queued=10, concurrency=3)
+    queue.worker_ready()
+    for call in range(1, 4):
+        queue.submit(call)
+    queue.answered(1)
+    for call in (3, 2):
+        assert queue.run_again(call, alone=False) == []
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
+def test_a_worker_without_its_device_gets_no_other_call() -> None:
+    queue = CallQueue(max_queued=10, concurrency=1)
+    queue.worker_ready()
+    for call in range(1, 5):
+        queue.submit(call)
+    assert queue.answered(1, device_lost=True) == []
+    assert queue.run_again(2, alone=False) == []
+    assert queue.worker_lost() == []
+    assert queue.worker_ready() == [Send(2), Send(3)]
+
+
+def test_a_call_that_is_to_stop_is_not_run_again() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.stop(1, CancelReason.DEADLINE)
+    (failed,) = queue.run_again(1, alone=True)
+    assert isinstance(failed, Fail)
+    assert isinstance(failed.error, DeadlineExceededError)
+    assert queue.worker_ready() == []
+
+
+def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    assert queue.stop(1, CancelReason.DEADLINE) == [Stop(1, CancelReason.DEADLINE)]
+    assert queue.stop(1, CancelReason.DEADLINE) == []
+    assert queue.grace_over(1) == [Kill()]
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert (failed.call, type(failed.error)) == (1, DeadlineExceededError)
+    assert queue.worker_ready() == [Send(2)]
+
+
+def test_a_call_that_stopped_in_time_spares_the_worker() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    queue.stop(1, CancelReason.DEADLINE)
+    queue.answered(1)
+    assert queue.grace_over(1) == []
+
+
+def test_a_cancelled_call_does_not_kill_the_worker() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    assert queue.stop(1, CancelReason.CANCELLED) == [Stop(1, CancelReason.CANCELLED)]
+    assert queue.grace_over(1) == []
+    assert queue.stop(1, CancelReason.DEADLINE) == [Stop(1, CancelReason.DEADLINE)]
+    assert queue.grace_over(1) == [Kill()]
+
+
+def test_an_unknown_call_is_nothing_to_stop() -> None:
+    assert ready_queue().stop(7, CancelReason.DEADLINE) == []
+
+
+def test_all_calls_fail_at_the_end() -> None:
+    queue = ready_queue()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    error = DrainingError("over")
+    assert queue.fail_all(error) == [Fail(1, error), Fail(2, error), Fail(3, error)]
+    assert queue.load == 0
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "stop", "cancel"]), max_size=60))
+def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str]) -> None:
+    queue = CallQueue(max_queued=1000)
+    ended: list[int] = []
+    at_worker: list[int] = []
+    submitted = 0
+
+    def note(decisions: list) -> None:
+        for decision in decisions:
+            if isinstance(decision, Send):
+                assert decision.call not in at_worker
+                assert decision.call not in ended
+                at_worker.append(decision.call)
+            elif isinstance(decision, Fail):
+                ended.append(decision.call)
+
+    ready = False
+    for event in events:
+        if event == "submit":
+            submitted += 1
+            note(queue.submit(submitted))
+        elif event == "answer" and at_worker:
+            call = at_worker.pop(0)
+            if call not in ended:  # Nobody waits for the answer to one that was told already.
+                ended.append(call)
+            note(queue.answered(call))
+        elif event == "lost" and ready:
+            ready = False
+            at_worker.clear()
+            note(queue.worker_lost())
+        elif event == "ready" and not ready:
+            ready = True
+            note(queue.worker_ready())
+        elif event in ("stop", "cancel") and submitted:
+            note(queue.stop(submitted, CancelReason.DEADLINE if event == "stop" else CancelReason.CANCELLED))
+    assert len(at_worker) <= 2
+    note(queue.fail_all(DrainingError("over")))
+    assert sorted(ended) == list(range(1, submitted + 1))
+
+
+def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
+    policy = RestartPolicy(first_delay_s=0.25, longest_delay_s=2.0)
+    assert policy.lost(was_ready=True) == 0.0
+    assert [policy.lost(was_ready=False) for _ in range(5)] == [0.25, 0.5, 1.0, 2.0, 2.0]
+    policy.ready()
+    assert policy.lost(was_ready=False) == 0.25
+
+
+def test_a_request_is_new_to_a_worker_once() -> None:
+    seen = SeenRequests(most=2)
+    assert [seen.add(digest) for digest in (b"a", b"a", b"b", b"a")] == [True, False, True, False]
+    assert [seen.add(digest) for digest in (b"c", b"a")] == [True, True]  # a third has made it forget
+    seen.clear()
+    assert seen.add(b"c")

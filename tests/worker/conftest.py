@@ -1,0 +1,26 @@
+"""An engine for the tests of this folder, on the ``device`` of each module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from kaasd.devices.base import Device
+from kaasd.libraries.registry import Libraries
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.executor import Executor
+from tests.conformance.launching import library
+from tests.conformance.test_executor import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path, device: Device) -> Iterator[Bench]:
+    """An executor with the kernels of the dot product, none of them loaded yet."""
+    with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
+        libraries = Libraries(store)
+        libraries.put(libraries.describe(library("dot")), library("dot"))
+        with closing(Executor(device, store, libraries)) as executor:
+            yield Bench(executor, store)

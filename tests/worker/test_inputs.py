@@ -1,0 +1,64 @@
+"""All that a request reads is of one state of the store, whatever of it is on the device already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kaas_core.request import BufferSpec, Request
+from kaasd.devices.options import EmulatorOptions
+from kaasd.devices.registry import open_device
+from kaasd.libraries.registry import Libraries
+from kaasd.store.base import Write
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.store.snapshot import LmdbSnapshot
+from kaasd.worker.executor import Executor
+from tests.conformance.launching import library
+from tests.conformance.test_executor import LARGE, SMALL, Bench, serialize
+
+
+class BusyStore(LmdbStore):
+    """Somebody commits just before the next snapshot opens."""
+
+    before_snapshot: Callable[[], object] | None = None
+
+    def snapshot(self) -> LmdbSnapshot:
+        action, self.before_snapshot = self.before_snapshot, None
+        if action is not None:
+            action()
+        return super().snapshot()
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_commit_in_between(tmp_path: Path, size: int) -> None:
+    with (
+        closing(BusyStore(tmp_path / "store", limit_bytes=256 << 20)) as store,
+        closing(open_device("emulator", EmulatorOptions())) as device,
+    ):
+        libraries = Libraries(store)
+        libraries.put(libraries.describe(library("dot")), library("dot"))
+
+        def put(value: int) -> None:
+            array = np.full(size, value, np.uint32).tobytes()
+            store.commit([Write(key, [array]) for key in ("a", "b", "c")]).result()
+
+        def run(keys: Mapping[str, str]) -> set[int]:
+            result = bench.run(request, keys, return_buffers=["p"])
+            return set(np.frombuffer(result.outputs["p"], np.uint32).tolist())
+
+        a, b, p = BufferSpec("a", 4 * size), BufferSpec("b", 4 * size), BufferSpec("p", 4 * size, ephemeral=True)
+        with closing(Executor(device, store, libraries)) as executor:
+            bench = Bench(executor, store)
+            request = serialize(Request((bench.product(size, a, b, p),), (a, b, p)))
+            put(2)
+            assert run({"b": "b"}) == {4}
+            store.before_snapshot = lambda: put(3)
+            # The values of a and b are known to be the store's; that of c has to be looked up.
+            assert run({"b": "c"}) == {9}
+            assert run({"b": "b"}) == {9}
+            put(5)
+            assert run({"b": "b"}) == {25}

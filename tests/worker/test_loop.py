@@ -1,0 +1,229 @@
+"""The loop of a worker over real socketpairs, with jobs that end when the test says so."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import DeadlineExceededError, KaasError, WorkerRestartingError
+from kaasd.devices.base import Device
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.worker_config import WorkerConfig
+from kaasd.worker import loop
+from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.execution import Invocation, Result
+from kaasd.worker.executor import Executor
+from kaasd.worker.loop import CommitSignal, Loop
+from kaasd.worker.programs import UnknownRequest
+
+CONFIG = WorkerConfig("deaf", "", 0, "meta", 0, (), concurrency=4)
+RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, commit_ns=0)
+
+
+@dataclass
+class HeldJob:
+    """Goes on until it is let go."""
+
+    check_cancelled: Callable[[], None]
+    is_committing: bool = False
+    expected_end_ns: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def poll(self) -> Result | None:
+        if not self.is_committing:
+            self.check_cancelled()
+        return RESULT if self.ended.is_set() else None
+
+    def close(self) -> None:
+        raise AssertionError("waits for a kernel that never ends")
+
+
+class DeafJob(HeldJob):
+    """A kernel that heeds no stop."""
+
+    def poll(self) -> Result | None:
+        return RESULT if self.ended.is_set() else None
+
+
+class NoMemory:
+    """Nothing is held."""
+
+    held_bytes = 0
+
+
+class HeldExecutor:
+    """Has the jobs that it was given begun, one a request."""
+
+    memory = NoMemory()
+    device_name = "deaf"
+
+    def __init__(self, *kinds: type[HeldJob]) -> None:
+        self._kinds = list(kinds)
+        self.jobs: list[HeldJob] = []
+        self.device_lost = False
+
+    def begin(self, invocation: Invocation) -> HeldJob:
+        self.jobs.append(self._kinds.pop(0)(invocation.check_cancelled))
+        return self.jobs[-1]
+
+    def mark_device_lost(self) -> None:
+        self.device_lost = True
+
+
+class DeafDevice:
+    """Cannot stop a kernel, as a GPU cannot."""
+
+    def stop(self) -> bool:
+        return False
+
+
+class Worker:
+    """A serving loop in a thread, and the front's ends of its channels."""
+
+    def __init__(self, executor: HeldExecutor) -> None:
+        calls, cancellations = socket.socketpair(), socket.socketpair()
+        self._front, self._front_stops = calls[0], cancellations[0]
+        self._commits = CommitSignal()
+        self._cancellations = Cancellations(WorkerChannel(cancellations[1]), cast(Device, DeafDevice()))
+        self._serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._cancellations, self._commits, CONFIG)
+        self._thread = threading.Thread(target=self._serving.run)
+        self._thread.start()
+
+    def send(self, message: worker_pb2.ToWorker) -> None:
+        self._write(self._front, message)
+
+    def stop(self, call_id: int) -> None:
+        self._write(self._front_stops, worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=True)))
+
+    def wait_for_stop(self, call_id: int) -> None:
+        ticks = threading.Event()
+        while self._cancellations.reason(call_id) is None:
+            ticks.wait(0.001)
+
+    def answer(self) -> worker_pb2.FromWorker:
+        (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")
+        return worker_pb2.FromWorker.FromString(self._front.recv(length, socket.MSG_WAITALL))
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def close(self) -> None:
+        self._front.close()
+        self._front_stops.close()
+        self._thread.join()
+        self._commits.close()
+
+    @staticmethod
+    def _write(channel: socket.socket, message: worker_pb2.ToWorker) -> None:
+        data = message.SerializeToString()
+        channel.sendall(len(data).to_bytes(4, "little") + data)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[HeldExecutor], Worker]]:
+    workers: list[Worker] = []
+    monkeypatch.setattr(loop, "execute", HeldExecutor.begin)
+
+    def start(executor: HeldExecutor) -> Worker:
+        workers.append(Worker(executor))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        with closing(worker):
+            pass
+
+
+def execute(call_id: int) -> worker_pb2.ToWorker:
+    return worker_pb2.ToWorker(id=call_id, execute=worker_pb2.Execute(request=worker_pb2.SerializedRequest(digest=b"any")))
+
+
+def reasons(answers: list[worker_pb2.FromWorker]) -> dict[int, Any]:
+    return {answer.id: (answer.failed.reason, answer.failed.device_lost) for answer in answers}
+
+
+def reason(error: type[KaasError]) -> str:
+    return error.reason
+
+
+def test_a_call_that_heeds_its_deadline_leaves_the_device_to_the_others(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob, HeldJob)
+    worker = serve(executor)
+    worker.send(execute(1))
+    worker.send(execute(2))
+    wait_for_jobs(executor, 2)
+    worker.stop(1)
+    assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
+    executor.jobs[1].ended.set()
+    assert worker.answer().executed.kernels_launched == 1
+    assert not executor.device_lost
+
+
+def test_a_device_with_a_kernel_that_heeds_no_stop_is_given_up(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob, DeafJob, HeldJob)
+    worker = serve(executor)
+    for call_id in (1, 2, 3):
+        worker.send(execute(call_id))
+    wait_for_jobs(executor, 3)
+    executor.jobs[2].is_committing = True
+    worker.stop(2)
+    assert reasons([worker.answer(), worker.answer()]) == {
+        1: (reason(WorkerRestartingError), True),
+        2: (reason(DeadlineExceededError), True),
+    }
+    executor.jobs[2].ended.set()
+    answer = worker.answer()
+    assert (answer.id, answer.WhichOneof("answer")) == (3, "executed")
+    worker.join()
+
+
+class Unknown(HeldJob):
+    """Its request is not known, once the test says so."""
+
+    def poll(self) -> Result | None:
+        if self.ended.is_set():
+            raise UnknownRequest
+        return None
+
+
+def test_a_request_that_is_not_known_is_asked_for_and_runs(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(Unknown, HeldJob)
+    worker = serve(executor)
+    assert first_answer(worker, executor) == worker_pb2.FromWorker(id=1, unknown_request=worker_pb2.UnknownRequest())
+    worker.send(execute(1))
+    wait_for_jobs(executor, 2)
+    executor.jobs[1].ended.set()
+    assert worker.answer().executed.kernels_launched == 1
+
+
+def test_a_stop_that_comes_while_a_request_is_asked_for_is_heeded(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(Unknown, HeldJob)
+    worker = serve(executor)
+    first_answer(worker, executor)
+    worker.stop(1)
+    worker.stop(99)  # Cancellations come in order: when this has been noted, so has the other.
+    worker.wait_for_stop(99)
+    worker.send(execute(1))
+    assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
+    assert len(executor.jobs) == 1
+
+
+def first_answer(worker: Worker, executor: HeldExecutor) -> worker_pb2.FromWorker:
+    """Send the first call, let it end, and return what it is answered."""
+    worker.send(execute(1))
+    wait_for_jobs(executor, 1)
+    executor.jobs[0].ended.set()
+    return worker.answer()
+
+
+def wait_for_jobs(executor: HeldExecutor, count: int) -> None:
+    ticks = threading.Event()
+    while len(executor.jobs) < count:
+        ticks.wait(0.001)
