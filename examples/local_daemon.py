@@ -1,4 +1,4 @@
-"""A daemon of one's own for the time of a ``with`` block: for the demo, the benchmarks and the tests."""
+"""A private daemon for the time of a ``with`` block: for the demo, the benchmarks and the tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def local_daemon(*arguments: str, environ: Mapping[str, str] | None = None) -> I
     """Run kaasd on a unix socket and a store in a temporary directory; yield its address once it listens.
 
     ``arguments`` are added to its command line, ``environ`` to its environment; its log goes to our standard error. It is drained
-    and stopped at the end of the block. Raises ``RuntimeError`` when it does not start, or does not end well.
+    and stopped at the end of the block. Raises ``RuntimeError`` when it does not start, or ends with an error.
     """
     with tempfile.TemporaryDirectory(prefix="kaasd-") as directory:
         address = f"unix:{directory}/kaasd.sock"

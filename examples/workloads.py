@@ -1,4 +1,4 @@
-"""What the demo runs: requests on the example kernels, their inputs, and NumPy's opinion of their results."""
+"""What the demo runs: requests on the example kernels, their inputs, and the check of their results with NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Workload:
-    """One request and how to tell that it ran well."""
+    """One request, and how to check its results."""
 
     title: str
     request: Request
@@ -27,7 +27,7 @@ class Workload:
     """By key."""
     launches: int
     check: Callable[[Client], str]
-    """Compares the keys that were written with NumPy; returns what was found, raises ``AssertionError`` where they differ."""
+    """Compares the written keys with NumPy. Returns a short text for the table; raises ``AssertionError`` where they differ."""
 
 
 def dot_product(kaas: Client, n: int = 1024) -> Workload:
@@ -56,7 +56,7 @@ def dot_product(kaas: Client, n: int = 1024) -> Workload:
 def jacobi(kaas: Client, n: int = 512, launches: int = 3000) -> Workload:
     """Solve A x = b by ``launches`` steps of Jacobi's method, one launch a step, two launches an iteration of the request.
 
-    A is dense and just diagonally dominant: the error shrinks by 1.005 a step, so that few steps would not do.
+    A is dense and just diagonally dominant: the error shrinks by 1.005 a step, so a few steps are not enough.
     """
     rng = np.random.default_rng(2)
     matrix = rng.random((n, n), dtype=np.float32)

@@ -1,4 +1,4 @@
-// A kernel that uses the C assert, for tests; apart from faults.cu because it calls the driver's __assertfail.
+// A kernel that uses the C assert, for tests. It is not in faults.cu because it calls the driver's __assertfail.
 //
 //   assertKern   asserts in[i] == value    in: uint32[n]; every thread i < n checks one element
 #include <cassert>

@@ -1,4 +1,4 @@
-// A first request from Node.js: the dot product of two vectors, with nothing of kaasd but its .proto files.
+// A first request from Node.js: the dot product of two vectors, with only the .proto files of kaasd.
 //
 //   npm ci && node first_request.js unix:/run/kaasd/kaasd.sock
 import { readFileSync } from "node:fs";

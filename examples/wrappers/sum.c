@@ -2,8 +2,8 @@
  *
  * It sums an array of any length, with as many launches as that takes. A request's own list of kernels has a fixed length.
  *
- * It needs nothing but libc to be loaded: the driver's functions are looked up in the library that the process has open already,
- * and the kernel, sum.cu, is inside as PTX. */
+ * Loading it needs only libc: it looks up the driver's functions in the library that the process has open already, and the
+ * kernel, sum.cu, is inside as PTX. */
 #include <cuda.h>
 #include <dlfcn.h>
 #include <stdint.h>
