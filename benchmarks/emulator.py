@@ -25,7 +25,7 @@ from benchmarks.report import number
 from benchmarks.turns import Turns, take_turns, timed
 from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from kaasd.devices.emulator.memory import Allocation
 
 PTX = Path(__file__).parent / "kernels/emulated.ptx"

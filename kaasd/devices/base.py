@@ -9,16 +9,15 @@ of them uses, no other may write until it is done, unless it was begun ``after``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
+from kaas_core import ReadableBuffer
 from kaas_core.request import Access, Dim3
 from kaasd.devices.trace import Tracer
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
-
-ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview"
-"""Contiguous bytes to read from; a memoryview is of format ``B``."""
 
 
 class DeviceBuffer(Protocol):
@@ -262,3 +261,38 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything. Idempotent."""
+
+
+class Found(NamedTuple):
+    """The devices of one kind on this machine."""
+
+    names: list[str]
+    """In the order in which requests are to be spread over them."""
+    note: str = ""
+    """For a person: how they were found, or why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKind:
+    """One kind of device, as ``registry`` lists it. Making one imports no driver and no compiler; ``open`` does."""
+
+    name: str
+    """Such as ``cuda``. As a device's name it stands for all of this kind, where ``pattern`` allows it."""
+    pattern: str
+    """Regular expression of its devices' names."""
+    example: str
+    """How these names look, for error texts."""
+    find: Callable[[int], Found]
+    """Given how many emulated devices the settings ask for, returns its devices on this machine.
+
+    It is called in the daemon's front, which loads no driver.
+    """
+    open: Callable[[str, Any, Path | None], Device]
+    """Given a name, ``options`` or None, and the directory to keep compiled code in or None, opens a device.
+
+    The thread that opens it is the one that uses it. Raises ``DeviceUnavailable``.
+    """
+    options: type[Any] | None = None
+    """Dataclass of its own settings, all with defaults: a field ``seed`` of ``emulator`` is the daemon's ``emulator_seed``."""
+    runs_aside: bool = True
+    """Whether ``Run.start`` returns while kernels run. Where it does not, one request at a time is under way."""

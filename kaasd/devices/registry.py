@@ -1,83 +1,104 @@
-"""Devices by name: ``cuda:N``, ``emulator``, and ``auto`` for what the machine has."""
+"""The kinds of device that there are, and devices by name: a new kind is a folder and an entry in ``KINDS``.
+
+A kind from another package is an entry point of the group ``kaasd.devices``, a ``DeviceKind``.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from kaasd.devices.base import Device, DeviceUnavailable
-from kaasd.devices.cuda.discover import count_gpus
-from kaasd.devices.options import EmulatorOptions
-from kaasd.request.device_checks import DeviceProperties
+from kaasd.devices.base import Device, DeviceKind, DeviceUnavailable, Found
+from kaasd.devices.cuda import kind as cuda
+from kaasd.devices.emulator import kind as emulator
 
 AUTO = "auto"
-EMULATOR = "emulator"
-DEFAULT_EMULATOR = EmulatorOptions()
+KINDS: tuple[DeviceKind, ...] = (cuda.KIND, emulator.KIND)
+"""In the order in which ``auto`` looks for devices: it stands for all of the first kind that has any."""
+ENTRY_POINTS = "kaasd.devices"
+EMULATOR = emulator.KIND.name
 
 _logger = logging.getLogger(__name__)
-_CUDA = re.compile(r"cuda:(0|[1-9]\d{0,3})")
 
 
-def available(names: Sequence[str]) -> list[str]:
+def kind_of(name: str) -> DeviceKind:
+    """Return the kind of a device's name, which need not be on this machine. Raises ``ValueError`` where there is none."""
+    for kind in KINDS:
+        if re.fullmatch(kind.pattern, name, re.ASCII):
+            return kind
+    # Only for what is none of ours: this reads the metadata of every package that is installed.
+    from importlib import metadata
+
+    others: list[DeviceKind] = [point.load() for point in metadata.entry_points(group=ENTRY_POINTS)]
+    for kind in others:
+        if re.fullmatch(kind.pattern, name, re.ASCII):
+            return kind
+    *examples, last = (AUTO, *(kind.example for kind in (*others, *reversed(KINDS))))
+    raise ValueError(f"there is no device '{name}': a device is {', '.join(examples)}, or {last}")
+
+
+def available(names: Sequence[str], emulator_count: int = 1) -> list[str]:
     """Return the devices that ``names`` stand for, in order, each once, and log what was found.
 
-    ``auto`` stands for every CUDA GPU, or for the emulated device where there is none. The driver is asked in another process,
-    and only where a name needs it. Raises ``ValueError`` for a name that is none, ``DeviceUnavailable`` for a GPU that is named
-    and not there.
+    ``auto`` stands for every CUDA GPU, or for the emulated devices where there is none; the name of a kind alone for all of it.
+    Nothing is looked for unless a name needs it. Raises ``ValueError`` for what is not a device's name, ``DeviceUnavailable`` for
+    a device that is named and not there.
     """
-    ordinals = [_ordinal(name) for name in names if name not in (AUTO, EMULATOR)]
-    gpus, reason = 0, ""
-    if ordinals or AUTO in names:
-        try:
-            gpus = count_gpus()
-        except DeviceUnavailable as error:
-            reason = str(error)
-    for ordinal in ordinals:
-        if ordinal >= gpus:
-            raise DeviceUnavailable(f"there is no cuda:{ordinal}: {reason or f'the CUDA driver finds {_count(gpus)}'}")
-
-    found = [f"cuda:{ordinal}" for ordinal in range(gpus)] or [EMULATOR]
+    kinds = {name: kind_of(name) for name in names if name != AUTO}
+    found = cache(lambda kind: kind.find(emulator_count))
+    devices = {name: _named(name, kind, found(kind)) for name, kind in kinds.items()}
     if AUTO in names:
-        _logger.info("Device auto: using %s; %s", ", ".join(found), reason or f"the CUDA driver finds {_count(gpus)}")
-    resolved = [device for name in names for device in (found if name == AUTO else [name])]
-    return list(dict.fromkeys(resolved))
+        devices[AUTO] = _automatic(found)
+    return list(dict.fromkeys(device for name in names for device in devices[name]))
 
 
-def open_device(name: str, emulator: EmulatorOptions = DEFAULT_EMULATOR, code_cache: Path | None = None) -> Device:
-    """Open ``cuda:N`` or ``emulator``; the thread that opens a device is the one that uses it.
+def options_to_text(name: str, settings: object) -> str:
+    """Return the settings of a device's kind as JSON, to be given to another process.
 
-    ``emulator`` says how the emulated device is to be. In ``code_cache``, a directory, a device keeps what it compiles for the
-    next process. Raises ``ValueError`` for a name that is neither, ``DeviceUnavailable``.
+    They are the attributes of ``settings`` whose names begin with the kind's. Raises ``ValueError``.
     """
-    # What a device needs is loaded when it is opened: the driver's bindings, or a compiler.
-    if name == EMULATOR:
-        from kaasd.devices.emulator.device import MODEL, EmulatedDevice
-
-        properties = DeviceProperties(
-            EMULATOR,
-            MODEL,
-            emulator.memory_bytes,
-            compute_capability=emulator.compute_capability,
-            multiprocessor_count=emulator.multiprocessor_count,
-            max_shared_memory_bytes=emulator.shared_memory_bytes,
-        )
-        return EmulatedDevice(properties, checks=emulator.checks, seed=emulator.seed)
-    ordinal = _ordinal(name)
-    try:
-        from kaasd.devices.cuda.device import CudaDevice
-    except ImportError as error:
-        raise DeviceUnavailable(f"{name} cannot be opened: cuda-bindings is not installed ({error})") from error
-    return CudaDevice(ordinal, code_cache=code_cache)
+    kind = kind_of(name)
+    names = [field.name for field in fields(kind.options)] if kind.options else []
+    return json.dumps({each: getattr(settings, f"{kind.name}_{each}") for each in names})
 
 
-def _ordinal(name: str) -> int:
-    match = _CUDA.fullmatch(name)
-    if not match:
-        raise ValueError(f"there is no device '{name}': a device is {AUTO}, {EMULATOR}, or cuda:N such as cuda:0")
-    return int(match[1])
+def options_from_text(name: str, text: str) -> Any:
+    """Return what ``options_to_text`` wrote, in the form that ``open_device`` takes. Raises ``ValueError``."""
+    kind = kind_of(name)
+    values = {each: tuple(value) if isinstance(value, list) else value for each, value in json.loads(text).items()}
+    return kind.options(**values) if kind.options else None
 
 
-def _count(gpus: int) -> str:
-    return f"{gpus} GPU{'s' * (gpus != 1)}"
+def open_device(name: str, options: Any = None, code_cache: Path | None = None) -> Device:
+    """Open a device; the thread that opens it is the one that uses it.
+
+    ``options`` is of the kind's class, None for its defaults. In ``code_cache``, a directory, a device keeps what it compiles for
+    the next process. Raises ``ValueError`` for a name that is none, ``DeviceUnavailable``.
+    """
+    return kind_of(name).open(name, options, code_cache)
+
+
+def _named(name: str, kind: DeviceKind, found: Found) -> list[str]:
+    if name == kind.name and found.names:
+        return found.names
+    if name not in found.names:
+        raise DeviceUnavailable(f"there is no {name}: {found.note or 'there is only ' + ', '.join(found.names)}")
+    return [name]
+
+
+def _automatic(found: Any) -> list[str]:
+    notes: list[str] = []
+    for kind in KINDS:
+        names, note = found(kind)
+        if note:
+            notes.append(note)
+        if names:
+            _logger.info("Device auto: using %s; %s", ", ".join(names), "; ".join(notes))
+            return list(names)
+    raise DeviceUnavailable("; ".join(notes))

@@ -6,12 +6,15 @@ import json
 import logging
 import subprocess
 import sys
+from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
 from kaasd.devices import registry as opening
 from kaasd.devices.base import DeviceUnavailable
-from kaasd.devices.cuda import discover
+from kaasd.devices.cuda import kind as cuda
+from kaasd.devices.emulator.kind import EmulatorOptions
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> lis
             raise DeviceUnavailable("this machine has no CUDA driver")
         return int(request.param)
 
-    monkeypatch.setattr(opening, "count_gpus", count)
+    monkeypatch.setattr(cuda, "count_gpus", count)
     return asked
 
 
@@ -63,6 +66,48 @@ def test_the_emulated_device_asks_for_no_driver(gpus: list[int]) -> None:
     assert gpus == []
 
 
+def test_several_emulated_devices_have_numbers() -> None:
+    assert opening.available(["emulator"], emulator_count=3) == ["emulator:0", "emulator:1", "emulator:2"]
+    assert opening.available(["emulator:2", "emulator"], emulator_count=3) == ["emulator:2", "emulator:0", "emulator:1"]
+    with pytest.raises(DeviceUnavailable, match="there is no emulator:3: there is only emulator:0, emulator:1, emulator:2"):
+        opening.available(["emulator:3"], emulator_count=3)
+    with pytest.raises(DeviceUnavailable, match="there is no emulator:0: there is only emulator"):
+        opening.available(["emulator:0"])
+
+
+@pytest.mark.parametrize("gpus", [0], indirect=True)
+def test_auto_without_a_gpu_takes_all_emulated_devices(gpus: list[int]) -> None:
+    assert opening.available(["auto"], emulator_count=2) == ["emulator:0", "emulator:1"]
+
+
+def test_an_emulated_device_has_its_name_and_its_options() -> None:
+    settings = SimpleNamespace(
+        emulator_memory_bytes=1 << 20,
+        emulator_checks=("races",),
+        emulator_seed=2**60 + 1,
+        emulator_compute_capability=(8, 6),
+        emulator_multiprocessors=84,
+        emulator_shared_memory_bytes=99 << 10,
+    )
+    options = opening.options_from_text("emulator:1", opening.options_to_text("emulator:1", settings))
+    assert options == EmulatorOptions(1 << 20, ("races",), 2**60 + 1, (8, 6), 84, 99 << 10)
+    with closing(opening.open_device("emulator:1", options)) as device:
+        properties = device.properties
+        assert (properties.name, properties.memory_bytes, properties.compute_capability) == ("emulator:1", 1 << 20, (8, 6))
+        assert (properties.multiprocessor_count, properties.max_shared_memory_bytes) == (84, 99 << 10)
+
+
+def test_a_kind_without_options_is_told_none() -> None:
+    text = opening.options_to_text("cuda:0", SimpleNamespace())
+    assert opening.options_from_text("cuda:0", text) is None
+
+
+def test_the_registry_loads_neither_driver_nor_compiler() -> None:
+    code = "import sys, kaasd.devices.registry; print(sorted({'cuda', 'llvmlite', 'numpy'} & sys.modules.keys()))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     ("gpus", "reason"),
     [(0, "there is no cuda:3: this machine has no CUDA driver"), (2, "the CUDA driver finds 2 GPUs")],
@@ -73,9 +118,11 @@ def test_a_gpu_that_is_not_there(gpus: list[int], reason: str) -> None:
         opening.available(["emulator", "cuda:3"])
 
 
-@pytest.mark.parametrize("name", ["", "cuda", "cuda:", "cuda:-1", "cuda:01", "cuda:1x", "gpu", "Emulator", "cuda:99999"])
+@pytest.mark.parametrize(
+    "name", ["", "cuda", "cuda:", "cuda:-1", "cuda:01", "cuda:1x", "gpu", "Emulator", "cuda:99999", "emulator:"]
+)
 def test_a_name_that_is_none(name: str) -> None:
-    with pytest.raises(ValueError, match="a device is auto, emulator, or cuda:N"):
+    with pytest.raises(ValueError, match="a device is auto, emulator, emulator:N, or cuda:N"):
         opening.available([name])
     with pytest.raises(ValueError, match=f"there is no device '{name}'"):
         opening.open_device(name)
@@ -89,12 +136,12 @@ def test_auto_is_no_device_to_open() -> None:
 def child_printing(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the process that counts the GPUs run ``code`` instead."""
     run = subprocess.run
-    monkeypatch.setattr(discover.subprocess, "run", lambda _, **options: run([sys.executable, "-c", code], **options))
+    monkeypatch.setattr(cuda.subprocess, "run", lambda _, **options: run([sys.executable, "-c", code], **options))
 
 
 def test_the_count_comes_from_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     child_printing(monkeypatch, """print('{"gpus": 3}')""")
-    assert discover.count_gpus() == 3
+    assert cuda.count_gpus() == 3
 
 
 @pytest.mark.parametrize(
@@ -108,18 +155,18 @@ def test_the_count_comes_from_another_process(monkeypatch: pytest.MonkeyPatch) -
 def test_why_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
     child_printing(monkeypatch, code)
     with pytest.raises(DeviceUnavailable, match=reason):
-        discover.count_gpus()
+        cuda.count_gpus()
 
 
 def test_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discover, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(cuda, "_TIMEOUT_S", 0.1)
     child_printing(monkeypatch, "import threading; threading.Event().wait()")
     with pytest.raises(DeviceUnavailable, match=r"did not answer within 0\.1 seconds"):
-        discover.count_gpus()
+        cuda.count_gpus()
 
 
-def test_discovery_on_this_machine_gives_a_count_or_a_reason() -> None:
-    child = subprocess.run([sys.executable, "-m", discover.__name__], capture_output=True, text=True, check=True)
+def test_cuday_on_this_machine_gives_a_count_or_a_reason() -> None:
+    child = subprocess.run([sys.executable, "-m", cuda.__name__], capture_output=True, text=True, check=True)
     answer = json.loads(child.stdout)
     assert len(answer) == 1
     assert answer.get("gpus", 0) > 0 or answer["reason"]

@@ -1,5 +1,1 @@
 """The emulated device: PTX compiled to native code and run on the CPU, with every access checked."""
-
-from kaasd.devices.emulator.device import EmulatedDevice
-
-__all__ = ["EmulatedDevice"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 
+from kaasd.devices.emulator.kind import EMULATOR_CHECKS
 from kaasd.devices.emulator.layout import BLOCK, CONTEXT, LAUNCH, NOTE, OFFSET_BITS, SHADOW, THREAD, WARP_SIZE, Fault, Slot
 from kaasd.devices.emulator.native import I32, I64, PTR, Builder, i32, i64
-from kaasd.devices.options import EMULATOR_CHECKS
 
 if TYPE_CHECKING:
     from kaasd.devices.emulator.emitter import Emitter

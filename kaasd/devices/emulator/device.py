@@ -10,6 +10,7 @@ from typing import Any
 
 from kaasd.devices.base import DeviceBuffer, Launch, MappedFile, Stopped
 from kaasd.devices.emulator.checks import Shadows
+from kaasd.devices.emulator.kind import default_memory_bytes
 from kaasd.devices.emulator.launch import Arena, Prepared, scheduler
 from kaasd.devices.emulator.layout import CONTEXT, SLOT_COUNT, Fault
 from kaasd.devices.emulator.memory import AddressSpace, Allocation, HostMemory
@@ -17,7 +18,6 @@ from kaasd.devices.emulator.module import EmulatedModule
 from kaasd.devices.emulator.printing import format_printed
 from kaasd.devices.emulator.report import kernel_fault
 from kaasd.devices.emulator.run import KERNELS, EmulatedDownload, EmulatedRun, Ended
-from kaasd.devices.options import default_memory_bytes
 from kaasd.devices.trace import HostTracer, Tracer
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image

@@ -18,7 +18,7 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.conformance.launching import u32, u64
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "libraries" / "data"
 PROPERTIES = DeviceProperties("cuda:0", "a GPU", 1 << 30, max_threads_per_block=512)
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 STREAM = 0x7F00_1234_5678

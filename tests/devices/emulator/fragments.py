@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
 
 LANES = np.arange(32)

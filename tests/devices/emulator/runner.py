@@ -10,7 +10,7 @@ import numpy as np
 
 from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from kaasd.devices.emulator.memory import Allocation
 from kaasd.devices.emulator.module import EmulatedModule
 

@@ -11,7 +11,7 @@ import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
 
 RACE, UNINITIALIZED = "KAAS_ERROR_DATA_RACE", "KAAS_ERROR_UNINITIALIZED_READ"

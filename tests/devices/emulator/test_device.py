@@ -11,7 +11,7 @@ import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, Array, array_of, buffer_of, kernel, launch, read_write

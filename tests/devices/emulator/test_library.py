@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kaasd.devices.base import KernelFault
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
 
 DECLARATIONS = """

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from tests.devices.emulator.numbers import array, edge_integers, wrap
 from tests.devices.emulator.runner import Array, array_of, buffer_of, evaluate, kernel, launch, read_write
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from kaasd.devices.emulator import EmulatedDevice
+from kaasd.devices.emulator.device import EmulatedDevice
 from tests.devices.emulator.fragments import registers, sizes
 from tests.devices.emulator.numbers import F64, round_fraction
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write

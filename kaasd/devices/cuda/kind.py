@@ -1,6 +1,7 @@
-"""Counts the GPUs of this machine, in a process of its own: ``python -m kaasd.devices.cuda.discover`` prints one line of JSON.
+"""The CUDA GPU's entry in the registry, and how many this machine has.
 
-The daemon's front never loads the driver: a driver may hang or crash, and what it starts would be inherited.
+They are counted in a process of its own, ``python -m kaasd.devices.cuda.kind``, which prints one line of JSON: the daemon's front
+never loads the driver, which may hang or crash, and what it starts would be inherited.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from kaasd.devices.base import DeviceUnavailable
+from kaasd.devices.base import Device, DeviceKind, DeviceUnavailable, Found
 
 _TIMEOUT_S = 60.0
 """Initialising takes 0.2 s on an H100, and some seconds more a GPU where the driver's persistence mode is off."""
@@ -35,6 +37,25 @@ def count_gpus() -> int:
     if reason := answer.get("reason"):
         raise DeviceUnavailable(reason)
     return int(answer["gpus"])
+
+
+def _find(_: int) -> Found:
+    try:
+        count = count_gpus()
+    except DeviceUnavailable as error:
+        return Found([], str(error))
+    return Found([f"cuda:{ordinal}" for ordinal in range(count)], f"the CUDA driver finds {count} GPU{'s' * (count != 1)}")
+
+
+def _open(name: str, _: None, code_cache: Path | None) -> Device:
+    try:
+        from kaasd.devices.cuda.device import CudaDevice
+    except ImportError as error:
+        raise DeviceUnavailable(f"{name} cannot be opened: cuda-bindings is not installed ({error})") from error
+    return CudaDevice(int(name.removeprefix("cuda:")), code_cache=code_cache)
+
+
+KIND = DeviceKind("cuda", pattern=r"cuda:(0|[1-9]\d{0,3})", example="cuda:N", find=_find, open=_open)
 
 
 def main() -> None:
