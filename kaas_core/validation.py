@@ -9,12 +9,12 @@ from kaas_core.uses import Use, buffer_uses, write_conflicts
 from kaas_core.violations import Violations, shown
 
 MAX_KEY_BYTES = 400
-"""Of UTF-8; also of a buffer's name, which is its key by default."""
+"""Of UTF-8; also of a buffer's name, which is its key by default. LMDB takes 511 bytes."""
 MAX_KERNELS = 10_000
 MAX_BUFFERS = 10_000
 MAX_ARGUMENTS = 4096
 """CUDA's parameter space is 32764 bytes, which 4096 addresses already exceed."""
-MAX_LIBRARY_BYTES = 4096
+MAX_LIBRARY_PATH_BYTES = 4096
 """Linux' PATH_MAX."""
 
 _CONTENT_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -47,6 +47,11 @@ def key_problem(key: str) -> str | None:
     if not key:
         return "must not be empty"
     return _text_problem(key, MAX_KEY_BYTES)
+
+
+def is_content_id(reference: str) -> bool:
+    """Return whether a library's reference is ``sha256:`` and 64 lower-case hex digits."""
+    return _CONTENT_ID.fullmatch(reference) is not None
 
 
 def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: set[str]) -> None:
@@ -143,8 +148,8 @@ def _count(found: Violations, path: str, count: int, most: int) -> bool:
 
 def _library_problem(library: str) -> str | None:
     if library.startswith("/"):
-        return _text_problem(library, MAX_LIBRARY_BYTES, "\0")
-    if not _CONTENT_ID.fullmatch(library):
+        return _text_problem(library, MAX_LIBRARY_PATH_BYTES, "\0")
+    if not is_content_id(library):
         return f"must be an absolute path, or sha256: and 64 lower-case hex digits, not {shown(library)}"
     return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import stat
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import TypeAlias
 
 from kaas.v1 import library_pb2
 from kaas_core.errors import InvalidArgumentError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError
+from kaas_core.validation import is_content_id
 from kaas_core.violations import shown
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image
@@ -34,7 +34,6 @@ and keep its stamp."""
 HEADER_BYTES = 512
 """Two bytes of length, then a ``kaas.v1.Library`` of at most 371 bytes, then zeros."""
 
-_CONTENT_ID = re.compile(r"sha256:[0-9a-f]{64}")
 _KINDS = {
     ImageKind.PTX: library_pb2.LIBRARY_KIND_PTX,
     ImageKind.CUBIN: library_pb2.LIBRARY_KIND_CUBIN,
@@ -80,7 +79,7 @@ class Libraries:
         known = self._resolved.get(reference)
         if known is not None and self.is_current(known):
             return known
-        if _CONTENT_ID.fullmatch(reference):
+        if is_content_id(reference):
             resolved = self._read_uploaded(reference)
         elif reference.startswith("/"):
             resolved = self._read_file(reference)
@@ -207,9 +206,9 @@ def _read_header(snapshot: Snapshot, library_id: str) -> library_pb2.Library:
 
 
 def _check_id(library_id: str) -> None:
-    if not _CONTENT_ID.fullmatch(library_id):
-        raise InvalidArgumentError(f"{shown(library_id)} is no content id: expected sha256: and 64 lower-case hex digits")
+    if not is_content_id(library_id):
+        raise InvalidArgumentError(f"{shown(library_id)} is not a content id, which is sha256: and 64 lower-case hex digits")
 
 
 def _no_such_id(library_id: str) -> LibraryNotFoundError:
-    return LibraryNotFoundError(f"no library {library_id} was uploaded")
+    return LibraryNotFoundError(f"there is no uploaded library {library_id}")

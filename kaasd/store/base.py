@@ -11,12 +11,9 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-MAX_KEY_BYTES = 400
-"""Of UTF-8. LMDB takes 511 bytes; the rest is for the namespace and what the layout adds."""
-
-ReadableBuffer: TypeAlias = "bytes | bytearray | memoryview"
+from kaas_core import ReadableBuffer
 
 
 class Namespace(Enum):
@@ -75,7 +72,7 @@ class StoreStats:
 
 
 @dataclass(frozen=True, slots=True)
-class MappedFile:
+class StoreMapping:
     """The store's file in this process's memory."""
 
     path: str
@@ -131,7 +128,7 @@ class KeyValueStore(Protocol):
     """A store that several threads and processes use at once."""
 
     @property
-    def mapped(self) -> MappedFile | None:
+    def mapped(self) -> StoreMapping | None:
         """Where the views of the snapshots lie that are open now; None where that is not known."""
 
     @property

@@ -1,9 +1,11 @@
-"""A process's LMDB environment: opening it, and beginning transactions in company of other processes."""
+"""A process's LMDB environment: opening it, beginning transactions in company of other processes, and its errors as ours."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +14,9 @@ from typing import TypeAlias
 
 import lmdb
 
-from kaas_core.errors import InternalError, InvalidArgumentError
-from kaasd.store.base import Durability, MappedFile, Namespace
-from kaasd.store.lmdb_errors import translate
-from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, State
+from kaas_core.errors import InternalError, InvalidArgumentError, KaasError, QueueFullError, StoreFullError
+from kaasd.store.base import Durability, Namespace, StoreMapping
+from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
@@ -23,6 +24,9 @@ DATA_FILE = "data.mdb"
 MIN_LIMIT_BYTES = 1 << 20
 _RESIZE_TIMEOUT_S = 10.0
 """Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_BELOW_BYTES = 64 << 20
+"""Some chunks: a full disk cuts a write short, which LMDB calls EIO, and what it had taken is free again afterwards."""
 
 
 def reserve_bytes(limit_bytes: int) -> int:
@@ -88,7 +92,7 @@ class Environment:
         """Check the store's format and return an id for this process."""
         with self.write() as txn:
             raw = txn.get(STATE_KEY)
-            number, state = State.unpack(raw) if raw is not None else (FORMAT, State())
+            number, state = Counters.unpack(raw) if raw is not None else (FORMAT, Counters())
             if number != FORMAT:
                 raise InternalError(f"{self.path}: the store has format {number}, this version reads format {FORMAT}")
             state.id += 1
@@ -154,8 +158,10 @@ class Environment:
 
     def is_held(self) -> bool:
         """Whether a snapshot of any process sees an older state than the last, so that pages cannot be used again."""
-        last = self.lmdb.info()["last_txnid"]
-        rows = (line.split() for line in self.lmdb.readers().splitlines()[1:])
+        with self._turn:  # the map does not move meanwhile
+            last = self.lmdb.info()["last_txnid"]
+            table = self.lmdb.readers()
+        rows = (line.split() for line in table.splitlines()[1:])
         return any(len(row) == 3 and row[2].isdigit() and int(row[2]) < last for row in rows)
 
     def is_alive(self, owner: int) -> bool:
@@ -217,7 +223,7 @@ class Environment:
                 self._turn.notify_all()
 
 
-def find_mapping(path: Path) -> MappedFile | None:
+def find_mapping(path: Path) -> StoreMapping | None:
     """Return where this process has mapped a file; None where it has not, or the system does not tell."""
     wanted = os.path.realpath(path)
     try:
@@ -229,5 +235,33 @@ def find_mapping(path: Path) -> MappedFile | None:
         span, _, offset, _, _, *name = line.split(maxsplit=5)
         if name == [wanted] and int(offset, 16) == 0:
             start, end = (int(number, 16) for number in span.split("-"))
-            return MappedFile(wanted, start, end - start)
+            return StoreMapping(wanted, start, end - start)
     return None
+
+
+def translate(error: Exception, path: Path) -> KaasError:
+    """Return what a caller should see of ``error``, met in the environment at ``path``; it becomes the cause."""
+    if isinstance(error, KaasError):
+        return error
+    kind: type[KaasError]
+    code = getattr(error, "code", 0)  # py-lmdb's own errors, which LMDB does not know, have none
+    match error:
+        case lmdb.MapFullError():
+            kind, text = StoreFullError, "the store has no room left that open snapshots do not hold"
+        case lmdb.ReadersFullError():
+            kind, text = QueueFullError, "too many snapshots of the store are open"
+        case _ if code in _NO_SPACE or (code == errno.EIO and _is_full(path)):
+            kind, text = StoreFullError, "the file system below the store is full"
+        case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.InvalidError() | lmdb.VersionMismatchError():
+            kind, text = InternalError, f"{path} is damaged, or is not an LMDB environment that this version can read"
+        case lmdb.Error():
+            kind, text = InternalError, f"LMDB failed on {path}"
+        case _:
+            kind, text = InternalError, f"{path}: {type(error).__name__}"
+    translated = kind(f"{text} ({error})")
+    translated.__cause__ = error
+    return translated
+
+
+def _is_full(path: Path) -> bool:
+    return shutil.disk_usage(path).free < _FULL_BELOW_BYTES

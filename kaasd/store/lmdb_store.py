@@ -9,15 +9,12 @@ from pathlib import Path
 import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
-from kaasd.store.base import Durability, Entry, MappedFile, Namespace, StoreStats, Write
-from kaasd.store.changes import Change
-from kaasd.store.environment import Environment
-from kaasd.store.jobs import Commit, Delete
-from kaasd.store.lmdb_errors import translate
-from kaasd.store.pieces import Pieces
-from kaasd.store.records import Extent, encode_key
+from kaasd.store.base import Durability, Entry, Namespace, StoreMapping, StoreStats, Write
+from kaasd.store.environment import Environment, translate
+from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
+from kaasd.store.write_transaction import Change, PendingCommit, PendingDelete
 from kaasd.store.writer import Writer
 
 CHUNK_BYTES = 16 << 20
@@ -76,7 +73,7 @@ class LmdbStore:
         self.close()
 
     @property
-    def mapped(self) -> MappedFile | None:
+    def mapped(self) -> StoreMapping | None:
         return self._environment.mapped
 
     @property
@@ -101,22 +98,22 @@ class LmdbStore:
             failed: Future[dict[str, Entry]] = Future()
             failed.set_exception(error)
             return failed
-        job = Commit(changes)
-        if job.size_bytes > self._chunk_bytes:
-            return self._writer.submit_ahead(job)
-        return self._writer.submit(job)
+        pending = PendingCommit(changes)
+        if pending.size_bytes > self._chunk_bytes:
+            return self._writer.submit_ahead(pending)
+        return self._writer.submit(pending)
 
     def stage(self) -> StagedValue:
         return StagedValue(self._writer, self._chunk_bytes)
 
     def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
         try:
-            job = Delete(namespace, encode_key(key), key)
+            pending = PendingDelete(namespace, encode_key(key), key)
         except KaasError as error:
             failed: Future[Entry] = Future()
             failed.set_exception(error)
             return failed
-        return self._writer.submit(job)
+        return self._writer.submit(pending)
 
     def sweep(self) -> Future[int]:
         """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""

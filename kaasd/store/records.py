@@ -1,4 +1,4 @@
-"""What lies in LMDB: keys, records and counters as bytes. Pure.
+"""What lies in LMDB as bytes: keys, records, counters, and the pieces of values. Pure.
 
 =============  ========================================  ==========================================================
 database       key                                       value
@@ -21,8 +21,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from kaas_core import ReadableBuffer
 from kaas_core.errors import InvalidArgumentError
-from kaasd.store.base import MAX_KEY_BYTES
+from kaas_core.validation import MAX_KEY_BYTES
 
 FORMAT = 1
 STATE_KEY = b"state"
@@ -45,7 +46,7 @@ class Extent(NamedTuple):
 
 
 @dataclass(slots=True)
-class State:
+class Counters:
     """The counters of a store."""
 
     version: int = 0
@@ -55,7 +56,7 @@ class State:
         return _STATE.pack(FORMAT, self.version, self.id)
 
     @classmethod
-    def unpack(cls, raw: bytes | memoryview) -> tuple[int, State]:
+    def unpack(cls, raw: bytes | memoryview) -> tuple[int, Counters]:
         """Return the format and the counters."""
         number, version, last_id = _STATE.unpack(raw)
         return number, cls(version, last_id)
@@ -148,3 +149,43 @@ def overlap(extents: Sequence[Extent], start: int, stop: int) -> Iterator[tuple[
         if end > start:
             yield extent, max(start - position, 0), min(stop - position, extent.size_bytes)
         position = end
+
+
+def flat(buffer: ReadableBuffer) -> memoryview:
+    """Return ``buffer`` as a view of bytes. Raises ``TypeError`` where it is not contiguous."""
+    view = memoryview(buffer)
+    return view if view.ndim == 1 and view.format == "B" and view.contiguous else view.cast("B")
+
+
+class Pieces:
+    """A sequence of buffers, none copied."""
+
+    __slots__ = ("_views", "size_bytes")
+
+    def __init__(self, buffers: Iterable[ReadableBuffer] = ()) -> None:
+        self._views = [view for view in map(flat, buffers) if len(view)]
+        self.size_bytes = sum(map(len, self._views))
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return iter(self._views)
+
+    def joined(self) -> bytes | memoryview:
+        """Return the bytes in one buffer, copied only where there are several."""
+        return self._views[0] if len(self._views) == 1 else b"".join(self._views)
+
+    def cut(self, size_bytes: int) -> Iterator[Pieces]:
+        """Yield parts of ``size_bytes``, the last one as long as what is left."""
+        part: list[memoryview] = []
+        missing = size_bytes
+        for view in self._views:
+            start = 0
+            while len(view) - start >= missing:
+                part.append(view[start : start + missing])
+                start += missing
+                yield Pieces(part)
+                part, missing = [], size_bytes
+            if start < len(view):
+                part.append(view[start:])
+                missing -= len(view) - start
+        if part:
+            yield Pieces(part)

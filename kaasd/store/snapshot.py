@@ -17,8 +17,7 @@ import lmdb
 
 from kaas_core.errors import InternalError, KeyNotFoundError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
-from kaasd.store.environment import Environment, Transaction
-from kaasd.store.lmdb_errors import translate
+from kaasd.store.environment import Environment, Transaction, translate
 from kaasd.store.records import Extent, Record, chunk_key, encode_key, encode_prefix, overlap, unpack_head
 
 

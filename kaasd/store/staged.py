@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from types import TracebackType
 
+from kaas_core import ReadableBuffer
 from kaas_core.errors import InternalError
-from kaasd.store.base import ReadableBuffer
-from kaasd.store.pieces import Pieces, flat
-from kaasd.store.records import Extent
+from kaasd.store.records import Extent, Pieces, flat
 from kaasd.store.writer import Writer
 
 

@@ -8,33 +8,35 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
 from kaas_core.errors import InternalError, KaasError, StoreFullError
 from kaasd.store.base import Entry
-from kaasd.store.changes import FREED_AT_ONCE, Changes, max_inline_bytes
-from kaasd.store.environment import Environment
-from kaasd.store.jobs import Commit, Job
-from kaasd.store.lmdb_errors import translate
-from kaasd.store.pieces import Pieces
-from kaasd.store.records import NOBODY, Extent
-from kaasd.store.sweep import sweep
+from kaasd.store.environment import Environment, translate
+from kaasd.store.maintenance import reuse_freed_pages, sweep
+from kaasd.store.records import NOBODY, Extent, Pieces
+from kaasd.store.write_transaction import FREED_AT_ONCE, PendingCommit, PendingWrite, WriteTransaction, max_inline_bytes
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-Task = Iterator[None]
-"""Work in steps, each at most one short transaction; it raises nothing."""
-
 _MIN_CHUNK_BYTES = 4096 - 16
 """With LMDB's header it fills one page, and so fits wherever one is free."""
-_HELD_POLL_S = 0.002
+
+
+class SteppedTask(NamedTuple):
+    """What takes several transactions, each of them short."""
+
+    future: Future[Any]
+    steps: Iterator[None]
+    """They raise nothing, and complete the future."""
 
 
 class Writer:
-    """Commits jobs, all that wait in one transaction, and between them does a step of what takes longer."""
+    """Commits writes, all that wait in one transaction, and between them does a step of what takes longer."""
 
     def __init__(self, environment: Environment, *, chunk_bytes: int, held_timeout_s: float, sweep_interval_s: float) -> None:
         self._environment = environment
@@ -42,39 +44,45 @@ class Writer:
         self._held_timeout_s = held_timeout_s
         self._sweep_interval_s = sweep_interval_s
         self._wake = threading.Condition()
-        self._jobs: deque[Job[Any]] = deque()
-        self._tasks: deque[Task] = deque([self._sweep(Future())])
+        self._waiting: deque[PendingWrite[Any]] = deque()
+        self._taken: list[PendingWrite[Any]] = []
+        """What the transaction under way is for."""
+        self._tasks: deque[SteppedTask] = deque()
+        self._add_sweep()
         self._dropped: deque[Extent] = deque()
         self._garbage_left = False
         self._closing = False
-        self._thread = threading.Thread(target=self._loop, name="store-writer", daemon=True)
+        self._failure: BaseException | None = None
+        """What ended the thread, where that was not ``close``."""
+        self._thread = threading.Thread(target=self._run_thread, name="store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job[T]) -> Future[T]:
-        """Queue a job. Its future fails with ``InternalError`` after ``close``."""
-        if not self._queue(lambda: self._jobs.append(job)):
-            job.future.set_exception(self._closed_error())
-        return job.future
+    def submit(self, pending: PendingWrite[T]) -> Future[T]:
+        """Queue a write. Its future fails with ``InternalError`` after ``close``, and where the thread has failed."""
+        if not self._queue(lambda: self._waiting.append(pending)):
+            pending.future.set_exception(self._ended_error())
+        return pending.future
 
-    def submit_ahead(self, job: Commit) -> Future[dict[str, Entry]]:
+    def submit_ahead(self, pending: PendingCommit) -> Future[dict[str, Entry]]:
         """Queue a commit whose values are too much for one transaction: their chunks first, each in one of its own."""
-        if not self._queue(lambda: self._tasks.append(self._write_ahead(job))):
-            job.future.set_exception(self._closed_error())
-        return job.future
+        task = SteppedTask(pending.future, self._write_ahead(pending))
+        if not self._queue(lambda: self._tasks.append(task)):
+            pending.future.set_exception(self._ended_error())
+        return pending.future
 
     def write_loose(self, pieces: Pieces) -> list[Extent]:
         """Write at most a chunk that no key points at yet, and wait for it. Raises ``StoreFullError``."""
         future: Future[list[Extent]] = Future()
 
-        def task() -> Task:
+        def steps() -> Iterator[None]:
             try:
                 future.set_result(self._write_chunk(pieces))
             except Exception as error:
-                future.set_exception(self._seen(error))
+                future.set_exception(translate(error, self._environment.path))
             yield
 
-        if not self._queue(lambda: self._tasks.append(task())):
-            raise self._closed_error()
+        if not self._queue(lambda: self._tasks.append(SteppedTask(future, steps()))):
+            raise self._ended_error()
         return future.result()
 
     def drop_loose(self, extents: Sequence[Extent]) -> None:
@@ -85,19 +93,19 @@ class Writer:
     def sweep(self) -> Future[int]:
         """Free chunks whose process is gone, soon; the future has their number."""
         future: Future[int] = Future()
-        if not self._queue(lambda: self._tasks.append(self._sweep(future))):
-            future.set_exception(self._closed_error())
+        if not self._queue(lambda: self._add_sweep(future)):
+            future.set_exception(self._ended_error())
         return future
 
     def close(self) -> None:
-        """Finish all that is queued, drop what is staged, and end the thread. Idempotent."""
+        """Finish all that is queued, drop what is staged, and end the thread. Idempotent. Returns also where it has failed."""
         self._environment.check_process()
         with self._wake:
             self._closing = True
             self._wake.notify_all()
         self._thread.join()
 
-    def run(self, work: Callable[[Changes], T]) -> T:
+    def run(self, work: Callable[[WriteTransaction], T]) -> T:
         """Do ``work`` in a transaction of its own; where LMDB's map is full, make room and repeat it. Raises ``KaasError``.
 
         Only for the writer's thread.
@@ -106,27 +114,34 @@ class Writer:
         while True:
             try:
                 with self._environment.write() as txn:
-                    changes = Changes(self._environment, txn, chunk_bytes)
-                    result = work(changes)
-                    changes.finish()
-                self._garbage_left |= changes.left_garbage
+                    transaction = WriteTransaction(self._environment, txn, chunk_bytes)
+                    result = work(transaction)
+                    transaction.finish()
+                self._garbage_left |= transaction.left_garbage
                 return result
             except StoreFullError:
                 if not self._free_all():
                     raise
             except lmdb.MapFullError as error:
                 if not made_room:
-                    self._make_room()
+                    reuse_freed_pages(self._environment, self._held_timeout_s)
                     made_room = True
                 elif chunk_bytes > _MIN_CHUNK_BYTES:
                     # Enough pages may be free, but not as many in a row.
                     chunk_bytes = max(chunk_bytes // 4, _MIN_CHUNK_BYTES)
                 else:
-                    raise self._seen(error) from error
+                    raise translate(error, self._environment.path) from error
             except lmdb.Error as error:
-                raise self._seen(error) from error
+                raise translate(error, self._environment.path) from error
 
     # The thread
+
+    def _run_thread(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # whatever it is, nobody may wait for this thread any more
+            _log.critical("the thread that writes to %s has failed", self._environment.path, exc_info=True)
+            self._fail_all(error)
 
     def _loop(self) -> None:
         sweep_at = time.monotonic() + self._sweep_interval_s
@@ -135,88 +150,102 @@ class Writer:
                 self._wake.wait_for(lambda: self._has_work() or self._closing, max(sweep_at - time.monotonic(), 0.0))
                 if self._closing and not self._has_work():
                     break
-                jobs = self._take()
-                task = self._tasks.popleft() if self._tasks else None
-            if jobs:
-                self._commit(jobs)
-            if task is not None and next(task, self) is None:
-                self._tasks.append(task)
+                self._take()
+            if self._taken:
+                self._commit(self._taken)
+                self._taken.clear()
+            if self._tasks:
+                task = self._tasks[0]
+                is_over = next(task.steps, self) is self
+                self._tasks.popleft()
+                if not is_over:
+                    self._tasks.append(task)
             self._free_some()
             if time.monotonic() >= sweep_at:
                 sweep_at = time.monotonic() + self._sweep_interval_s
-                self._tasks.append(self._sweep(Future()))
+                self._add_sweep()
         for _ in self._sweep(Future(), own=True):
             pass
 
     def _has_work(self) -> bool:
-        return bool(self._jobs or self._tasks or self._dropped or self._garbage_left)
+        return bool(self._waiting or self._tasks or self._dropped or self._garbage_left)
 
-    def _take(self) -> list[Job[Any]]:
-        """Return the jobs for one transaction: all that wait, up to a chunk's worth of bytes."""
-        jobs: list[Job[Any]] = []
+    def _take(self) -> None:
+        """Take the writes for one transaction: all that wait, up to a chunk's worth of bytes."""
         size = 0
-        while self._jobs and (not jobs or size + self._jobs[0].size_bytes <= self._chunk_bytes):
-            job = self._jobs.popleft()
-            if job.future.running() or job.future.set_running_or_notify_cancel():
-                jobs.append(job)
-                size += job.size_bytes
+        while self._waiting and (not self._taken or size + self._waiting[0].size_bytes <= self._chunk_bytes):
+            pending = self._waiting.popleft()
+            if pending.future.running() or pending.future.set_running_or_notify_cancel():
+                self._taken.append(pending)
+                size += pending.size_bytes
             else:
-                self.drop_loose(job.loose)
-        return jobs
+                self.drop_loose(pending.loose)
 
-    def _commit(self, jobs: Sequence[Job[Any]]) -> None:
-        """Commit ``jobs`` in one transaction, less those whose check fails; where that fails, each in one of its own."""
+    def _commit(self, group: Sequence[PendingWrite[Any]]) -> None:
+        """Commit ``group`` in one transaction, less those whose check fails; where that fails, each in one of its own."""
         done, failed = [], []
         try:
             with self._environment.write() as txn:
-                changes = Changes(self._environment, txn, self._chunk_bytes)
-                for job in jobs:
+                transaction = WriteTransaction(self._environment, txn, self._chunk_bytes)
+                for pending in group:
                     try:
-                        job.check(changes)
+                        pending.check(transaction)
                     except KaasError as error:
-                        failed.append((job, error))
+                        failed.append((pending, error))
                     else:
-                        done.append((job, job.apply(changes)))
+                        done.append((pending, pending.apply(transaction)))
                 if done:
-                    changes.finish()
+                    transaction.finish()
         except Exception:
-            for job in jobs:
-                self._commit_alone(job)
+            for pending in group:
+                self._commit_alone(pending)
             return
-        self._garbage_left |= changes.left_garbage
-        for job, result in done:
-            job.future.set_result(result)
-        for job, refusal in failed:
+        self._garbage_left |= transaction.left_garbage
+        for pending, result in done:
+            pending.future.set_result(result)
+        for pending, refusal in failed:
             if isinstance(refusal, StoreFullError):
-                self._commit_alone(job)
+                self._commit_alone(pending)
             else:
-                self._fail(job, refusal)
+                self._fail(pending, refusal)
 
-    def _commit_alone(self, job: Job[Any]) -> None:
-        def work(changes: Changes) -> object:
-            job.check(changes)
-            return job.apply(changes)
+    def _commit_alone(self, pending: PendingWrite[Any]) -> None:
+        def work(transaction: WriteTransaction) -> object:
+            pending.check(transaction)
+            return pending.apply(transaction)
 
         try:
             result = self.run(work)
         except Exception as error:
-            self._fail(job, error)
+            self._fail(pending, error)
         else:
-            job.future.set_result(result)
+            pending.future.set_result(result)
 
-    def _fail(self, job: Job[Any], error: Exception) -> None:
-        self.drop_loose(job.loose)
-        job.future.set_exception(self._seen(error))
+    def _fail(self, pending: PendingWrite[Any], error: Exception) -> None:
+        self.drop_loose(pending.loose)
+        pending.future.set_exception(translate(error, self._environment.path))
+
+    def _fail_all(self, error: BaseException) -> None:
+        """Fail what waits, and from now on what is asked for."""
+        with self._wake:
+            self._failure = error
+            futures = [pending.future for pending in (*self._taken, *self._waiting)]
+            futures += [task.future for task in self._tasks]
+        for future in futures:
+            # A callback of a future may be what has failed.
+            with suppress(BaseException):
+                if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
+                    future.set_exception(self._ended_error())
 
     def _free_some(self) -> int:
         """Free some of the chunks that uploads and overwritten values have left; return how many."""
         try:
             if self._dropped:
                 batch = [self._dropped.popleft() for _ in range(min(len(self._dropped), FREED_AT_ONCE))]
-                self.run(lambda changes: changes.drop_loose(batch))
+                self.run(lambda transaction: transaction.drop_loose(batch))
                 return len(batch)
             if self._garbage_left:
-                freed = self.run(lambda changes: changes.free_loose(NOBODY))
+                freed = self.run(lambda transaction: transaction.free_loose(NOBODY))
                 self._garbage_left = freed > 0
                 return freed
         except Exception:
@@ -232,34 +261,21 @@ class Writer:
             freed += count
         return freed > 0
 
-    def _make_room(self) -> None:
-        """Let pages that were freed become free: two transactions later, and when no snapshot of before is open any more."""
-        deadline = time.monotonic() + self._held_timeout_s
-        while True:
-            try:
-                with self._environment.write() as txn:
-                    Changes(self._environment, txn, self._chunk_bytes).finish()
-            except lmdb.MapFullError:
-                pass
-            if not self._environment.is_held() or time.monotonic() > deadline:
-                return
-            time.sleep(_HELD_POLL_S)
-
     # Tasks
 
     def _write_chunk(self, pieces: Pieces) -> list[Extent]:
-        def work(changes: Changes) -> list[Extent]:
-            changes.check_room(pieces.size_bytes)
-            return changes.put_loose(pieces)
+        def work(transaction: WriteTransaction) -> list[Extent]:
+            transaction.check_room(pieces.size_bytes)
+            return transaction.put_loose(pieces)
 
         return self.run(work)
 
-    def _write_ahead(self, job: Commit) -> Task:
-        if not job.future.set_running_or_notify_cancel():
-            self.drop_loose(job.loose)
+    def _write_ahead(self, pending: PendingCommit) -> Iterator[None]:
+        if not pending.future.set_running_or_notify_cancel():
+            self.drop_loose(pending.loose)
             return
         try:
-            for change in job.changes:
+            for change in pending.changes:
                 if change.pieces.size_bytes <= max_inline_bytes(self._chunk_bytes):
                     continue
                 pieces, change.pieces = change.pieces, Pieces()
@@ -267,11 +283,17 @@ class Writer:
                     change.extents += self._write_chunk(part)
                     yield
         except Exception as error:
-            self._fail(job, error)
+            self._fail(pending, error)
         else:
-            self._jobs.append(job)
+            self._waiting.append(pending)
 
-    def _sweep(self, future: Future[int], *, own: bool = False) -> Task:
+    def _add_sweep(self, future: Future[int] | None = None) -> None:
+        future = future or Future()
+        self._tasks.append(SteppedTask(future, self._sweep(future)))
+
+    def _sweep(self, future: Future[int], *, own: bool = False) -> Iterator[None]:
+        if not future.set_running_or_notify_cancel():
+            return
         freed = 0
         try:
             self._environment.lmdb.reader_check()
@@ -282,30 +304,28 @@ class Writer:
                 freed += count
                 yield
         except Exception as error:
-            future.set_exception(self._seen(error))
+            future.set_exception(translate(error, self._environment.path))
         else:
             future.set_result(freed)
 
-    # Errors and the queue
+    # The queue
 
-    def _seen(self, error: Exception) -> KaasError:
-        """Return ``error`` as a caller should see it."""
-        if isinstance(error, KaasError):
-            return error
-        if isinstance(error, lmdb.Error):
-            return translate(error, self._environment.path)
-        seen = InternalError(f"{self._environment.path}: {type(error).__name__}: {error}")
-        seen.__cause__ = error
+    def _ended_error(self) -> KaasError:
+        """Return why nothing is written any more."""
+        path, failure = self._environment.path, self._failure
+        if failure is None:
+            return InternalError(f"{path} is closed")
+        seen = InternalError(
+            f"{path}: nothing can be written any more, as its writer failed: {type(failure).__name__}: {failure}"
+        )
+        seen.__cause__ = failure
         return seen
 
-    def _closed_error(self) -> KaasError:
-        return InternalError(f"{self._environment.path} is closed")
-
     def _queue(self, add: Callable[[], None]) -> bool:
-        """Queue something, unless this is closed; the writer's own thread may do so up to its end."""
+        """Queue something, unless this is closed or has failed; the writer's own thread may do so up to its end."""
         self._environment.check_process()
         with self._wake:
-            if self._closing and threading.current_thread() is not self._thread:
+            if (self._closing or self._failure is not None) and threading.current_thread() is not self._thread:
                 return False
             add()
             self._wake.notify_all()

@@ -11,7 +11,6 @@ from kaas_core import validation
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Request
 from kaas_core.validation import validate
-from kaasd.store.base import MAX_KEY_BYTES
 
 I, O, IO, T = Access.INPUT, Access.OUTPUT, Access.INOUT, Access.TEMPORARY  # noqa: E741
 
@@ -210,7 +209,3 @@ def test_bad_literals(literal: Literal, fragment: str) -> None:
     ((path, description),) = problems(Request((kernel([literal]),)))
     assert path == "kernels[0].arguments[0]"
     assert fragment in description
-
-
-def test_the_store_takes_every_key_that_is_valid_here() -> None:
-    assert validation.MAX_KEY_BYTES == MAX_KEY_BYTES

@@ -17,7 +17,7 @@ import pytest
 
 from kaas_core.errors import InternalError, QueueFullError, StoreFullError
 from kaasd.store.base import Durability, Write
-from kaasd.store.lmdb_errors import translate
+from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -275,7 +275,7 @@ store.close()
 def test_no_lmdb_environment(store_path: Path, open_store: Callable) -> None:
     store_path.mkdir()
     (store_path / "data.mdb").write_bytes(b"no LMDB file" * 1000)
-    with pytest.raises(InternalError, match="damaged or no LMDB environment"):
+    with pytest.raises(InternalError, match="damaged, or is not an LMDB environment"):
         open_store()
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from kaas_core.errors import InvalidArgumentError, KeyNotFoundError, ValueTooShortError
-from kaasd.store.base import MAX_KEY_BYTES, Entry, Namespace, Write
+from kaas_core.validation import MAX_KEY_BYTES
+from kaasd.store.base import Entry, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
 # Inline up to a quarter of a chunk, in one chunk up to 4096, in several above.

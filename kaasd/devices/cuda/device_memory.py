@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver
 
-from kaasd.devices.base import ReadableBuffer
+from kaas_core import ReadableBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.pinned import PinnedMemory
 

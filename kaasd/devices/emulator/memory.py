@@ -6,7 +6,8 @@ import ctypes
 import mmap
 from collections.abc import Iterator
 
-from kaasd.devices.base import OutOfMemory, ReadableBuffer
+from kaas_core import ReadableBuffer
+from kaasd.devices.base import OutOfMemory
 from kaasd.devices.emulator.checks import Shadows
 from kaasd.devices.emulator.layout import OFFSET_BITS, OFFSET_MASK, SLOT, SLOT_COUNT, Slot, align
 

@@ -1,21 +1,23 @@
-"""What one write transaction does to records and chunks."""
+"""What a write transaction does to records and chunks, and what waits for one."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from kaas_core.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.pieces import Pieces
 from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
+    Counters,
     Extent,
+    Pieces,
     Record,
-    State,
     chunk_key,
     loose_key,
     overlap,
@@ -26,6 +28,8 @@ from kaasd.store.records import (
     unpack_head,
     unpack_loose_key,
 )
+
+T = TypeVar("T")
 
 FREED_AT_ONCE = 64
 """Chunks that one transaction frees: 1 GiB of 16 MiB chunks adds 2 MiB to LMDB's list of free pages."""
@@ -57,24 +61,25 @@ def max_inline_bytes(chunk_bytes: int) -> int:
     return min(_MAX_INLINE_BYTES, chunk_bytes // 4)
 
 
-class Changes:
+class WriteTransaction:
     """An open write transaction. ``finish`` it before it is committed."""
 
-    def __init__(self, environment: Environment, txn: Transaction, chunk_bytes: int) -> None:
+    def __init__(self, environment: Environment, txn: Transaction, chunk_bytes: int = 0) -> None:
+        """``chunk_bytes`` is needed where values are written."""
         self._environment = environment
         self._txn = txn
         self._chunk_bytes = chunk_bytes
         self._inline_bytes = max_inline_bytes(chunk_bytes)
         state = txn.get(STATE_KEY)
         assert state is not None  # written when the environment was opened
-        self._state = State.unpack(state)[1]
+        self._counters = Counters.unpack(state)[1]
         self._now_ns = time.time_ns()
         self.left_garbage = False
         """Whether chunks were left for ``free_loose(NOBODY)``."""
 
     def finish(self) -> None:
         """Store the counters."""
-        self._txn.put(STATE_KEY, self._state.pack())
+        self._txn.put(STATE_KEY, self._counters.pack())
 
     # Checks: they change nothing, so that one who fails can share a transaction.
 
@@ -127,17 +132,17 @@ class Changes:
         entry = Entry(key, record.size_bytes, record.version, record.update_time_ns)
         extents = record.extents
         self._txn.delete(raw_key, db=self._environment.entries[namespace])
-        self._state.version += 1
-        self._retire(extents, self._state.version)
+        self._counters.version += 1
+        self._retire(extents, self._counters.version)
         return entry
 
     def put_chunks(self, pieces: Pieces) -> list[Extent]:
         """Write ``pieces`` as new chunks."""
         extents = []
         for part in pieces.cut(self._chunk_bytes):
-            self._state.id += 1
-            extents.append(Extent(self._state.id, part.size_bytes))
-            self._txn.put(chunk_key(self._state.id), part.joined(), db=self._environment.chunks)
+            self._counters.id += 1
+            extents.append(Extent(self._counters.id, part.size_bytes))
+            self._txn.put(chunk_key(self._counters.id), part.joined(), db=self._environment.chunks)
         return extents
 
     def put_loose(self, pieces: Pieces) -> list[Extent]:
@@ -187,8 +192,8 @@ class Changes:
             size = old.size_bytes
             extents, inline, retired = self._splice(old, change, change.offset_bytes)
         self._claim(change.extents)
-        self._state.version += 1
-        version = self._state.version
+        self._counters.version += 1
+        version = self._counters.version
         # `old` is no more to be used: its views are of a page that this rewrites.
         self._txn.put(change.raw_key, pack_record(version, size, self._now_ns, extents, inline), db=database)
         self._retire(retired, version)
@@ -246,3 +251,64 @@ class Changes:
         if raw is None or len(raw) != extent.size_bytes:
             raise InternalError(f"{self._environment.path} is damaged: chunk {extent.id} is missing or cut short")
         return bytes(raw[start:stop])
+
+
+class PendingWrite(Generic[T]):
+    """What waits for a transaction that it may share with others."""
+
+    def __init__(self) -> None:
+        self.future: Future[T] = Future()
+
+    @property
+    def size_bytes(self) -> int:
+        """How much it writes."""
+        return 0
+
+    @property
+    def loose(self) -> Sequence[Extent]:
+        """Chunks that are of no use if it fails."""
+        return ()
+
+    def check(self, transaction: WriteTransaction) -> None:
+        """Raises ``KaasError`` where ``apply`` cannot be done."""
+        raise NotImplementedError
+
+    def apply(self, transaction: WriteTransaction) -> T:
+        """Change the store; what this raises aborts the transaction."""
+        raise NotImplementedError
+
+
+class PendingCommit(PendingWrite[dict[str, Entry]]):
+    """New values."""
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        super().__init__()
+        self.changes = changes
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(change.pieces.size_bytes for change in self.changes)
+
+    @property
+    def loose(self) -> Sequence[Extent]:
+        return [extent for change in self.changes for extent in change.extents]
+
+    def check(self, transaction: WriteTransaction) -> None:
+        transaction.check(self.changes)
+
+    def apply(self, transaction: WriteTransaction) -> dict[str, Entry]:
+        return transaction.apply(self.changes)
+
+
+class PendingDelete(PendingWrite[Entry]):
+    """A key's end."""
+
+    def __init__(self, namespace: Namespace, raw_key: bytes, key: str) -> None:
+        super().__init__()
+        self._what = (namespace, raw_key, key)
+
+    def check(self, transaction: WriteTransaction) -> None:
+        transaction.check_key(*self._what)
+
+    def apply(self, transaction: WriteTransaction) -> Entry:
+        return transaction.delete(*self._what)
