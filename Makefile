@@ -30,7 +30,7 @@ WORKER_PROTOS := $(wildcard proto/kaas/worker/v1/*.proto)
 GENERATED ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu bench bench-gpu format lint type generate check-generated proto-lint ptx clean
+.PHONY: help venv demo test test-gpu bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
@@ -63,12 +63,16 @@ lint: $(DEV) ## Check style
 type: $(DEV) ## Check types
 	@$(PY) -m mypy
 
-generate: $(DEV) ## Generate the Python stubs from the .proto files
+generate: stubs ## Generate the Python stubs from the .proto files, and the client for threads from the one for asyncio
+	@$(PY) scripts/unasync.py
+
+stubs: $(DEV)
 	@$(PY) -m grpc_tools.protoc -Iproto --python_out=$(GENERATED) --pyi_out=$(GENERATED) --grpc_python_out=$(GENERATED) $(PROTOS)
 	@$(PY) -m grpc_tools.protoc -Iproto --python_out=$(GENERATED) --pyi_out=$(GENERATED) $(WORKER_PROTOS)
 
-check-generated: $(DEV) ## Check that the committed stubs are what `make generate` makes
-	@fresh=$$(mktemp -d) && trap 'rm -r "$$fresh"' EXIT && $(MAKE) --no-print-directory generate GENERATED="$$fresh" && \
+check-generated: $(DEV) ## Check that what is committed is what `make generate` makes
+	@$(PY) scripts/unasync.py --check && echo "the client for threads is current"
+	@fresh=$$(mktemp -d) && trap 'rm -r "$$fresh"' EXIT && $(MAKE) --no-print-directory stubs GENERATED="$$fresh" && \
 		diff -r -x '*.proto' -x __init__.py -x __pycache__ -x py.typed "$$fresh/kaas" proto/kaas && echo "stubs are current"
 
 proto-lint: $(DEV) ## Check the .proto files

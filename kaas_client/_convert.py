@@ -1,12 +1,14 @@
-"""From the messages of the wire to what a client returns."""
+"""Converts the messages of the wire to what a client returns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from grpc_health.v1 import health_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import types
@@ -88,7 +90,7 @@ def device(message: admin_pb2.Device) -> types.DeviceInfo:
         compute_capability=message.compute_capability,
         memory_bytes=message.memory_bytes,
         memory_used_bytes=message.memory_used_bytes,
-        state=_enum_name(admin_pb2.WorkerState.Name(message.state), "WORKER_STATE_"),
+        state=_enum_name(admin_pb2.WorkerState, message.state, "WORKER_STATE_"),
         worker_pid=message.worker_pid,
         restarts=message.restarts,
         warp_size=message.warp_size,
@@ -109,6 +111,11 @@ def stats(message: admin_pb2.GetStatsResponse) -> types.Stats:
         functions=message.functions,
         failures_by_reason=dict(message.failures_by_reason),
     )
+
+
+def health(message: health_pb2.HealthCheckResponse) -> str:
+    status = health_pb2.HealthCheckResponse.ServingStatus
+    return status.Name(message.status) if message.status in status.values() else _unknown(message.status)
 
 
 def _device_stats(message: admin_pb2.DeviceStats) -> types.DeviceStats:
@@ -135,10 +142,13 @@ def _trace(message: trace_pb2.Trace) -> types.Trace:
 def _span(
     message: trace_pb2.Span, streams: Sequence[str], kernels: Sequence[tuple[str, tuple[int, int, int], tuple[int, int, int]]]
 ) -> types.Span:
-    kind = _enum_name(trace_pb2.SpanKind.Name(message.kind), "SPAN_KIND_")
+    kind = _enum_name(trace_pb2.SpanKind, message.kind, "SPAN_KIND_")
     start_ns, duration_ns = message.start_ns, message.duration_ns
     if kind == "stage":
         return types.Span(kind, message.name, start_ns, duration_ns)
+    if message.kind not in trace_pb2.SpanKind.values():  # Whether it has a stream is not known either.
+        stream = streams[message.stream] if message.stream < len(streams) else ""
+        return types.Span(kind, message.name, start_ns, duration_ns, stream)
     stream = streams[message.stream]
     if kind == "kernel":
         name, grid, block = kernels[message.kernel_index]
@@ -155,8 +165,13 @@ def _dim3(message: types_pb2.Dim3) -> tuple[int, int, int]:
 
 
 def _library_kind(kind: library_pb2.LibraryKind) -> str:
-    return _enum_name(library_pb2.LibraryKind.Name(kind), "LIBRARY_KIND_")
+    return _enum_name(library_pb2.LibraryKind, kind, "LIBRARY_KIND_")
 
 
-def _enum_name(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix).lower()
+def _enum_name(enum: Any, number: int, prefix: str) -> str:
+    """Return the name of an enum's value as callers see it; a newer server may send values that have none here."""
+    return enum.Name(number).removeprefix(prefix).lower() if number in enum.values() else _unknown(number)
+
+
+def _unknown(number: int) -> str:
+    return f"unknown ({number})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2
 from grpc import RpcError
 from grpc_status import rpc_status
@@ -36,7 +37,7 @@ def from_rpc_error(error: RpcError, address: str) -> errors.KaasError:
     code, details = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # A status that contradicts the call's code is none of kaasd's.
+    except (ValueError, DecodeError):  # It contradicts the call's code, or is not a status: kaasd did not make it.
         status = None
     converted = _from_details(code, details, status.details) if status is not None else None
     return converted or _from_grpc_itself(code, details, address)
@@ -49,11 +50,14 @@ def from_stream_error(error: StreamError) -> errors.KaasError:
 
 
 def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> errors.KaasError | None:
-    """Return the exception that the details of a status describe; None where it is not kaasd that filled them in."""
+    """Return the exception that the details of a status describe; None where kaasd did not write them."""
     info, bad_request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
-    for detail in details:
-        for message_type in (info, bad_request, retry):
-            detail.Unpack(message_type)
+    try:
+        for detail in details:
+            for message_type in (info, bad_request, retry):
+                detail.Unpack(message_type)
+    except DecodeError:
+        return None
     if info.domain != DOMAIN:
         return None
     violations = [errors.Violation(v.field, v.description) for v in bad_request.field_violations]
@@ -68,11 +72,11 @@ def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> err
 
 
 def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
-    """Return the exception for a failure that gRPC made, on this side or on the way, with no word from kaasd."""
+    """Return the exception for a failure that gRPC or a proxy reported, not kaasd."""
     if code == "UNAVAILABLE":
         return errors.ConnectionFailedError(f"cannot reach a server at {address}: {details}", {"address": address})
     if code == "RESOURCE_EXHAUSTED":
-        return errors.MessageTooLargeError(f"{details}; large values travel through put and get")
+        return errors.MessageTooLargeError(f"{details}; use put and get for large values")
     if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
         return _BY_CODE[code](details)
     return errors.InternalError(f"{code}: {details}")

@@ -20,7 +20,7 @@ from kaas_client.cli.submit import DeviceOption, RequestFile, TraceOption, print
 from kaas_client.types import Key
 
 if TYPE_CHECKING:
-    from kaas_client._calls import Binding
+    from kaas_client._rpcs import Binding
 
 app = typer.Typer(no_args_is_help=True, help="Register, invoke, list and remove functions.")
 

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2
 
 import kaas_client
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
-from kaas_client import Kernel, Key, Request, aio, inp, out, streams, u64
-from kaas_client import aio_streams as aio_streams_module
+from kaas_client import Kernel, Key, Request, aio, errors, inp, out, u64
+from kaas_client import client as threads_module
 from kaas_client.types import Span, Trace
 from tests.client.fake_server import SERVICES, FakeServer, Recorded
 
@@ -99,7 +99,7 @@ def test_every_rpc_has_a_method_and_every_method_an_rpc() -> None:
     ("threads", "asyncio"),
     [
         (kaas_client.Client, aio.Client),
-        (streams.InvokeStream, aio_streams_module.InvokeStream),
+        (threads_module.InvokeStream, aio.InvokeStream),
     ],
 )
 def test_both_kinds_have_the_same_methods_and_parameters(threads: type, asyncio: type) -> None:
@@ -376,3 +376,36 @@ def test_health_and_drain(client: Any, server: FakeServer) -> None:
     assert server.only_call("Check").request.service == "kaas.v1.KvService"
     server.expect("Drain", admin_pb2.DrainResponse())
     assert client.drain() is None
+
+
+UNKNOWN = 7
+"""A number that no enum of the protocol has yet."""
+
+
+def test_states_of_a_newer_server(client: Any, server: FakeServer) -> None:
+    server.expect("ListDevices", admin_pb2.ListDevicesResponse(devices=[admin_pb2.Device(state=UNKNOWN)]))
+    (device,) = client.devices()
+    assert device.state == "unknown (7)"
+    server.expect("Check", health_pb2.HealthCheckResponse(status=UNKNOWN))
+    assert client.health() == "unknown (7)"
+
+
+def test_kinds_of_library_of_a_newer_server(client: Any, server: FakeServer) -> None:
+    server.expect("InspectLibrary", library_pb2.InspectLibraryResponse(kind=UNKNOWN))
+    assert client.inspect(LIBRARY_ID).kind == "unknown (7)"
+    server.expect("ListLibraries", library_pb2.ListLibrariesResponse(libraries=[library_pb2.Library(kind=UNKNOWN)]))
+    assert [library.kind for library in client.libraries()] == ["unknown (7)"]
+
+
+def test_spans_of_a_newer_server(client: Any, server: FakeServer) -> None:
+    spans = [trace_pb2.Span(kind=UNKNOWN, name="n", duration_ns=4), trace_pb2.Span(kind=UNKNOWN, name="m", stream=3)]
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=trace_pb2.Trace(spans=spans)))
+    trace = client.invoke("f", trace=True).trace
+    assert [(span.kind, span.name, span.stream) for span in trace.spans] == [("unknown (7)", "n", ""), ("unknown (7)", "m", "")]
+
+
+def test_an_answer_that_cannot_be_read(client: Any, server: FakeServer) -> None:
+    trace = trace_pb2.Trace(spans=[trace_pb2.Span(kind=trace_pb2.SPAN_KIND_KERNEL, kernel_index=1)], streams=["kernels"])
+    server.expect("Invoke", executor_pb2.InvokeResponse(trace=trace))
+    with pytest.raises(errors.InternalError, match="cannot read the server's answer: IndexError"):
+        client.invoke("f", trace=True)

@@ -6,6 +6,9 @@ import threading
 from typing import Any
 
 import pytest
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import code_pb2, status_pb2
+from grpc_status import rpc_status
 
 from kaas.v1 import executor_pb2, kv_pb2
 from kaas_client import errors
@@ -65,6 +68,17 @@ def test_a_reason_of_a_newer_server_goes_by_its_code(client: Any, server: FakeSe
 def test_a_status_without_details_is_no_word_of_kaasd(client: Any, server: FakeServer) -> None:
     server.expect("Stat", Failure("PERMISSION_DENIED", "says a proxy"))
     with pytest.raises(errors.InternalError, match="PERMISSION_DENIED: says a proxy"):
+        client.stat("k")
+
+
+def test_details_that_are_not_messages_leave_the_code_and_the_text(client: Any, server: FakeServer) -> None:
+    def answer(request: Any, context: Any) -> None:
+        detail = AnyMessage(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff")
+        status = status_pb2.Status(code=code_pb2.NOT_FOUND, message="no key", details=[detail])
+        context.abort_with_status(rpc_status.to_status(status))
+
+    server.expect("Stat", answer)
+    with pytest.raises(errors.InternalError, match="NOT_FOUND: no key"):
         client.stat("k")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+import grpc
 import pytest
 
-from kaas.v1 import executor_pb2
+from kaas.v1 import executor_pb2, trace_pb2
 from kaas.v1.errors_pb2 import StreamError
 from kaas_client import AsyncClient, Client, errors
 from tests.client.fake_server import Failure, FakeServer
@@ -54,6 +55,17 @@ def ending(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamRes
     """Answer the first invocation and end as if all were well."""
     yield answer(next(requests))
     next(requests)
+
+
+def unreadable(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
+    """Answer the second invocation with a trace that lacks the kernel it speaks of, and the others as they should be."""
+    span = trace_pb2.Span(kind=trace_pb2.SPAN_KIND_KERNEL, kernel_index=7)
+    for position, request in enumerate(requests):
+        if position == 1:
+            response = executor_pb2.InvokeResponse(trace=trace_pb2.Trace(spans=[span], streams=["kernels"]))
+            yield executor_pb2.InvokeStreamResponse(id=request.id, response=response)
+        else:
+            yield answer(request)
 
 
 def test_answers_find_their_futures_in_any_order(server: FakeServer, address: str) -> None:
@@ -149,6 +161,44 @@ def test_submit_blocks_at_the_limit(server: FakeServer, address: str) -> None:
         thread.join()
 
 
+def test_a_message_that_cannot_be_built_takes_no_place(server: FakeServer, address: str) -> None:
+    server.expect("InvokeStream", echo)
+    with Client(address) as client, client.stream(max_in_flight=1) as stream:
+        for _ in range(2):
+            with pytest.raises(ValueError):
+                stream.submit("f", timeout=1e30)
+        assert stream.submit("f", {"a": b"x"}).result(60)["c"] == b"xx"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_answer_that_is_not_a_message_fails_everything(kind: type, address: str) -> None:
+    """Neither kind of gRPC tells the reader what it could not parse; each must still end."""
+
+    def garble(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        next(requests)
+        yield b"\xff"
+        yield from (b"" for _ in requests)
+
+    async def run_asyncio() -> None:
+        async with AsyncClient(address) as client, client.stream() as stream:
+            with pytest.raises(errors.InternalError):
+                await asyncio.wait_for(await stream.submit("f"), 20)
+
+    def run_threads() -> None:
+        with Client(address) as client, client.stream() as stream, pytest.raises(errors.InternalError):
+            stream.submit("f").result(20)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    handler = grpc.stream_stream_rpc_method_handler(garble)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("kaas.v1.ExecutorService", {"InvokeStream": handler})])
+    server.add_insecure_port(address)
+    server.start()
+    try:
+        run_threads() if kind is Client else asyncio.run(run_asyncio())
+    finally:
+        server.stop(None).wait()
+
+
 def test_a_failed_invocation_is_an_answer(server: FakeServer, address: str) -> None:
     server.expect("InvokeStream", failing)
     with Client(address) as client, client.stream() as stream:
@@ -169,6 +219,30 @@ def test_a_failed_invocation_is_an_answer_asyncio(server: FakeServer, address: s
     first, second, third = asyncio.run(run())
     assert first["c"] == third["c"] == b"xx"
     assert type(second) is errors.KernelFaultError
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_invocation(server: FakeServer, address: str) -> None:
+    server.expect("InvokeStream", unreadable)
+    with Client(address) as client, client.stream() as stream:
+        first, second, third = (stream.submit("f", {"a": b"x"}) for _ in range(3))
+        assert first.result(60)["c"] == third.result(60)["c"] == b"xx"
+        with pytest.raises(errors.InternalError, match="cannot read the server's answer: IndexError"):
+            second.result(60)
+        assert stream.submit("f", {"a": b"y"}).result(60)["c"] == b"yy"
+
+
+def test_an_answer_that_cannot_be_read_fails_its_own_invocation_asyncio(server: FakeServer, address: str) -> None:
+    async def run() -> list[Any]:
+        async with AsyncClient(address) as client, client.stream() as stream:
+            futures = [await stream.submit("f", {"a": b"x"}) for _ in range(3)]
+            found = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
+            return [*found, await (await stream.submit("f", {"a": b"y"}))]
+
+    server.expect("InvokeStream", unreadable)
+    first, second, third, fourth = asyncio.run(run())
+    assert first["c"] == third["c"] == b"xx"
+    assert type(second) is errors.InternalError
+    assert fourth["c"] == b"yy"
 
 
 def test_a_broken_stream_fails_everything(server: FakeServer, address: str) -> None:

@@ -1,57 +1,56 @@
-"""Many invocations over one call, pipelined: the low-latency way. For threads; ``kaas_client.aio`` has the same for asyncio."""
+# Generated from kaas_client/_async/stream.py by `make generate`; do not edit.
+"""Many invocations over one call, pipelined: the low-latency way. For threads."""
 
 from __future__ import annotations
 
 import itertools
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 
 from kaas.v1 import executor_pb2
-from kaas_client import _calls, errors
-from kaas_client._calls import Binding
+from kaas_client import _rpcs, errors
+from kaas_client._rpcs import Binding
 from kaas_client._status import from_rpc_error
+from kaas_client._sync.connection import Connection
+from kaas_client._threads import CALL_CANCELLED, Future, Lock, Queue, Semaphore, join, new_future, result_of, start, until_none
 from kaas_client.types import Result
 
 
 class InvokeStream:
-    """A stream of invocations, open inside its ``with`` block. Thread-safe.
+    """A stream of invocations, for any number of threads, open inside its ``with`` block.
 
     Leaving the block waits for what is in flight; leaving it by an exception cancels that.
     """
 
-    def __init__(self, stubs: _calls.Stubs, address: str, options: Mapping[str, Any], max_in_flight: int) -> None:
+    def __init__(self, connection: Connection, timeout: float | None, max_in_flight: int) -> None:
         if max_in_flight < 1:
             raise ValueError("max_in_flight must be at least 1")
-        self._stubs = stubs
-        self._address = address
-        self._options = options
+        self._connection = connection
+        self._timeout = timeout
         self._max_in_flight = max_in_flight
-        self._slots = threading.Semaphore(max_in_flight)
+        self._slots = Semaphore(max_in_flight)
         self._ids = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._pending: dict[int, Future[Result]] = {}
         self._ended: errors.KaasError | None = errors.CancelledError("the stream is not open")
-        self._outgoing: SimpleQueue[executor_pb2.InvokeStreamRequest | None] = SimpleQueue()
+        self._outgoing: Queue[executor_pb2.InvokeStreamRequest | None] = Queue()
 
     def __enter__(self) -> Self:
-        self._call = self._stubs.executor.InvokeStream(iter(self._outgoing.get, None), **self._options)
+        connection = self._connection
+        self._call = connection.stubs.executor.InvokeStream(until_none(self._outgoing), **connection.options(self._timeout))
         self._ended = None
-        self._reader = threading.Thread(target=self._read, name="kaas-invoke-stream", daemon=True)
-        self._reader.start()
+        self._reader = start(self._read, "kaas-invoke-stream")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None:
             self._call.cancel()
-        self._outgoing.put(None)
-        self._reader.join()
+        self._outgoing.put_nowait(None)
+        join(self._reader)
 
     def submit(
         self,
@@ -63,21 +62,20 @@ class InvokeStream:
         trace: bool = False,
         timeout: float | None = None,
     ) -> Future[Result]:
-        """Send one invocation and return its future, which cannot be cancelled. The parameters are those of ``Client.invoke``.
+        """Send one invocation and return its future. The parameters are those of ``Client.invoke``.
 
-        Blocks while ``max_in_flight`` are unanswered. Raises the stream's failure once it has failed.
+        Waits while ``max_in_flight`` are unanswered. Cancelling the future does not stop the invocation. Raises the stream's
+        failure once it has failed.
         """
-        message = _calls.invoke_message(name, bindings or {}, returns, device, trace)
+        id = next(self._ids)
+        message = _rpcs.stream_message(id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace), timeout)
         self._slots.acquire()
-        future: Future[Result] = Future()
-        future.set_running_or_notify_cancel()
         with self._lock:
             if self._ended is not None:
                 self._slots.release()
                 raise self._ended
-            id = next(self._ids)
-            self._pending[id] = future
-            self._outgoing.put(_calls.stream_message(id, message, timeout))
+            future = self._pending[id] = new_future()
+            self._outgoing.put_nowait(message)
         return future
 
     def map(
@@ -91,10 +89,10 @@ class InvokeStream:
         waiting: deque[Future[Result]] = deque()
         for bindings in invocations:
             if len(waiting) == self._max_in_flight:
-                yield waiting.popleft().result()
+                yield result_of(waiting.popleft())
             waiting.append(self.submit(name, bindings, returns=returns, device=device))
         while waiting:
-            yield waiting.popleft().result()
+            yield result_of(waiting.popleft())
 
     def _read(self) -> None:
         """Hand each answer to its future until the stream ends, then fail what is left."""
@@ -105,9 +103,15 @@ class InvokeStream:
                     future = self._pending.pop(answer.id, None)
                 if future is not None:
                     self._slots.release()
-                    _settle(future, _calls.stream_answer(answer))
+                    _settle(future, _rpcs.read_stream_answer(answer))
         except grpc.RpcError as error:
-            ended = from_rpc_error(error, self._address)
+            ended = from_rpc_error(error, self._connection.address)
+        except CALL_CANCELLED:
+            if not self._call.cancelled():
+                raise  # It was not the call but this task that was cancelled, and a cancelled task must end as one.
+        except Exception as error:
+            ended = _rpcs.unreadable(error)
+            self._call.cancel()
         finally:
             with self._lock:
                 self._ended = ended
@@ -115,10 +119,12 @@ class InvokeStream:
                 self._pending.clear()
             for future in left:
                 self._slots.release()
-                future.set_exception(ended)
+                _settle(future, ended)
 
 
 def _settle(future: Future[Result], outcome: Result | errors.KaasError) -> None:
+    if future.done():  # cancelled by its owner
+        return
     if isinstance(outcome, errors.KaasError):
         future.set_exception(outcome)
     else:

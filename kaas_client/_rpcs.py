@@ -1,4 +1,4 @@
-"""Every call once, for both kinds of client: which RPC, what to send, and what to make of the answer. Does no I/O."""
+"""Every RPC once, for both kinds of client: what to send, and how to read the answer. Does no I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kaas_core.protobuf import request_to_proto
 T = TypeVar("T")
 
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
-"""What one message may hold on this side; the server has a limit of its own. Larger values travel in chunks."""
+"""The largest message that this side sends or accepts; the server has its own limit. Larger values travel in chunks."""
 PAGE_SIZE = 1000
 """The most a server gives: a page is one round trip."""
 
@@ -64,61 +64,75 @@ class Stubs:
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """A call that is about to be made."""
+class Rpc(Generic[T]):
+    """One call of an RPC, before it is made."""
 
     method: Callable[[Stubs], Any]
-    """Picks the RPC."""
+    """Picks the method of a stub."""
     request: Any
-    """Its message, or its messages."""
+    """The message to send, or the messages."""
     convert: Callable[[Any], T]
     """Makes the caller's result of the answer."""
+
+    def read(self, answer: Any) -> T:
+        """Return the caller's result. Raises ``InternalError`` for an answer that cannot be converted."""
+        try:
+            return self.convert(answer)
+        except (errors.KaasError, MemoryError):
+            raise
+        except Exception as error:
+            raise unreadable(error) from error
+
+
+def unreadable(error: Exception) -> errors.InternalError:
+    """Return the exception for an answer that failed to convert with ``error``."""
+    return errors.InternalError(f"cannot read the server's answer: {type(error).__name__}: {error}")
 
 
 Page: TypeAlias = "tuple[list[T], str]"
 """Some items, and the token of the next page; empty on the last."""
 
 
-def submit(request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool) -> Call[types.Result]:
+def submit(request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool) -> Rpc[types.Result]:
     message = executor_pb2.SubmitRequest(
         request=request_to_proto(request.spec), return_buffers=_names(returns), device=device, trace=trace
     )
     for name, data in inputs.items():
         message.inputs[name] = _bytes(data)
-    return Call(_SUBMIT, message, _convert.result)
+    return Rpc(_SUBMIT, message, _convert.result)
 
 
-def register(name: str, request: Request) -> Call[_convert.FunctionFields]:
+def register(name: str, request: Request) -> Rpc[_convert.FunctionFields]:
     message = executor_pb2.RegisterFunctionRequest(name=name, request=request_to_proto(request.spec))
-    return Call(attrgetter("executor.RegisterFunction"), message, lambda reply: _convert.function(reply.function))
+    return Rpc(attrgetter("executor.RegisterFunction"), message, lambda reply: _convert.function(reply.function))
 
 
-def function(name: str) -> Call[_convert.FunctionFields]:
+def function(name: str) -> Rpc[_convert.FunctionFields]:
     message = executor_pb2.GetFunctionRequest(name=name)
-    return Call(attrgetter("executor.GetFunction"), message, lambda reply: _convert.function(reply.function))
+    return Rpc(attrgetter("executor.GetFunction"), message, lambda reply: _convert.function(reply.function))
 
 
-def functions(prefix: str, token: str) -> Call[Page[_convert.FunctionFields]]:
+def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
     message = executor_pb2.ListFunctionsRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token)
-    return Call(
+    return Rpc(
         attrgetter("executor.ListFunctions"),
         message,
         lambda reply: ([_convert.function(f) for f in reply.functions], reply.next_page_token),
     )
 
 
-def delete_function(name: str) -> Call[None]:
-    return Call(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name), _nothing)
+def delete_function(name: str) -> Rpc[None]:
+    return Rpc(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name), _nothing)
 
 
-def invoke(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool) -> Call[types.Result]:
-    return Call(_INVOKE, invoke_message(name, bindings, returns, device, trace), _convert.result)
+def invoke(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool) -> Rpc[types.Result]:
+    return Rpc(_INVOKE, invoke_message(name, bindings, returns, device, trace), _convert.result)
 
 
 def invoke_message(
     name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool
 ) -> executor_pb2.InvokeRequest:
-    """Return the message of one invocation, for a call of its own or for a stream."""
+    """Return the message of one invocation, for ``Invoke`` or for ``InvokeStream``."""
     message = executor_pb2.InvokeRequest(function=name, return_buffers=_names(returns), device=device, trace=trace)
     for buffer, binding in bindings.items():
         if isinstance(binding, Key):
@@ -130,16 +144,17 @@ def invoke_message(
 
 def stream_message(id: int, invoke: executor_pb2.InvokeRequest, timeout: float | None) -> executor_pb2.InvokeStreamRequest:
     """Return one message of a stream; ``timeout`` in seconds."""
-    # On the wire 0 stands for none, so that the shortest timeout is 1 ns.
+    # 0 on the wire means no timeout, so the shortest one is 1 ns.
     timeout_ns = 0 if timeout is None else max(1, int(timeout * 1e9))
     return executor_pb2.InvokeStreamRequest(id=id, invoke=invoke, timeout_ns=timeout_ns)
 
 
-def stream_answer(answer: executor_pb2.InvokeStreamResponse) -> types.Result | errors.KaasError:
-    """Return how one invocation of a stream ended."""
-    if answer.WhichOneof("result") == "response":
-        return _convert.result(answer.response)
-    return from_stream_error(answer.error)
+def read_stream_answer(answer: executor_pb2.InvokeStreamResponse) -> types.Result | errors.KaasError:
+    """Return how one invocation of a stream ended. Raises nothing: the stream goes on for the others."""
+    try:
+        return _convert.result(answer.response) if answer.WhichOneof("result") == "response" else from_stream_error(answer.error)
+    except Exception as error:
+        return unreadable(error)
 
 
 def library_name(data: Data, file_name: str | None) -> str:
@@ -149,7 +164,7 @@ def library_name(data: Data, file_name: str | None) -> str:
     return Path(data).name if isinstance(data, os.PathLike) else ""
 
 
-def upload(source: Source, file_name: str, progress: Progress | None) -> Call[str]:
+def upload(source: Source, file_name: str, progress: Progress | None) -> Rpc[str]:
     header = library_pb2.UploadLibraryHeader(file_name=file_name, size_bytes=source.size_bytes)
     messages = Upload(
         source,
@@ -157,77 +172,75 @@ def upload(source: Source, file_name: str, progress: Progress | None) -> Call[st
         lambda chunk: library_pb2.UploadLibraryRequest(chunk=chunk),
         progress,
     )
-    return Call(attrgetter("library.UploadLibrary"), messages, lambda reply: str(reply.library.id))
+    return Rpc(attrgetter("library.UploadLibrary"), messages, lambda reply: str(reply.library.id))
 
 
-def inspect(library: str) -> Call[types.LibraryInspection]:
+def inspect(library: str) -> Rpc[types.LibraryInspection]:
     message = library_pb2.InspectLibraryRequest(library=library)
-    return Call(attrgetter("library.InspectLibrary"), message, _convert.inspection)
+    return Rpc(attrgetter("library.InspectLibrary"), message, _convert.inspection)
 
 
-def libraries(token: str) -> Call[Page[types.Library]]:
+def libraries(token: str) -> Rpc[Page[types.Library]]:
     message = library_pb2.ListLibrariesRequest(page_size=PAGE_SIZE, page_token=token)
-    return Call(
+    return Rpc(
         attrgetter("library.ListLibraries"),
         message,
         lambda reply: ([_convert.library(item) for item in reply.libraries], reply.next_page_token),
     )
 
 
-def delete_library(id: str) -> Call[None]:
-    return Call(attrgetter("library.DeleteLibrary"), library_pb2.DeleteLibraryRequest(id=id), _nothing)
+def delete_library(id: str) -> Rpc[None]:
+    return Rpc(attrgetter("library.DeleteLibrary"), library_pb2.DeleteLibraryRequest(id=id), _nothing)
 
 
-def put(key: str, source: Source, progress: Progress | None) -> Call[types.Entry]:
+def put(key: str, source: Source, progress: Progress | None) -> Rpc[types.Entry]:
     header = kv_pb2.PutHeader(key=key, size_bytes=source.size_bytes)
     messages = Upload(source, kv_pb2.PutRequest(header=header), lambda chunk: kv_pb2.PutRequest(chunk=chunk), progress)
-    return Call(attrgetter("kv.Put"), messages, lambda reply: _convert.entry(reply.entry))
+    return Rpc(attrgetter("kv.Put"), messages, lambda reply: _convert.entry(reply.entry))
 
 
-def get(key: str, offset_bytes: int, size_bytes: int | None, download: Download) -> Call[Any]:
+def get(key: str, offset_bytes: int, size_bytes: int | None, download: Download) -> Rpc[Any]:
     """The answer's messages go to ``download``, and so the conversion is its result."""
     message = kv_pb2.GetRequest(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
-    return Call(attrgetter("kv.Get"), message, lambda _: download.result())
+    return Rpc(attrgetter("kv.Get"), message, lambda _: download.result())
 
 
-def stat(key: str) -> Call[types.Entry]:
-    return Call(attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key), lambda reply: _convert.entry(reply.entry))
+def stat(key: str) -> Rpc[types.Entry]:
+    return Rpc(attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key), lambda reply: _convert.entry(reply.entry))
 
 
-def list_keys(prefix: str, token: str) -> Call[Page[types.Entry]]:
+def list_keys(prefix: str, token: str) -> Rpc[Page[types.Entry]]:
     message = kv_pb2.ListRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token)
-    return Call(attrgetter("kv.List"), message, lambda reply: ([_convert.entry(e) for e in reply.entries], reply.next_page_token))
+    return Rpc(attrgetter("kv.List"), message, lambda reply: ([_convert.entry(e) for e in reply.entries], reply.next_page_token))
 
 
-def delete(key: str) -> Call[None]:
-    return Call(attrgetter("kv.Delete"), kv_pb2.DeleteRequest(key=key), _nothing)
+def delete(key: str) -> Rpc[None]:
+    return Rpc(attrgetter("kv.Delete"), kv_pb2.DeleteRequest(key=key), _nothing)
 
 
-def server_info() -> Call[types.ServerInfo]:
-    return Call(attrgetter("admin.GetServerInfo"), admin_pb2.GetServerInfoRequest(), _convert.server_info)
+def server_info() -> Rpc[types.ServerInfo]:
+    return Rpc(attrgetter("admin.GetServerInfo"), admin_pb2.GetServerInfoRequest(), _convert.server_info)
 
 
-def devices() -> Call[tuple[types.DeviceInfo, ...]]:
-    return Call(
+def devices() -> Rpc[tuple[types.DeviceInfo, ...]]:
+    return Rpc(
         attrgetter("admin.ListDevices"),
         admin_pb2.ListDevicesRequest(),
         lambda reply: tuple(_convert.device(d) for d in reply.devices),
     )
 
 
-def stats() -> Call[types.Stats]:
-    return Call(attrgetter("admin.GetStats"), admin_pb2.GetStatsRequest(), _convert.stats)
+def stats() -> Rpc[types.Stats]:
+    return Rpc(attrgetter("admin.GetStats"), admin_pb2.GetStatsRequest(), _convert.stats)
 
 
-def drain() -> Call[None]:
-    return Call(attrgetter("admin.Drain"), admin_pb2.DrainRequest(), _nothing)
+def drain() -> Rpc[None]:
+    return Rpc(attrgetter("admin.Drain"), admin_pb2.DrainRequest(), _nothing)
 
 
-def health(service: str) -> Call[str]:
+def health(service: str) -> Rpc[str]:
     message = health_pb2.HealthCheckRequest(service=service)
-    return Call(
-        attrgetter("health.Check"), message, lambda reply: health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    )
+    return Rpc(attrgetter("health.Check"), message, _convert.health)
 
 
 _SUBMIT = attrgetter("executor.Submit")
@@ -244,5 +257,5 @@ def _bytes(data: Bytes) -> bytes:
 
 def _names(returns: Iterable[str]) -> list[str]:
     if isinstance(returns, str):
-        raise TypeError(f"returns is a list of names of buffers: [{returns!r}]")
+        raise TypeError(f"returns must be a list of names of buffers: [{returns!r}]")
     return list(returns)

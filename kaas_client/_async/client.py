@@ -1,0 +1,248 @@
+"""The client: one method for each RPC. For asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, overload
+
+from kaas_client import _rpcs
+from kaas_client._async.connection import Connection
+from kaas_client._async.function import Function
+from kaas_client._async.stream import InvokeStream
+from kaas_client._asyncio import opened
+from kaas_client._rpcs import Binding
+from kaas_client._transfer import Bytes, Data, Download, Progress, Writable
+from kaas_client.builders import Request
+from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+
+class Client:
+    """A connection to a server, for one event loop. Use it as an asynchronous context manager, or ``close`` it.
+
+    Calls raise ``kaas_client.errors``. None is repeated on failure: a kernel would run twice. Cancelling a task cancels its call.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: float | None = None,
+        wait_for_ready: bool = False,
+        max_message_bytes: int = _rpcs.DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Connect on first use.
+
+        ``address`` is ``unix:PATH``, ``/PATH`` or ``HOST:PORT``, by default ``KAAS_ADDRESS`` or the usual socket. ``timeout``, in
+        seconds, is the default for every call. With ``wait_for_ready`` a call waits for a server that is not there yet, until its
+        timeout. Raises ``ValueError`` for a malformed address.
+        """
+        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes)
+        self.address = self._connection.address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way are cancelled. Idempotent."""
+        await self._connection.close()
+
+    # The store.
+
+    async def put(
+        self, key: str, data: Data, *, size: int | None = None, progress: Progress | None = None, timeout: float | None = None
+    ) -> Entry:
+        """Store a value: a buffer or array, a ``pathlib.Path``, a binary file from where it stands, or an iterable of buffers.
+
+        ``size``, in bytes, spares the spooling of a stream whose size cannot be found out. Raises ``InvalidArgumentError``,
+        ``StoreFullError``.
+        """
+        async with opened(data, size) as source:
+            return await self._connection.upload(_rpcs.put(key, source, progress), timeout)
+
+    @overload
+    async def get(
+        self,
+        key: str,
+        dtype: None = None,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        into: None = None,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> bytes: ...
+    @overload
+    async def get(
+        self,
+        key: str,
+        dtype: DTypeLike,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        into: None = None,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> np.ndarray[Any, np.dtype[Any]]: ...
+    @overload
+    async def get(
+        self,
+        key: str,
+        dtype: None = None,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        into: Bytes | Writable,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> int: ...
+    async def get(
+        self,
+        key: str,
+        dtype: DTypeLike | None = None,
+        *,
+        offset: int = 0,
+        size: int | None = None,
+        into: Bytes | Writable | None = None,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Return a value, or ``size`` bytes of it from ``offset``: as bytes, or as a one-dimensional array of ``dtype``.
+
+        With ``into``, a writable buffer or a binary file, it is written there and the number of bytes is returned. Raises
+        ``KeyNotFoundError``, ``ValueTooShortError``.
+        """
+        download = Download(dtype, offset, size, into, progress)
+        return await self._connection.download(_rpcs.get(key, offset, size, download), download, timeout)
+
+    async def stat(self, key: str, *, timeout: float | None = None) -> Entry:
+        """Return what the store knows of a key. Raises ``KeyNotFoundError``."""
+        return await self._connection.unary(_rpcs.stat(key), timeout)
+
+    def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[Entry]:
+        """Yield the keys that start with ``prefix`` in the order of their bytes. ``timeout`` is for each page."""
+        return self._connection.pages(lambda token: _rpcs.list_keys(prefix, token), timeout)
+
+    async def delete(self, key: str, *, timeout: float | None = None) -> None:
+        """Delete a key. Raises ``KeyNotFoundError``."""
+        return await self._connection.unary(_rpcs.delete(key), timeout)
+
+    # Libraries.
+
+    async def upload(
+        self,
+        library: Data,
+        *,
+        file_name: str | None = None,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> str:
+        """Store a library, given as its path (``str`` too) or its content, and return its id for ``Kernel``.
+
+        ``file_name`` is for people, by default the path's last part. Raises ``InvalidLibraryError``, ``StoreFullError``.
+        """
+        data = Path(library) if isinstance(library, str) else library
+        async with opened(data) as source:
+            return await self._connection.upload(_rpcs.upload(source, _rpcs.library_name(data, file_name), progress), timeout)
+
+    async def inspect(self, library: str, *, timeout: float | None = None) -> LibraryInspection:
+        """Return the kernels of a library, named by id or by a path on the server, and their parameters.
+
+        Raises ``LibraryNotFoundError``, ``InvalidLibraryError``.
+        """
+        return await self._connection.unary(_rpcs.inspect(library), timeout)
+
+    def libraries(self, *, timeout: float | None = None) -> AsyncIterator[Library]:
+        """Yield the uploaded libraries in the order of their ids. ``timeout`` is for each page."""
+        return self._connection.pages(_rpcs.libraries, timeout)
+
+    async def delete_library(self, id: str, *, timeout: float | None = None) -> None:
+        """Delete an uploaded library. Raises ``LibraryNotFoundError``."""
+        return await self._connection.unary(_rpcs.delete_library(id), timeout)
+
+    # Requests and functions.
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        inputs: Mapping[str, Bytes] | None = None,
+        returns: Iterable[str] = (),
+        device: str = "",
+        trace: bool = False,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run a request once; when this returns, its outputs are committed.
+
+        ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; ``device``
+        is chosen by the server where empty; with ``trace`` the result tells when what was done, and the kernels take longer; past
+        ``timeout`` the kernels are stopped. Raises any of ``kaas_client.errors``.
+        """
+        return await self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace), timeout)
+
+    async def register(self, name: str, request: Request, *, timeout: float | None = None) -> Function:
+        """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""
+        return Function(self, await self._connection.unary(_rpcs.register(name, request), timeout))
+
+    async def function(self, name: str, *, timeout: float | None = None) -> Function:
+        """Return a registered function. Raises ``FunctionNotFoundError``."""
+        return Function(self, await self._connection.unary(_rpcs.function(name), timeout))
+
+    async def functions(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[Function]:
+        """Yield the registered functions whose names start with ``prefix``, by name. ``timeout`` is for each page."""
+        async for fields in self._connection.pages(lambda token: _rpcs.functions(prefix, token), timeout):
+            yield Function(self, fields)
+
+    async def delete_function(self, name: str, *, timeout: float | None = None) -> None:
+        """Delete a function. Raises ``FunctionNotFoundError``."""
+        return await self._connection.unary(_rpcs.delete_function(name), timeout)
+
+    async def invoke(
+        self,
+        name: str,
+        bindings: Mapping[str, Binding] | None = None,
+        *,
+        returns: Iterable[str] = (),
+        device: str = "",
+        trace: bool = False,
+        timeout: float | None = None,
+    ) -> Result:
+        """Run a registered function once.
+
+        ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest as ``submit``.
+        """
+        return await self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace), timeout)
+
+    def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
+        """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""
+        return InvokeStream(self._connection, timeout, max_in_flight)
+
+    # The server.
+
+    async def server_info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Return what the server is."""
+        return await self._connection.unary(_rpcs.server_info(), timeout)
+
+    async def devices(self, *, timeout: float | None = None) -> tuple[DeviceInfo, ...]:
+        """Return the server's devices and the state of their workers."""
+        return await self._connection.unary(_rpcs.devices(), timeout)
+
+    async def stats(self, *, timeout: float | None = None) -> Stats:
+        """Return counters since the server's start and gauges of now."""
+        return await self._connection.unary(_rpcs.stats(), timeout)
+
+    async def health(self, service: str = "", *, timeout: float | None = None) -> str:
+        """Return ``SERVING`` or ``NOT_SERVING``, for the server or for one of its services."""
+        return await self._connection.unary(_rpcs.health(service), timeout)
+
+    async def drain(self, *, timeout: float | None = None) -> None:
+        """Make the server take no more requests, and return when none is left. Raises ``DeadlineExceededError``."""
+        return await self._connection.unary(_rpcs.drain(), timeout)

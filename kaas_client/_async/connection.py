@@ -1,0 +1,81 @@
+"""How the calls of a client are made: one channel to a server, and one method for each shape of call. For asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from kaas_client import _rpcs
+from kaas_client._asyncio import call_blocking, open_channel, send
+from kaas_client._rpcs import Page, Rpc
+from kaas_client._status import from_rpc_error
+from kaas_client._transfer import Download, Upload
+from kaas_core.address import default_connect_address, parse_address
+
+T = TypeVar("T")
+
+
+class Connection:
+    """A channel to a server. Calls raise ``kaas_client.errors``."""
+
+    def __init__(self, address: str | None, timeout: float | None, wait_for_ready: bool, max_message_bytes: int) -> None:
+        self.address = default_connect_address() if address is None else parse_address(address)
+        self._timeout = timeout
+        self._wait_for_ready = wait_for_ready
+        self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes))
+        self.stubs = _rpcs.Stubs(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled. Idempotent."""
+        await self._channel.close()
+
+    def options(self, timeout: float | None) -> dict[str, Any]:
+        """Return the options of a call to one of the ``stubs``."""
+        return {"timeout": self._timeout if timeout is None else timeout, "wait_for_ready": self._wait_for_ready}
+
+    async def unary(self, rpc: Rpc[T], timeout: float | None) -> T:
+        """Make a call of one message that is answered by one message."""
+        try:
+            answer = await rpc.method(self.stubs)(rpc.request, **self.options(timeout))
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from None
+        return rpc.read(answer)
+
+    async def upload(self, rpc: Rpc[T], timeout: float | None) -> T:
+        """Make a call whose messages are an ``Upload``, whose own failure comes before what the server made of it."""
+        upload: Upload[Any] = rpc.request
+        try:
+            answer = await send(rpc.method(self.stubs), upload, self.options(timeout))
+        except grpc.RpcError as error:
+            raise upload.error or from_rpc_error(error, self.address) from None
+        if upload.error:
+            raise upload.error
+        return rpc.read(answer)
+
+    async def download(self, rpc: Rpc[T], download: Download, timeout: float | None) -> T:
+        """Make a call whose answer is a stream of messages for ``download``."""
+        answers = rpc.method(self.stubs)(rpc.request, **self.options(timeout))
+        try:
+            async for answer in answers:
+                if download.blocking:
+                    await call_blocking(download.feed, answer)
+                else:
+                    download.feed(answer)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from None
+        except BaseException:
+            answers.cancel()
+            raise
+        return rpc.read(None)
+
+    async def pages(self, rpc: Callable[[str], Rpc[Page[T]]], timeout: float | None) -> AsyncIterator[T]:
+        """Yield the items of a listing; ``rpc`` makes the call for a page's token, and ``timeout`` is for each page."""
+        token = ""
+        while True:
+            items, token = await self.unary(rpc(token), timeout)
+            for item in items:
+                yield item
+            if not token:
+                return

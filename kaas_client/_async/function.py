@@ -1,0 +1,61 @@
+"""A registered function as a callable: its request, and its buffers by name. For asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from kaas_client._convert import FunctionFields
+from kaas_client._rpcs import Binding
+from kaas_client.types import Result
+from kaas_core.request import BufferArgument
+
+if TYPE_CHECKING:
+    from kaas_client._async.client import Client
+
+
+class Function:
+    """A registered function. Call it with its buffers by name."""
+
+    def __init__(self, client: Client, fields: FunctionFields) -> None:
+        self._client = client
+        self.name = fields.name
+        self.request = fields.request
+        """As registered, defaults filled in."""
+        self.create_time = fields.create_time
+        written = (
+            argument.buffer
+            for kernel in fields.request.spec.kernels
+            for argument in kernel.arguments
+            if isinstance(argument, BufferArgument) and argument.access.writes
+        )
+        self.outputs = tuple(dict.fromkeys(written))
+        """The buffers that a kernel writes, temporary uses aside: what a call returns by default."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}({', '.join(self._buffers())})>"
+
+    async def __call__(
+        self,
+        *,
+        inputs: Mapping[str, Binding] | None = None,
+        returns: Iterable[str] | None = None,
+        device: str = "",
+        timeout: float | None = None,
+        **buffers: Binding,
+    ) -> Result:
+        """Run it once.
+
+        ``buffers`` are bytes or arrays to load in place of the store's values, or ``Key`` for another key; ``inputs`` is the same
+        for names that are not valid identifiers. ``returns`` names the buffers to return, by default all that a kernel writes.
+        Raises ``TypeError`` for a buffer that the function does not have.
+        """
+        bindings = {**(inputs or {}), **buffers}
+        known = self._buffers()
+        if unknown := [name for name in bindings if name not in known]:
+            raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
+        returned = self.outputs if returns is None else returns
+        return await self._client.invoke(self.name, bindings, returns=returned, device=device, timeout=timeout)
+
+    def _buffers(self) -> list[str]:
+        return [spec.name for spec in self.request.spec.buffers]

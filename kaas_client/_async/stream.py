@@ -1,0 +1,130 @@
+"""Many invocations over one call, pipelined: the low-latency way. For asyncio."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from kaas.v1 import executor_pb2
+from kaas_client import _rpcs, errors
+from kaas_client._async.connection import Connection
+from kaas_client._asyncio import CALL_CANCELLED, Future, Lock, Queue, Semaphore, join, new_future, result_of, start, until_none
+from kaas_client._rpcs import Binding
+from kaas_client._status import from_rpc_error
+from kaas_client.types import Result
+
+
+class InvokeStream:
+    """A stream of invocations, for one event loop, open inside its ``async with`` block.
+
+    Leaving the block waits for what is in flight; leaving it by an exception cancels that.
+    """
+
+    def __init__(self, connection: Connection, timeout: float | None, max_in_flight: int) -> None:
+        if max_in_flight < 1:
+            raise ValueError("max_in_flight must be at least 1")
+        self._connection = connection
+        self._timeout = timeout
+        self._max_in_flight = max_in_flight
+        self._slots = Semaphore(max_in_flight)
+        self._ids = itertools.count(1)
+        self._lock = Lock()
+        self._pending: dict[int, Future[Result]] = {}
+        self._ended: errors.KaasError | None = errors.CancelledError("the stream is not open")
+        self._outgoing: Queue[executor_pb2.InvokeStreamRequest | None] = Queue()
+
+    async def __aenter__(self) -> Self:
+        connection = self._connection
+        self._call = connection.stubs.executor.InvokeStream(until_none(self._outgoing), **connection.options(self._timeout))
+        self._ended = None
+        self._reader = start(self._read, "kaas-invoke-stream")
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._call.cancel()
+        self._outgoing.put_nowait(None)
+        await join(self._reader)
+
+    async def submit(
+        self,
+        name: str,
+        bindings: Mapping[str, Binding] | None = None,
+        *,
+        returns: Iterable[str] = (),
+        device: str = "",
+        trace: bool = False,
+        timeout: float | None = None,
+    ) -> Future[Result]:
+        """Send one invocation and return its future. The parameters are those of ``Client.invoke``.
+
+        Waits while ``max_in_flight`` are unanswered. Cancelling the future does not stop the invocation. Raises the stream's
+        failure once it has failed.
+        """
+        id = next(self._ids)
+        message = _rpcs.stream_message(id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace), timeout)
+        await self._slots.acquire()
+        with self._lock:
+            if self._ended is not None:
+                self._slots.release()
+                raise self._ended
+            future = self._pending[id] = new_future()
+            self._outgoing.put_nowait(message)
+        return future
+
+    async def map(
+        self, name: str, invocations: Iterable[Mapping[str, Binding]], *, returns: Iterable[str] = (), device: str = ""
+    ) -> AsyncIterator[Result]:
+        """Run one invocation for each mapping of buffers and yield the results in that order.
+
+        Raises the failure of an invocation where its result would come.
+        """
+        returns = list(returns)
+        waiting: deque[Future[Result]] = deque()
+        for bindings in invocations:
+            if len(waiting) == self._max_in_flight:
+                yield await result_of(waiting.popleft())
+            waiting.append(await self.submit(name, bindings, returns=returns, device=device))
+        while waiting:
+            yield await result_of(waiting.popleft())
+
+    async def _read(self) -> None:
+        """Hand each answer to its future until the stream ends, then fail what is left."""
+        ended: errors.KaasError = errors.CancelledError("the stream is closed")
+        try:
+            async for answer in self._call:
+                with self._lock:
+                    future = self._pending.pop(answer.id, None)
+                if future is not None:
+                    self._slots.release()
+                    _settle(future, _rpcs.read_stream_answer(answer))
+        except grpc.RpcError as error:
+            ended = from_rpc_error(error, self._connection.address)
+        except CALL_CANCELLED:
+            if not self._call.cancelled():
+                raise  # It was not the call but this task that was cancelled, and a cancelled task must end as one.
+        except Exception as error:
+            ended = _rpcs.unreadable(error)
+            self._call.cancel()
+        finally:
+            with self._lock:
+                self._ended = ended
+                left = list(self._pending.values())
+                self._pending.clear()
+            for future in left:
+                self._slots.release()
+                _settle(future, ended)
+
+
+def _settle(future: Future[Result], outcome: Result | errors.KaasError) -> None:
+    if future.done():  # cancelled by its owner
+        return
+    if isinstance(outcome, errors.KaasError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

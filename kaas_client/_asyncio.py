@@ -1,0 +1,102 @@
+"""What differs between asyncio and threads, for asyncio; ``kaas_client._threads`` has the same names for threads.
+
+Both are written by hand. All other code of the client is one source: see ``kaas_client._async``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future, Queue, Semaphore
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from kaas_client._transfer import Data, Source, Upload, is_buffer, open_source
+
+T = TypeVar("T")
+
+__all__ = [
+    "CALL_CANCELLED",
+    "Future",
+    "Lock",
+    "Queue",
+    "Semaphore",
+    "call_blocking",
+    "join",
+    "new_future",
+    "open_channel",
+    "opened",
+    "result_of",
+    "send",
+    "start",
+    "until_none",
+]
+
+CALL_CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError,)
+"""What reading the answers of a cancelled call raises, other than ``grpc.RpcError``: the same as in a cancelled task."""
+
+
+class Lock:
+    """Keeps nobody out: the code of one event loop is interrupted only where it awaits."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def open_channel(address: str, options: list[tuple[str, Any]]) -> Any:
+    """Return a channel that connects on first use."""
+    return grpc.aio.insecure_channel(address, options)
+
+
+@asynccontextmanager
+async def opened(data: Data, size_bytes: int | None = None) -> AsyncIterator[Source]:
+    """Open a source without holding up the event loop while a stream is spooled."""
+    with ExitStack() as stack:
+        opening = open_source(data, size_bytes)
+        yield stack.enter_context(opening) if is_buffer(data) else await asyncio.to_thread(stack.enter_context, opening)
+
+
+async def send(method: Any, upload: Upload[Any], options: Mapping[str, Any]) -> Any:
+    """Call an RPC that takes a stream of messages, and return its answer."""
+    return await method(_in_threads(upload) if upload.blocking else iter(upload), **options)
+
+
+async def call_blocking(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that may wait for a file."""
+    return await asyncio.to_thread(function, *arguments)
+
+
+def start(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Task[None]:
+    """Run a function in the background."""
+    return asyncio.create_task(run(), name=name)
+
+
+async def join(task: asyncio.Task[None]) -> None:
+    """Wait for what ``start`` began."""
+    await task
+
+
+def new_future() -> Future[Any]:
+    """Return a future for an answer that is still to come."""
+    return asyncio.get_running_loop().create_future()
+
+
+def result_of(future: Future[T]) -> Awaitable[T]:
+    """Wait for a future and return its result."""
+    return future
+
+
+async def until_none(queue: Queue[T | None]) -> AsyncIterator[T]:
+    """Yield what is put into a queue, until None is."""
+    while (item := await queue.get()) is not None:
+        yield item
+
+
+async def _in_threads(items: Iterable[T]) -> AsyncIterator[T]:
+    """Yield the items of an iterable that may block."""
+    iterator, end = iter(items), object()
+    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+        yield item  # type: ignore[misc]  # ``end`` has ended the loop.

@@ -1,0 +1,1 @@
+"""The client for threads: what ``make generate`` makes of ``kaas_client._async``."""

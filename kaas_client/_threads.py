@@ -1,0 +1,90 @@
+"""What differs between asyncio and threads, for threads; ``kaas_client._asyncio`` has the same names for asyncio.
+
+Both are written by hand. All other code of the client is one source: see ``kaas_client._async``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from queue import SimpleQueue as Queue
+from threading import Lock, Semaphore, Thread
+from typing import Any, TypeVar
+
+import grpc
+
+from kaas_client._transfer import Upload
+from kaas_client._transfer import open_source as opened
+
+T = TypeVar("T")
+
+__all__ = [
+    "CALL_CANCELLED",
+    "Future",
+    "Lock",
+    "Queue",
+    "Semaphore",
+    "call_blocking",
+    "join",
+    "new_future",
+    "open_channel",
+    "opened",
+    "result_of",
+    "send",
+    "start",
+    "until_none",
+]
+
+CALL_CANCELLED: tuple[type[BaseException], ...] = ()
+"""What reading the answers of a cancelled call raises, other than ``grpc.RpcError``: nothing."""
+
+
+def open_channel(address: str, options: list[tuple[str, Any]]) -> Any:
+    """Return a channel that connects on first use."""
+    return grpc.insecure_channel(address, options)
+
+
+def send(method: Any, upload: Upload[Any], options: Mapping[str, Any]) -> Any:
+    """Call an RPC that takes a stream of messages, and return its answer."""
+    running = method.future(iter(upload), **options)
+    try:
+        return running.result()
+    except grpc.RpcError:
+        raise
+    except BaseException:
+        running.cancel()
+        raise
+
+
+def call_blocking(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function that may wait for a file."""
+    return function(*arguments)
+
+
+def start(run: Callable[[], None], name: str) -> Thread:
+    """Run a function in the background."""
+    thread = Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def join(thread: Thread) -> None:
+    """Wait for what ``start`` began."""
+    thread.join()
+
+
+def new_future() -> Future[Any]:
+    """Return a future for an answer that is still to come. It cannot be cancelled."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def result_of(future: Future[T]) -> T:
+    """Wait for a future and return its result."""
+    return future.result()
+
+
+def until_none(queue: Queue[T | None]) -> Iterator[T]:
+    """Yield what is put into a queue, until None is."""
+    return iter(queue.get, None)
