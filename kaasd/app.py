@@ -10,19 +10,18 @@ import signal
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
+from kaas.worker.v1 import worker_pb2
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
-from kaasd.devices.options import EmulatorOptions
-from kaasd.devices.registry import EMULATOR, available
+from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
 from kaasd.front.supervisor import Supervisor
-from kaasd.ipc.worker_config import WorkerConfig
 from kaasd.libraries.registry import Libraries
 from kaasd.store.lmdb_store import LmdbStore
 
 CORES_FOR_ONE = 2
-"""That a worker may look for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
+"""That a worker may poll for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
 CORES_FOR_TWO = 4
 """That front and worker may, also beside other calls."""
 STOP_GRACE_S = 5.0
@@ -41,7 +40,7 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    devices = available(settings.devices)
+    devices = available(settings.devices, settings.emulator_devices)
     if settings.allow_host_wrappers:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
     async with AsyncExitStack() as stack:
@@ -58,7 +57,8 @@ async def serve(settings: Settings) -> None:
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
-        dispatcher = Dispatcher(supervisors, settings.max_run_s, BusyPoll(settings.spin_s if _has_cores(CORES_FOR_TWO) else 0.0))
+        busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll)
         server = await start_server(
             settings,
             store=store,
@@ -78,32 +78,24 @@ async def _drain(server: Server, timeout_s: float) -> None:
     try:
         await asyncio.wait_for(server.drain(), timeout_s)
     except TimeoutError:
-        _log.warning("requests still run after %g s; they are stopped", timeout_s)
+        _log.warning("requests still run after %g s; they are cancelled", timeout_s)
 
 
-def _worker_config(settings: Settings, device: str) -> WorkerConfig:
-    return WorkerConfig(
+def _worker_config(settings: Settings, device: str) -> worker_pb2.WorkerConfig:
+    return worker_pb2.WorkerConfig(
         device=device,
         store_path=str(settings.store),
         store_limit_bytes=settings.store_limit_bytes,
         durability=settings.durability.value,
         chunk_bytes=settings.chunk_bytes,
-        library_roots=tuple(map(str, settings.library_roots)),
-        emulator=EmulatorOptions(
-            memory_bytes=settings.emulator_memory_bytes,
-            checks=settings.emulator_checks,
-            seed=settings.emulator_seed,
-            compute_capability=settings.emulator_compute_capability,
-            multiprocessor_count=settings.emulator_multiprocessors,
-            shared_memory_bytes=settings.emulator_shared_memory_bytes,
-        ),
-        # The emulated device runs on the thread that serves it, one request at a time.
-        concurrency=1 if device == EMULATOR else settings.concurrency,
+        library_roots=map(str, settings.library_roots),
+        device_options=options_to_text(device, settings),
+        log_level=settings.log_level,
+        busy_poll_s=settings.busy_poll_s if _has_cores(CORES_FOR_ONE) else 0.0,
+        busy_poll_beside_others=_has_cores(CORES_FOR_TWO),
+        concurrency=settings.concurrency if kind_of(device).runs_aside else 1,
         device_memory_bytes=settings.device_memory_bytes,
         allow_host_wrappers=settings.allow_host_wrappers,
-        log_level=settings.log_level,
-        spin_s=settings.spin_s if _has_cores(CORES_FOR_ONE) else 0.0,
-        spin_beside_others=_has_cores(CORES_FOR_TWO),
     )
 
 

@@ -22,7 +22,8 @@ import typer
 
 from kaas_core import __version__
 from kaas_core.address import default_listen_address, parse_address
-from kaasd.devices.options import EMULATOR_CHECKS, EmulatorOptions
+from kaasd.devices.emulator.kind import EMULATOR_CHECKS, EmulatorOptions
+from kaasd.devices.registry import AUTO, kind_of
 from kaasd.store.base import Durability
 
 _EMULATOR = EmulatorOptions()
@@ -41,10 +42,12 @@ class SettingsError(Exception):
 
 
 def parse_size(value: object) -> int:
-    """Return a size in bytes, at least 1: a number, or text such as ``64GiB`` or ``1.5 MB``. Raises ``ValueError``."""
+    """Return a size in bytes, from 1 up to 8 EiB: a number, or text such as ``64GiB`` or ``1.5 MB``. Raises ``ValueError``."""
     size = int(_parse_quantity(value, _SIZE_UNITS, "a size such as 16MiB"))
     if size < 1:
         raise ValueError("must be at least 1 byte")
+    if size >= 1 << 63:
+        raise ValueError("must be less than 8 EiB")
     return size
 
 
@@ -56,7 +59,7 @@ def parse_duration(value: object) -> float:
     return seconds
 
 
-def _parse_spin(value: object) -> float:
+def _parse_busy_poll(value: object) -> float:
     return 0.0 if value in (0, "0") else parse_duration(value)
 
 
@@ -79,20 +82,22 @@ def _size_up_to(limit: int) -> Callable[[object], int]:
     return parse
 
 
-def _whole_from(least: int) -> Callable[[object], int]:
-    """Return a parser of whole numbers that are not less."""
+def _whole_from(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of whole numbers from ``least`` to ``most``."""
 
     def parse(value: object) -> int:
         if isinstance(value, str) and value.isascii() and value.isdigit():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"expected a whole number of at least {least}, got {value!r}")
+        if value > most:
+            raise ValueError(f"must be at most {most}")
         return value
 
     return parse
 
 
-_parse_count, _parse_seed = _whole_from(1), _whole_from(0)
+_parse_count, _parse_seed = _whole_from(1, 2**31 - 1), _whole_from(0, 2**64 - 1)
 
 
 def _parse_switch(value: object) -> bool:
@@ -120,8 +125,8 @@ def _parse_address(value: object) -> str:
 
 def _parse_device(value: object) -> str:
     name = _parse_text(value)
-    if not re.fullmatch(r"auto|emulator|cuda:\d{1,3}", name, re.ASCII):
-        raise ValueError(f"expected auto, emulator or cuda:N, got {name!r}")
+    if name != AUTO:
+        kind_of(name)
     return name
 
 
@@ -174,8 +179,9 @@ class Settings:
     listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_address, many=True)]
     """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated.
     Default: the unix socket $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
-    devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator", _parse_device, many=True)] = ("auto",)
-    """Device to run kernels on. Default auto: every CUDA GPU, or the emulator where there is none."""
+    devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator|emulator:N", _parse_device, many=True)] = (AUTO,)
+    """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
+    emulated devices where there is none."""
     store: Annotated[Path, _Option("store", "DIR", _parse_path)]
     """Directory of the key-value store. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or ~/.local/state."""
     store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", parse_size)] = 64 << 30
@@ -199,18 +205,21 @@ class Settings:
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0
     """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
-    """How long running requests may go on after SIGTERM before they are stopped. Default 30s."""
+    """How long running requests may go on after SIGTERM before they are cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16
     """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller had 90
     requests of 3000 kernels a second done, 16 callers 950."""
-    spin_s: Annotated[float, _Option("spin", "TIME", _parse_spin)] = 0.001
-    """How long after a request the daemon looks for the next one instead of sleeping: to be woken costs each process 20 to 100
+    busy_poll_s: Annotated[float, _Option("spin", "TIME", _parse_busy_poll)] = 0.001
+    """How long after a request the daemon polls for the next one instead of sleeping: to be woken costs each process 20 to 100
     microseconds of every request. From four cores up both do, on two and three a worker that serves one caller alone. 0 saves
     the processor's time instead. Default 1ms."""
     device_memory_bytes: Annotated[int | None, _Option("device_memory", "SIZE", parse_size)] = None
     """Most device memory to take on each device. Default: nine tenths of what it has."""
+    emulator_devices: Annotated[int, _Option("emulator_devices", "N", _whole_from(1, 1000))] = 1
+    """Number of emulated devices, each with a worker and the memory of its own: emulator:0, emulator:1 and so on. A single one
+    is called emulator. Default 1."""
     emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = _EMULATOR.memory_bytes
-    """Memory of the emulated device, which takes this machine's as it fills. Default 80GiB, as an H100, or all that this machine
+    """Memory of each emulated device, which takes this machine's as it fills. Default 80GiB, as an H100, or all that this machine
     has where that is less."""
     emulator_checks: Annotated[
         tuple[str, ...], _Option("emulator_check", "races|init", _one_of(*EMULATOR_CHECKS), many=True)
@@ -223,9 +232,7 @@ class Settings:
         tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
     ] = _EMULATOR.compute_capability
     """What the emulated device calls itself. Default 9.0, as an H100."""
-    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = (
-        _EMULATOR.multiprocessor_count
-    )
+    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = _EMULATOR.multiprocessors
     """Of the emulated device: as many blocks are under way at a time as fit them. Default 132, as an H100."""
     emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = (
         _EMULATOR.shared_memory_bytes
@@ -262,7 +269,7 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
         except ValueError as error:
             raise SettingsError(f"{origin}: {error}") from None
     settings = Settings(**chosen)  # type: ignore[arg-type]
-    if "auto" in settings.devices and len(settings.devices) > 1:
+    if AUTO in settings.devices and len(settings.devices) > 1:
         raise SettingsError("device: auto stands alone, it already means every device")
     return settings
 

@@ -31,6 +31,11 @@ def test_durations(text: object, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-12)
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("0", 0.0), (0, 0.0), ("2ms", 0.002)])
+def test_the_busy_poll_may_be_off(text: object, seconds: float) -> None:
+    assert load_settings({"spin": text}, None, ENVIRON).busy_poll_s == seconds
+
+
 def test_defaults() -> None:
     settings = load_settings({}, None, ENVIRON)
     assert settings.listen == ("unix:/run/user/7/kaasd.sock",)
@@ -41,6 +46,8 @@ def test_defaults() -> None:
     assert settings.store_limit_bytes == 64 * 1024**3
     assert settings.concurrency == 16
     assert settings.device_memory_bytes is None
+    assert settings.emulator_devices == 1
+    assert settings.busy_poll_s == 0.001
 
 
 @pytest.mark.parametrize(
@@ -77,11 +84,18 @@ def test_lists_from_flags_and_environment() -> None:
         ("nonsense = 1", r"kaasd.toml: nonsense: there is no such setting"),
         ('store_limit = "64 apples"', r"kaasd.toml: store_limit: expected a size .*'64 apples'"),
         ('durability = "some"', r"kaasd.toml: durability: expected full or meta or none"),
-        ('device = "gpu"', r"kaasd.toml: device: expected auto, emulator or cuda:N"),
+        ('device = "gpu"', r"kaasd.toml: device: there is no device 'gpu'"),
         ('device = ["auto", "emulator"]', r"device: auto stands alone"),
         ('listen = "nowhere"', r"kaasd.toml: listen: 'nowhere' is no address"),
         ('library_root = "relative/path"', r"kaasd.toml: library_root: expected an absolute path"),
-        ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number"),
+        ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number of at least 1, got 0"),
+        ("max_queue = true", r"kaasd.toml: max_queue: expected a whole number"),
+        ("max_queue = 2147483648", r"kaasd.toml: max_queue: must be at most 2147483647"),
+        ("emulator_devices = 1001", r"kaasd.toml: emulator_devices: must be at most 1000"),
+        ('device = ""', r"kaasd.toml: device: expected text"),
+        ('store_limit = "8388608TiB"', r"kaasd.toml: store_limit: must be less than 8 EiB"),
+        ('max_run_time = "0s"', r"kaasd.toml: max_run_time: must be above 0"),
+        ('spin = "-1s"', r"kaasd.toml: spin: expected a time"),
         ('max_message_size = "3GiB"', r"kaasd.toml: max_message_size: must be at most"),
         ('emulator_check = "speed"', r"kaasd.toml: emulator_check: expected races or init"),
         ('allow_host_wrappers = "perhaps"', r"kaasd.toml: allow_host_wrappers: expected true or false"),
@@ -114,7 +128,9 @@ def test_host_wrappers_are_allowed_by_a_switch(tmp_path: Path) -> None:
 def test_the_emulated_device() -> None:
     arguments = ["--emulator-check", "races", "--emulator-check", "init", "--emulator-seed", "0"]
     arguments += ["--emulator-compute-capability", "8.6", "--emulator-multiprocessors", "84", "--emulator-shared-memory", "99KiB"]
+    arguments += ["--emulator-devices", "2", "--device", "emulator:1", "--device", "emulator:0"]
     settings = parse_command_line(arguments, ENVIRON)
+    assert (settings.emulator_devices, settings.devices) == (2, ("emulator:1", "emulator:0"))
     assert (settings.emulator_checks, settings.emulator_seed) == (("races", "init"), 0)
     assert (settings.emulator_compute_capability, settings.emulator_multiprocessors) == ((8, 6), 84)
     assert settings.emulator_shared_memory_bytes == 99 * 1024

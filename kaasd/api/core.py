@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
 from kaas_core.errors import DrainingError
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
-from kaasd.front.functions import FunctionRegistry
-from kaasd.front.validated_requests import RequestValidator
+from kaasd.front.functions import FunctionRegistry, RequestValidator
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
 
@@ -27,7 +28,7 @@ class Core:
     functions: FunctionRegistry
     libraries: Libraries
     dispatcher: Dispatcher
-    checker: RequestValidator = field(default_factory=RequestValidator)
+    validator: RequestValidator = field(default_factory=RequestValidator)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
     """Failed calls by reason."""
@@ -48,6 +49,13 @@ class Core:
         if self._drained is None:
             self._drained = asyncio.create_task(self._drain())
         await asyncio.shield(self._drained)
+
+    async def keep_health(self, services: Sequence[str]) -> None:
+        """Have the health of ``services`` say, from now on, whether a worker is ready. Draining overrides it for good."""
+        async for ready in self.dispatcher.readiness():
+            status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            for service in services:
+                await self.health.set(service, status)
 
     async def _drain(self) -> None:
         await self.health.enter_graceful_shutdown()

@@ -9,12 +9,10 @@ import grpc
 
 from kaas.v1 import executor_pb2
 from kaas_core.errors import InvalidRequestError, MessageTooLargeError
-from kaasd.api.blocking import finish
 from kaasd.api.core import Core
 from kaasd.api.errors import as_kaas_error, to_stream_error
-from kaasd.api.paging import page
-from kaasd.front.functions import describe
-from kaasd.front.validated_requests import ValidatedRequest, item_path
+from kaasd.api.shared import finish, page
+from kaasd.front.functions import ValidatedRequest, describe, item_path
 
 REPLY_OVERHEAD_BYTES = 64 << 10
 """Room in a reply for what is not a buffer's bytes."""
@@ -29,10 +27,10 @@ class ExecutorServicer:
         self._core = core
 
     async def Submit(self, request: executor_pb2.SubmitRequest, context: grpc.aio.ServicerContext) -> executor_pb2.SubmitResponse:
-        checked = self._core.checker.check(request.request)
+        validated = self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
-        checked.check_inputs(inputs)
-        reply = await self._run(checked, {}, inputs, request, _deadline(context))
+        validated.check_inputs(inputs)
+        reply = await self._run(validated, {}, inputs, request, _deadline(context))
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
 
     async def RegisterFunction(
@@ -40,7 +38,7 @@ class ExecutorServicer:
     ) -> executor_pb2.RegisterFunctionResponse:
         self._core.refuse_if_draining()
         registered = describe(request.name, request.request)
-        await self._core.dispatcher.prepare(registered.checked.serialized)
+        await self._core.dispatcher.prepare(registered.validated.serialized)
         await finish(self._core.functions.register(registered))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)
 
@@ -105,7 +103,7 @@ class ExecutorServicer:
             raise group.exceptions[0] from None
 
     async def _invoke(self, request: executor_pb2.InvokeRequest, deadline: float | None) -> executor_pb2.InvokeResponse:
-        checked = self._core.functions.get(request.function).checked
+        validated = self._core.functions.get(request.function).validated
         keys: dict[str, str] = {}
         inputs: dict[str, bytes] = {}
         for name in request.bindings:  # its items() are made in Python
@@ -117,28 +115,28 @@ class ExecutorServicer:
                 keys[name] = binding.key
             else:
                 raise InvalidRequestError.at(item_path("bindings", name), "neither a key nor a value is set")
-        checked.check_inputs(inputs, "bindings")
+        validated.check_inputs(inputs, "bindings")
         if keys:
-            checked.check_keys(keys)
-        return await self._run(checked, keys, inputs, request, deadline)
+            validated.check_keys(keys)
+        return await self._run(validated, keys, inputs, request, deadline)
 
     async def _run(
         self,
-        checked: ValidatedRequest,
+        validated: ValidatedRequest,
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
     ) -> executor_pb2.InvokeResponse:
         limit = self._core.settings.max_message_bytes
-        wanted = checked.check_return_buffers(request.return_buffers)
+        wanted = validated.check_return_buffers(request.return_buffers)
         overhead = REPLY_OVERHEAD_BYTES + request.trace * TRACE_BYTES
         if wanted > limit - min(overhead, limit // 2):
             raise MessageTooLargeError(
                 f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
             )
         return await self._core.dispatcher.execute(
-            checked.serialized,
+            validated.serialized,
             keys=keys,
             inputs=inputs,
             return_buffers=request.return_buffers,

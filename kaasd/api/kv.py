@@ -10,10 +10,8 @@ import grpc
 from kaas.v1 import kv_pb2
 from kaas_core.errors import DeadlineExceededError, InvalidArgumentError
 from kaas_core.validation import key_problem
-from kaasd.api.blocking import finish, in_thread
 from kaasd.api.core import Core
-from kaasd.api.paging import page
-from kaasd.api.upload import read_upload
+from kaasd.api.shared import finish, in_thread, page, read_upload
 from kaasd.store import base as store
 
 CHUNK_BYTES = 1 << 20

@@ -8,10 +8,8 @@ import grpc
 
 from kaas.v1 import library_pb2
 from kaas_core.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
-from kaasd.api.blocking import in_thread
 from kaasd.api.core import Core
-from kaasd.api.paging import page
-from kaasd.api.upload import read_upload
+from kaasd.api.shared import finish, in_thread, page, read_upload
 from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
 
 
@@ -50,8 +48,12 @@ class LibraryServicer:
         self, request: library_pb2.DeleteLibraryRequest, context: grpc.aio.ServicerContext
     ) -> library_pb2.DeleteLibraryResponse:
         self._core.refuse_if_draining()
-        await in_thread(self._core.libraries.delete, request.id)
+        await finish(self._delete(request.id))
         return library_pb2.DeleteLibraryResponse()
+
+    async def _delete(self, library_id: str) -> None:
+        await in_thread(self._core.libraries.delete, library_id)
+        self._core.dispatcher.forget_library(library_id)
 
     async def _store(self, content: bytes, file_name: str) -> library_pb2.Library:
         """Keep ``content``, if some device can load it; the library as it was where it is kept already."""

@@ -67,7 +67,7 @@ def _make_way(path: Path) -> None:
         _check_directory(path.parent)
         if not path.is_socket():
             if path.exists():
-                raise ListenError(f"{path}: exists and is no socket")
+                raise ListenError(f"{path}: exists and is not a socket")
             return
         with socket.socket(socket.AF_UNIX) as probe:
             # A full backlog must not look like a dead daemon, nor make this one wait.

@@ -36,8 +36,8 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Co
         try:
             return request_type.FromString(data)
         except DecodeError:
-            message = f"is no {method.input_type.full_name} message; note that strings must be UTF-8"
-            raise InvalidRequestError.at("", f"what was sent {message}") from None
+            message = f"what was sent is not a valid {method.input_type.full_name} message; note that strings must be UTF-8"
+            raise InvalidRequestError.at("", message) from None
 
     async def parse_each(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
@@ -35,9 +36,10 @@ log = logging.getLogger(__name__)
 class Server:
     """A server that listens. Its owner stops it, and then closes what it calls."""
 
-    def __init__(self, core: Core, server: grpc.aio.Server) -> None:
+    def __init__(self, core: Core, server: grpc.aio.Server, keeping_health: asyncio.Task[None]) -> None:
         self._core = core
         self._server = server
+        self._keeping_health = keeping_health
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -51,13 +53,14 @@ class Server:
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""
         await self._server.stop(grace_s)
+        self._keeping_health.cancel()
 
 
 GRPC_LOGGER = "grpc._cython.cygrpc"
 
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
-    """Whether a record of gRPC's own tells of a defect. That a reply found its caller gone is none: it may at any deadline."""
+    """Whether a record of gRPC's own tells of a defect. A reply that finds its caller gone does not: any deadline may do that."""
     return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
@@ -78,7 +81,8 @@ async def start_server(
     )
     health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
     names = [service.full_name for service in SERVICES]
-    for name in names:
+    services = (health.OVERALL_HEALTH, *names)
+    for name in services:
         await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
@@ -90,7 +94,7 @@ async def start_server(
         forget(bound)
         raise
     core.addresses = tuple(bound)
-    return Server(core, server)
+    return Server(core, server, asyncio.create_task(core.keep_health(services)))
 
 
 def server_options(settings: Settings) -> list[tuple[str, int]]:

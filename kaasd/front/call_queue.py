@@ -1,4 +1,4 @@
-"""Which calls a worker has, and what becomes of each: events in, decisions out, no I/O.
+"""Which calls a worker has, when each is due, and what becomes of it: events in, decisions out, no I/O.
 
 A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are those
 that it is serving. When the worker dies only these have been touched; the others are sent again to its successor. Where a fault
@@ -27,7 +27,7 @@ class CancelReason(Enum):
     CANCELLED = "cancelled"
 
     def error(self, stage: str) -> KaasError:
-        """Return the error for a call stopped while it was ``stage``: queued or running."""
+        """Return the error for a call cancelled while it was ``stage``: queued or running."""
         if self is CancelReason.DEADLINE:
             return DeadlineExceededError(f"the deadline passed while the request was {stage}")
         return CancelledError(f"the caller went away while the request was {stage}")
@@ -46,27 +46,27 @@ class Fail(NamedTuple):
     error: KaasError
 
 
-class Stop(NamedTuple):
-    """Ask the worker to stop the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
+class Cancel(NamedTuple):
+    """Ask the worker to cancel the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
 
     call: int
     reason: CancelReason
 
 
 class Kill(NamedTuple):
-    """Kill the worker: it serves a call that cannot be stopped otherwise."""
+    """Kill the worker: it serves a call that cannot be ended otherwise."""
 
 
-Decision = Send | Fail | Stop | Kill
+Decision = Send | Fail | Cancel | Kill
 
 
 @dataclass(slots=True)
 class _Sent:
     """A call at the worker."""
 
-    stop: CancelReason | None = None
+    cancelled: CancelReason | None = None
     failed: bool = False
-    """Its caller has been told already; the worker skips it or stops it."""
+    """Its caller has been told already; the worker skips it."""
 
 
 class CallQueue:
@@ -121,8 +121,8 @@ class CallQueue:
         ``alone``, where the call may be the one at fault.
         """
         sent = self._sent.pop(call, _Sent())
-        if sent.stop is not None:
-            return [] if sent.failed else [Fail(call, sent.stop.error("running"))]
+        if sent.cancelled is not None:
+            return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
         self._ready = False
         self._wait_first(call)
         if alone:
@@ -138,8 +138,8 @@ class CallQueue:
         for call, sent in self._sent.items():
             if sent.failed:
                 continue
-            if sent.stop is not None:
-                decisions.append(Fail(call, sent.stop.error("running")))
+            if sent.cancelled is not None:
+                decisions.append(Fail(call, sent.cancelled.error("running")))
             elif call in served:
                 # It may have died between the commit and its answer.
                 error = WorkerRestartingError(
@@ -153,24 +153,24 @@ class CallQueue:
         self._sent.clear()
         return decisions
 
-    def stop(self, call: int, reason: CancelReason) -> list[Decision]:
+    def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
         """A call's deadline has passed, or its caller has gone."""
         if call in self._queued:
             del self._queued[call]
             self._alone.discard(call)
             return [Fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
-        if sent is None or sent.stop is CancelReason.DEADLINE:
+        if sent is None or sent.cancelled is CancelReason.DEADLINE:
             return []
-        sent.stop = reason
+        sent.cancelled = reason
         if sent.failed or call in self._served():
-            return [Stop(call, reason)]
+            return [Cancel(call, reason)]
         sent.failed = True
-        return [Fail(call, reason.error("queued")), Stop(call, reason)]
+        return [Fail(call, reason.error("queued")), Cancel(call, reason)]
 
     def grace_over(self, call: int) -> list[Decision]:
-        """A call that was to stop at its deadline had time enough to do so."""
-        return [Kill()] if call in self._served() and self._sent[call].stop is CancelReason.DEADLINE else []
+        """A call that was to end at its deadline had time enough to do so."""
+        return [Kill()] if call in self._served() and self._sent[call].cancelled is CancelReason.DEADLINE else []
 
     def fail_all(self, error: KaasError) -> list[Decision]:
         """No worker will come any more."""
@@ -224,22 +224,31 @@ class SeenRequests:
         self._digests.clear()
 
 
-@dataclass
-class RestartPolicy:
-    """How long to wait before a new worker: not at all after one that served, ever longer after ones that never did."""
+class Deadlines:
+    """When calls are due. Most end long before: one timer serves all, set for ``wakes_at`` and hardly ever set anew."""
 
-    failures: int = 0
-    """Workers in a row that ended without having become ready."""
-    first_delay_s: float = 0.25
-    longest_delay_s: float = 30.0
+    def __init__(self) -> None:
+        self._due: dict[int, float] = {}
+        self.wakes_at = math.inf
+        """When ``passed`` is to be asked next: at the earliest deadline, or at that of a call which has ended."""
 
-    def ready(self) -> None:
-        """A worker has started well."""
-        self.failures = 0
+    def add(self, call: int, deadline: float) -> bool:
+        """A call is due at ``deadline``. Return whether ``wakes_at`` is now earlier."""
+        self._due[call] = deadline
+        if deadline >= self.wakes_at:
+            return False
+        self.wakes_at = deadline
+        return True
 
-    def lost(self, was_ready: bool) -> float:
-        """Return the seconds to wait after a worker has ended."""
-        if was_ready:
-            return 0.0
-        self.failures += 1
-        return min(self.longest_delay_s, math.ldexp(self.first_delay_s, self.failures - 1))
+    def discard(self, call: int) -> None:
+        """A call has ended, or not even begun."""
+        self._due.pop(call, None)
+
+    def passed(self, now: float) -> list[int]:
+        """Return the calls whose deadlines have passed, each once, and move ``wakes_at``."""
+        now = max(now, self.wakes_at)  # a loop's timers may be early by its clock's resolution
+        passed = [call for call, deadline in self._due.items() if deadline <= now]
+        for call in passed:
+            del self._due[call]
+        self.wakes_at = min(self._due.values(), default=math.inf)
+        return passed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from time import perf_counter_ns
 
 from google.protobuf import duration_pb2
@@ -27,14 +27,14 @@ class BusyPoll:
         self._loop = asyncio.get_running_loop()
         self._duration_ns = round(duration_s * 1e9)
         self._until_ns = 0
-        self._spinning = False
+        self._polling = False
 
     def extend(self) -> None:
         """A request has come or gone."""
         if self._duration_ns:
             self._until_ns = perf_counter_ns() + self._duration_ns
-            if not self._spinning:
-                self._spinning = True
+            if not self._polling:
+                self._polling = True
                 self._loop.call_soon(self._again)
 
     def end(self) -> None:
@@ -42,21 +42,21 @@ class BusyPoll:
         self._until_ns = 0
 
     def _again(self) -> None:
-        self._spinning = perf_counter_ns() < self._until_ns
-        if self._spinning:
+        self._polling = perf_counter_ns() < self._until_ns
+        if self._polling:
             self._loop.call_soon(self._again)
 
 
 class _InFlight:
     """Counts the calls that are in its ``with`` block."""
 
-    def __init__(self, spin: BusyPoll) -> None:
-        self._spin = spin
+    def __init__(self, busy_poll: BusyPoll) -> None:
+        self._busy_poll = busy_poll
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
         self.refused = False
-        """Whether a further call is a ``DrainingError``."""
+        """Whether further calls fail with ``DrainingError``."""
 
     def __enter__(self) -> None:
         if self.refused:
@@ -72,15 +72,15 @@ class _InFlight:
         self._keep_awake()
 
     @property
-    def is_one(self) -> bool:
-        """Whether there is one call only."""
+    def only_call(self) -> bool:
+        """Whether no other call is in flight."""
         return self._count == 1
 
     def _keep_awake(self) -> None:
         if self._count <= 1:
-            self._spin.extend()
+            self._busy_poll.extend()
         else:
-            self._spin.end()
+            self._busy_poll.end()
 
     async def none_left(self) -> None:
         """Return when no call is in flight."""
@@ -90,11 +90,14 @@ class _InFlight:
 class Dispatcher:
     """All devices of this server."""
 
-    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, spin: BusyPoll) -> None:
+    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, busy_poll: BusyPoll) -> None:
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
-        self._in_flight = _InFlight(spin)
+        self._in_flight = _InFlight(busy_poll)
         self._loop = asyncio.get_running_loop()
+        self._state_changed = asyncio.Event()
+        for supervisor in supervisors:
+            supervisor.on_state = self._state_changed.set
 
     @property
     def draining(self) -> bool:
@@ -115,7 +118,7 @@ class Dispatcher:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace.
-        Cancelling the awaiting task stops the kernels. Raises ``KaasError``.
+        Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
         latest = self._loop.time() + self._max_run_s
@@ -130,7 +133,7 @@ class Dispatcher:
         if trace:
             execute.trace_from_ns = arrived_ns
         with self._in_flight:
-            message.lone = self._in_flight.is_one
+            message.only_call = self._in_flight.only_call
             try:
                 due = latest if deadline is None else min(deadline, latest)
                 answer, sent_at_ns = await supervisor.call(message, request, due)
@@ -174,10 +177,26 @@ class Dispatcher:
             answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect))
         return answer.inspected
 
+    def forget_library(self, library_id: str) -> None:
+        """Tell every worker that an uploaded library was deleted: no call that is sent from now on finds it."""
+        for supervisor in self._supervisors.values():
+            supervisor.forget_library(library_id)
+
     async def drain(self) -> None:
         """Take no new call, and return when none is left. Idempotent."""
         self._in_flight.refused = True
         await self._in_flight.none_left()
+
+    async def readiness(self) -> AsyncIterator[bool]:
+        """Yield whether the worker of any device is ready: now, and whenever that has changed. For one reader."""
+        known: bool | None = None
+        while True:
+            self._state_changed.clear()
+            ready = any(s.info.state == admin_pb2.WORKER_STATE_READY for s in self._supervisors.values())
+            if ready is not known:
+                known = ready
+                yield ready
+            await self._state_changed.wait()
 
     def devices(self) -> list[admin_pb2.Device]:
         """Return the devices and the states of their workers."""

@@ -1,6 +1,7 @@
-"""Registered functions: kept in the store, and in memory so that invoking one reads nothing.
+"""Requests that were validated once: sent anew, and known by their bytes, or registered as functions, and known by their name.
 
-The front is the only process that registers, so what it loaded at its start and changed since is the truth.
+Functions are kept in the store, and in memory so that invoking one reads nothing. Only the front registers functions, so what it
+loaded at its start and changed since is the truth.
 """
 
 from __future__ import annotations
@@ -10,18 +11,31 @@ import heapq
 import logging
 import re
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from cachetools import LRUCache
 from google.protobuf.message import DecodeError
 
 from kaas.v1 import executor_pb2, types_pb2
-from kaas_core.errors import FunctionNotFoundError, InvalidArgumentError, KaasError, KeyNotFoundError
+from kaas_core.errors import (
+    FunctionNotFoundError,
+    InvalidArgumentError,
+    InvalidRequestError,
+    KaasError,
+    KeyNotFoundError,
+    Violation,
+)
 from kaas_core.protobuf import request_from_proto, request_to_proto
 from kaas_core.request import Request
+from kaas_core.uses import buffer_uses
+from kaas_core.validation import key_problem
 from kaas_core.violations import shown
-from kaasd.front.validated_requests import ValidatedRequest
+from kaasd.ipc.messages import SerializedRequest
 from kaasd.store.base import KeyValueStore, Namespace, Write
 
+MAX_CACHE_BYTES = 32 << 20
+"""Of serialised requests; a request of ten kernels has about 1 KiB."""
 MAX_NAME_LENGTH = 200
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{MAX_NAME_LENGTH}}}")
 _PAGE = 1000
@@ -30,11 +44,113 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class ValidatedBuffer:
+    """What a caller may do with a buffer."""
+
+    size_bytes: int
+    loaded: bool
+    """Its first use reads it, so that it may be given inline."""
+    ephemeral: bool
+    """It has no key to re-bind."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedRequest:
+    """A valid request as it travels to a worker, and the table that a caller's buffers are checked against."""
+
+    serialized: SerializedRequest
+    buffers: Mapping[str, ValidatedBuffer]
+    """Every buffer that a kernel uses, by name."""
+
+    @classmethod
+    def of(cls, request: Request, serialized: bytes) -> ValidatedRequest:
+        """Return ``request``, which was validated, with its serialised form."""
+        uses = buffer_uses(request)
+        buffers = {
+            spec.name: ValidatedBuffer(spec.size_bytes, uses[spec.name].reads_first, spec.ephemeral)
+            for spec in request.buffers
+            if spec.name in uses
+        }
+        return cls(SerializedRequest.of(serialized), buffers)
+
+    def check_inputs(self, inputs: Mapping[str, bytes], field: str = "inputs") -> None:
+        """Check inline bytes by buffer name. Raises ``InvalidRequestError`` naming ``field["name"]``."""
+        bad = [
+            Violation(item_path(field, name), problem)
+            for name, data in inputs.items()
+            if (problem := self._input_problem(name, len(data)))
+        ]
+        if bad:
+            raise InvalidRequestError(bad)
+
+    def check_keys(self, keys: Mapping[str, str], field: str = "bindings") -> None:
+        """Check keys that replace the request's own, by buffer name. Raises as ``check_inputs``."""
+        bad = [
+            Violation(item_path(field, name), problem) for name, key in keys.items() if (problem := self._key_problem(name, key))
+        ]
+        if bad:
+            raise InvalidRequestError(bad)
+
+    def check_return_buffers(self, names: Iterable[str]) -> int:
+        """Check the buffers wanted in the reply and return their sizes' sum. Raises ``InvalidRequestError``."""
+        total = 0
+        seen: set[str] = set()
+        bad: list[Violation] = []
+        for index, name in enumerate(names):
+            buffer = self.buffers.get(name)
+            if buffer is None:
+                bad.append(Violation(f"return_buffers[{index}]", f"no kernel uses a buffer {shown(name)}"))
+            elif name not in seen:
+                seen.add(name)
+                total += buffer.size_bytes
+        if bad:
+            raise InvalidRequestError(bad)
+        return total
+
+    def _input_problem(self, name: str, size_bytes: int) -> str | None:
+        buffer = self.buffers.get(name)
+        if buffer is None:
+            return "no kernel uses a buffer of this name"
+        if not buffer.loaded:
+            return "the buffer starts as zeros: the first kernel that uses it does not read it"
+        if size_bytes != buffer.size_bytes:
+            return f"the buffer has {buffer.size_bytes} bytes, but {size_bytes} were sent"
+        return None
+
+    def _key_problem(self, name: str, key: str) -> str | None:
+        buffer = self.buffers.get(name)
+        if buffer is None:
+            return "no kernel uses a buffer of this name"
+        if buffer.ephemeral:
+            return "an ephemeral buffer never touches the store and has no key"
+        problem = key_problem(key)
+        return f"key {problem}" if problem else None
+
+
+class RequestValidator:
+    """Validates requests, and remembers the valid ones by their bytes."""
+
+    def __init__(self, limit_bytes: int = MAX_CACHE_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._cache: LRUCache[bytes, ValidatedRequest] = LRUCache(limit_bytes, lambda valid: len(valid.serialized.content))
+
+    def validate(self, message: types_pb2.Request) -> ValidatedRequest:
+        """Return the request in its validated form. Raises ``InvalidRequestError`` with every violation."""
+        serialized = message.SerializeToString(deterministic=True)
+        validated = self._cache.get(serialized)
+        if validated is None:
+            validated = ValidatedRequest.of(request_from_proto(message), serialized)
+            if len(serialized) <= self._limit_bytes:
+                self._cache[serialized] = validated
+        return validated
+
+
+@dataclass(frozen=True, slots=True)
 class RegisteredFunction:
     """A function, ready to be invoked."""
 
     function: executor_pb2.Function
-    checked: ValidatedRequest
+    validated: ValidatedRequest
 
 
 class FunctionRegistry:
@@ -96,7 +212,13 @@ class FunctionRegistry:
         except (DecodeError, KaasError) as error:
             log.warning("function %s in the store cannot be used: %s", name, error)
             return
-        self._functions[name] = RegisteredFunction(function, _checked(request, function))
+        self._functions[name] = RegisteredFunction(function, _validated(request, function))
+
+
+def item_path(field: str, name: str) -> str:
+    """Return the path of one entry of a map, such as ``inputs["a"]``."""
+    quoted = shown(name)[1:].removesuffix("…")[:-1].replace('"', '\\"')
+    return f'{field}["{quoted}"]'
 
 
 def describe(name: str, message: types_pb2.Request) -> RegisteredFunction:
@@ -108,18 +230,18 @@ def describe(name: str, message: types_pb2.Request) -> RegisteredFunction:
     request = _with_keys(request_from_proto(message))
     function = executor_pb2.Function(name=name, request=request_to_proto(request))
     function.create_time.FromNanoseconds(time.time_ns())
-    return RegisteredFunction(function, _checked(request, function))
+    return RegisteredFunction(function, _validated(request, function))
 
 
 def check_name(name: str) -> None:
     """Raise ``InvalidArgumentError`` unless ``name`` may name a function."""
     if not _NAME.fullmatch(name):
         raise InvalidArgumentError(
-            f"{shown(name)} is no function name: 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ - / are allowed"
+            f"{shown(name)} is not a valid function name: 1 to {MAX_NAME_LENGTH} characters of A-Z a-z 0-9 . _ - / are allowed"
         )
 
 
-def _checked(request: Request, function: executor_pb2.Function) -> ValidatedRequest:
+def _validated(request: Request, function: executor_pb2.Function) -> ValidatedRequest:
     return ValidatedRequest.of(request, function.request.SerializeToString(deterministic=True))
 
 

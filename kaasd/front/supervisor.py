@@ -1,7 +1,7 @@
 """Keeps the worker of one device alive and passes calls to it.
 
-The decisions are ``CallQueue``'s, ``SeenRequests``' and ``RestartPolicy``'s; here are the process, the channel and the timers.
-Everything runs on the event loop of the front.
+The decisions are ``CallQueue``'s, ``Deadlines``' and ``SeenRequests``', the process is ``WorkerProcess``'s; here is what they
+bring about, and the timers. Everything runs on the event loop of the front.
 """
 
 from __future__ import annotations
@@ -9,34 +9,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import socket
-import subprocess
-import sys
+import math
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerRestartingError
-from kaasd.front.call_queue import CallQueue, CancelReason, Decision, Fail, Kill, RestartPolicy, SeenRequests, Send, Stop
-from kaasd.front.deadlines import Deadlines
-from kaasd.ipc.channel import FrontChannel
+from kaasd.front.call_queue import CallQueue, Cancel, CancelReason, Deadlines, Decision, Fail, Kill, SeenRequests, Send
+from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
-from kaasd.ipc.worker_config import WorkerConfig
 
-STOP_GRACE_S = 0.5
+CANCEL_GRACE_S = 0.5
 """From a deadline to the killing of a worker that neither stops its kernel nor gives up its device. The emulated device stops
 within 0.1 s, a GPU is given up after 0.2."""
-EXIT_GRACE_S = 5.0
-"""From the closing of the channel to the killing of a worker that does not exit."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Call:
+class PendingCall:
+    """A call whose caller waits for the answer."""
+
     message: worker_pb2.ToWorker
     answer: asyncio.Future[worker_pb2.FromWorker]
     request: SerializedRequest | None
@@ -47,25 +43,24 @@ class _Call:
 class Supervisor:
     """The worker of one device, as the front sees it."""
 
-    def __init__(self, config: WorkerConfig, max_queued: int) -> None:
-        self._config = config
+    def __init__(self, config: worker_pb2.WorkerConfig, max_queued: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._queue = CallQueue(max_queued, config.concurrency)
-        self._restart = RestartPolicy()
-        self._calls: dict[int, _Call] = {}
-        self._deadlines = Deadlines(self._deadline_passed)
+        self._calls: dict[int, PendingCall] = {}
+        self._deadlines = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
         self._seen = SeenRequests(MAX_KNOWN_REQUESTS)
         self._ids = itertools.count(1)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._channel: FrontChannel | None = None
-        self._cancellations: FrontChannel | None = None
-        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
+        self._ready: asyncio.Future[None] = self._loop.create_future()
         self._closing = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._restarting: asyncio.Task[None] | None = None
         self.counters: Counter[str] = Counter()
         """``succeeded``, ``failed``, ``kernels_launched`` and ``run_ns`` of executed requests."""
         self.info = admin_pb2.Device(name=config.device, state=admin_pb2.WORKER_STATE_STARTING)
         """The device and the state of its worker."""
+        self.on_state: Callable[[], object] = lambda: None
+        """Called when the state has changed."""
 
     @property
     def queue(self) -> CallQueue:
@@ -74,8 +69,8 @@ class Supervisor:
 
     async def start(self) -> None:
         """Start the worker and wait until it is ready. Raises its error when its device cannot be opened."""
-        await self._spawn()
-        await self._started
+        await self._process.start()
+        await self._ready
 
     async def call(
         self, message: worker_pb2.ToWorker, request: SerializedRequest | None = None, deadline: float | None = None
@@ -83,20 +78,20 @@ class Supervisor:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
         ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
-        cancelled the call is stopped. Raises ``KaasError``.
+        cancelled the call is cancelled too. Raises ``KaasError``.
         """
         if self._closing:
             raise DrainingError("the server is shutting down")
         call_id = message.id = next(self._ids)
-        call = self._calls[call_id] = _Call(message, self._loop.create_future(), request)
+        call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
             self._act(self._queue.submit(call_id))
-            if deadline is not None:
-                self._deadlines.add(call_id, deadline)
+            if deadline is not None and self._deadlines.add(call_id, deadline):
+                self._set_timer()
             answer = await call.answer
         except asyncio.CancelledError:
-            # Its deadline stays: gRPC cancels a call then too, and a kernel that heeds no stop has to end all the same.
-            self._stop(call_id, CancelReason.CANCELLED)
+            # Its deadline stays: gRPC cancels a call then too, and a kernel that cannot be stopped has to end all the same.
+            self._act(self._queue.cancel(call_id, CancelReason.CANCELLED))
             raise
         finally:
             del self._calls[call_id]
@@ -104,36 +99,36 @@ class Supervisor:
             raise error_from_failed(answer.failed)
         return answer, call.sent_at_ns
 
+    def forget_library(self, library_id: str) -> None:
+        """Tell the worker that an uploaded library was deleted. One that starts later knows nothing of it."""
+        if self._process.calls is not None:
+            self._process.calls.send(worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id)))
+
     async def close(self) -> None:
         """Stop the worker; calls that are left fail. Idempotent."""
         self._closing = True
         self._act(self._queue.fail_all(DrainingError("the server is shutting down")))
-        for channel in (self._channel, self._cancellations):
-            if channel is not None:
-                channel.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._process is not None:
-            await self._reap(self._process, EXIT_GRACE_S)
-        self.info.state = admin_pb2.WORKER_STATE_STOPPED
+        if self._restarting is not None:
+            self._restarting.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._process.close()
         self.info.worker_pid = 0
+        self._set_state(admin_pb2.WORKER_STATE_STOPPED)
 
-    async def _spawn(self) -> None:
-        """Start a process with exec: nothing of the front's gRPC or LMDB may cross a fork."""
-        calls, cancellations = socket.socketpair(), socket.socketpair()
-        with calls[1], cancellations[1]:
-            descriptors = (calls[1].fileno(), cancellations[1].fileno())
-            command = [sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors), self._config.to_json()]
-            self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
-        self.info.worker_pid = self._process.pid
+    def _process_started(self) -> None:
+        self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._seen.clear()
-        self._channel = await FrontChannel.open(calls[0], self._received, self._lost)
-        self._cancellations = await FrontChannel.open(cancellations[0])
+        self._set_state(admin_pb2.WORKER_STATE_STARTING)
+
+    def _set_state(self, state: admin_pb2.WorkerState) -> None:
+        self.info.state = state
+        self.on_state()
 
     def _received(self, message: worker_pb2.FromWorker) -> None:
         match message.WhichOneof("answer"):
             case "ready":
-                self._ready(message.ready.device)
+                self._worker_ready(message.ready.device)
             case "unknown_request" if message.id in self._calls:
                 self._send(message.id, with_content=True)
             case "failed":
@@ -141,14 +136,13 @@ class Supervisor:
             case _:
                 self._answered(message)
 
-    def _ready(self, device: admin_pb2.Device) -> None:
-        restarts, pid = self.info.restarts, self.info.worker_pid
+    def _worker_ready(self, device: admin_pb2.Device) -> None:
         self.info.CopyFrom(device)
-        self.info.state = admin_pb2.WORKER_STATE_READY
-        self.info.restarts, self.info.worker_pid = restarts, pid
-        self._restart.ready()
-        if not self._started.done():
-            self._started.set_result(None)
+        self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
+        self._process.policy.ready()
+        if not self._ready.done():
+            self._ready.set_result(None)
+        self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
 
     def _failed(self, message: worker_pb2.FromWorker) -> None:
@@ -156,11 +150,11 @@ class Supervisor:
         if message.id == 0:  # The device cannot be opened.
             error = error_from_failed(failed)
             _log.error("worker of %s: %s", self.info.name, error)
-            if not self._started.done():
-                self._started.set_exception(error)
+            if not self._ready.done():
+                self._ready.set_exception(error)
             return
         if failed.device_lost:
-            self.info.state = admin_pb2.WORKER_STATE_RESTARTING
+            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             by_another = failed.reason == WorkerRestartingError.reason
             if by_another or int(failed.metadata.get("suspects", "1")) > 1:
                 self._act(self._queue.run_again(message.id, alone=not by_another))
@@ -177,43 +171,25 @@ class Supervisor:
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
         decisions = self._queue.worker_lost()
-        if self._closing:
-            self._act(decisions)
-            return
-        self.info.state = admin_pb2.WORKER_STATE_RESTARTING
-        if not self._started.done():
-            self._started.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
+        if not self._closing:
+            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
+            if not self._ready.done():
+                self._ready.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
+            self._restarting = self._loop.create_task(self._process.restart(was_ready))
         self._act(decisions)
-        delay_s = self._restart.lost(was_ready)
-        _log.warning("worker of %s (pid %d) ended; a new one starts in %.2f s", self.info.name, self.info.worker_pid, delay_s)
-        self._run(self._respawn(delay_s))
 
-    async def _respawn(self, delay_s: float) -> None:
-        if self._process is not None:
-            await self._reap(self._process, 0.0)
-        await asyncio.sleep(delay_s)
-        self.info.restarts += 1
-        self.info.state = admin_pb2.WORKER_STATE_STARTING
-        await self._spawn()
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadlines.wakes_at, self._deadlines_passed)
 
-    @staticmethod
-    async def _reap(process: subprocess.Popen[bytes], grace_s: float) -> None:
-        """Wait for the end of a process, and kill it when it takes longer than ``grace_s``."""
-
-        def wait() -> None:
-            try:
-                process.wait(grace_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-        await asyncio.to_thread(wait)
-
-    def _stop(self, call_id: int, reason: CancelReason) -> None:
-        self._act(self._queue.stop(call_id, reason))
-
-    def _deadline_passed(self, call_id: int) -> None:
-        self._stop(call_id, CancelReason.DEADLINE)
+    def _deadlines_passed(self) -> None:
+        self._timer = None
+        passed = self._deadlines.passed(self._loop.time())
+        if self._deadlines.wakes_at < math.inf:
+            self._set_timer()
+        for call_id in passed:
+            self._act(self._queue.cancel(call_id, CancelReason.DEADLINE))
 
     def _grace_over(self, call_id: int) -> None:
         self._act(self._queue.grace_over(call_id))
@@ -225,17 +201,16 @@ class Supervisor:
                     self._send(call_id)
                 case Fail(call_id, error):
                     self._fail(call_id, error)
-                case Stop(call_id, reason):
+                case Cancel(call_id, reason):
                     deadline = reason is CancelReason.DEADLINE
-                    if self._cancellations is not None:
-                        self._cancellations.send(
+                    if self._process.cancellations is not None:
+                        self._process.cancellations.send(
                             worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline))
                         )
                     if deadline:
-                        self._loop.call_later(STOP_GRACE_S, self._grace_over, call_id)
+                        self._loop.call_later(CANCEL_GRACE_S, self._grace_over, call_id)
                 case Kill():
-                    if self._process is not None:
-                        self._process.kill()
+                    self._process.kill()
 
     def _send(self, call_id: int, *, with_content: bool = False) -> None:
         call = self._calls.get(call_id)
@@ -244,10 +219,10 @@ class Supervisor:
             self._act(self._queue.answered(call_id))
             return
         call.sent_at_ns = perf_counter_ns()
-        if self._channel is not None:
+        if self._process.calls is not None:
             if call.request is not None:
                 self._name_request(call.message, call.request, with_content=with_content)
-            self._channel.send(call.message)
+            self._process.calls.send(call.message)
 
     def _name_request(self, message: worker_pb2.ToWorker, request: SerializedRequest, *, with_content: bool) -> None:
         """Say in a message which request it is about, and what that is unless the worker has seen it."""
@@ -261,8 +236,3 @@ class Supervisor:
         call = self._calls.get(call_id)
         if call is not None and not call.answer.done():
             call.answer.set_exception(error)
-
-    def _run(self, coroutine: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

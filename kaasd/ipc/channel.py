@@ -52,7 +52,7 @@ class FrontChannel(asyncio.Protocol):
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it.
 
     def data_received(self, data: bytes) -> None:
         received = self._received
@@ -85,7 +85,7 @@ class WorkerChannel:
         self._received = bytearray()
 
     def fileno(self) -> int:
-        """Return the descriptor to wait on for a message, where ``has_begun`` is false."""
+        """Return the descriptor to wait on for a message where ``has_begun`` is false."""
         return self._socket.fileno()
 
     @property
@@ -107,7 +107,10 @@ class WorkerChannel:
 
     def _receive_up_to(self, size: int) -> bool:
         while len(self._received) < size:
-            data = self._socket.recv(_RECEIVE_BYTES)
+            try:
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except ConnectionResetError:  # The front has gone, and has not read all that was sent to it.
+                return False
             if not data:
                 return False
             self._received += data

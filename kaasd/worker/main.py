@@ -1,7 +1,7 @@
 """The worker process: owns one device, serves the calls of the front, exits when the front has gone.
 
 The main thread owns the device, receives calls and answers them: no hand-over between threads on the way. Started as
-``python -m kaasd.worker.main CALLS_FD STOPS_FD CONFIG``.
+``python -m kaasd.worker.main CALLS_FD CANCELLATIONS_FD``; its settings are the first message.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError
 from kaasd.allocator import keep_freed_memory
 from kaasd.devices.base import Device
-from kaasd.devices.registry import open_device
+from kaasd.devices.registry import open_device, options_from_text
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import failed_from_error
-from kaasd.ipc.worker_config import WorkerConfig
 from kaasd.libraries.registry import Libraries
 from kaasd.request.device_checks import DeviceProperties
 from kaasd.store.base import Durability
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.cancellation import listen
 from kaasd.worker.executor import Executor
 from kaasd.worker.loop import CommitSignal, Loop
 
 EXIT_DEVICE_LOST = 70
 SWITCH_INTERVAL_S = 1e-4
-"""While the main thread spins, the writer of the store gets its turn after this long. With 5 ms, 31 commits a second were all."""
+"""While the main thread polls, the writer of the store gets its turn after this long. With 5 ms, 31 commits a second were all."""
 
 _log = logging.getLogger(__name__)
 
 
-def serve(config: WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel) -> int:
+def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel) -> int:
     """Serve the front until it closes its end; return the exit status."""
     with ExitStack() as stack:
         commits = CommitSignal()
@@ -50,7 +49,8 @@ def serve(config: WorkerConfig, calls: WorkerChannel, cancellations: WorkerChann
             failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
-        serving = Loop(calls, executor, Cancellations(cancellations, device), commits, config)
+        serving = Loop(calls, executor, commits, config)
+        listen(cancellations, serving)
         calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
         serving.run()
         if executor.device_lost:
@@ -58,7 +58,7 @@ def serve(config: WorkerConfig, calls: WorkerChannel, cancellations: WorkerChann
     return 0
 
 
-def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tuple[Device, Executor]:
+def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tuple[Device, Executor]:
     """Open the store and the device, to be closed by ``stack``."""
     store = LmdbStore(
         config.store_path,
@@ -69,7 +69,7 @@ def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tupl
     stack.callback(store.close)
     device = open_device(
         config.device,
-        config.emulator,
+        options_from_text(config.device, config.device_options),
         code_cache=Path(config.store_path) / "compiled",
     )
     stack.callback(device.close)
@@ -78,7 +78,7 @@ def _open(config: WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tupl
         device,
         store,
         libraries,
-        memory_limit_bytes=config.device_memory_bytes,
+        memory_limit_bytes=config.device_memory_bytes if config.HasField("device_memory_bytes") else None,
         allow_host_wrappers=config.allow_host_wrappers,
         on_commit=commits.notify,
     )
@@ -105,11 +105,14 @@ def main(arguments: list[str]) -> int:
     """Serve the front at the other ends of two inherited sockets."""
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    calls, cancellations = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments[:2])
-    config = WorkerConfig.from_json(arguments[2])
-    logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
     # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    calls, cancellations = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments)
+    first = calls.receive()
+    if first is None:  # The front has gone already.
+        return 0
+    config = first.configure
+    logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
     return serve(config, calls, cancellations)
 
 

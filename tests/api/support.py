@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,8 @@ class FakeDispatcher:
         self.calls: list[Call] = []
         self.draining = False
         self.idle = asyncio.Event()
+        self.ready_changes: asyncio.Queue[bool] = asyncio.Queue()
+        """Whether a worker is ready, from the second answer of ``readiness`` on."""
         self._expected: dict[str, deque[Any]] = {"execute": deque(), "prepare": deque(), "inspect": deque()}
 
     def expect(self, method: str, *results: Any) -> None:
@@ -128,9 +130,17 @@ class FakeDispatcher:
     async def inspect(self, library: str, content: bytes | None = None) -> Any:
         return await self._answer("inspect", library=library, content=content)
 
+    def forget_library(self, library_id: str) -> None:
+        self.calls.append(Call("forget_library", {"library_id": library_id}))
+
     async def drain(self) -> None:
         self.draining = True
         await self.idle.wait()
+
+    async def readiness(self) -> AsyncIterator[bool]:
+        yield True
+        while True:
+            yield await self.ready_changes.get()
 
     def devices(self) -> list[admin_pb2.Device]:
         return [admin_pb2.Device(name="emulator", warp_size=32, state=admin_pb2.WORKER_STATE_READY)]
@@ -189,13 +199,17 @@ class Running:
 
 
 @contextmanager
-def running_server(directory: Path, dispatcher: FakeDispatcher, **settings: Any) -> Iterator[Running]:
+def running_server(
+    directory: Path, dispatcher: FakeDispatcher, store_limit_bytes: int = 256 << 20, **settings: Any
+) -> Iterator[Running]:
     """Serve on a unix socket in ``directory``, on a store that stays there."""
     listen = settings.pop("listen", (f"unix:{directory}/kaasd.sock",))
     roots = settings.pop("library_roots", ())
-    values = Settings(listen=listen, store=directory / "store", library_roots=roots, **settings)
+    values = Settings(
+        listen=listen, store=directory / "store", store_limit_bytes=store_limit_bytes, library_roots=roots, **settings
+    )
     background = Background()
-    store = LmdbStore(values.store, limit_bytes=256 << 20, chunk_bytes=64 << 10)
+    store = LmdbStore(values.store, limit_bytes=store_limit_bytes, chunk_bytes=64 << 10)
 
     async def start() -> Server:
         return await start_server(

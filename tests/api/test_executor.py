@@ -12,7 +12,7 @@ from google.protobuf import descriptor_pb2
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
 from kaas_core import errors
-from kaasd.api import paging
+from kaasd.api import shared
 from tests.api.support import (
     WAIT_S,
     Failure,
@@ -287,14 +287,14 @@ class TestFunctions:
 
     def test_a_page_fits_into_a_message(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = {name: register(server, name).ByteSize() for name in "abcde"}
-        monkeypatch.setattr(paging, "MAX_PAGE_BYTES", sizes["a"] * 2 + 1)
+        monkeypatch.setattr(shared, "MAX_PAGE_BYTES", sizes["a"] * 2 + 1)
         pages, token = [], None
         while token != "":
             response = server.stubs.executor.ListFunctions(executor_pb2.ListFunctionsRequest(page_token=token))
             pages.append([function.name for function in response.functions])
             token = response.next_page_token
         assert pages == [["a", "b"], ["c", "d"], ["e"]]
-        monkeypatch.setattr(paging, "MAX_PAGE_BYTES", 1)
+        monkeypatch.setattr(shared, "MAX_PAGE_BYTES", 1)
         (only,) = server.stubs.executor.ListFunctions(executor_pb2.ListFunctionsRequest()).functions
         assert only.name == "a"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from kaas.v1 import kv_pb2
 from kaasd.api import kv
 from kaasd.store.base import Write
-from tests.api.support import WAIT_S, Running, failure, wait_for_failure
+from tests.api.support import WAIT_S, FakeDispatcher, Running, failure, running_server, wait_for_failure
 
 
 def put(server: Running, key: str, value: bytes, chunk_bytes: int = 1 << 20) -> kv_pb2.Entry:
@@ -207,15 +208,16 @@ def test_a_reader_that_goes_away_lets_go_of_its_snapshot(server: Running) -> Non
     server.store.close()  # Fails while a snapshot is open.
 
 
-def test_a_store_over_its_limit(server: Running) -> None:
-    put(server, "kept", b"x" * 1000)
-    size = 300 << 20
-    failed = failure(lambda: server.stubs.kv.Put(_parts("big", size, bytes(size))))
-    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
-    assert get(server, "kept")[1] == b"x" * 1000
-    server.stubs.kv.Delete(kv_pb2.DeleteRequest(key="kept"))
-    put(server, "small", b"fits again")
-    assert [e.key for e in server.stubs.kv.List(kv_pb2.ListRequest()).entries] == ["small"]
+def test_a_store_over_its_limit(tmp_path: Path) -> None:
+    with running_server(tmp_path, FakeDispatcher(), store_limit_bytes=4 << 20) as server:
+        put(server, "kept", b"x" * 1000)
+        size = 5 << 20
+        failed = failure(lambda: server.stubs.kv.Put(_parts("big", size, bytes(size))))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
+        assert get(server, "kept")[1] == b"x" * 1000
+        server.stubs.kv.Delete(kv_pb2.DeleteRequest(key="kept"))
+        put(server, "small", b"fits again")
+        assert [e.key for e in server.stubs.kv.List(kv_pb2.ListRequest()).entries] == ["small"]
 
 
 def test_delete(server: Running) -> None:

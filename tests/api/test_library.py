@@ -11,7 +11,7 @@ import pytest
 from kaas.v1 import library_pb2
 from kaas_core import errors
 from kaasd.store.base import Namespace
-from tests.api.support import PTX, Running, failure, inspected
+from tests.api.support import PTX, Call, Running, failure, inspected
 
 ID = f"sha256:{hashlib.sha256(PTX).hexdigest()}"
 
@@ -105,6 +105,7 @@ def test_deleting(server: Running) -> None:
     delete = library_pb2.DeleteLibraryRequest(id=ID)
     server.stubs.library.DeleteLibrary(delete)
     assert stored(server) == []
+    assert server.dispatcher.calls[-1] == Call("forget_library", {"library_id": ID})
     failed = failure(lambda: server.stubs.library.DeleteLibrary(delete))
     assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "LIBRARY_NOT_FOUND")
 

@@ -117,7 +117,7 @@ class TestUnixSocket:
 
     def test_a_file_in_its_place_stays(self, tmp_path: Path) -> None:
         (tmp_path / "kaasd.sock").write_text("precious")
-        with pytest.raises(ListenError, match="exists and is no socket"), running_server(tmp_path, FakeDispatcher()):
+        with pytest.raises(ListenError, match="exists and is not a socket"), running_server(tmp_path, FakeDispatcher()):
             pass
         assert (tmp_path / "kaasd.sock").read_text() == "precious"
 

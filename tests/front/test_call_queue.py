@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
-from kaasd.front.call_queue import CallQueue, CancelReason, Fail, Kill, RestartPolicy, SeenRequests, Send, Stop
+from kaasd.front.call_queue import CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
 
 
 def ready_queue(max_queued: int = 10) -> CallQueue:
@@ -65,10 +65,10 @@ def test_a_call_answered_before_the_loss_is_not_failed() -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"), [(CancelReason.DEADLINE, DeadlineExceededError), (CancelReason.CANCELLED, CancelledError)]
 )
-def test_a_queued_call_is_stopped_at_once(reason: CancelReason, kind: type[Exception]) -> None:
+def test_a_queued_call_is_cancelled_at_once(reason: CancelReason, kind: type[Exception]) -> None:
     queue = CallQueue(max_queued=10)
     queue.submit(1)
-    (failed,) = queue.stop(1, reason)
+    (failed,) = queue.cancel(1, reason)
     assert isinstance(failed, Fail)
     assert isinstance(failed.error, kind)
     assert "queued" in failed.error.message
@@ -79,10 +79,10 @@ def test_a_call_that_waits_at_the_worker_fails_at_once_and_is_skipped_there() ->
     queue = ready_queue()
     queue.submit(1)
     queue.submit(2)
-    failed, stop = queue.stop(2, CancelReason.DEADLINE)
+    failed, cancel = queue.cancel(2, CancelReason.DEADLINE)
     assert isinstance(failed, Fail)
     assert (failed.call, type(failed.error)) == (2, DeadlineExceededError)
-    assert stop == Stop(2, CancelReason.DEADLINE)
+    assert cancel == Cancel(2, CancelReason.DEADLINE)
     assert queue.grace_over(2) == []
     assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1]
     assert queue.worker_ready() == []
@@ -136,22 +136,22 @@ def test_a_worker_without_its_device_gets_no_other_call() -> None:
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
-def test_a_call_that_is_to_stop_is_not_run_again() -> None:
+def test_a_cancelled_call_is_not_run_again() -> None:
     queue = ready_queue()
     queue.submit(1)
-    queue.stop(1, CancelReason.DEADLINE)
+    queue.cancel(1, CancelReason.DEADLINE)
     (failed,) = queue.run_again(1, alone=True)
     assert isinstance(failed, Fail)
     assert isinstance(failed.error, DeadlineExceededError)
     assert queue.worker_ready() == []
 
 
-def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> None:
+def test_a_running_call_is_cancelled_and_its_worker_killed_when_it_goes_on() -> None:
     queue = ready_queue()
     queue.submit(1)
     queue.submit(2)
-    assert queue.stop(1, CancelReason.DEADLINE) == [Stop(1, CancelReason.DEADLINE)]
-    assert queue.stop(1, CancelReason.DEADLINE) == []
+    assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
+    assert queue.cancel(1, CancelReason.DEADLINE) == []
     assert queue.grace_over(1) == [Kill()]
     (failed,) = queue.worker_lost()
     assert isinstance(failed, Fail)
@@ -159,10 +159,10 @@ def test_a_running_call_is_stopped_and_its_worker_killed_when_it_goes_on() -> No
     assert queue.worker_ready() == [Send(2)]
 
 
-def test_a_call_that_stopped_in_time_spares_the_worker() -> None:
+def test_a_call_that_ended_in_time_spares_the_worker() -> None:
     queue = ready_queue()
     queue.submit(1)
-    queue.stop(1, CancelReason.DEADLINE)
+    queue.cancel(1, CancelReason.DEADLINE)
     queue.answered(1)
     assert queue.grace_over(1) == []
 
@@ -170,14 +170,14 @@ def test_a_call_that_stopped_in_time_spares_the_worker() -> None:
 def test_a_cancelled_call_does_not_kill_the_worker() -> None:
     queue = ready_queue()
     queue.submit(1)
-    assert queue.stop(1, CancelReason.CANCELLED) == [Stop(1, CancelReason.CANCELLED)]
+    assert queue.cancel(1, CancelReason.CANCELLED) == [Cancel(1, CancelReason.CANCELLED)]
     assert queue.grace_over(1) == []
-    assert queue.stop(1, CancelReason.DEADLINE) == [Stop(1, CancelReason.DEADLINE)]
+    assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
     assert queue.grace_over(1) == [Kill()]
 
 
-def test_an_unknown_call_is_nothing_to_stop() -> None:
-    assert ready_queue().stop(7, CancelReason.DEADLINE) == []
+def test_an_unknown_call_is_nothing_to_cancel() -> None:
+    assert ready_queue().cancel(7, CancelReason.DEADLINE) == []
 
 
 def test_all_calls_fail_at_the_end() -> None:
@@ -190,7 +190,7 @@ def test_all_calls_fail_at_the_end() -> None:
 
 
 @settings(max_examples=500)
-@given(st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "stop", "cancel"]), max_size=60))
+@given(st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "deadline", "cancel"]), max_size=60))
 def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str]) -> None:
     queue = CallQueue(max_queued=1000)
     ended: list[int] = []
@@ -223,19 +223,11 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[
         elif event == "ready" and not ready:
             ready = True
             note(queue.worker_ready())
-        elif event in ("stop", "cancel") and submitted:
-            note(queue.stop(submitted, CancelReason.DEADLINE if event == "stop" else CancelReason.CANCELLED))
+        elif event in ("deadline", "cancel") and submitted:
+            note(queue.cancel(submitted, CancelReason.DEADLINE if event == "deadline" else CancelReason.CANCELLED))
     assert len(at_worker) <= 2
     note(queue.fail_all(DrainingError("over")))
     assert sorted(ended) == list(range(1, submitted + 1))
-
-
-def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
-    policy = RestartPolicy(first_delay_s=0.25, longest_delay_s=2.0)
-    assert policy.lost(was_ready=True) == 0.0
-    assert [policy.lost(was_ready=False) for _ in range(5)] == [0.25, 0.5, 1.0, 2.0, 2.0]
-    policy.ready()
-    assert policy.lost(was_ready=False) == 0.25
 
 
 def test_a_request_is_new_to_a_worker_once() -> None:

@@ -1,21 +1,108 @@
-"""The registry of functions, on a real store."""
+"""Requests validated once: what a caller's buffers are checked against, and the registry of functions, on a real store."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_core.errors import FunctionNotFoundError, InvalidArgumentError, InvalidRequestError
-from kaasd.front.functions import FunctionRegistry, RegisteredFunction, describe
+from kaasd.front.functions import FunctionRegistry, RegisteredFunction, RequestValidator, ValidatedRequest, describe
 from kaasd.store.base import Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
 LIBRARY = "sha256:" + "b" * 64
+
+
+def request(*uses: tuple[str, int], size: int = 8, ephemeral: tuple[str, ...] = ()) -> types_pb2.Request:
+    """Return a request of one kernel that uses its buffers so."""
+    names = dict.fromkeys(name for name, _ in uses)
+    return types_pb2.Request(
+        kernels=[
+            types_pb2.KernelSpec(
+                library=LIBRARY,
+                name="k",
+                grid=types_pb2.Dim3(x=1),
+                block=types_pb2.Dim3(x=1),
+                arguments=[
+                    types_pb2.Argument(buffer=types_pb2.BufferArgument(buffer=name, access=access)) for name, access in uses
+                ],
+            )
+        ],
+        buffers=[
+            *(types_pb2.BufferSpec(name=name, size_bytes=size, ephemeral=name in ephemeral) for name in names),
+            types_pb2.BufferSpec(name="unused", size_bytes=1),
+        ],
+    )
+
+
+@pytest.fixture
+def valid() -> ValidatedRequest:
+    message = request(
+        ("in", types_pb2.ACCESS_INPUT),
+        ("out", types_pb2.ACCESS_OUTPUT),
+        ("both", types_pb2.ACCESS_INOUT),
+        ("scratch", types_pb2.ACCESS_TEMPORARY),
+        ("passing", types_pb2.ACCESS_INPUT),
+        ephemeral=("passing",),
+    )
+    return RequestValidator().validate(message)
+
+
+def fields(call: Callable[[], object]) -> list[str]:
+    with pytest.raises(InvalidRequestError) as raised:
+        call()
+    return [violation.field for violation in raised.value.violations]
+
+
+def test_what_may_be_given_inline(valid: ValidatedRequest) -> None:
+    valid.check_inputs({"in": bytes(8), "both": bytes(8), "passing": bytes(8)})
+    bad = {"out": bytes(8), "scratch": bytes(8), "unused": b"1", "absent": b"", "in": bytes(9)}
+    assert fields(lambda: valid.check_inputs(bad)) == [f'inputs["{name}"]' for name in bad]
+
+
+def test_what_may_be_bound_to_a_key(valid: ValidatedRequest) -> None:
+    valid.check_keys({"in": "k", "out": "k2", "both": "ä" * 200})
+    bad = {"scratch": "k", "passing": "k", "unused": "k", "absent": "k", "in": "", "out": "ä" * 201}
+    assert fields(lambda: valid.check_keys(bad)) == [f'bindings["{name}"]' for name in bad]
+
+
+def test_what_may_be_returned(valid: ValidatedRequest) -> None:
+    assert valid.check_return_buffers([]) == 0
+    assert valid.check_return_buffers(["out", "scratch", "out", "passing"]) == 24
+    assert fields(lambda: valid.check_return_buffers(["out", "absent", "unused"])) == [
+        "return_buffers[1]",
+        "return_buffers[2]",
+    ]
+
+
+def test_a_request_seen_before_is_not_validated_again() -> None:
+    validator = RequestValidator()
+    message = request(("a", types_pb2.ACCESS_INPUT))
+    same = types_pb2.Request.FromString(message.SerializeToString())
+    assert validator.validate(message) is validator.validate(same)
+    assert validator.validate(message) is not validator.validate(request(("a", types_pb2.ACCESS_INPUT), size=9))
+
+
+def test_a_bad_request_is_never_remembered() -> None:
+    validator = RequestValidator()
+    for _ in range(2):
+        assert fields(lambda: validator.validate(request(("a", types_pb2.ACCESS_UNSPECIFIED)))) == ["kernels[0].arguments[0]"]
+
+
+def test_the_cache_is_bounded() -> None:
+    first = request(("a", types_pb2.ACCESS_INPUT), size=1)
+    validator = RequestValidator(limit_bytes=3 * len(first.SerializeToString()))
+    kept = validator.validate(first)
+    for size in range(2, 10):
+        validator.validate(request(("a", types_pb2.ACCESS_INPUT), size=size))
+    assert validator.validate(first) is not kept
 
 
 @pytest.fixture
@@ -43,14 +130,14 @@ def registry(store: LmdbStore, *functions: RegisteredFunction) -> FunctionRegist
 
 
 def kernel_of(registered: RegisteredFunction) -> str:
-    return types_pb2.Request.FromString(registered.checked.serialized.content).kernels[0].name
+    return types_pb2.Request.FromString(registered.validated.serialized.content).kernels[0].name
 
 
 def test_a_function_is_ready_to_be_invoked(store: LmdbStore) -> None:
     got = registry(store, function("f", "sum")).get("f")
     assert got.function.name == "f"
     assert kernel_of(got) == "sum"
-    got.checked.check_inputs({"a": bytes(8)})
+    got.validated.check_inputs({"a": bytes(8)})
 
 
 def test_registering_again_replaces(store: LmdbStore) -> None:
@@ -65,7 +152,7 @@ def test_functions_outlive_the_registry(store: LmdbStore) -> None:
     after = registry(store)
     assert len(after) == 1005
     assert after.list(limit=2000) == before.list(limit=2000) == [one.function for one in many]
-    assert after.get("f0999").checked == before.get("f0999").checked
+    assert after.get("f0999").validated == before.get("f0999").validated
 
 
 def test_a_deleted_function_stays_away(store: LmdbStore) -> None:
@@ -82,14 +169,51 @@ def test_a_deleted_function_stays_away(store: LmdbStore) -> None:
     assert len(registry(store)) == 0
 
 
-def test_writers_at_once_leave_memory_and_store_alike(store: LmdbStore) -> None:
-    async def scenario() -> str:
-        functions = FunctionRegistry(store)
-        await asyncio.gather(*(functions.register(function("f", f"k{number}")) for number in range(50)))
-        return kernel_of(functions.get("f"))
+class HeldStore:
+    """The real store; what is asked of it is done at once, and answered by ``answer_last``."""
+
+    def __init__(self, store: LmdbStore) -> None:
+        self.snapshot = store.snapshot
+        self._store = store
+        self._unanswered: list[tuple[Future[Any], object]] = []
+
+    def commit(self, writes: Sequence[Write]) -> Future[Any]:
+        return self._hold(self._store.commit(writes).result())
+
+    def delete(self, key: str, namespace: Namespace) -> Future[Any]:
+        return self._hold(self._store.delete(key, namespace).result())
+
+    def answer_last(self) -> None:
+        if self._unanswered:
+            future, result = self._unanswered.pop()
+            future.set_result(result)
+
+    def _hold(self, result: object) -> Future[Any]:
+        self._unanswered.append((Future(), result))
+        return self._unanswered[-1][0]
+
+
+@pytest.mark.parametrize("calls", [("register", "register"), ("register", "delete"), ("delete", "register")])
+def test_memory_follows_the_store_whatever_order_it_answers_in(store: LmdbStore, calls: tuple[str, str]) -> None:
+    registry(store, function("f", "old"))
+
+    async def scenario() -> list[executor_pb2.Function]:
+        held = HeldStore(store)
+        functions = FunctionRegistry(cast("LmdbStore", held))
+        writers = [
+            asyncio.ensure_future(
+                functions.register(function("f", f"k{number}")) if call == "register" else functions.delete("f")
+            )
+            for number, call in enumerate(calls)
+        ]
+        while not all(writer.done() for writer in writers):
+            await asyncio.sleep(0)  # both writers run as far as they come
+            held.answer_last()
+        await asyncio.gather(*writers)
+        return functions.list()
 
     in_memory = asyncio.run(scenario())
-    assert kernel_of(registry(store).get("f")) == in_memory
+    assert registry(store).list() == in_memory
 
 
 def test_what_this_version_cannot_read_is_left_alone(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,9 +244,9 @@ def test_good_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "a b", "a:b", "é", "a\n", "٣"])
 def test_bad_names(store: LmdbStore, name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="is no function name"):
+    with pytest.raises(InvalidArgumentError, match="is not a valid function name"):
         function(name)
-    with pytest.raises(InvalidArgumentError, match="is no function name"):
+    with pytest.raises(InvalidArgumentError, match="is not a valid function name"):
         registry(store).get(name)
 
 

@@ -10,20 +10,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "lone")
+    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "only_call")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     INSPECT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
-    LONE_FIELD_NUMBER: _ClassVar[int]
+    FORGET_LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    ONLY_CALL_FIELD_NUMBER: _ClassVar[int]
     id: int
     execute: Execute
     prepare: Prepare
     inspect: Inspect
     cancel: Cancel
-    lone: bool
-    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., lone: bool = ...) -> None: ...
+    forget_library: ForgetLibrary
+    configure: WorkerConfig
+    only_call: bool
+    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., only_call: bool = ...) -> None: ...
 
 class SerializedRequest(_message.Message):
     __slots__ = ("digest", "content")
@@ -80,6 +84,42 @@ class Cancel(_message.Message):
     DEADLINE_EXCEEDED_FIELD_NUMBER: _ClassVar[int]
     deadline_exceeded: bool
     def __init__(self, deadline_exceeded: bool = ...) -> None: ...
+
+class ForgetLibrary(_message.Message):
+    __slots__ = ("library",)
+    LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    library: str
+    def __init__(self, library: _Optional[str] = ...) -> None: ...
+
+class WorkerConfig(_message.Message):
+    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STORE_PATH_FIELD_NUMBER: _ClassVar[int]
+    STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIBRARY_ROOTS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    LOG_LEVEL_FIELD_NUMBER: _ClassVar[int]
+    BUSY_POLL_S_FIELD_NUMBER: _ClassVar[int]
+    BUSY_POLL_BESIDE_OTHERS_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_HOST_WRAPPERS_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    store_path: str
+    store_limit_bytes: int
+    durability: str
+    chunk_bytes: int
+    library_roots: _containers.RepeatedScalarFieldContainer[str]
+    device_options: str
+    log_level: str
+    busy_poll_s: float
+    busy_poll_beside_others: bool
+    concurrency: int
+    device_memory_bytes: int
+    allow_host_wrappers: bool
+    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ...) -> None: ...
 
 class FromWorker(_message.Message):
     __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request")

@@ -1,0 +1,101 @@
+"""What several servicers share: pages of a listing, the shape of an upload, and work that is not to be left half done."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from kaas_core.errors import InvalidArgumentError, InvalidRequestError, UploadIncompleteError
+
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 1000
+MAX_PAGE_BYTES = 2 << 20
+"""A client of gRPC takes messages of 4 MiB unless it asks for more."""
+
+T = TypeVar("T")
+
+
+def page(
+    size: int,
+    token: str,
+    prefix: str,
+    listing: Callable[[str, int], Sequence[T]],
+    key_of: Callable[[T], str],
+    bytes_of: Callable[[T], int] = lambda _: 0,
+) -> tuple[Sequence[T], str]:
+    """Return one page and the token of the next, which is empty on the last page. Callers are to take a token as it is.
+
+    ``listing(after, limit)`` returns what follows the key ``after``; ``bytes_of`` is for items that may be large. Raises
+    ``InvalidArgumentError`` (bad token).
+    """
+    size = min(size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    items = listing(_key_of_token(token, prefix), size + 1)
+    fitting = sum(total <= MAX_PAGE_BYTES for total in itertools.accumulate(map(bytes_of, items)))
+    count = min(size, max(1, fitting))
+    if count >= len(items):
+        return items, ""
+    return items[:count], base64.urlsafe_b64encode(key_of(items[count - 1]).encode()).decode()
+
+
+def _key_of_token(token: str, prefix: str) -> str:
+    """Return the last key of the page before, which is what a token stands for."""
+    try:
+        key = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise InvalidArgumentError("page_token: this server did not make this token") from None
+    if token and not key.startswith(prefix):
+        raise InvalidArgumentError("page_token: this token belongs to a listing with another prefix")
+    return key
+
+
+async def read_upload(messages: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[bytes]]:
+    """Return an upload's header, and an iterator over its chunks that raises where they do not meet the header's size.
+
+    The header comes once and first; the chunks add up to the size that it declares. Raises ``InvalidRequestError`` (messages out
+    of order), ``UploadIncompleteError``.
+    """
+    first = await anext(messages, None)
+    if first is None:
+        raise UploadIncompleteError("the stream ended before its header")
+    if first.WhichOneof("part") != "header":
+        raise InvalidRequestError.at("header", "the first message must be the header")
+    return first.header, _chunks(messages, first.header.size_bytes)
+
+
+async def _chunks(messages: AsyncIterator[Any], size_bytes: int) -> AsyncIterator[bytes]:
+    received = 0
+    async for message in messages:
+        if message.WhichOneof("part") != "chunk":
+            raise InvalidRequestError.at("chunk", "every message after the header must be a chunk")
+        chunk: bytes = message.chunk
+        received += len(chunk)
+        if received > size_bytes:
+            raise UploadIncompleteError(f"more bytes came than the {size_bytes} that the header declared; nothing was stored")
+        if chunk:
+            yield chunk
+    if received < size_bytes:
+        raise UploadIncompleteError(f"the stream ended after {received} of {size_bytes} bytes; nothing was stored")
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """Await ``work`` to its end even when cancelled meanwhile, so that what it uses may be closed after."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # Seen: nobody is left to hear of it.
+        raise
+
+
+async def in_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Run ``function`` in a thread, to its end."""
+    return await finish(asyncio.to_thread(function, *arguments))

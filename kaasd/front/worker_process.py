@@ -1,0 +1,136 @@
+"""The process of one worker: what starts it, starts another in its place, and waits for its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kaas.worker.v1 import worker_pb2
+from kaasd.ipc.channel import FrontChannel
+
+EXIT_GRACE_S = 5.0
+"""From the closing of the channels to the killing of a worker that does not exit."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class RestartPolicy:
+    """How long to wait before a new worker: not at all after one that served, ever longer after ones that never did."""
+
+    failures: int = 0
+    """Workers in a row that ended without having become ready."""
+    first_delay_s: float = 0.25
+    longest_delay_s: float = 30.0
+
+    def ready(self) -> None:
+        """A worker has started well."""
+        self.failures = 0
+
+    def lost(self, was_ready: bool) -> float:
+        """Return the seconds to wait after a worker has ended, or could not even be started."""
+        if was_ready:
+            return 0.0
+        self.failures += 1
+        doublings = min(self.failures - 1, math.ceil(math.log2(self.longest_delay_s / self.first_delay_s)))
+        return min(self.longest_delay_s, math.ldexp(self.first_delay_s, doublings))
+
+
+class WorkerProcess:
+    """One process after another, each started with exec: nothing of the front's gRPC or LMDB may cross a fork."""
+
+    def __init__(
+        self,
+        config: worker_pb2.WorkerConfig,
+        on_started: Callable[[], object],
+        on_message: Callable[[worker_pb2.FromWorker], object],
+        on_lost: Callable[[], object],
+    ) -> None:
+        """``on_started`` is called for each process before anything is sent to it, the others as ``FrontChannel``'s."""
+        self._config = config
+        self._on_started = on_started
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._process: subprocess.Popen[bytes] | None = None
+        self.policy = RestartPolicy()
+        self.calls: FrontChannel | None = None
+        """The channel to the latest process."""
+        self.cancellations: FrontChannel | None = None
+        """The channel on which it hears of calls that are to end early, while it is busy with them."""
+        self.restarts = 0
+        """How often a process took the place of another."""
+
+    @property
+    def pid(self) -> int:
+        """The latest process's, 0 before the first."""
+        return 0 if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start a process and send it its settings. Raises ``OSError`` where the machine has no room for one."""
+        with ExitStack() as on_failure:
+            pairs = [socket.socketpair() for _ in range(2)]
+            for ours, _ in pairs:
+                on_failure.callback(ours.close)
+            with pairs[0][1] as calls, pairs[1][1] as cancellations:
+                descriptors = (calls.fileno(), cancellations.fileno())
+                command = [sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors)]
+                process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
+            on_failure.pop_all()
+        self.restarts += self._process is not None
+        self._process = process
+        self._on_started()
+        self.cancellations = await FrontChannel.open(pairs[1][0])
+        # The last thing waited for: that a process is lost is heard of only when it has started.
+        self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
+        self.calls.send(worker_pb2.ToWorker(configure=self._config))
+
+    async def restart(self, was_ready: bool) -> None:
+        """Start a process in place of one that has ended, as soon as ``policy`` allows; again and again where that fails.
+
+        ``was_ready``: the one that ended had served.
+        """
+        delay_s = self.policy.lost(was_ready)
+        _log.warning("worker of %s (pid %d) ended; a new one starts in %.2f s", self._config.device, self.pid, delay_s)
+        await self._reap(0.0)
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                await self.start()
+            except OSError as error:
+                delay_s = self.policy.lost(was_ready=False)
+                _log.error("worker of %s cannot be started, tried again in %.2f s: %s", self._config.device, delay_s, error)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def close(self) -> None:
+        """Close the channels, on which an idle worker exits, and wait for its end; kill it where it does not. Idempotent."""
+        for channel in (self.calls, self.cancellations):
+            if channel is not None:
+                channel.close()
+        await self._reap(EXIT_GRACE_S)
+
+    async def _reap(self, grace_s: float) -> None:
+        """Wait for the end of the process, and kill it when it takes longer than ``grace_s``."""
+        if (process := self._process) is None:
+            return
+
+        def wait() -> None:
+            try:
+                process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+        await asyncio.to_thread(wait)
