@@ -20,21 +20,20 @@ HAND_WRITTEN = sorted(
 BELOW = {
     "kaas_core": set(),
     "kaasd.request": {"kaas_core"},
-    "kaasd.libraries": {"kaas_core", "kaasd.store", "kaasd.lru"},
+    "kaasd.libraries": {"kaas_core", "kaasd.store"},
     "kaasd.store": {"kaas_core"},
     "kaasd.ipc": {"kaas_core", "kaasd.request", "kaasd.devices.options"},
     "kaasd.devices": {"kaas_core", "kaasd.request", "kaasd.libraries"},
     "kaasd.worker": {
         "kaas_core",
         "kaasd.allocator",
-        "kaasd.lru",
         "kaasd.request",
         "kaasd.store",
         "kaasd.ipc",
         "kaasd.libraries",
         "kaasd.devices",
     },
-    "kaasd.front": {"kaas_core", "kaasd.lru", "kaasd.request", "kaasd.store", "kaasd.ipc", "kaasd.libraries"},
+    "kaasd.front": {"kaas_core", "kaasd.request", "kaasd.store", "kaasd.ipc", "kaasd.libraries"},
     "kaasd.api": {
         "kaas_core",
         "kaasd.config",

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
+from cachetools import LRUCache
+
 from kaas.v1 import library_pb2
 from kaas_core.errors import InvalidArgumentError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError
 from kaas_core.validation import is_content_id
 from kaas_core.violations import shown
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image
-from kaasd.lru import LruCache
 from kaasd.store.base import KeyValueStore, Namespace, Snapshot, Write
 
 MAX_LIBRARY_BYTES = 1 << 30
@@ -67,9 +68,7 @@ class Libraries:
         # A root may be spelt through a symbolic link; both spellings are below it.
         self._real_roots = [Path(os.path.realpath(root)) for root in roots]
         self._spelt_roots = [*roots, *self._real_roots]
-        self._resolved: LruCache[str, ResolvedLibrary] = LruCache(CACHE_BYTES)
-        self._seen: dict[str, int] = {}
-        """The last commit at which an uploaded library was there: while there is no other, it is."""
+        self._resolved: LRUCache[str, ResolvedLibrary] = LRUCache(CACHE_BYTES, lambda library: len(library.data))
 
     def resolve(self, reference: str) -> ResolvedLibrary:
         """Return the library of a content id or of an absolute path below a root.
@@ -85,7 +84,8 @@ class Libraries:
             resolved = self._read_file(reference)
         else:
             raise InvalidArgumentError(f"{shown(reference)} is neither sha256: and 64 hex digits nor an absolute path")
-        self._resolved.put(reference, resolved, len(resolved.data))
+        if len(resolved.data) <= CACHE_BYTES:
+            self._resolved[reference] = resolved
         return resolved
 
     def is_current(self, resolved: ResolvedLibrary) -> bool:
@@ -93,13 +93,9 @@ class Libraries:
         try:
             if resolved.stamp is not None:
                 return _stamp(os.stat(resolved.reference)) == resolved.stamp  # noqa: PTH116  (a Path costs as much again)
-            last_commit = self._store.last_commit
-            if self._seen.get(resolved.content_id) != last_commit:
-                with self._store.snapshot() as snapshot:
-                    snapshot.stat(resolved.content_id, Namespace.LIBRARIES)
-                self._seen[resolved.content_id] = last_commit
+            with self._store.snapshot() as snapshot:
+                snapshot.stat(resolved.content_id, Namespace.LIBRARIES)
         except (OSError, KeyNotFoundError):
-            self._seen.pop(resolved.content_id, None)
             return False
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -28,6 +28,11 @@ class Slot:
     """Written to its key at the end."""
     whole: bool
     """Where stored: the buffer becomes the key's value. Otherwise it replaces its range and the rest is kept."""
+    key: str = field(init=False)
+    """The store's key that backs the buffer, unless it is ephemeral."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.spec.store_key)
 
     @property
     def zero(self) -> bool:

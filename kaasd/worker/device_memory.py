@@ -62,7 +62,7 @@ class _Uses:
 
 
 @dataclass(slots=True)
-class _Holding:
+class _Record:
     size_bytes: int
     cost_s: float
     uses: _Uses
@@ -78,7 +78,7 @@ class Residency(Generic[K]):
         """By all holdings."""
         self.in_use_bytes = 0
         """By those that are pinned."""
-        self._holdings: dict[K, _Holding] = {}
+        self._holdings: dict[K, _Record] = {}
         self._remembered: OrderedDict[K, _Uses] = OrderedDict()
         self._now = 0
 
@@ -103,7 +103,7 @@ class Residency(Generic[K]):
             uses = _Uses(self._now)
         else:
             uses.again(self._now)
-        self._holdings[key] = _Holding(size_bytes, cost_s, uses)
+        self._holdings[key] = _Record(size_bytes, cost_s, uses)
         self.held_bytes += size_bytes
         self.in_use_bytes += size_bytes
 
@@ -143,9 +143,9 @@ class Residency(Generic[K]):
         """
         if self.in_use_bytes + size_bytes > self.limit_bytes:
             raise NoRoomError(size_bytes, self.in_use_bytes, self.limit_bytes)
-        return self.give_up(self.held_bytes + size_bytes - self.limit_bytes)
+        return self.evict(self.held_bytes + size_bytes - self.limit_bytes)
 
-    def give_up(self, size_bytes: int) -> list[K]:
+    def evict(self, size_bytes: int) -> list[K]:
         """Remove holdings of at least ``size_bytes`` together, or all that are not pinned, and return them, to be freed."""
         if size_bytes <= 0:
             return []
@@ -162,17 +162,17 @@ class Residency(Generic[K]):
         return gone
 
     @staticmethod
-    def _worth(holding: _Holding, now: int) -> tuple[float, int]:
+    def _worth(holding: _Record, now: int) -> tuple[float, int]:
         """Return what keeping a holding saves, a byte and a use; of equals the one used last goes first."""
         return holding.cost_s / (holding.size_bytes * holding.uses.distance(now)), -holding.uses.last
 
-    def _pin(self, holding: _Holding) -> None:
+    def _pin(self, holding: _Record) -> None:
         if holding.pins == 0:
             self.in_use_bytes += holding.size_bytes
         holding.pins += 1
 
 
-class Held:
+class Holding:
     """Buffers under one key. Used by those that have pinned it; when nobody has, it may go at any time."""
 
     def __init__(self, key: Hashable, buffers: Sequence[DeviceBuffer]) -> None:
@@ -187,7 +187,7 @@ class Held:
             buffer.close()
 
 
-H = TypeVar("H", bound=Held)
+H = TypeVar("H", bound=Holding)
 
 
 class DeviceMemory:
@@ -198,7 +198,7 @@ class DeviceMemory:
         self._device = device
         self._keep_unused = keep_unused
         self._residency: Residency[Hashable] = Residency(limit_bytes)
-        self._held: dict[Hashable, Held] = {}
+        self._held: dict[Hashable, Holding] = {}
         self._serial = count()
 
     @property
@@ -219,7 +219,7 @@ class DeviceMemory:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._held
 
-    def use(self, key: Hashable) -> Held | None:
+    def use(self, key: Hashable) -> Holding | None:
         """Return what is held under a key, pinned; None where nothing is."""
         return self._held[key] if self._residency.use(key) else None
 
@@ -243,16 +243,16 @@ class DeviceMemory:
         self._held[key] = held
         return held
 
-    def release(self, held: Held) -> None:
+    def release(self, held: Holding) -> None:
         """Take back a pin."""
         if not self._residency.release(held.key) and (held.unwanted or not self._keep_unused):
             self._remove(held)
 
-    def is_shared(self, held: Held) -> bool:
+    def is_shared(self, held: Holding) -> bool:
         """Whether somebody else has pinned it too."""
         return self._residency.pins(held.key) > 1
 
-    def drop(self, held: Held) -> None:
+    def drop(self, held: Holding) -> None:
         """Free what is held as soon as nobody uses it; its key is free at once."""
         if held.unwanted:
             return
@@ -274,7 +274,7 @@ class DeviceMemory:
                 return self._device.allocate(size_bytes)
             except OutOfMemory:
                 # Others use the device too. What we hold and do not need goes before a request fails.
-                gone = self._residency.give_up(size_bytes)
+                gone = self._residency.evict(size_bytes)
                 if not gone:
                     raise
                 self._free(gone)
@@ -283,7 +283,7 @@ class DeviceMemory:
         for key in keys:
             self._held.pop(key).close()
 
-    def _remove(self, held: Held) -> None:
+    def _remove(self, held: Holding) -> None:
         self._residency.remove(held.key)
         del self._held[held.key]
         held.close()

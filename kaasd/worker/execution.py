@@ -13,17 +13,20 @@ from itertools import pairwise
 from time import monotonic, perf_counter_ns
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from kaas.v1 import trace_pb2
+from kaas_core import ReadableBuffer
 from kaas_core.errors import InvalidRequestError
 from kaasd.devices.base import Awaited, Download, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.request.plan import Plan
-from kaasd.store.base import Entry, ReadableBuffer, Write
+from kaasd.store.base import Entry, Write
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import Binding, SnapshotChanged
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged
 from kaasd.worker.programs import Program
-from kaasd.worker.tracing import Trace, read_trace
+from kaasd.worker.tracing import read_trace
 
 
 class Invocation(NamedTuple):
@@ -35,8 +38,7 @@ class Invocation(NamedTuple):
     inputs: Mapping[str, bytes]
     """In place of the store's values, by buffer name."""
     return_buffers: Sequence[str]
-    check_cancelled: Callable[[], None]
-    """Raises when the request is to stop."""
+    cancellation: Cancellation
     trace_from_ns: int = 0
     """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
 
@@ -55,7 +57,7 @@ class Result(NamedTuple):
     load_ns: int
     run_ns: int
     commit_ns: int
-    trace: Trace | None = None
+    trace: trace_pb2.Trace | None = None
 
 
 T = TypeVar("T")
@@ -92,7 +94,7 @@ class Job(Generic[T]):
         return self._awaited.expected_end_ns if isinstance(self._awaited, _Running) else 0
 
     def close(self) -> None:
-        """Give it up: wait for what runs, and free what it holds. Idempotent."""
+        """End it: wait for what is under way, on the device and in the store, and free what it holds. Idempotent."""
         self._steps.close()
 
 
@@ -107,10 +109,11 @@ class Execution:
     def steps(self) -> Steps[Result]:
         """Run. Raises ``KaasError`` or ``UnknownRequest``, and has then left the store as it was."""
         executor, invocation = self._executor, self._invocation
+        cancellation = invocation.cancellation
         started = perf_counter_ns()
         if executor.device.is_busy or executor.device_lost:
             has_code = partial(executor.programs.has_code_of, invocation.request)
-            yield from executor.until_loadable(has_code, invocation.check_cancelled)
+            yield from executor.until_loadable(has_code, invocation.cancellation)
         program = executor.programs.get(invocation.request)
         plan = program.with_keys(invocation.keys)
         _check_sizes(plan, invocation.inputs)
@@ -123,10 +126,12 @@ class Execution:
                     self._tracer = executor.device.tracer()
                 bound = yield from self._bind(program, plan)
                 try:
-                    invocation.check_cancelled()
+                    if cancellation.reason is not None:
+                        raise cancellation.reason
                     loaded = perf_counter_ns()
                     yield from self._launch(program, bound)
-                    invocation.check_cancelled()
+                    if cancellation.reason is not None:
+                        raise cancellation.reason
                     ran = perf_counter_ns()
                     printed = bound.run.printed
                     contents = self._read(program, plan, bound, downloads)
@@ -136,7 +141,7 @@ class Execution:
                 finally:
                     bound.close()
             except DEVICE_ERRORS as error:
-                raise executor.explain(error, plan, invocation.check_cancelled) from error
+                raise executor.explain(error, plan, cancellation) from error
             finally:
                 program.requests -= 1
             versions = yield from self._commit(plan, contents)
@@ -166,7 +171,7 @@ class Execution:
             trace=trace,
         )
 
-    def _bind(self, program: Program, plan: Plan) -> Steps[Binding]:
+    def _bind(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
         """Get memory and inputs; where others use the memory that it needs, wait for its turn."""
         while True:
             bound = yield from self._get_memory(program, plan)
@@ -180,14 +185,14 @@ class Execution:
             else:
                 return bound
 
-    def _get_memory(self, program: Program, plan: Plan) -> Steps[Binding]:
+    def _get_memory(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
         waiting = self._executor.waiting_for_memory
         executor = self._executor
         try:
             while True:
                 if not waiting or waiting[0] is self:
                     try:
-                        return Binding(executor, program, plan, self._invocation.inputs, self._tracer)
+                        return BoundRequest(executor, program, plan, self._invocation.inputs, self._tracer)
                     except SnapshotChanged:
                         continue
                     except (NoRoomError, OutOfMemory):
@@ -196,15 +201,15 @@ class Execution:
                 if self not in waiting:
                     waiting.append(self)
                 yield NOTHING
-                self._invocation.check_cancelled()
+                self._invocation.cancellation.check()
         finally:
             if waiting and self in waiting:
                 waiting.remove(self)
 
-    def _launch(self, program: Program, bound: Binding) -> Steps[None]:
+    def _launch(self, program: Program, bound: BoundRequest) -> Steps[None]:
         while self._executor.load_gate.waiting and self._executor.load_gate.holds_back(monotonic()):
             yield NOTHING
-            self._invocation.check_cancelled()
+            self._invocation.cancellation.check()
         started = perf_counter_ns()
         running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
         bound.run.start(bound.transfers, self._tracer)
@@ -220,7 +225,7 @@ class Execution:
             bound.run.wait()
             raise
 
-    def _read(self, program: Program, plan: Plan, bound: Binding, downloads: list[Download]) -> dict[str, ReadableBuffer]:
+    def _read(self, program: Program, plan: Plan, bound: BoundRequest, downloads: list[Download]) -> dict[str, ReadableBuffer]:
         """Return every buffer that is stored or returned, by name; what is large arrives with ``downloads``."""
         contents: dict[str, ReadableBuffer] = {}
         for index, slot in enumerate(plan.slots):
@@ -239,15 +244,19 @@ class Execution:
     def _commit(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> Steps[Mapping[str, int]]:
         """Store what is to be stored; return the new versions by key."""
         writes = [
-            Write(slot.spec.store_key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
+            Write(slot.key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
             for slot in plan.slots
             if slot.store
         ]
         if not writes:
             return {}
         commit = _Commit(self._executor.store.commit(writes), self._executor.on_commit)
-        while not commit.done():
-            yield commit
+        try:
+            while not commit.done():
+                yield commit
+        except GeneratorExit:
+            commit.wait()  # The store reads the contents until then.
+            raise
         return {key: entry.version for key, entry in commit.entries.items()}
 
 

@@ -17,6 +17,7 @@ from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMe
 from kaasd.libraries.registry import Libraries
 from kaasd.request.plan import Plan
 from kaasd.store.base import KeyValueStore
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import DeviceMemory, NoRoomError
 from kaasd.worker.programs import Programs
 
@@ -37,11 +38,11 @@ _LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing wa
 class LoadGate:
     """When code may be loaded. A state machine: the time in, decisions out, no I/O.
 
-    CUDA copies code to a GPU only once all kernels there have ended, and meanwhile no other can be launched; so whoever loads while
-    a long kernel runs would stop all requests for as long. A request that needs code from a new library waits for a moment without
-    kernels instead. So that this comes where requests are never few, launches are held back for short whiles, each twice as long as
-    the last and followed by nine times as long without: after about 20 t there is one in which all that runs for a time t ends, and
-    the others lose a tenth of their time at most.
+    CUDA copies code to a GPU only once all kernels there have ended, and meanwhile no other can be launched. Whoever loads while
+    a long kernel runs would stop all requests for as long. So a request that needs code from a new library waits for a moment
+    without kernels. Such a moment has to come where requests are never few, too: launches are held back for short whiles, each
+    twice as long as the last and followed by nine times as long without. After about 20 t there is one in which all that runs for
+    a time t ends, and the others lose a tenth of their time at most.
     """
 
     def __init__(self) -> None:
@@ -117,7 +118,7 @@ class Executor:
         self.device_lost = False
         """True once the device is of no more use to this process: after a fault, or marked as lost."""
 
-    def until_loadable(self, is_loaded: Callable[[], bool], check_cancelled: Callable[[], None]) -> Steps[None]:
+    def until_loadable(self, is_loaded: Callable[[], bool], cancellation: Cancellation) -> Steps[None]:
         """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``LoadGate``.
 
         Raises ``WorkerRestartingError`` where the device has been lost meanwhile.
@@ -127,17 +128,16 @@ class Executor:
             try:
                 while self.device.is_busy:
                     yield NOTHING
-                    check_cancelled()
+                    cancellation.check()
             finally:
                 self.load_gate.leave()
         if self.device_lost:
             raise WorkerRestartingError(_LOST_BY_ANOTHER)
 
-    def explain(self, error: Exception, plan: Plan, check_cancelled: Callable[[], None]) -> KaasError:
-        """Return one of ``DEVICE_ERRORS`` for the request's caller. Raises what ``check_cancelled`` raises where it was cancelled."""
+    def explain(self, error: Exception, plan: Plan, cancellation: Cancellation) -> KaasError:
+        """Return one of ``DEVICE_ERRORS`` for the request's caller."""
         if isinstance(error, Stopped):
-            check_cancelled()
-            return CancelledError("the kernel was stopped")
+            return cancellation.reason or CancelledError("the kernel was stopped")
         if isinstance(error, KernelFault):
             self.device_lost |= error.device_lost
             return _explain_fault(error, plan)

@@ -11,14 +11,14 @@ from kaasd.devices.base import DeviceBuffer, Run, Transfer
 from kaasd.devices.trace import Tracer
 from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import Snapshot
-from kaasd.worker.device_memory import Held, copy_cost_s
+from kaasd.worker.device_memory import Holding, copy_cost_s
 from kaasd.worker.executor import Executor
 from kaasd.worker.programs import Program
 
 _serial = count()
 
 
-class Resident(Held):
+class ValueHolding(Holding):
     """A range of a value on the device, for all who read it."""
 
     def __init__(self, key: tuple[object, ...], buffers: Sequence[DeviceBuffer]) -> None:
@@ -31,10 +31,10 @@ class Resident(Held):
 
 
 class SnapshotChanged(Exception):
-    """There was a commit in the middle of a binding, which has taken some values as they were before it."""
+    """There was a commit while a request was bound, which has taken some values as they were before it."""
 
 
-class Binding:
+class BoundRequest:
     """A request with all that it needs on the device, or on its way there. What it takes from the store is of one state of it."""
 
     def __init__(
@@ -75,7 +75,10 @@ class Binding:
         return self._instance.buffer(slot)
 
     def load(self) -> None:
-        """Begin to bring what this request alone reads. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``."""
+        """Begin to bring what this request alone reads.
+
+        Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``.
+        """
         for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
             self._fill(index, target)
         for index in self._layout.copied:
@@ -93,7 +96,7 @@ class Binding:
     def _fill(self, index: int, target: memoryview) -> None:
         """Write a small value where the run takes it from, unless it stands there since an earlier run."""
         slot, uploaded = self._slots[index], self._instance.uploaded
-        key = slot.spec.store_key
+        key = slot.key
         inline = slot.spec.name in self._inputs
         if not inline and uploaded.get(index) == (key, self._commit):
             self._relies_on_commit = True
@@ -119,7 +122,7 @@ class Binding:
         given = self._inputs.get(slot.spec.name)
         if given is not None:
             return (memoryview(given),)
-        return self._open_snapshot().pieces(slot.spec.store_key, slot.spec.offset_bytes, slot.spec.size_bytes)
+        return self._open_snapshot().pieces(slot.key, slot.spec.offset_bytes, slot.spec.size_bytes)
 
     def _upload(self, slot: Slot, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
         spec = slot.spec
@@ -134,7 +137,7 @@ class Binding:
         memory = self._executor.memory
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
-            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Held(key, buffers))
+            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers))
             self._undo.callback(memory.drop, held)
             self._undo.callback(memory.release, held)
             self._upload(slot, held.buffers[0], self._content(slot))
@@ -148,23 +151,23 @@ class Binding:
                 self.transfers.append(resident.transfer)
         return resident.buffers[0]
 
-    def _resident(self, slot: Slot) -> Resident:
+    def _resident(self, slot: Slot) -> ValueHolding:
         """Return what holds a slot's value on the device, or will, pinned."""
         memory, spec, key = self._executor.memory, slot.spec, _key(slot)
         resident = memory.use(key)
         if resident is None:
-            version = self._open_snapshot().stat(spec.store_key).version
+            version = self._open_snapshot().stat(slot.key).version
             cost_s = copy_cost_s(spec.size_bytes)
-            resident = memory.make(key, [spec.size_bytes], cost_s, lambda buffers: Resident(key, buffers))
+            resident = memory.make(key, [spec.size_bytes], cost_s, lambda buffers: ValueHolding(key, buffers))
             return self._bring(slot, resident, version)
-        assert isinstance(resident, Resident)
+        assert isinstance(resident, ValueHolding)
         if spec.constant:
             return resident
         if resident.current_at == self._commit:
             self._relies_on_commit = True
             return resident
         try:
-            version = self._open_snapshot().stat(spec.store_key).version
+            version = self._open_snapshot().stat(slot.key).version
         except BaseException:
             memory.release(resident)
             raise
@@ -177,7 +180,7 @@ class Binding:
             return self._resident(slot)
         return self._bring(slot, resident, version)
 
-    def _bring(self, slot: Slot, resident: Resident, version: int) -> Resident:
+    def _bring(self, slot: Slot, resident: ValueHolding, version: int) -> ValueHolding:
         """Begin to copy a slot's value to its place on the device."""
         try:
             resident.transfer = self._upload(slot, resident.buffers[0], self._content(slot))
@@ -191,4 +194,4 @@ class Binding:
 
 def _key(slot: Slot) -> tuple[object, ...]:
     spec = slot.spec
-    return ("value", spec.store_key, spec.offset_bytes, spec.size_bytes)
+    return ("value", slot.key, spec.offset_bytes, spec.size_bytes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import select
+import threading
 from collections.abc import Callable
-from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
@@ -15,24 +15,23 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
-from kaasd.ipc.worker_config import WorkerConfig
-from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.preparation import inspect, prepare
 from kaasd.worker.programs import UnknownRequest
-from kaasd.worker.tracing import trace_to_proto
 
 NAP_S = 0.0001
-"""Between looks at requests that take longer than one spins."""
-
+"""Between looks at requests that take longer than the busy poll."""
 EARLY_NS = 300_000
-"""So long before a run should end one begins to look for its end: two naps, and what they oversleep."""
+"""So long before a run should end the busy poll begins: two naps, and what they oversleep."""
+ONLY_CALLS = 8
+"""So many in a row, each with no other in flight, are of one caller; a single one also comes about among several callers."""
+MAX_CANCELLED_EARLY = 1024
+"""Cancellations kept of calls that are not under way. Most of these have ended already, and never come again. One that is on its
+way comes behind the few others that the front has sent, so that its cancellation is never the oldest of so many."""
 
 T = TypeVar("T")
-
-LONE_CALLS = 8
-"""So many in a row are of a caller that is alone; a single one also comes about among several callers."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,53 +65,91 @@ class _UnderWay(NamedTuple):
     job: Job[Any]
     to_answer: Callable[[Any], worker_pb2.FromWorker]
     """Makes the job's result an answer."""
+    cancellation: Cancellation
 
 
 class Loop:
-    """Serves the calls of one channel with one executor."""
+    """Serves the calls of one channel with one executor. ``cancel`` and ``cancel_all`` are for another thread."""
 
-    def __init__(
-        self, calls: WorkerChannel, executor: Executor, cancellations: Cancellations, commits: CommitSignal, config: WorkerConfig
-    ) -> None:
+    def __init__(self, calls: WorkerChannel, executor: Executor, commits: CommitSignal, config: worker_pb2.WorkerConfig) -> None:
         """``commits`` is what the executor notifies."""
         self._calls = calls
         self._executor = executor
-        self._cancellations = cancellations
         self._commits = commits
         self._concurrency = config.concurrency
+        self._lock = threading.Lock()
+        """Held while a call begins, ends or is cancelled, so that a device is never told to stop the next one."""
         self._under_way: dict[int, _UnderWay] = {}
+        self._cancelled_early: dict[int, KaasError] = {}
+        """Errors of calls that are not under way, in the order of their cancellation."""
+        self._overdue: frozenset[int] = frozenset()
+        """Calls that go on past their deadline, on a device that cannot stop them."""
         self._abandoned: list[Job[Any]] = []
         """Closing these would wait for their kernels."""
         self._last_event_ns = 0
-        self._lone_calls = 0
+        self._only_calls = 0
         """In a row."""
-        self._spin_ns = round(config.spin_s * 1e9)
-        self._spins_beside_others = config.spin_beside_others
+        self._busy_poll_ns = round(config.busy_poll_s * 1e9)
+        self._busy_poll_beside_others = config.busy_poll_beside_others
 
     def run(self) -> None:
         """Serve until the front has closed its end, or the device is lost and all that was under way is answered."""
-        while not self._executor.device_lost:
-            if self._call_waits():
-                message = self._calls.receive()
-                if message is None:
-                    break
-                self._take(message)
-                self._last_event_ns = perf_counter_ns()
-                self._lone_calls = self._lone_calls + 1 if message.lone else 0
-            self._poll()
-            if self._cancellations.overdue and self._is_overdue():
-                self._give_up()
-        while self._under_way and self._executor.device_lost:
-            self._poll()
-        for call in self._under_way.values():
-            call.job.close()
+        try:
+            while not self._executor.device_lost:
+                if self._call_waits():
+                    message = self._calls.receive()
+                    if message is None:
+                        break
+                    self._take(message)
+                    self._last_event_ns = perf_counter_ns()
+                    self._only_calls = self._only_calls + 1 if message.only_call else 0
+                self._poll()
+                if self._overdue and self._is_overdue():
+                    self._mark_device_lost()
+            while self._under_way and self._executor.device_lost:
+                self._poll()
+        finally:
+            for call in self._under_way.values():
+                call.job.close()
+
+    def cancel(self, call_id: int, error: KaasError, *, overdue: bool = False) -> bool:
+        """Have one call end, now or when it comes. Returns whether it is under way, and is to be cancelled again.
+
+        ``overdue`` says that it had time enough to do so: a device that cannot stop it is lost.
+        """
+        with self._lock:
+            call = self._under_way.get(call_id)
+            if call is None:
+                self._cancel_early(call_id, _during("queued", error))
+                return False
+            if not self._cancel(call, error) and overdue:
+                self._overdue |= {call_id}
+            return True
+
+    def cancel_all(self, error: KaasError) -> None:
+        """Have all calls end that are under way."""
+        with self._lock:
+            for call in self._under_way.values():
+                self._cancel(call, error)
+
+    def _cancel(self, call: _UnderWay, error: KaasError) -> bool:
+        """Have a call end; return whether the device could be told to stop it."""
+        if call.cancellation.reason is None:
+            call.cancellation.reason = _during("running", error)
+        # A device that can stop a kernel runs one call at a time, so what it stops is this one.
+        return self._executor.device.stop()
+
+    def _cancel_early(self, call_id: int, error: KaasError) -> None:
+        self._cancelled_early[call_id] = error
+        if len(self._cancelled_early) > MAX_CANCELLED_EARLY:
+            del self._cancelled_early[next(iter(self._cancelled_early))]
 
     def _is_overdue(self) -> bool:
         """Whether a kernel goes on past its request's deadline."""
-        calls = map(self._under_way.get, self._cancellations.overdue)
+        calls = map(self._under_way.get, self._overdue)
         return any(call is not None and not call.job.is_committing for call in calls)
 
-    def _give_up(self) -> None:
+    def _mark_device_lost(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
 
         What commits is answered when it has; the other requests have changed nothing, and can run again in another process.
@@ -122,12 +159,12 @@ class Loop:
             if not call.job.is_committing:
                 self._abandoned.append(call.job)
                 by_another = WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
-                self._fail(call_id, self._cancellations.reason(call_id) or by_another)
+                self._fail(call_id, call.cancellation.reason or by_another)
 
     def _call_waits(self) -> bool:
         """Wait until there is something to do; return whether it is a call that can be taken up."""
         if not self._under_way:
-            while self._spins and not self._calls.has_begun:
+            while self._busy_polls and not self._calls.has_begun:
                 if select.select([self._calls], (), (), 0)[0]:
                     break
             return True
@@ -143,22 +180,21 @@ class Loop:
     def _timeout_s(self) -> float | None:
         if all(call.job.is_committing for call in self._under_way.values()):
             return None
-        return 0 if self._spins else NAP_S
+        return 0 if self._busy_polls else NAP_S
 
     @property
-    def _spins(self) -> bool:
-        if not self._spin_ns or not (self._spins_beside_others or self._lone_calls >= LONE_CALLS):
+    def _busy_polls(self) -> bool:
+        if not self._busy_poll_ns or not (self._busy_poll_beside_others or self._only_calls >= ONLY_CALLS):
             return False
         now = perf_counter_ns()
-        return now - self._last_event_ns < self._spin_ns or any(
-            -EARLY_NS < now - call.job.expected_end_ns < self._spin_ns for call in self._under_way.values()
+        return now - self._last_event_ns < self._busy_poll_ns or any(
+            -EARLY_NS < now - call.job.expected_end_ns < self._busy_poll_ns for call in self._under_way.values()
         )
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         """Begin a call."""
-        check_cancelled = partial(self._cancellations.check, message.id)
+        cancellation = Cancellation()
         try:
-            self._cancellations.begin(message.id)
             match message.WhichOneof("call"):
                 case "execute":
                     call = message.execute
@@ -167,24 +203,31 @@ class Loop:
                         keys=dict(call.keys),
                         inputs=dict(call.inputs),  # once: each look into the message copies
                         return_buffers=tuple(call.return_buffers),
-                        check_cancelled=check_cancelled,
+                        cancellation=cancellation,
                         trace_from_ns=call.trace_from_ns,
                     )
-                    self._begin(message.id, execute(self._executor, invocation), self._executed)
+                    self._begin(message.id, _UnderWay(execute(self._executor, invocation), self._executed, cancellation))
                 case "prepare":
-                    preparation = Job(prepare(self._executor, _request(message.prepare.request), check_cancelled))
-                    self._begin(message.id, preparation, _prepared)
+                    preparation = Job(prepare(self._executor, _request(message.prepare.request), cancellation))
+                    self._begin(message.id, _UnderWay(preparation, _prepared, cancellation))
                 case "inspect":
                     library = message.inspect.library
                     content = message.inspect.content if message.inspect.HasField("content") else None
-                    self._begin(message.id, Job(inspect(self._executor, library, content, check_cancelled)), _inspected)
+                    inspection = Job(inspect(self._executor, library, content, cancellation))
+                    self._begin(message.id, _UnderWay(inspection, _inspected, cancellation))
+                case "forget_library":
+                    self._executor.programs.forget_library(message.forget_library.library)
                 case unknown:
                     raise InternalError(f"the front sent a call that this worker does not know: {unknown}")
         except Exception as error:
             self._fail(message.id, error)
 
-    def _begin(self, call_id: int, job: Job[T], to_answer: Callable[[T], worker_pb2.FromWorker]) -> None:
-        self._under_way[call_id] = _UnderWay(job, to_answer)
+    def _begin(self, call_id: int, call: _UnderWay) -> None:
+        """Have a call polled from now on. Raises the reason where it was cancelled before."""
+        with self._lock:
+            if self._cancelled_early and (error := self._cancelled_early.pop(call_id, None)) is not None:
+                raise error
+            self._under_way[call_id] = call
 
     def _poll(self) -> None:
         """Let every call go on; answer those that have ended."""
@@ -208,8 +251,11 @@ class Loop:
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
-        self._under_way.pop(call_id, None)
-        self._cancellations.end(call_id, comes_again=answer.HasField("unknown_request"))
+        with self._lock:
+            call = self._under_way.pop(call_id, None)
+            self._overdue -= {call_id}
+            if call is not None and call.cancellation.reason is not None and answer.HasField("unknown_request"):
+                self._cancel_early(call_id, call.cancellation.reason)
         answer.id = call_id
         self._calls.send(answer)
         self._last_event_ns = perf_counter_ns()
@@ -230,8 +276,13 @@ class Loop:
         timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
         timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
         if result.trace is not None:
-            reply.trace.CopyFrom(trace_to_proto(result.trace))
+            reply.trace.CopyFrom(result.trace)
         return answer
+
+
+def _during(stage: str, error: KaasError) -> KaasError:
+    """Return an error that also says what it interrupted."""
+    return type(error)(f"{error.message} while the request was {stage}")
 
 
 def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:

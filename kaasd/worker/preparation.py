@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing, suppress
 
 from kaas.v1 import library_pb2
@@ -10,22 +9,23 @@ from kaas_core.errors import KeyNotFoundError, ValueTooShortError
 from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import ResolvedLibrary, content_id
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import Executor, Steps
-from kaasd.worker.inputs import Binding, SnapshotChanged
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged
 
 
-def prepare(executor: Executor, request: SerializedRequest, check_cancelled: Callable[[], None]) -> Steps[bool]:
-    """Do for a request all that needs no run: code, plan, memory, the CUDA graph. What cannot be done yet is left to its first run.
+def prepare(executor: Executor, request: SerializedRequest, cancellation: Cancellation) -> Steps[bool]:
+    """Do for a request all that needs no run: code, plan, memory, the CUDA graph. The first run does what cannot be done yet.
 
     Raises ``KaasError`` for what is wrong with the request itself, ``UnknownRequest``.
     """
-    yield from executor.until_loadable(lambda: executor.programs.has_code_of(request), check_cancelled)
+    yield from executor.until_loadable(lambda: executor.programs.has_code_of(request), cancellation)
     program = executor.programs.get(request)
     program.requests += 1
     later = suppress(KeyNotFoundError, ValueTooShortError, SnapshotChanged, NoRoomError, OutOfMemory, KernelFault)
     try:
-        with later, closing(Binding(executor, program, program.plan, {})) as bound:
+        with later, closing(BoundRequest(executor, program, program.plan, {})) as bound:
             bound.run.warm()
     finally:
         program.requests -= 1
@@ -33,14 +33,14 @@ def prepare(executor: Executor, request: SerializedRequest, check_cancelled: Cal
 
 
 def inspect(
-    executor: Executor, reference: str, content: bytes | None, check_cancelled: Callable[[], None]
+    executor: Executor, reference: str, content: bytes | None, cancellation: Cancellation
 ) -> Steps[library_pb2.InspectLibraryResponse]:
     """Describe a library and its kernels by name, of ``content`` where it is not stored yet. Raises ``KaasError``."""
     if content is None:
         library = executor.libraries.resolve(reference)
     else:
         library = ResolvedLibrary(reference, content_id(content), content, None)
-    yield from executor.until_loadable(lambda: executor.programs.has_code(library), check_cancelled)
+    yield from executor.until_loadable(lambda: executor.programs.has_code(library), cancellation)
     described = executor.libraries.describe(library.data)
     kernels = [kernel.attributes for _, kernel in sorted(executor.programs.inspect(library).items())]
     return library_pb2.InspectLibraryResponse(

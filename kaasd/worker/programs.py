@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from cachetools import LRUCache
+
 from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError
 from kaas_core.protobuf import request_from_proto
@@ -15,9 +17,8 @@ from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, Launch, 
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.registry import Libraries, ResolvedLibrary
-from kaasd.lru import LruCache
 from kaasd.request.plan import Layout, Plan, make_plan, rebind
-from kaasd.worker.device_memory import DeviceMemory, Held
+from kaasd.worker.device_memory import DeviceMemory, Holding
 
 MAX_MODULES = 256
 """Modules kept, beyond those that are in use."""
@@ -27,7 +28,7 @@ PREPARE_COST_S = 300e-6
 """Of an instance, about: allocations, and a graph of a few launches."""
 
 
-class Instance(Held):
+class Instance(Holding):
     """A program's own buffers and its run, for one request at a time."""
 
     def __init__(self, key: tuple[object, ...], program: Program, device: Device, own: Sequence[DeviceBuffer]) -> None:
@@ -87,6 +88,8 @@ class Program:
     """The loaded kernel of each launch of the plan."""
     libraries: tuple[ResolvedLibrary, ...]
     """What it was made from."""
+    files: tuple[ResolvedLibrary, ...]
+    """Those of ``libraries`` that are files, which may change at any time. That an uploaded one was deleted, the front says."""
     idle: list[Instance] = field(default_factory=list)
     """Those that no request uses, the last used last."""
     requests: int = 0
@@ -95,7 +98,7 @@ class Program:
     """How long its launches took the last time, with what came between."""
     outdated: bool = False
     """It serves no new request."""
-    _rebound: LruCache[tuple[tuple[str, str], ...], Plan] = field(default_factory=lambda: LruCache(MAX_REBOUND))
+    _rebound: LRUCache[tuple[tuple[str, str], ...], Plan] = field(default_factory=lambda: LRUCache(MAX_REBOUND))
 
     def with_keys(self, keys: Mapping[str, str]) -> Plan:
         """Return the plan with other keys, by buffer name. Raises ``InvalidRequestError``."""
@@ -104,8 +107,7 @@ class Program:
         names = tuple(sorted(keys.items()))
         plan = self._rebound.get(names)
         if plan is None:
-            plan = rebind(self.plan, keys)
-            self._rebound.put(names, plan, 1)
+            plan = self._rebound[names] = rebind(self.plan, keys)
         return plan
 
     def launches(self, buffers: Mapping[int, DeviceBuffer]) -> list[Launch]:
@@ -181,18 +183,26 @@ class Programs:
         digest, content = request
         program = self._programs.get(digest)
         if program is not None:
-            if all(map(self._libraries.is_current, program.libraries)):
+            if all(map(self._libraries.is_current, program.files)):
                 self._programs.move_to_end(digest)
                 return program
             self._retire(digest)
         if not content:
             raise UnknownRequest
-        program = self._make(request_from_proto(types_pb2.Request.FromString(content)))
+        used: Sequence[ResolvedLibrary] = ()
+        try:
+            program = self._make(request_from_proto(types_pb2.Request.FromString(content)))
+            used = program.libraries
+        finally:
+            self._drop_modules(used)
         self._programs[digest] = program
         if len(self._programs) > MAX_KNOWN_REQUESTS:
             self._retire(next(iter(self._programs)))
-        self._drop_modules(program)
         return program
+
+    def forget_library(self, library_id: str) -> None:
+        """Take the programs of an uploaded library out of use, since it was deleted."""
+        self._retire_users(library_id, keep_files=True)
 
     def has_code_of(self, request: SerializedRequest) -> bool:
         """Whether ``get`` would load no code. What is wrong with the request is for ``get`` to say."""
@@ -213,7 +223,12 @@ class Programs:
 
         Raises ``InvalidLibraryError``, ``NotEnabledError``.
         """
-        module = self._load(library)
+        try:
+            return self._kernels(library, self._load(library))
+        finally:
+            self._drop_modules((library,))
+
+    def _kernels(self, library: ResolvedLibrary, module: Module) -> Mapping[str, Kernel]:
         kernels = dict(module.kernels)
         if self._allow_host_wrappers:
             try:
@@ -255,7 +270,8 @@ class Programs:
             kernels[spec.library, spec.name] = kernel
         plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
         loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
-        return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()))
+        files = tuple(library for library in libraries.values() if library.stamp is not None)
+        return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()), files)
 
     def _load(self, library: ResolvedLibrary) -> Module:
         module = self._modules.get(library.content_id)
@@ -293,17 +309,21 @@ class Programs:
             self._memory.drop(instance)
         self._outdated = [each for each in (*self._outdated, program) if each.requests]
 
-    def _drop_modules(self, newest: Program) -> None:
-        """Close the modules beyond the limit that no request uses, and with them the programs that use them."""
-        in_use = [newest, *(each for each in (*self._programs.values(), *self._outdated) if each.requests)]
-        kept = {library.content_id for program in in_use for library in program.libraries}
+    def _retire_users(self, content_id: str, *, keep_files: bool = False) -> None:
+        """Retire the programs of a library; ``keep_files`` spares those that know it as a file."""
+        for digest, program in list(self._programs.items()):
+            for library in program.libraries:
+                if library.content_id == content_id and not (keep_files and library.stamp is not None):
+                    self._retire(digest)
+                    break
+
+    def _drop_modules(self, used: Sequence[ResolvedLibrary]) -> None:
+        """Close the modules beyond the limit that are not ``used`` and that no request uses, and with them their programs."""
+        if len(self._modules) <= MAX_MODULES:
+            return
+        busy = [program for program in (*self._programs.values(), *self._outdated) if program.requests]
+        kept = {library.content_id for libraries in (used, *(program.libraries for program in busy)) for library in libraries}
         surplus = [content_id for content_id in self._modules if content_id not in kept]
-        for content_id in surplus[: max(0, len(self._modules) - MAX_MODULES)]:
-            stale = [
-                digest
-                for digest, program in self._programs.items()
-                if any(library.content_id == content_id for library in program.libraries)
-            ]
-            for digest in stale:
-                self._retire(digest)
+        for content_id in surplus[: len(self._modules) - MAX_MODULES]:
+            self._retire_users(content_id)
             self._modules.pop(content_id).close()

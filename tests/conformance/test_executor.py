@@ -18,6 +18,7 @@ from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.preparation import prepare
@@ -74,11 +75,11 @@ class Bench:
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
     ) -> Job[Result]:
-        invocation = Invocation(request, keys or {}, inputs or {}, return_buffers, check_cancelled=lambda: None)
+        invocation = Invocation(request, keys or {}, inputs or {}, return_buffers, Cancellation())
         return execute(self.executor, invocation)
 
     def prepare(self, request: SerializedRequest) -> None:
-        job = Job(prepare(self.executor, request, lambda: None))
+        job = Job(prepare(self.executor, request, Cancellation()))
         while not job.poll():
             job.wait()
 
@@ -309,10 +310,9 @@ def test_a_request_that_is_to_stop_changes_nothing(bench: Bench) -> None:
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
 
-    def check_cancelled() -> None:
-        raise CancelledError("the caller went away")
-
-    job = execute(bench.executor, Invocation(bench.multiply(LARGE), {}, {}, [], check_cancelled))
+    cancellation = Cancellation()
+    cancellation.reason = CancelledError("the caller went away")
+    job = execute(bench.executor, Invocation(bench.multiply(LARGE), {}, {}, [], cancellation))
     with pytest.raises(CancelledError):
         finish([job])
     with pytest.raises(KeyNotFoundError):

@@ -88,6 +88,17 @@ class TestUploaded:
         with store.snapshot() as snapshot:
             assert snapshot.list(namespace=Namespace.LIBRARIES) == []
 
+    @pytest.mark.parametrize("limit", [len(PTX) - 1, len(PTX)])
+    def test_one_that_is_larger_than_the_cache_is_read_each_time(
+        self, store: LmdbStore, monkeypatch: pytest.MonkeyPatch, limit: int
+    ) -> None:
+        monkeypatch.setattr(module, "CACHE_BYTES", limit)
+        libraries = Libraries(store)
+        keep(libraries, PTX)
+        first, second = libraries.resolve(ID), libraries.resolve(ID)
+        assert first == second
+        assert (first is second) == (limit == len(PTX))
+
     def test_listing(self, store: LmdbStore) -> None:
         libraries = Libraries(store)
         kept = sorted((keep(libraries, PTX + b"\n" * n, str(n)) for n in range(5)), key=lambda library: library.id)
@@ -163,6 +174,23 @@ class TestFiles:
                 libraries.resolve(reference)
             messages.add(raised.value.message.split(": ")[1])
         assert messages == {"there is no such file below a library root"}
+
+    @pytest.mark.parametrize("swapped", ["sub", "sub/lib.ptx"])
+    def test_a_link_swapped_in_while_a_file_is_opened(
+        self, store: LmdbStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped: str
+    ) -> None:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "lib.ptx").write_bytes(PTX)
+        real_open = os.open
+
+        def open_after_swap(path: Path, flags: int) -> int:
+            (root / swapped).rename(tmp_path / "moved")
+            (root / swapped).symlink_to(tmp_path / "elsewhere" / swapped[4:])
+            return real_open(path, flags)
+
+        monkeypatch.setattr(os, "open", open_after_swap)
+        with pytest.raises(LibraryNotFoundError, match="no such file below a library root"):
+            Libraries(store, [root]).resolve(f"{root}/sub/lib.ptx")
 
     def test_without_roots_no_file_is_a_library(self, store: LmdbStore, root: Path) -> None:
         with pytest.raises(LibraryNotFoundError):

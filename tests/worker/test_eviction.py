@@ -107,8 +107,8 @@ def test_what_is_dear_to_bring_back_stays_longer() -> None:
     for key, cost in (("dear", 3.0), ("cheap", 1.0), ("middle", 2.0)):
         residency.add(key, 100, cost)
         residency.release(key)
-    assert residency.give_up(1) == ["cheap"]
-    assert residency.give_up(101) == ["middle", "dear"]
+    assert residency.evict(1) == ["cheap"]
+    assert residency.evict(101) == ["middle", "dear"]
 
 
 def test_pinned_holdings_stay_and_too_little_room_is_said() -> None:
@@ -121,7 +121,7 @@ def test_pinned_holdings_stay_and_too_little_room_is_said() -> None:
     assert (error.value.asked_bytes, error.value.in_use_bytes, error.value.limit_bytes) == (101, 200, 300)
     assert "b" in residency
     assert residency.make_room(100) == ["b"]
-    assert residency.give_up(1000) == []
+    assert residency.evict(1000) == []
     assert residency.use("a")
     assert residency.release("a")
     assert not residency.release("a")
@@ -190,9 +190,9 @@ class Model(RuleBasedStateMachine):
         del self.sizes[key], self.pins[key]
 
     @rule(size=st.integers(0, 1500))
-    def give_up(self, size: int) -> None:
+    def evict(self, size: int) -> None:
         idle = sum(self.sizes[key] for key, pins in self.pins.items() if not pins)
-        gone = self.residency.give_up(size)
+        gone = self.residency.evict(size)
         freed = sum(self.sizes[key] for key in gone)
         assert freed >= min(size, idle)
         self.forget(gone)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kaas_core.errors import CancelledError, WorkerRestartingError
 from kaas_core.request import BufferSpec, Request
 from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, execute
 from kaasd.worker.executor import CYCLE, FIRST_HOLD_S, LoadGate
 from kaasd.worker.preparation import inspect, prepare
@@ -21,35 +22,35 @@ from tests.conformance.test_executor import SMALL, Bench, serialize
 STEP_S = FIRST_HOLD_S / 4
 
 
-def held(quiet: LoadGate, until_s: float) -> list[bool]:
+def held(gate: LoadGate, until_s: float) -> list[bool]:
     """Return for each step of the time whether launches are held back."""
-    return [quiet.holds_back(step * STEP_S) for step in range(round(until_s / STEP_S))]
+    return [gate.holds_back(step * STEP_S) for step in range(round(until_s / STEP_S))]
 
 
 def test_nobody_is_held_back_when_nobody_waits() -> None:
-    quiet = LoadGate()
-    assert not any(held(quiet, 1.0))
-    quiet.enter(0.0)
-    quiet.enter(0.1)
-    quiet.leave()
-    assert any(held(quiet, 1.0))
-    quiet.leave()
-    assert not any(held(quiet, 1.0))
+    gate = LoadGate()
+    assert not any(held(gate, 1.0))
+    gate.enter(0.0)
+    gate.enter(0.1)
+    gate.leave()
+    assert any(held(gate, 1.0))
+    gate.leave()
+    assert not any(held(gate, 1.0))
 
 
 @given(st.integers(1, 60))
 def test_what_runs_comes_to_an_end_within_a_hold(multiple: int) -> None:
     """And all holds together take about a tenth of the time, however long somebody waits."""
-    quiet = LoadGate()
-    quiet.enter(0.0)
+    gate = LoadGate()
+    gate.enter(0.0)
     duration_s = multiple * FIRST_HOLD_S
-    steps = held(quiet, CYCLE * FIRST_HOLD_S + 2 * CYCLE * duration_s + 2 * duration_s)
+    steps = held(gate, CYCLE * FIRST_HOLD_S + 2 * CYCLE * duration_s + 2 * duration_s)
     longest = run = 0
     for step in steps:
         run = run + 1 if step else 0
         longest = max(longest, run)
     assert longest * STEP_S >= duration_s * 0.99
-    cycles = held(quiet, FIRST_HOLD_S * CYCLE * (2**6 - 1))
+    cycles = held(gate, FIRST_HOLD_S * CYCLE * (2**6 - 1))
     assert sum(cycles) == pytest.approx(len(cycles) / CYCLE, rel=0.02)
 
 
@@ -75,22 +76,17 @@ def test_a_new_library_waits_and_a_known_one_does_not(device: BusyDevice, bench:
     a, p = BufferSpec("a", 4 * SMALL), BufferSpec("q", 4 * SMALL)
 
     device.busy = True
-    stopping = False
-
-    def check_cancelled() -> None:
-        if stopping:
-            raise CancelledError("stopped")
-
+    cancellation = Cancellation()
     first = serialize(Request((bench.product(SMALL, a, a, p),), (a, p)))
-    waits = execute(bench.executor, Invocation(first, {}, {}, [], check_cancelled))
-    inspects = Job(inspect(bench.executor, bench.library, None, check_cancelled))
-    prepares = Job(prepare(bench.executor, first, check_cancelled))
+    waits = execute(bench.executor, Invocation(first, {}, {}, [], cancellation))
+    inspects = Job(inspect(bench.executor, bench.library, None, cancellation))
+    prepares = Job(prepare(bench.executor, first, cancellation))
     for job in (waits, inspects, prepares) * 3:
         assert job.poll() is None
-    stopping = True
+    cancellation.reason = CancelledError("the caller went away")
     with pytest.raises(CancelledError):
         inspects.poll()
-    stopping = False
+    cancellation.reason = None
     device.busy = False
     while (result := waits.poll()) is None:
         pass
@@ -106,7 +102,7 @@ def test_a_new_library_waits_and_a_known_one_does_not(device: BusyDevice, bench:
 
 def test_who_waits_while_another_loses_the_device_runs_again(device: BusyDevice, bench: Bench) -> None:
     device.busy = True
-    inspects = Job(inspect(bench.executor, bench.library, None, lambda: None))
+    inspects = Job(inspect(bench.executor, bench.library, None, Cancellation()))
     assert inspects.poll() is None
     bench.executor.mark_device_lost()
     device.busy = False

@@ -13,17 +13,15 @@ import pytest
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DeadlineExceededError, KaasError, WorkerRestartingError
-from kaasd.devices.base import Device
 from kaasd.ipc.channel import WorkerChannel
-from kaasd.ipc.worker_config import WorkerConfig
 from kaasd.worker import loop
-from kaasd.worker.cancellation import Cancellations
+from kaasd.worker.cancellation import Cancellation, listen
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor
 from kaasd.worker.loop import CommitSignal, Loop
 from kaasd.worker.programs import UnknownRequest
 
-CONFIG = WorkerConfig("deaf", "", 0, "meta", 0, (), concurrency=4)
+CONFIG = worker_pb2.WorkerConfig(device="deaf", concurrency=4)
 RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, commit_ns=0)
 
 
@@ -31,14 +29,16 @@ RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, 
 class HeldJob:
     """Goes on until it is let go."""
 
-    check_cancelled: Callable[[], None]
+    cancellation: Cancellation
     is_committing: bool = False
     expected_end_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
 
     def poll(self) -> Result | None:
+        self.begun = True
         if not self.is_committing:
-            self.check_cancelled()
+            self.cancellation.check()
         return RESULT if self.ended.is_set() else None
 
     def close(self) -> None:
@@ -46,7 +46,7 @@ class HeldJob:
 
 
 class DeafJob(HeldJob):
-    """A kernel that heeds no stop."""
+    """A kernel that cannot be stopped."""
 
     def poll(self) -> Result | None:
         return RESULT if self.ended.is_set() else None
@@ -58,6 +58,17 @@ class NoMemory:
     held_bytes = 0
 
 
+class DeafDevice:
+    """Cannot stop a kernel, as a GPU cannot."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def stop(self) -> bool:
+        self.asked += 1
+        return False
+
+
 class HeldExecutor:
     """Has the jobs that it was given begun, one a request."""
 
@@ -67,21 +78,15 @@ class HeldExecutor:
     def __init__(self, *kinds: type[HeldJob]) -> None:
         self._kinds = list(kinds)
         self.jobs: list[HeldJob] = []
+        self.device = DeafDevice()
         self.device_lost = False
 
     def begin(self, invocation: Invocation) -> HeldJob:
-        self.jobs.append(self._kinds.pop(0)(invocation.check_cancelled))
+        self.jobs.append(self._kinds.pop(0)(invocation.cancellation))
         return self.jobs[-1]
 
     def mark_device_lost(self) -> None:
         self.device_lost = True
-
-
-class DeafDevice:
-    """Cannot stop a kernel, as a GPU cannot."""
-
-    def stop(self) -> bool:
-        return False
 
 
 class Worker:
@@ -89,23 +94,22 @@ class Worker:
 
     def __init__(self, executor: HeldExecutor) -> None:
         calls, cancellations = socket.socketpair(), socket.socketpair()
-        self._front, self._front_stops = calls[0], cancellations[0]
+        self._front, self._front_cancellations = calls[0], cancellations[0]
         self._commits = CommitSignal()
-        self._cancellations = Cancellations(WorkerChannel(cancellations[1]), cast(Device, DeafDevice()))
-        self._serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._cancellations, self._commits, CONFIG)
+        self._serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG)
+        listen(WorkerChannel(cancellations[1]), self._serving)
         self._thread = threading.Thread(target=self._serving.run)
         self._thread.start()
 
     def send(self, message: worker_pb2.ToWorker) -> None:
         self._write(self._front, message)
 
-    def stop(self, call_id: int) -> None:
-        self._write(self._front_stops, worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=True)))
+    def cancel(self, call_id: int, *, deadline_exceeded: bool = True) -> None:
+        cancel = worker_pb2.Cancel(deadline_exceeded=deadline_exceeded)
+        self._write(self._front_cancellations, worker_pb2.ToWorker(id=call_id, cancel=cancel))
 
-    def wait_for_stop(self, call_id: int) -> None:
-        ticks = threading.Event()
-        while self._cancellations.reason(call_id) is None:
-            ticks.wait(0.001)
+    def wait_for_early_cancellation(self, call_id: int) -> None:
+        wait_until(lambda: call_id in self._serving._cancelled_early)
 
     def answer(self) -> worker_pb2.FromWorker:
         (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")
@@ -116,7 +120,7 @@ class Worker:
 
     def close(self) -> None:
         self._front.close()
-        self._front_stops.close()
+        self._front_cancellations.close()
         self._thread.join()
         self._commits.close()
 
@@ -159,21 +163,21 @@ def test_a_call_that_heeds_its_deadline_leaves_the_device_to_the_others(serve: C
     worker.send(execute(1))
     worker.send(execute(2))
     wait_for_jobs(executor, 2)
-    worker.stop(1)
+    worker.cancel(1)
     assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
     executor.jobs[1].ended.set()
     assert worker.answer().executed.kernels_launched == 1
     assert not executor.device_lost
 
 
-def test_a_device_with_a_kernel_that_heeds_no_stop_is_given_up(serve: Callable[[HeldExecutor], Worker]) -> None:
+def test_a_device_with_a_kernel_that_cannot_be_stopped_is_lost(serve: Callable[[HeldExecutor], Worker]) -> None:
     executor = HeldExecutor(HeldJob, DeafJob, HeldJob)
     worker = serve(executor)
     for call_id in (1, 2, 3):
         worker.send(execute(call_id))
     wait_for_jobs(executor, 3)
     executor.jobs[2].is_committing = True
-    worker.stop(2)
+    worker.cancel(2)
     assert reasons([worker.answer(), worker.answer()]) == {
         1: (reason(WorkerRestartingError), True),
         2: (reason(DeadlineExceededError), True),
@@ -203,16 +207,16 @@ def test_a_request_that_is_not_known_is_asked_for_and_runs(serve: Callable[[Held
     assert worker.answer().executed.kernels_launched == 1
 
 
-def test_a_stop_that_comes_while_a_request_is_asked_for_is_heeded(serve: Callable[[HeldExecutor], Worker]) -> None:
+def test_a_cancellation_that_comes_while_a_request_is_asked_for_is_heeded(serve: Callable[[HeldExecutor], Worker]) -> None:
     executor = HeldExecutor(Unknown, HeldJob)
     worker = serve(executor)
     first_answer(worker, executor)
-    worker.stop(1)
-    worker.stop(99)  # Cancellations come in order: when this has been noted, so has the other.
-    worker.wait_for_stop(99)
+    worker.cancel(1)
+    worker.cancel(99)  # Cancellations come in order: when this has been noted, so has the other.
+    worker.wait_for_early_cancellation(99)
     worker.send(execute(1))
     assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
-    assert len(executor.jobs) == 1
+    assert not executor.jobs[1].begun
 
 
 def first_answer(worker: Worker, executor: HeldExecutor) -> worker_pb2.FromWorker:
@@ -224,6 +228,11 @@ def first_answer(worker: Worker, executor: HeldExecutor) -> worker_pb2.FromWorke
 
 
 def wait_for_jobs(executor: HeldExecutor, count: int) -> None:
+    wait_until(lambda: len(executor.jobs) == count)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll; the test's own time limit ends a wait in vain."""
     ticks = threading.Event()
-    while len(executor.jobs) < count:
+    while not condition():
         ticks.wait(0.001)
