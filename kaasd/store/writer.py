@@ -231,6 +231,9 @@ class Writer:
             self._failure = error
             futures = [pending.future for pending in (*self._taken, *self._waiting)]
             futures += [task.future for task in self._tasks]
+            self._taken.clear()
+            self._waiting.clear()
+            self._tasks.clear()
         for future in futures:
             # A callback of a future may be what has failed.
             with suppress(BaseException):

@@ -7,10 +7,12 @@ import shutil
 import signal
 import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lmdb
 import pytest
@@ -207,6 +209,50 @@ sys.stdin.readline()
         store.commit([Write("b", [payload(100)])]).result()
     store.delete("big").result()
     store.commit([Write("b", [b"1"])]).result()
+
+
+class WatchedLock(threading.Condition):
+    """Tells when somebody asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def __enter__(self) -> bool:
+        self.asked.set()
+        return super().__enter__()
+
+
+def test_nothing_reads_the_map_while_it_moves(store: LmdbStore) -> None:
+    environment = store._environment
+    store.sweep().result()  # no transaction is open from here on
+    environment._turn = lock = WatchedLock()
+    read_meanwhile = []
+    with ThreadPoolExecutor(2) as threads:
+
+        class MovingMap:
+            """LMDB's environment, asked for its state while its map moves."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+            def set_mapsize(self, size: int) -> None:
+                for question in (environment.is_held, environment.last_transaction):
+                    lock.asked.clear()
+                    answers.append(threads.submit(question))
+                    answers[-1].add_done_callback(lambda _: lock.asked.set())
+                    assert lock.asked.wait(60.0)
+                    read_meanwhile.append(answers[-1].done())
+                real.set_mapsize(size)
+
+        real, answers = environment.lmdb, list[Any]()
+        environment.lmdb = MovingMap()
+        try:
+            environment._adopt_size()
+        finally:
+            environment.lmdb = real
+        assert [answer.result() for answer in answers] == [False, environment.last_transaction()]
+    assert read_meanwhile == [False, False]
 
 
 def test_readers_of_a_dead_process_are_reclaimed(open_store: Callable, start: Start) -> None:

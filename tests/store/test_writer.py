@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,11 @@ def writer_held_up(store: LmdbStore) -> Iterator[None]:
         yield
     finally:
         store._environment.end(txn)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # the test's own time limit ends it
+        time.sleep(0.001)
 
 
 def transactions(store: LmdbStore) -> int:
@@ -169,6 +176,59 @@ def test_closed_store_is_refused(store: LmdbStore) -> None:
     for attempt in refused:
         with pytest.raises(InternalError, match="is closed"):
             attempt()
+
+
+def test_a_writer_that_fails_leaves_nobody_waiting(open_store: Callable, read: Callable) -> None:
+    def exit_thread(_: object) -> None:
+        raise SystemExit("no more")
+
+    store = open_store()
+    staged = store.stage()
+    with ThreadPoolExecutor(1) as threads:
+        with writer_held_up(store):
+            store.commit([Write("first", [b"1"])])  # the writer waits with it; those behind it share the next transaction
+            store.commit([Write("second", [b"2"])]).add_done_callback(exit_thread)
+            waiting: list[Future[Any]] = [
+                store.commit([Write("third", [b"3"])]),
+                store.commit([Write("large", [b"4" * 50_000])]),
+                store.delete("first"),
+                store.sweep(),
+                threads.submit(staged.append, b"5" * 50_000),
+            ]
+            cancelled = store.commit([Write("cancelled", [b"6"])])
+            assert cancelled.cancel()
+            wait_until(lambda: len(store._writer._tasks) == 3)
+        for future in waiting:
+            with pytest.raises(InternalError, match="its writer failed: SystemExit: no more"):
+                future.result()
+    later: list[Callable[[], object]] = [
+        store.commit([Write("a", [b"1"])]).result,
+        store.commit([Write("a", [b"1" * 50_000])]).result,
+        store.delete("a").result,
+        store.sweep().result,
+        lambda: store.stage().append(b"1" * 50_000),
+    ]
+    for attempt in later:
+        with pytest.raises(InternalError, match="its writer failed: SystemExit: no more"):
+            attempt()
+    assert read(store, "second") == b"2"
+    store.close()
+    assert read(open_store(), "second") == b"2"
+
+
+def test_the_writer_outlives_a_sweep_that_was_cancelled(store: LmdbStore) -> None:
+    with writer_held_up(store):
+        store.commit([Write("a", [b"1"])])
+        assert store.sweep().cancel()
+    assert store.sweep().result() == 0
+    assert store.delete("a").result().size_bytes == 1
+
+
+def test_what_was_written_is_not_held_on_to(store: LmdbStore) -> None:
+    value = bytearray(10)
+    store.commit([Write("a", [value])]).result()
+    store.sweep().result()  # the writer has come to what follows that commit
+    value.extend(b"x")  # BufferError while something has a view of it
 
 
 def test_pieces_are_checked_before_anything_is_queued(store: LmdbStore) -> None:
