@@ -22,5 +22,5 @@ class Shell(StrEnum):
 
 
 def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")]) -> None:
-    """Print a shell's completion script, for example for: source <(kaasctl completion bash)."""
+    """Print a shell's completion script. In bash: source <(kaasctl completion bash)."""
     typer.echo(get_completion_script(prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell.value))

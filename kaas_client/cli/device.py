@@ -6,12 +6,12 @@ import typer
 
 from kaas_client.cli.session import connected
 
-app = typer.Typer(no_args_is_help=True, help="Look at the server's devices.")
+app = typer.Typer(no_args_is_help=True, help="Show the server's devices.")
 
 
 @app.callback()
 def device() -> None:
-    """Look at the server's devices."""
+    """Show the server's devices."""
 
 
 @app.command("ls")

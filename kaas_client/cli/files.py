@@ -25,7 +25,7 @@ class Assignment:
 
 
 def parse_assignments(option: str, texts: Sequence[str]) -> list[Assignment]:
-    """Return the values of a repeated option. A name ends at the first ``=``, and may come once."""
+    """Return the values of a repeated option. A name ends at the first ``=``, and may be given only once."""
     found: dict[str, Assignment] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -56,9 +56,9 @@ def check_writable(paths: Sequence[str]) -> None:
             continue
         target = Path(path)
         if target.is_dir():
-            raise typer.BadParameter(f"{path}: is a directory")
+            raise typer.BadParameter(f"{path} is a directory")
         if not target.parent.is_dir():
-            raise typer.BadParameter(f"{path}: there is no directory {target.parent}")
+            raise typer.BadParameter(f"{path}: the directory {target.parent} does not exist")
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_output(path: str) -> Iterator[BinaryIO]:
-    """Open a file, or standard output, to write. A file appears, or is replaced, only when all went well."""
+    """Open a file, or standard output, to write. A file appears, or is replaced, only if nothing fails."""
     if path == STANDARD_STREAM:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Register, invoke, list and remove functions.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The function's name.")]
 
 
 @app.command("register")
-def register(ctx: typer.Context, name: Name, request: RequestFile) -> None:
+def register(ctx: typer.Context, name: NameArgument, request: RequestFile) -> None:
     """Register a request under a name, replacing what was there."""
     spec = read_request(request)
     with connected(ctx) as (client, _):
@@ -38,7 +38,7 @@ def register(ctx: typer.Context, name: Name, request: RequestFile) -> None:
 @app.command("invoke")
 def invoke(
     ctx: typer.Context,
-    name: Name,
+    name: NameArgument,
     inputs: Annotated[
         list[str] | None,
         typer.Option("--input", metavar="BUFFER=FILE", help="Load this buffer with this file's bytes. Repeatable."),

@@ -12,13 +12,13 @@ from kaas_client.cli.session import connected
 
 app = typer.Typer(no_args_is_help=True, help="Put, get, list and remove values of the store.")
 
-Key = Annotated[str, typer.Argument(metavar="KEY", help="The value's key.")]
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The value's key.")]
 
 
 @app.command("put")
 def put(
     ctx: typer.Context,
-    key: Key,
+    key: KeyArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to store; - is standard input.")],
 ) -> None:
     """Store a file as a value."""
@@ -31,10 +31,10 @@ def put(
 @app.command("get")
 def get(
     ctx: typer.Context,
-    key: Key,
+    key: KeyArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is standard output.")] = STANDARD_STREAM,
-    offset: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Where to begin.")] = 0,
-    size: Annotated[int | None, typer.Option(min=0, metavar="BYTES", help="How much; default: up to the end.")] = None,
+    offset: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Where to start.")] = 0,
+    size: Annotated[int | None, typer.Option(min=0, metavar="BYTES", help="How many; default: up to the end.")] = None,
 ) -> None:
     """Write a value to a file, or its bytes to standard output."""
     check_writable([file])
@@ -52,7 +52,7 @@ def ls(
 
 
 @app.command("stat")
-def stat(ctx: typer.Context, key: Key) -> None:
+def stat(ctx: typer.Context, key: KeyArgument) -> None:
     """Show a value's size and version."""
     with connected(ctx) as (client, printer):
         printer.record(client.stat(key))

@@ -19,7 +19,7 @@ def upload(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="PTX, cubin, fatbin or a shared object; - is standard input.")],
 ) -> None:
-    """Upload a library and print its id, for requests to name it by."""
+    """Upload a library and print its id, which requests name it by."""
     with open_input(file) as source, connected(ctx) as (client, printer):
         with transfer(file) as progress:
             id = client.upload(source, file_name=Path(file).name, progress=progress)

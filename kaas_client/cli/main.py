@@ -1,4 +1,4 @@
-"""``kaasctl``: the command line of kaasd. One file a noun; this one has what all commands share.
+"""``kaasctl``: the command line of kaasd. One file a noun; here are the global options, and how failures are shown.
 
 Exit codes: 0 ok, 1 failed (a bad request too), 2 wrong usage or an unreadable file, 3 cannot connect, 4 not found, 6 timed out,
 130 interrupted.
@@ -7,16 +7,16 @@ Exit codes: 0 ok, 1 failed (a bad request too), 2 wrong usage or an unreadable f
 from __future__ import annotations
 
 import os
+import textwrap
 from typing import Annotated, Any
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from kaas_client import errors
-from kaas_client.cli import completion, device, function, health, kv, library, stats, submit, version
+from kaas_client.cli import completion, device, function, kv, library, server, submit
 from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
-from kaas_client.cli.report import describe
 from kaas_client.cli.session import Session
 from kaas_core.address import ADDRESS_VARIABLE, default_connect_address, parse_address
 
@@ -36,7 +36,7 @@ class RootGroup(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise  # Whoever read our output has had enough; typer ends quietly.
+            raise  # The reader of our output has closed it; typer exits quietly.
         except (errors.KaasError, OSError) as error:
             typer.echo(f"{PROGRAM}: {describe(error)}", err=True)
             raise typer.Exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind))) from None
@@ -56,9 +56,9 @@ app.add_typer(kv.app, name="kv")
 app.add_typer(library.app, name="library")
 app.add_typer(function.app, name="function")
 app.add_typer(device.app, name="device")
-app.command("stats")(stats.stats)
-app.command("health")(health.health)
-app.command("version")(version.version)
+app.command("stats")(server.stats)
+app.command("health")(server.health)
+app.command("version")(server.version)
 app.command("completion")(completion.completion)
 
 
@@ -81,14 +81,41 @@ def root(
         ),
     ] = None,
     output: Annotated[
-        Format, typer.Option("--output", "-o", envvar="KAAS_OUTPUT", case_sensitive=False, help="What results are printed as.")
+        Format, typer.Option("--output", "-o", envvar="KAAS_OUTPUT", case_sensitive=False, help="How to print results.")
     ] = Format.TABLE,
     timeout: Annotated[
-        float | None, typer.Option(min=0.001, metavar="SECONDS", help="For each call; kernels that run past it are stopped.")
+        float | None, typer.Option(min=0.001, metavar="SECONDS", help="Limit for each call; kernels that run longer are stopped.")
     ] = None,
 ) -> None:
-    """Run requests of GPU kernels on a kaasd server, and look after its store, libraries and functions."""
+    """Run requests of GPU kernels on a kaasd server, and manage its store, libraries and functions."""
     ctx.obj = Session(_address(address), output, timeout)
+
+
+def describe(error: Exception) -> str:
+    """Return the text of an error: one line, and any details indented below it."""
+    if isinstance(error, errors.InvalidRequestError):
+        return "the request is not valid:" + "".join(f"\n  {violation}" for violation in error.violations)
+    if isinstance(error, errors.KernelFaultError):
+        return _describe_fault(error)
+    if isinstance(error, errors.DeadlineExceededError):
+        return f"timed out: {error}"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return str(error)
+
+
+def _describe_fault(error: errors.KernelFaultError) -> str:
+    """Add the fault's name and place if the server's message lacks them, then the report."""
+    details = error.metadata
+    lines = [error.message]
+    for name, label in (("fault", "fault"), ("kernel", "kernel"), ("kernel_index", "index in the request")):
+        value = details.get(name)
+        if value and (name == "kernel_index" or value not in error.message):
+            lines.append(f"  {label}: {value}")
+    if report := details.get("report"):
+        lines.append(textwrap.indent(report.rstrip("\n"), "  "))
+    return "\n".join(lines)
 
 
 def main() -> None:

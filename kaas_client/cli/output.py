@@ -1,6 +1,6 @@
 """The one printer of results: tables for people, JSON for programs.
 
-Units stand in the names of fields (``size_bytes``, ``run_ns``), from which tables know to say ``1.5 MiB`` and ``2.3 ms``.
+The names of fields end in their units (``size_bytes``, ``run_ns``); tables print these as ``1.5 MiB`` and ``2.3 ms``.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Printer:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with whatever could steer a terminal written as an escape: keys may hold any character."""
+    """Return ``text`` with escapes for what could control a terminal: keys may contain any character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def format_size(size_bytes: int) -> str:
-    """Return a size as a person would say it."""
+    """Return a size for people to read."""
     if size_bytes < 1024:
         return f"{size_bytes} B"
     size = float(size_bytes)
@@ -70,7 +70,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_duration(duration_ns: int) -> str:
-    """Return a duration as a person would say it."""
+    """Return a duration for people to read."""
     if duration_ns < 1_000:
         return f"{duration_ns} ns"
     if duration_ns < 1_000_000:
@@ -99,7 +99,7 @@ def _is_records(value: object) -> bool:
 
 
 def _lines(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what the lines of a record say, what is nested in it too. A field's name tells a unit; a mapping's key is data."""
+    """Yield the lines of a record and of those nested in it. A field's name tells its unit; a mapping's key is data."""
     for name, value in fields.items():
         heading = f"{prefix}{_heading(name)}"
         if _is_record(value):
@@ -145,11 +145,11 @@ def _print_table(headings: Sequence[str] | None, rows: Iterable[Sequence[str]]) 
 
     table = Table(box=None, show_header=headings is not None, pad_edge=False, header_style="bold")
     for heading in headings or ("", ""):
-        # What is too long for a terminal is folded: half a key or id is of no use.
+        # Cells that are too long for a terminal are folded: half a key or id is of no use.
         table.add_column(heading, overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in rows:
         table.add_row(*map(Text, row))
-    # Into a pipe a line is as long as it is.
+    # Lines written to a pipe are never folded.
     console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 1_000_000)
     with console.capture() as capture:
         console.print(table)

@@ -16,7 +16,7 @@ LONG_BYTES = 16 << 20
 
 @contextmanager
 def transfer(label: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function for a client's ``progress``, or None where nobody would see it."""
+    """Yield a function for a client's ``progress``, or None where standard error is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -25,7 +25,7 @@ def transfer(label: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 class _Bar:
-    """Draws itself from the first call on, for a long transfer."""
+    """A bar that appears at the first call, if the transfer is long."""
 
     def __init__(self, label: str, stack: ExitStack) -> None:
         self._label = label

@@ -1,4 +1,4 @@
-"""What the global options of ``kaasctl`` say, for the commands."""
+"""The global options of ``kaasctl``, and the connection that a command makes of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def session_of(ctx: typer.Context) -> Session:
 @contextmanager
 def connected(ctx: typer.Context) -> Iterator[tuple[Client, Printer]]:
     """Yield a client of the server that a command is for, and the printer of its results."""
-    # gRPC takes longer to import than the rest of kaasctl together, so that only a command that calls waits for it.
+    # gRPC takes longer to import than all the rest of kaasctl, so only a command that makes a call imports it.
     from kaas_client import Client
 
     session = session_of(ctx)

@@ -25,7 +25,7 @@ TraceOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
-        help="Write to this file when what was done, for ui.perfetto.dev; - is standard output. The kernels take longer.",
+        help="Write a trace to this file, for ui.perfetto.dev; - is standard output. The kernels take longer.",
     ),
 ]
 
@@ -43,9 +43,9 @@ def print_printed(result: Result) -> None:
 
 
 def write_trace(path: str, result: Result) -> None:
-    """Write the trace of a result to a file, and say what it lacks. Raises ``KaasError`` where there is none."""
+    """Write the trace of a result to a file, and warn of what it lacks. Raises ``KaasError`` if there is none."""
     if result.trace is None:
-        raise errors.KaasError("the request has run, but its server sent no trace: it is too old for that")
+        raise errors.KaasError("the request has run, but the server sent no trace: it is too old to make one")
     with open_output(path) as file:
         file.write(chrome_trace.to_json(result))
     if result.trace.launches_left_out:
@@ -61,12 +61,15 @@ def submit(
     ctx: typer.Context,
     request: RequestFile,
     inputs: Annotated[
-        list[str] | None, typer.Option("--input", metavar="KEY=FILE", help="First put this file under this key. Repeatable.")
+        list[str] | None,
+        typer.Option("--input", metavar="KEY=FILE", help="Before that store this file under this key. Repeatable."),
     ] = None,
     outputs: Annotated[
         list[str] | None,
         typer.Option(
-            "--output", metavar="KEY=FILE", help="At the end get this key to this file; - is standard output. Repeatable."
+            "--output",
+            metavar="KEY=FILE",
+            help="At the end write this key's value to this file; - is standard output. Repeatable.",
         ),
     ] = None,
     device: DeviceOption = "",

@@ -75,7 +75,7 @@ def test_violations_stand_one_a_line(kaasctl: Kaasctl, server: FakeServer) -> No
     assert kaasctl("submit", "request.json") == Done(
         1,
         b"",
-        "kaasctl: the request is wrong:\n"
+        "kaasctl: the request is not valid:\n"
         "  kernels[0].arguments[1]: the parameter has 4 bytes\n"
         "  kernels[0].block: over the device's limit\n",
     )
