@@ -34,7 +34,7 @@ T = TypeVar("T")
 DEFAULT_MAX_MESSAGE_BYTES = 256 << 20
 """The largest message that this side sends or accepts; the server has its own limit. Larger values travel in chunks."""
 PAGE_SIZE = 1000
-"""The most a server gives: a page is one round trip."""
+"""The most that a server returns at once: each page is a round trip."""
 
 Binding: TypeAlias = "Bytes | Key"
 """What an invocation puts in a buffer's place: bytes to load, or another key."""

@@ -1,4 +1,4 @@
-"""Large values in pieces, on their way in and out, without a second copy of the whole. Knows no gRPC calls."""
+"""Sends and receives large values in pieces, without a second copy of the whole. Makes no calls itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ M = TypeVar("M")
 CHUNK_BYTES = 1 << 20
 """Measured best on gRPC in Python: larger messages are slower and hold up other calls."""
 SPOOL_BYTES = 64 << 20
-"""How much of a source of unknown size is kept in memory while its size is being found out."""
+"""How much of a source of unknown size is kept in memory until its size is known."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all, from any thread."""
@@ -39,7 +39,7 @@ class Readable(Protocol):
 
 @runtime_checkable
 class Seekable(Protocol):
-    """A binary file that knows where it stands, and how long it is."""
+    """A binary file that can tell its position and its length."""
 
     def tell(self) -> int: ...
 
@@ -62,7 +62,7 @@ Data: TypeAlias = "Bytes | os.PathLike[str] | Readable | Iterable[Bytes]"
 def flat_view(data: Bytes) -> memoryview:
     """Return the bytes of an array or other buffer in C order; a copy only where they are not contiguous.
 
-    Raises ``TypeError`` for what is no buffer.
+    Raises ``TypeError`` for anything that is not a buffer.
     """
     try:
         view = memoryview(data)
@@ -96,11 +96,11 @@ class Source:
 def open_source(data: Data, size_bytes: int | None = None) -> Iterator[Source]:
     """Open what can be stored.
 
-    A stream whose size is unknown is first spooled, to memory and then to a temporary file, since a size goes ahead of the data;
-    ``size_bytes`` spares that. Raises ``TypeError`` for what is no data, ``OSError`` for a file.
+    A stream whose size is unknown is first spooled, to memory and then to a temporary file, because the size is sent before the
+    data; ``size_bytes`` avoids that. Raises ``TypeError`` for anything else, ``OSError`` for a file that cannot be read.
     """
     if isinstance(data, str):
-        raise TypeError("str is no data: encode text, or give a pathlib.Path for a file")
+        raise TypeError("cannot store a str: encode text, or give a pathlib.Path for a file")
     if isinstance(data, io.TextIOBase):
         raise TypeError("a file must be open in binary mode")
     with ExitStack() as stack:
@@ -158,7 +158,7 @@ class Upload(Generic[M]):
 
 
 class Download:
-    """A value on its way in: fed with the messages of a ``Get``, in order, it builds what the caller asked for."""
+    """Receives a value: takes the messages of a ``Get`` in order, and makes of them what the caller asked for."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Download:
         progress: Progress | None,
     ) -> None:
         if dtype is not None and into is not None:
-            raise ValueError("dtype and into exclude each other: an array to fill has a type of its own")
+            raise ValueError("dtype and into cannot be given together: an array to fill already has a type")
         self._dtype = _numpy_dtype(dtype) if dtype is not None else None
         self._offset_bytes = offset_bytes
         self._wanted_bytes = size_bytes
@@ -188,7 +188,7 @@ class Download:
         return self._file is not None
 
     def feed(self, message: GetResponse) -> None:
-        """Take the next message. Raises ``ValueError`` where the value does not fit what it should go to."""
+        """Take the next message. Raises ``ValueError`` where the value does not fit its target."""
         if message.WhichOneof("part") == "entry":
             rest = message.entry.size_bytes - self._offset_bytes
             self._begin(rest if self._wanted_bytes is None else self._wanted_bytes)
@@ -205,7 +205,7 @@ class Download:
             self._progress(self._done_bytes, self._total_bytes)
 
     def result(self) -> bytes | np.ndarray[Any, np.dtype[Any]] | int:
-        """Return the bytes, or the array, or how many bytes were written to where the caller said."""
+        """Return the bytes, or the array, or how many bytes were written to the caller's target."""
         if self._done_bytes != self._total_bytes:
             raise errors.InternalError(f"the server sent {self._done_bytes} of {self._total_bytes} bytes")
         if self._dtype is not None:
@@ -219,7 +219,7 @@ class Download:
         self._total_bytes = total_bytes
         if self._dtype is not None:
             if total_bytes % self._dtype.itemsize:
-                raise ValueError(f"{total_bytes} bytes are no whole number of {self._dtype} elements")
+                raise ValueError(f"{total_bytes} bytes are not a whole number of {self._dtype} elements")
             self._target = memoryview(bytearray(total_bytes))
         elif self._target is not None and total_bytes > len(self._target):
             raise ValueError(f"{total_bytes} bytes do not fit into a buffer of {len(self._target)}")
@@ -239,7 +239,7 @@ def _writable_view(into: Bytes) -> memoryview:
 
 
 def _remaining_bytes(file: Readable) -> int | None:
-    """Return how much of a file is left to read; None where it cannot tell, as a pipe cannot."""
+    """Return how much of a file is left to read; None where that is unknown, as for a pipe."""
     if not isinstance(file, Seekable):
         return None
     try:

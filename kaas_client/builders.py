@@ -1,7 +1,7 @@
 """Builds requests: kernels with their arguments, in the order of their parameters.
 
-Mentions of one buffer in several kernels are merged by its name, as in the JSON form: what one of them says holds for all, so
-that size, key and offset need to be given only once, and must be the same where they are given again.
+Mentions of one buffer in several kernels are merged by its name, as in the JSON form: what one of them gives holds for
+all. So size, key and offset need to be given only once; where they are given again, they must be the same.
 """
 
 from __future__ import annotations

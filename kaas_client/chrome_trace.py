@@ -14,15 +14,15 @@ from kaas_client.types import Result, Span
 
 _REQUEST_ROW = "request"
 _OVERLAPPING_STAGES = ("launch", "gpu")
-"""On a row of their own: on one row of the format spans nest or do not touch."""
+"""Each has its own row: in this format the spans of one row must nest or not overlap."""
 _TITLES = {"copy_to_device": "copy {} to the device", "copy_to_host": "copy {} to the host", "zero": "zero {}"}
 
 
 def chrome_trace(result: Result) -> dict[str, Any]:
-    """Return the trace of a result, to be written as JSON. Raises ``ValueError`` where it has none."""
+    """Return the trace of a result, to be written as JSON. Raises ``ValueError`` if it has none."""
     trace = result.trace
     if trace is None:
-        raise ValueError("the result has no trace: it was not asked for")
+        raise ValueError("the result has no trace: none was requested")
     # What the format calls a process is a group of rows here, and a thread is a row.
     host, streams, kernels = (defaultdict[str, list[Span]](list) for _ in range(3))
     for span in sorted(trace.spans, key=lambda span: (span.start_ns, -span.duration_ns)):
@@ -52,7 +52,7 @@ def to_json(result: Result) -> bytes:
 
 
 def _label(what: str, group: int, row: int, name: str) -> list[dict[str, Any]]:
-    """Return what names a group or row, and puts it in its place."""
+    """Return the events that name a group or row and set its position."""
     place = {"ph": "M", "pid": group, "tid": row}
     return [
         {"name": f"{what}_name", **place, "args": {"name": name}},
@@ -77,8 +77,8 @@ def _event(span: Span, group: int, row: int) -> dict[str, Any]:
 def _microseconds(time_ns: int) -> float:
     """Return a time in the format's unit.
 
-    Perfetto drops spans that overlap, and has cut off what was behind the nanosecond: where the nearest number is a little too
-    small, a span would begin a nanosecond before the end of another.
+    Perfetto cuts times to whole nanoseconds, and drops spans that overlap. Where the nearest float is a little too small, a span
+    would begin a nanosecond before another one ends.
     """
     time_us = time_ns / 1000
     return time_us if int(time_us * 1000) == time_ns else math.nextafter(time_us, math.inf)

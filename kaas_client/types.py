@@ -1,4 +1,7 @@
-"""What the calls of a client return. Sizes in bytes, times of day in UTC, durations in nanoseconds."""
+"""What the calls of a client return. Sizes in bytes, times of day in UTC, durations in nanoseconds.
+
+A state or kind that only a newer server knows is ``unknown (7)``, with its number.
+"""
 
 from __future__ import annotations
 
@@ -82,14 +85,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """When what a request did was done. ``kaas_client.chrome_trace`` makes a file of it that browsers show."""
+    """What a request did, and when. ``kaas_client.chrome_trace`` makes a file of it that browsers show."""
 
     spans: tuple[Span, ...]
     """In no particular order."""
     launches_left_out: int
     """Launches without a span: those beyond the first 10,000."""
     notes: tuple[str, ...]
-    """What else to know of it, for a person to read."""
+    """Remarks on the trace, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +100,19 @@ class Result:
     """How a request ran. ``result["c"]`` is the bytes of a returned buffer."""
 
     outputs: Mapping[str, bytes]
-    """The buffers that were asked for, by name."""
+    """The requested buffers, by name."""
     versions: Mapping[str, int]
     """The new version of every key that was written."""
     device: str
     """The device that ran it."""
     timing: Timing
     printed: str = ""
-    """What device code printed, where the device can tell: the emulated one can."""
+    """What device code printed; only the emulated device reports it."""
     trace: Trace | None = None
-    """Where it was asked for."""
+    """If it was requested."""
 
     def __getitem__(self, buffer: str) -> bytes:
-        """Return a buffer's bytes. Raises ``KeyError`` for one that was not asked for."""
+        """Return a buffer's bytes. Raises ``KeyError`` for one that was not requested."""
         return self.outputs[buffer]
 
     def array(self, buffer: str, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
@@ -156,7 +159,7 @@ class LibraryInspection:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is."""
+    """A server's version, addresses and settings."""
 
     version: str
     start_time: datetime
@@ -177,7 +180,7 @@ class DeviceInfo:
     compute_capability: str
     memory_bytes: int
     memory_used_bytes: int
-    """What kaasd holds of it."""
+    """What kaasd uses of it."""
     state: str
     """``starting``, ``ready``, ``restarting`` or ``stopped``."""
     worker_pid: int
@@ -192,7 +195,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStats:
-    """Counters of one device since the server started, and gauges of now."""
+    """Counters of one device since the server started, and current gauges."""
 
     device: str
     requests_succeeded: int
@@ -206,7 +209,7 @@ class DeviceStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Counters of a server since it started, and gauges of now."""
+    """Counters of a server since it started, and current gauges."""
 
     uptime_ns: int
     devices: tuple[DeviceStats, ...]

@@ -1,4 +1,4 @@
-"""Where a daemon listens and a client connects when nobody says: one rule for both. Pure but for looking at the file system.
+"""The default address: where a daemon listens, and a client connects, when no address is given. One rule for both.
 
 The candidates, best first:
 
@@ -37,7 +37,7 @@ def default_listen_address(environ: Mapping[str, str] = os.environ) -> str:
 def default_connect_address(environ: Mapping[str, str] = os.environ) -> str:
     """Return the address a client connects to: ``KAAS_ADDRESS``, else the first candidate where there is a socket.
 
-    Where there is none it is the address that a daemon started by this user would take.
+    If there is none, this is the address that a daemon started by this user would listen on.
     """
     if environ.get(ADDRESS_VARIABLE):
         return parse_address(environ[ADDRESS_VARIABLE])
@@ -64,11 +64,11 @@ def parse_address(text: str) -> str:
             return text
     else:
         host, _, port = text.rpartition(":")
-        # A bare IPv6 address has colons too, so there the brackets tell host and port apart.
+        # An IPv6 address has colons itself, so brackets must separate it from the port.
         named = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
         if named and "/" not in text and port.isascii() and port.isdigit() and int(port) <= 65535:
             return text
-    raise ValueError(f"{text!r} is no address: expected unix:PATH, /PATH or HOST:PORT ([HOST]:PORT for IPv6)")
+    raise ValueError(f"{text!r} is not a valid address: expected unix:PATH, /PATH or HOST:PORT ([HOST]:PORT for IPv6)")
 
 
 def _unix(directory: Path) -> str:

@@ -1,7 +1,7 @@
-"""What can go wrong, once: the tree of exceptions, and the table of reasons and status codes that daemon and client share.
+"""All errors in one place: the tree of exceptions, and the table of reasons and status codes that daemon and client share.
 
-Every exception has a ``reason`` (a name of ``kaas.v1.Reason`` without its prefix), which fixes its status code. Anything may
-raise them; ``kaasd.api.errors`` turns them into ``google.rpc.Status``, and ``kaas_client.errors`` turns that back into these.
+Every exception has a ``reason`` (a name of ``kaas.v1.Reason`` without its prefix), which fixes its status code. Any code may
+raise them; ``kaasd.api.errors`` turns them into ``google.rpc.Status``, and ``kaas_client`` turns that back into these.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class InternalError(KaasError):
 
 
 class InvalidArgumentError(KaasError):
-    """What was sent is wrong in itself."""
+    """Something in the call is not valid: a name, a key, a page token, a setting."""
 
     code = "INVALID_ARGUMENT"
     reason = "INVALID_NAME"
@@ -69,7 +69,7 @@ class InvalidRequestError(InvalidArgumentError):
 
 
 class InvalidLibraryError(InvalidArgumentError):
-    """The library's bytes are no GPU code that this device can load."""
+    """The library is not GPU code that this device can load."""
 
     reason = "INVALID_LIBRARY"
 
@@ -105,7 +105,7 @@ class FunctionNotFoundError(NotFoundError):
 
 
 class FailedPreconditionError(KaasError):
-    """The state of the server does not allow it."""
+    """The state of the server does not allow the call."""
 
     code = "FAILED_PRECONDITION"
 
@@ -123,19 +123,19 @@ class UploadIncompleteError(FailedPreconditionError):
 
 
 class NotEnabledError(FailedPreconditionError):
-    """A setting of the server forbids it."""
+    """A setting of the server forbids the call."""
 
     reason = "NOT_ENABLED"
 
 
 class ResourceExhaustedError(KaasError):
-    """Something is full."""
+    """A limit is reached."""
 
     code = "RESOURCE_EXHAUSTED"
 
 
 class OutOfDeviceMemoryError(ResourceExhaustedError):
-    """The device lacks memory."""
+    """The device does not have enough memory."""
 
     reason = "OUT_OF_DEVICE_MEMORY"
 
@@ -159,14 +159,14 @@ class MessageTooLargeError(ResourceExhaustedError):
 
 
 class DeadlineExceededError(KaasError):
-    """The deadline passed, queued or running."""
+    """The deadline passed while the request was queued or running."""
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
 
 
 class CancelledError(KaasError):
-    """The caller went away."""
+    """The call was cancelled."""
 
     code = "CANCELLED"
     reason = "CANCELLED"
@@ -180,7 +180,7 @@ class KernelFaultError(KaasError):
 
 
 class UnavailableError(KaasError):
-    """Not now; the same call may succeed later."""
+    """The server cannot take the call now; the same call may succeed later."""
 
     code = "UNAVAILABLE"
     retry_after_s = 1.0

@@ -35,7 +35,7 @@ class _Mention:
 class BufferMentions:
     """Merges the mentions of each name: what is given anywhere holds everywhere, and must be the same wherever given.
 
-    Only ``ephemeral`` may differ: true once is true, because the original says false wherever nothing was said.
+    Only ``ephemeral`` may differ: one true is enough, because the original format writes false by default.
     """
 
     def __init__(self, found: Violations) -> None:
@@ -63,13 +63,13 @@ class BufferMentions:
         return name
 
     def specs(self) -> tuple[BufferSpec, ...]:
-        """Return one buffer a name, in the order of first mention."""
+        """Return one buffer for each name, in the order of first mention."""
         return tuple(self._merge(name, mentions) for name, mentions in self._mentions.items())
 
     def _merge(self, name: str, mentions: list[_Mention]) -> BufferSpec:
         size = self._agreed(name, mentions, "size", lambda mention: mention.size)
         if not any(mention.has_size for mention in mentions):
-            self._found.add(mentions[0].path, f"buffer {shown(name)} is given a size nowhere")
+            self._found.add(mentions[0].path, f"buffer {shown(name)} needs a size in at least one place")
         return BufferSpec(
             name=name,
             size_bytes=size or 0,
@@ -97,9 +97,9 @@ class BufferMentions:
 
 
 def _key(found: Violations, path: str, value: object) -> str | None:
-    if value is None:  # as good as absent, in the original
+    if value is None:  # in the original format the same as absent
         return None
     if value == "":
-        found.add(path, "must not be empty; leave it out where the key is the buffer's name")
+        found.add(path, "must not be empty; leave it out if the key is the buffer's name")
         return None
     return text(found, path, value)

@@ -23,7 +23,7 @@ _GRID = ("grid", "nGrid", "gridDim")
 _BLOCK = ("block", "nBlock", "blockDim")
 _SHARED = ("shared_memory_bytes", "sharedSize")
 _USES = {"inputs": Access.INPUT, "temps": Access.TEMPORARY, "outputs": Access.OUTPUT}
-"""The original's lists of buffers by use: all there is in its first version, repeating ``arguments`` in its last."""
+"""The original format's lists of buffers by use: its first version has only these; in its last they repeat ``arguments``."""
 _REQUEST_FIELDS = ("kernels", "buffers", *_ITERATIONS)
 _KERNEL_FIELDS = ("library", *_NAME, *_GRID, *_BLOCK, *_SHARED, "literals", "arguments", "type_list", *_USES)
 _LITERAL_FIELDS = ("type", "val")
@@ -49,7 +49,7 @@ def request_from_json(source: str | bytes | dict[str, object]) -> Request:
 
 
 def request_to_json(request: Request) -> dict[str, object]:
-    """Return our own form of a valid request, for ``json.dumps``; what has its default value is left out."""
+    """Return our own form of a valid request, for ``json.dumps``; default values are left out."""
     fields: dict[str, object] = {"kernels": [_kernel_to_json(kernel) for kernel in request.kernels]}
     if request.buffers:
         fields["buffers"] = [_buffer_to_json(spec) for spec in request.buffers]
@@ -136,7 +136,7 @@ def _argument(found: Violations, path: str, value: object, letter: object, menti
         return _literal(found, path, value)
     access = _ACCESS_LETTERS.get(letter) if isinstance(letter, str) else None
     if access is None:
-        found.add(path, f"unknown access {shown(letter)}; it is one of {_LETTERS}")
+        found.add(path, f"unknown access {shown(letter)}; expected {_LETTERS}")
         return None
     name = mentions.mention(path, value)
     return None if name is None else BufferArgument(name, access)
@@ -149,7 +149,7 @@ def _buffers_of(reader: ObjectReader, field: str, mentions: BufferMentions) -> l
 
 
 def _arguments_by_use(buffers_by_use: Mapping[str, list[str]]) -> list[Argument]:
-    """Return the arguments in the order of the original's first version: inputs, temporaries, then outputs that are no inputs."""
+    """Return the arguments in the order of the original's first version: inputs, temporaries, outputs that are not inputs."""
     outputs = set(buffers_by_use.get("outputs", ()))
     inputs = set(buffers_by_use.get("inputs", ()))
     return [
@@ -165,7 +165,7 @@ def _check_repeated(found: Violations, path: str, buffers_by_use: Mapping[str, l
         letter = _USES[field].value
         expected = {a.buffer for a in arguments if isinstance(a, BufferArgument) and letter in a.access.value}
         if set(names) != expected:
-            found.add(f"{path}.{field}", "names other buffers than the arguments do")
+            found.add(f"{path}.{field}", "must name the same buffers as the arguments")
 
 
 def _literal(found: Violations, path: str, value: object) -> Literal:
@@ -190,7 +190,7 @@ def _float(found: Violations, path: str, value: object) -> float | None:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        found.add(path, f"is no finite number; if it is meant, write one of {', '.join(map(repr, _FLOAT_NAMES))} as a string")
+        found.add(path, f"must be finite; NaN and infinities are written as the strings {', '.join(map(repr, _FLOAT_NAMES))}")
         return None
     return number
 

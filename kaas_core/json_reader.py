@@ -1,4 +1,4 @@
-"""Reading JSON strictly: what is wrong is noted with its path, and reading goes on."""
+"""Reads JSON strictly: notes each error with its path, and goes on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Convert = Callable[[Violations, str, object], T | None]
 """Turns the value at a path into a ``T``; where it cannot, notes why and returns None."""
 
 _MAX_NAME = 40
-"""Longest unknown field name that is taken seriously."""
+"""The longest field name that is shown in a path without quotes, and that gets a suggestion."""
 
 
 class _Object(dict[str, object]):
-    """A JSON object that remembers which of its keys came twice."""
+    """A JSON object that remembers which of its keys are given twice."""
 
     duplicates: tuple[str, ...] = ()
 
@@ -53,7 +53,7 @@ def member(path: str, name: object) -> str:
 
 
 class ObjectReader:
-    """Takes the fields of one JSON object, and complains of those that nobody knows."""
+    """Reads the fields of one JSON object, and reports unknown ones."""
 
     def __init__(self, found: Violations, path: str, value: object, known: Iterable[str], what: str) -> None:
         """Begin to read ``value``, which should be an object with fields among ``known``; ``what`` is its name in messages."""
@@ -93,7 +93,7 @@ class ObjectReader:
 
 
 def _suggestion(found: Violations, name: object, names: tuple[str, ...]) -> str:
-    # The search is slow for long names, and pointless where nobody will read it.
+    # The search is slow for long names, and of no use where violations are only counted.
     if not isinstance(name, str) or len(name) > _MAX_NAME or found.full:
         return ""
     near = get_close_matches(name, names, n=1)

@@ -116,14 +116,14 @@ def _buffer_argument_from_proto(found: Violations, path: str, message: types_pb2
     access = _ACCESS_FROM_PROTO.get(message.access)
     if access is None:
         what = "is not set" if message.access == types_pb2.ACCESS_UNSPECIFIED else f"has the unknown value {message.access}"
-        found.add(path, f"access {what}; it is one of INPUT, OUTPUT, INOUT, TEMPORARY")
+        found.add(path, f"access {what}; expected INPUT, OUTPUT, INOUT or TEMPORARY")
     return BufferArgument(message.buffer, access or Access.INPUT)
 
 
 def _literal_from_proto(found: Violations, path: str, message: types_pb2.Literal) -> Literal:
     given = message.WhichOneof("value")
     expected = _VALUE_FIELD.get(message.type)
-    # An unknown type is validation's to complain of, with or without a value.
+    # Validation reports an unknown type, with or without a value.
     if expected is not None and given != expected:
         found.add(path, f"a literal of type {shown(message.type)} needs {expected}, but {given or 'no value'} is set")
     return Literal(message.type, 0 if given is None else getattr(message, given))

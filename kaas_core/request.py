@@ -26,7 +26,7 @@ class Access(Enum):
 
     @property
     def writes(self) -> bool:
-        """Whether a buffer used so is written back to its key (unless ephemeral)."""
+        """Whether such a use writes the buffer back to its key (unless ephemeral)."""
         return self in (Access.OUTPUT, Access.INOUT)
 
 
@@ -104,10 +104,10 @@ _PACKERS: Mapping[str, struct.Struct] = {letter: struct.Struct(f"<{letter}") for
 
 
 def literal_problem(literal: Literal) -> str | None:
-    """Return what is wrong with a literal, or None. Infinities and NaN are right for every floating-point type."""
+    """Return what is wrong with a literal, or None. Infinities and NaN are valid for every floating-point type."""
     letter, value = literal.type, literal.value
     if letter not in _PACKERS:
-        return f"unknown literal type {letter!r:.20}; it is one of b B h H i I q Q e f d"
+        return f"unknown literal type {letter!r:.20}; expected one of b B h H i I q Q e f d"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return f"a literal's value must be a number, not {type(value).__name__}"
     if letter in INTEGER_TYPES and not isinstance(value, int):

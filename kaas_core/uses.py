@@ -1,4 +1,4 @@
-"""How a request uses its buffers, from which follows what is loaded, zeroed and stored, and how."""
+"""How a request uses its buffers, which decides what is loaded, zeroed and stored."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Use:
 
     first_kernel: int
     reads_first: bool
-    """A use in the first launch reads, so that a buffer that is not ephemeral is loaded."""
+    """A use in the first launch reads: the buffer is loaded, unless ephemeral."""
     temporary: bool
-    """All uses in the first launch are ``TEMPORARY``, so that the buffer is ephemeral."""
+    """All uses in the first launch are ``TEMPORARY``: the buffer is ephemeral."""
     first_write: tuple[int, int] | None
     """Index of the kernel and of its argument that writes first. A written buffer that is not ephemeral is stored."""
 

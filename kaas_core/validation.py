@@ -1,4 +1,4 @@
-"""What can be checked of a request with no device and no library at hand; the same for both wire forms."""
+"""Checks a request as far as that needs neither its device nor its libraries; the same for both wire forms."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _DIM_MAX = 2**31 - 1
 
 
 def validate(request: Request) -> None:
-    """Check everything that a request says of itself. Raises ``InvalidRequestError`` with every violation.
+    """Check a request. Raises ``InvalidRequestError`` with every violation.
 
-    Kernels' signatures and the device's limits are ``make_plan``'s part, and keys and libraries the store's.
+    ``make_plan`` checks kernels' signatures and the device's limits; that keys and libraries exist is found out later.
     """
     found = Violations()
     _integer(found, "iterations", request.iterations, 1, _U32_MAX)
@@ -96,7 +96,7 @@ def _check_buffers(found: Violations, request: Request) -> None:
 def _check_buffer(found: Violations, path: str, spec: BufferSpec) -> None:
     if problem := key_problem(spec.name):
         found.add(f"{path}.name", problem)
-    # The name tells whose size this is where a buffer was given in place and the caller never numbered it.
+    # The name says whose size this is: a buffer given in place has no index that the caller knows.
     owner = f"buffer {shown(spec.name)}: "
     sized = _integer(found, f"{path}.size", spec.size_bytes, 1, _U64_MAX, owner)
     placed = _integer(found, f"{path}.offset", spec.offset_bytes, 0, _U64_MAX, owner)
@@ -128,7 +128,7 @@ def _check_dim3(found: Violations, path: str, size: Dim3) -> None:
 
 
 def _integer(found: Violations, path: str, value: int, low: int, high: int, owner: str = "") -> bool:
-    """Return whether ``value`` is an integer of that range; bool is none."""
+    """Return whether ``value`` is an integer in that range; a bool is not."""
     if type(value) is int and low <= value <= high:
         return True
     if type(value) is not int:

@@ -1,11 +1,11 @@
-"""Collecting what is wrong with a request, so that a caller hears of everything at once."""
+"""Collects what is wrong with a request, to report everything at once."""
 
 from __future__ import annotations
 
 from kaas_core.errors import InvalidRequestError, Violation
 
 MAX_VIOLATIONS = 20
-"""Enough to repair a request by; a bound on what one bad request can make the server send."""
+"""Enough to repair a request; limits what one bad request can make the server send."""
 _MAX_SHOWN = 60
 
 
@@ -39,7 +39,7 @@ class Violations:
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as it may stand in a message: short, printable, and valid UTF-8 whatever came in."""
+    """Return ``value`` for a message: short, printable and valid UTF-8, whatever it is."""
     if value is None:
         return "null"
     if isinstance(value, bool):

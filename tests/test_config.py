@@ -86,7 +86,7 @@ def test_lists_from_flags_and_environment() -> None:
         ('durability = "some"', r"kaasd.toml: durability: expected full or meta or none"),
         ('device = "gpu"', r"kaasd.toml: device: there is no device 'gpu'"),
         ('device = ["auto", "emulator"]', r"device: auto stands alone"),
-        ('listen = "nowhere"', r"kaasd.toml: listen: 'nowhere' is no address"),
+        ('listen = "nowhere"', r"kaasd.toml: listen: 'nowhere' is not a valid address"),
         ('library_root = "relative/path"', r"kaasd.toml: library_root: expected an absolute path"),
         ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number of at least 1, got 0"),
         ("max_queue = true", r"kaasd.toml: max_queue: expected a whole number"),

@@ -40,8 +40,8 @@ class Client:
         """Connect on first use.
 
         ``address`` is ``unix:PATH``, ``/PATH`` or ``HOST:PORT``, by default ``KAAS_ADDRESS`` or the usual socket. ``timeout``, in
-        seconds, is the default for every call. With ``wait_for_ready`` a call waits for a server that is not there yet, until its
-        timeout. Raises ``ValueError`` for a malformed address.
+        seconds, is the default for every call. With ``wait_for_ready`` a call waits, until its timeout, for a server that does
+        not answer yet. Raises ``ValueError`` for a malformed address.
         """
         self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes)
         self.address = self._connection.address
@@ -61,9 +61,9 @@ class Client:
     def put(
         self, key: str, data: Data, *, size: int | None = None, progress: Progress | None = None, timeout: float | None = None
     ) -> Entry:
-        """Store a value: a buffer or array, a ``pathlib.Path``, a binary file from where it stands, or an iterable of buffers.
+        """Store a value: a buffer or array, a ``pathlib.Path``, a binary file from its position on, or an iterable of buffers.
 
-        ``size``, in bytes, spares the spooling of a stream whose size cannot be found out. Raises ``InvalidArgumentError``,
+        ``size``, in bytes, avoids spooling a stream whose size is unknown. Raises ``InvalidArgumentError``,
         ``StoreFullError``.
         """
         with opened(data, size) as source:
@@ -183,8 +183,8 @@ class Client:
     ) -> Result:
         """Run a request once; when this returns, its outputs are committed.
 
-        ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; ``device``
-        is chosen by the server where empty; with ``trace`` the result tells when what was done, and the kernels take longer; past
+        ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; the server
+        chooses the ``device`` if it is empty; with ``trace`` the result has a trace, and the kernels take longer; after
         ``timeout`` the kernels are stopped. Raises any of ``kaas_client.errors``.
         """
         return self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace), timeout)
@@ -218,7 +218,7 @@ class Client:
     ) -> Result:
         """Run a registered function once.
 
-        ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest as ``submit``.
+        ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest is as for ``submit``.
         """
         return self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace), timeout)
 
@@ -229,7 +229,7 @@ class Client:
     # The server.
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Return what the server is."""
+        """Return the server's version, addresses and settings."""
         return self._connection.unary(_rpcs.server_info(), timeout)
 
     def devices(self, *, timeout: float | None = None) -> tuple[DeviceInfo, ...]:
@@ -237,7 +237,7 @@ class Client:
         return self._connection.unary(_rpcs.devices(), timeout)
 
     def stats(self, *, timeout: float | None = None) -> Stats:
-        """Return counters since the server's start and gauges of now."""
+        """Return counters since the server's start, and current gauges."""
         return self._connection.unary(_rpcs.stats(), timeout)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
@@ -245,5 +245,5 @@ class Client:
         return self._connection.unary(_rpcs.health(service), timeout)
 
     def drain(self, *, timeout: float | None = None) -> None:
-        """Make the server take no more requests, and return when none is left. Raises ``DeadlineExceededError``."""
+        """Make the server refuse new requests, and return when none is left. Raises ``DeadlineExceededError``."""
         return self._connection.unary(_rpcs.drain(), timeout)

@@ -32,7 +32,7 @@ class InvokeStream:
         self._connection = connection
         self._timeout = timeout
         self._max_in_flight = max_in_flight
-        self._slots = Semaphore(max_in_flight)
+        self._permits = Semaphore(max_in_flight)
         self._ids = itertools.count(1)
         self._lock = Lock()
         self._pending: dict[int, Future[Result]] = {}
@@ -69,10 +69,10 @@ class InvokeStream:
         """
         id = next(self._ids)
         message = _rpcs.stream_message(id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace), timeout)
-        self._slots.acquire()
+        self._permits.acquire()
         with self._lock:
             if self._ended is not None:
-                self._slots.release()
+                self._permits.release()
                 raise self._ended
             future = self._pending[id] = new_future()
             self._outgoing.put_nowait(message)
@@ -102,7 +102,7 @@ class InvokeStream:
                 with self._lock:
                     future = self._pending.pop(answer.id, None)
                 if future is not None:
-                    self._slots.release()
+                    self._permits.release()
                     _settle(future, _rpcs.read_stream_answer(answer))
         except grpc.RpcError as error:
             ended = from_rpc_error(error, self._connection.address)
@@ -118,7 +118,7 @@ class InvokeStream:
                 left = list(self._pending.values())
                 self._pending.clear()
             for future in left:
-                self._slots.release()
+                self._permits.release()
                 _settle(future, ended)
 
 

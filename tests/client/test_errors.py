@@ -175,5 +175,5 @@ def test_a_malformed_address() -> None:
     from kaas_client import AsyncClient, Client
 
     for kind in (Client, AsyncClient):
-        with pytest.raises(ValueError, match="'nonsense' is no address"):
+        with pytest.raises(ValueError, match="'nonsense' is not a valid address"):
             kind("nonsense")

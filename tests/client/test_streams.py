@@ -153,8 +153,8 @@ def test_submit_blocks_at_the_limit(server: FakeServer, address: str) -> None:
         thread = threading.Thread(target=submit_third)
         thread.start()
         assert not any(future.done() for future in early)
-        # Whether it blocks is seen by what it waits for: no slot is free while both are unanswered.
-        assert not stream._slots.acquire(blocking=False)
+        # Whether it blocks is seen by what it waits for: no permit is left while both are unanswered.
+        assert not stream._permits.acquire(blocking=False)
         assert not third_is_in.is_set()
         release.set()
         assert third_is_in.wait(60)

@@ -128,14 +128,14 @@ def test_put_cuts_into_chunks_of_a_mebibyte(client: Any, server: FakeServer, kin
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("text", "str is no data"),
+        ("text", "cannot store a str"),
         (5, "not int"),
         ([1, 2], "expected bytes or an array, not int"),
         (["text"], "expected bytes or an array, not str"),
         (io.StringIO("text"), "open in binary mode"),
     ],
 )
-def test_put_refuses_what_is_no_data(client: Any, server: FakeServer, data: Any, message: str) -> None:
+def test_put_refuses_what_is_not_data(client: Any, server: FakeServer, data: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         client.put("k", data)
     assert server.calls == []
@@ -207,7 +207,7 @@ def test_get_as_an_array_of_no_elements(client: Any, server: FakeServer) -> None
 
 def test_get_as_an_array_that_does_not_divide(client: Any, server: FakeServer) -> None:
     server.expect("Get", get_reply(b"abcde"))
-    with pytest.raises(ValueError, match="5 bytes are no whole number of uint32 elements"):
+    with pytest.raises(ValueError, match="5 bytes are not a whole number of uint32 elements"):
         client.get("k", "u4")
 
 
@@ -241,7 +241,7 @@ def test_get_into_a_file(client: Any, server: FakeServer) -> None:
         ({"into": b"fixed"}, ValueError, "must be writable"),
         ({"into": np.zeros((4, 4))[:, ::2]}, ValueError, "contiguous"),
         ({"into": 5}, TypeError, "not int"),
-        ({"into": bytearray(1), "dtype": "u4"}, ValueError, "exclude each other"),
+        ({"into": bytearray(1), "dtype": "u4"}, ValueError, "cannot be given together"),
         ({"dtype": "nonsense"}, TypeError, "nonsense"),
     ],
 )

@@ -125,5 +125,5 @@ def test_addresses(text: str, target: str) -> None:
     ],
 )
 def test_no_addresses(text: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not a valid address"):
         parse_address(text)

@@ -249,7 +249,11 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     ("argument of three", one_kernel(arguments=[["x", "i", "o"]]), [("kernels[0].arguments[0]", "must be a pair")]),
     ("access unknown", one_kernel(arguments=[["x", "oi"]]), [("kernels[0].arguments[0]", "unknown access 'oi'")]),
     ("access as list", one_kernel(arguments=[["x", ["i"]]]), [("kernels[0].arguments[0]", "unknown access a list")]),
-    ("buffer unknown", one_kernel(arguments=[["x", "i"]]), [("kernels[0].arguments[0]", "'x' is given a size nowhere")]),
+    (
+        "buffer unknown",
+        one_kernel(arguments=[["x", "i"]]),
+        [("kernels[0].arguments[0]", "'x' needs a size in at least one place")],
+    ),
     ("buffer as number", one_kernel(arguments=[[3, "i"]]), [("kernels[0].arguments[0]", "a buffer must be an object, not 3")]),
     ("buffer without name", one_kernel(arguments=[[{"size": 1}, "i"]]), [("kernels[0].arguments[0].name", "missing")]),
     ("type_list short", one_kernel(arguments=["x"], type_list=[]), [("kernels[0].type_list", "0 entries for 1 arguments")]),
@@ -262,7 +266,7 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     (
         "inputs repeat others",
         one_kernel(arguments=[[{"name": "x", "size": 1}, "i"]], inputs=[]),
-        [("kernels[0].inputs", "other buffers")],
+        [("kernels[0].inputs", "the same buffers")],
     ),
     (
         "sizes differ",
