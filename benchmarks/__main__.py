@@ -37,7 +37,7 @@ SECTIONS = (
     Section("dot", "A small request's latency", dot_rows, emulated=True),
     Section("callers", "Requests a second by callers", caller_rows),
     Section("jacobi", "3000 dependent launches", jacobi_rows),
-    Section("graphs", "Many small kernels", graph_rows),
+    Section("kernels", "Many small kernels", graph_rows),
     Section("input", "From the store to the GPU, GB/s by MiB", input_rows),
     Section("output", "From the GPU to a commit, GB/s by MiB", output_rows),
     Section("tenants", "Jobs a second by tenants", tenant_rows),

@@ -1,4 +1,4 @@
-"""Counts the files that one warm ``Invoke`` passes through, in the front and in the worker: ``python -m benchmarks.files_crossed``.
+"""Counts the files that one warm ``Invoke`` passes through in front and worker: ``python -m benchmarks.files_crossed``.
 
 A file counts where one of its functions runs between the call and its reply. The dot product of the README is called on the
 emulated device, with one input inline, one from the store, and its output stored, so that the whole way is gone.

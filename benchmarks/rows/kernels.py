@@ -103,7 +103,7 @@ def chain_row(bench: Bench, kaas: Client, library: str, w: NDArray[np.uint32], k
         "whole call, p50": f"{np.median(whole) * 1e6:,.0f} µs",
     }
     what = f"{kernels} small kernels, the RPC apart"
-    return Row("graphs", what, "µs", figure, beside, targets(turns, at_most={GRAPH: 1.05}), notes, x=kernels)
+    return Row("kernels", what, "µs", figure, beside, targets(turns, at_most={GRAPH: 1.05}), notes, x=kernels)
 
 
 def served_seconds(result: Result) -> float:
