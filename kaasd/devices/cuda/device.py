@@ -10,15 +10,17 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceBuffer, DeviceUnavailable, Launch, MappedFile, OutOfMemory
+from kaasd.devices.base import DeviceBuffer, DeviceLost, DeviceUnavailable, Launch, MappedFile, OutOfMemory
+from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.device_memory import CudaBuffer, CudaDownload, CudaTransfer, address_of
-from kaasd.devices.cuda.driver import CudaError, check, initialize
+from kaasd.devices.cuda.driver import CudaError, check, initialize, undone_on_failure
 from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.module import CudaModule
-from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun, Moved
+from kaasd.devices.cuda.moves import Moved
+from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
+from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 
 _HARDWARE_QUEUES = 32
@@ -55,33 +57,29 @@ class CudaDevice:
         self._plain_starts = plain_starts
         self._host_code = HostCode()
         self._open: set[CudaBuffer | CudaModule | CudaRun] = set()
-        with ExitStack() as undo:
-            try:
+        try:
+            with undone_on_failure() as undo:
                 self._set_up(ordinal, undo)
-            except CudaError as error:
-                raise DeviceUnavailable(f"cuda:{ordinal} cannot be opened: {error}") from error
-            self._undo = undo.pop_all()
+        except (CudaError, DeviceLost, OutOfMemory, UnsupportedLibrary) as error:
+            raise DeviceUnavailable(f"cuda:{ordinal} cannot be opened: {error}") from error
+        self._undo = undo
 
     def _set_up(self, ordinal: int, undo: ExitStack) -> None:
-        self._handle = check(driver.cuDeviceGet, ordinal)
-        self._properties = _properties(self._handle, f"cuda:{ordinal}")
-
-        check(driver.cuDevicePrimaryCtxSetFlags, self._handle, driver.CUctx_flags.CU_CTX_SCHED_SPIN)
-        current = check(driver.cuDevicePrimaryCtxRetain, self._handle)
-        undo.callback(lambda: self._context.lost or check(driver.cuDevicePrimaryCtxRelease, self._handle))
-        check(driver.cuCtxSetCurrent, current)
-
-        self._context = context = CudaContext()
+        handle = check(driver.cuDeviceGet, ordinal)
+        self._properties = _properties(handle, f"cuda:{ordinal}")
+        self._context = context = CudaContext(handle)
         undo.callback(context.close)
         self._stream = check(driver.cuStreamCreate, driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         undo.callback(context.release, driver.cuStreamDestroy, self._stream)
 
         # What is freed stays with the pool, so that the next buffer's memory costs no call into the kernel.
-        self._pool = check(driver.cuDeviceGetDefaultMemPool, self._handle)
+        self._pool = check(driver.cuDeviceGetDefaultMemPool, handle)
         threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         check(driver.cuMemPoolSetAttribute, self._pool, threshold, driver.cuuint64_t(_KEEP_ALL_MEMORY))
 
-        self._registered = RegisteredFile(context.release, lambda: context.check(driver.cuStreamSynchronize, context.copies_in))
+        self._registered = RegisteredFile(
+            context.check, context.release, lambda: context.check(driver.cuStreamSynchronize, context.copies_in)
+        )
         undo.callback(self._registered.close)
         undo.callback(self._close_open)
         self._mover = self.load(_MOVE_PTX.read_bytes()).kernels["moveKern"]
@@ -97,34 +95,48 @@ class CudaDevice:
         return self._context.runs_under_way > 0
 
     def load(self, image: bytes) -> CudaModule:
-        """Load GPU code, in any form that ``read_image`` knows, or host code. Raises ``UnsupportedLibrary``."""
-        module = CudaModule(image, self._properties, self._host_code, self._context.release, self._open.discard)
+        """Load GPU code, in any form that ``read_image`` knows, or host code.
+
+        Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
+        """
+        module = CudaModule(image, self._properties, self._host_code, self._context, self._open.discard)
         self._open.add(module)
         return module
 
     def allocate(self, size_bytes: int) -> CudaBuffer:
         """Return new memory of unspecified content. Raises ``OutOfMemory``."""
         if size_bytes <= 0:
-            raise ValueError(f"a buffer of {size_bytes} bytes")
+            raise ValueError(f"a buffer needs at least 1 byte, not {size_bytes}")
+        context, stream = self._context, self._stream
         try:
-            address = int(self._context.check(driver.cuMemAllocAsync, size_bytes, self._stream))
-        except CudaError as error:
-            if not error.is_out_of_memory:
-                raise
+            address = int(context.check(driver.cuMemAllocAsync, size_bytes, stream))
+        except OutOfMemory as error:
             # A failed allocation has filled the pool with what there was, which would be lost to all others of this GPU.
-            check(driver.cuStreamSynchronize, self._stream)
-            check(driver.cuMemPoolTrimTo, self._pool, 0)
-            raise OutOfMemory(self._describe_shortage(size_bytes)) from error
-        # Other streams may use the memory once this one has come to it.
-        self._context.check(driver.cuStreamSynchronize, self._stream)
-        buffer = CudaBuffer(address, size_bytes, self._stream, self._context, self._free)
+            with suppress(CudaError):
+                check(driver.cuStreamSynchronize, stream)
+                check(driver.cuMemPoolTrimTo, self._pool, 0)
+            raise OutOfMemory(f"{size_bytes} bytes asked of {self._describe_memory()}") from error
+        try:
+            # Other streams may use the memory once this one has come to it.
+            context.check(driver.cuStreamSynchronize, stream)
+        except BaseException:
+            with suppress(CudaError):
+                context.release(driver.cuMemFreeAsync, address, stream)
+            raise
+        buffer = CudaBuffer(address, size_bytes, stream, context, self._free)
         self._open.add(buffer)
         return buffer
 
-    def _describe_shortage(self, size_bytes: int) -> str:
-        used = int(check(driver.cuMemPoolGetAttribute, self._pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT))
-        free, total = check(driver.cuMemGetInfo)
-        return f"{size_bytes} bytes asked of {self._properties.name}; {used} are in use here and {free} of {total} free"
+    def _describe_memory(self) -> str:
+        name = self._properties.name
+        try:
+            used = int(
+                check(driver.cuMemPoolGetAttribute, self._pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+            )
+            free, total = check(driver.cuMemGetInfo)
+        except CudaError:
+            return name
+        return f"{name}; {used} are in use here and {free} of {total} free"
 
     def _free(self, buffer: CudaBuffer) -> None:
         self._open.discard(buffer)
@@ -144,22 +156,21 @@ class CudaDevice:
         Which launch faulted is known for the first launches of a run that is no graph yet, and where there is only one.
         """
         arrived = self.allocate(4)
-        arrived.zero()
-        run = CudaRun(
-            self._context,
-            self._mover,
-            arrived,
-            launches,
-            iterations,
-            Moved(uploads, zeroed, downloads),
-            self._plain_starts,
-            self._open.discard,
-        )
+        try:
+            arrived.zero()
+            moved = Moved(uploads, zeroed, downloads)
+            run = CudaRun(
+                self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, self._open.discard
+            )
+        except BaseException:
+            with suppress(CudaError):
+                arrived.close()
+            raise
         self._open.add(run)
         return run
 
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> CudaTransfer:
-        """Begin to copy ``pieces`` to the buffer; they must stay until that is done."""
+        """Begin to copy ``pieces`` to the buffer; they must stay until that is done. Raises ``OutOfMemory``."""
         assert isinstance(buffer, CudaBuffer)
         context, stream, position = self._context, self._context.copies_in, 0
         self._registered.follow(mapped)
@@ -184,9 +195,9 @@ class CudaDevice:
         self._registered.close()
 
     def download(self, buffer: DeviceBuffer) -> CudaDownload:
-        """Begin to copy a buffer to pinned memory."""
+        """Begin to copy a buffer to page-locked memory. Raises ``OutOfMemory``."""
         assert isinstance(buffer, CudaBuffer)
-        return CudaDownload(self._context, buffer, self._context.pinned.take(buffer.size_bytes))
+        return CudaDownload(self._context, buffer)
 
     def tracer(self) -> CudaTracer:
         """Return what takes note of one request."""

@@ -1,13 +1,19 @@
-"""The one place where the status of a CUDA driver call is read."""
+"""Calls of the CUDA driver: the one place where their status is read, and how a set-up that fails half-way is undone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeAlias
 
 from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceUnavailable
+
+Check: TypeAlias = Callable[..., Any]
+"""``check`` below or ``CudaContext.check``: calls a function of the driver with arguments, raises, returns its results."""
+Release: TypeAlias = Callable[..., None]
+"""``CudaContext.release``."""
 
 
 class CudaError(Exception):
@@ -55,6 +61,21 @@ def check(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     if len(values) == 1:
         return values[0]
     return tuple(values) if values else None
+
+
+@contextmanager
+def undone_on_failure() -> Iterator[ExitStack]:
+    """Yield what a set-up is to be undone with: by its owner, or here where the ``with`` block fails.
+
+    The block's own error is raised, whatever fails while it is undone.
+    """
+    undo = ExitStack()
+    try:
+        yield undo
+    except BaseException:
+        with suppress(Exception):
+            undo.close()
+        raise
 
 
 def _describe(status: Any) -> str:

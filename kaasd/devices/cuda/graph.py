@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.driver import CudaError, Release, check, undone_on_failure
 from kaasd.devices.cuda.launch import KernelCall
 
 MAX_REPEATED_LAUNCHES = 256
@@ -28,10 +27,10 @@ class CallRefused(Exception):
 class CudaGraph:
     """A chain of calls, ready to be launched."""
 
-    def __init__(self, calls: Sequence[KernelCall], release: Callable[..., None]) -> None:
+    def __init__(self, calls: Sequence[KernelCall], release: Release) -> None:
         """Raises ``CallRefused``, ``CudaError``."""
         self._nodes: dict[KernelCall, list[Any]] = {}
-        with ExitStack() as undo:
+        with undone_on_failure() as undo:
             graph = check(driver.cuGraphCreate, 0)
             undo.callback(release, driver.cuGraphDestroy, graph)  # the nodes are needed for as long as they may be changed
             before: list[Any] = []
@@ -44,7 +43,7 @@ class CudaGraph:
                 before = [node]
             self._executable = check(driver.cuGraphInstantiate, graph, 0)
             undo.callback(release, driver.cuGraphExecDestroy, self._executable)
-            self._undo = undo.pop_all()
+        self._undo = undo
 
     def launch(self, stream: Any) -> None:
         """Put it into a stream. Raises ``CudaError``."""

@@ -1,9 +1,9 @@
-"""Kernel launches in the form that the driver takes."""
+"""Launches of kernels, and calls of wrappers in their place, in the form that the driver takes."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+import ctypes
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,50 @@ from cuda.bindings import driver
 
 from kaas_core.request import Dim3
 from kaasd.devices.base import Launch
-from kaasd.devices.cuda.device_memory import CudaBuffer
-from kaasd.devices.cuda.driver import check
+from kaasd.devices.cuda.buffers import CudaBuffer
+from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.module import CudaKernel
-from kaasd.devices.cuda.parameters import Parameters
-from kaasd.devices.cuda.wrapper import HostCall, HostFunction
+from kaasd.devices.cuda.wrapper import HostFunction
+
+
+class Parameters:
+    """An array of pointers, one to each parameter's value, which begins at a multiple of 16: that suits the largest type."""
+
+    def __init__(self, values: Sequence[bytes]) -> None:
+        memory = bytearray()
+        self._offsets: list[int] = []
+        for value in values:
+            self._offsets.append(len(memory))
+            memory += value + bytes(-len(value) % 16)
+        self._values = memory or bytearray(1)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._values))
+        self._pointers = (ctypes.c_void_p * (len(values) or 1))(*(base + offset for offset in self._offsets))
+        self.address = ctypes.addressof(self._pointers)
+        """Of the array, for as long as this object lives."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._offsets)
+
+    def set(self, index: int, value: bytes) -> bool:
+        """Change a parameter's value to another as long; return whether it was another."""
+        start = self._offsets[index]
+        if self._values[start : start + len(value)] == value:
+            return False
+        self._values[start : start + len(value)] = value
+        return True
+
+
+class WrapperFailed(CudaError):
+    """A wrapper returned something else than 0."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(name, "WRAPPER_FAILED", f"it returned {code}")
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.call} returned {self.code}"
 
 
 class KernelCall:
@@ -48,6 +87,33 @@ class KernelCall:
         return node
 
 
+class HostCall:
+    """A call of a wrapper, to be made any number of times. No graph can hold it."""
+
+    def __init__(
+        self, kernel: HostFunction, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
+    ) -> None:
+        self.parameters = Parameters(parameters)
+        self._kernel = kernel
+        self._grid, self._block = (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block)
+        self._shared_memory_bytes = shared_memory_bytes
+
+    def enqueue(self, stream: Any) -> None:
+        """Have the wrapper put what it launches into a stream. Raises ``WrapperFailed``, ``CudaError``."""
+        context = check(driver.cuCtxGetCurrent)
+        code = self._kernel.function(
+            ctypes.addressof(self._grid),
+            ctypes.addressof(self._block),
+            self._shared_memory_bytes,
+            self.parameters.address,
+            self.parameters.count,
+            int(stream),
+        )
+        check(driver.cuCtxSetCurrent, context)  # whatever it has left behind
+        if code:
+            raise WrapperFailed(self._kernel.attributes.name, code)
+
+
 def call_of(launch: Launch) -> KernelCall | HostCall:
     """Return a launch for the driver, or the call of a wrapper. Raises ``CudaError``."""
     parameters = [argument if isinstance(argument, bytes) else _address(argument.buffer) for argument in launch.arguments]
@@ -69,31 +135,6 @@ def update_call(call: KernelCall | HostCall, launch: Launch) -> bool:
 def _address(buffer: Any) -> bytes:
     assert isinstance(buffer, CudaBuffer)
     return buffer.address.to_bytes(8, "little")
-
-
-RANGES = 32
-"""Of one launch of ``moveKern``; see ``move.cu``."""
-_THREADS = 256
-_BYTES_A_BLOCK = _THREADS * 16 * 4
-_MAX_BLOCKS = 1024
-Move = tuple[int, int, int]
-"""Address to write, address to read or 0 for zeros, size in bytes. Both begin at a multiple of 16."""
-
-
-def move_calls(kernel: CudaKernel, moves: Iterable[Move], arrived: int = 0, flag: int = 0) -> Iterator[KernelCall]:
-    """Yield the launches of ``moveKern`` that make ``moves``; behind the last, the word at ``flag`` becomes 1.
-
-    ``arrived`` is a word of zero for its use alone. Where there is a flag there is at least one launch.
-    """
-    left = list(moves)
-    while left or flag:
-        batch, left = left[:RANGES], left[RANGES:]
-        blocks = max(1, min(_MAX_BLOCKS, max((-(-size // _BYTES_A_BLOCK) for _, _, size in batch), default=1)))
-        table = b"".join(struct.pack("<QQQ", *move) for move in batch).ljust(24 * RANGES, b"\0")
-        signals = [value.to_bytes(8, "little") for value in ((0, 0) if left else (arrived, flag))]
-        yield KernelCall(kernel, (blocks, max(1, len(batch)), 1), (_THREADS, 1, 1), 0, [table, *signals])
-        if not left:
-            return
 
 
 MARKED_LAUNCHES = 64

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import MappedFile
-from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.base import MappedFile, OutOfMemory
+from kaasd.devices.cuda.driver import Check, CudaError, Release
 
 PIECE_BYTES = 32 << 20
 """Registered at once."""
@@ -28,8 +28,14 @@ _log = logging.getLogger(__name__)
 class RegisteredFile:
     """The registered ranges of one mapped file, disjoint and in order."""
 
-    def __init__(self, release: Callable[..., None], wait_for_copies: Callable[[], None], limit_bytes: int | None = None) -> None:
-        """``wait_for_copies`` returns when no copy from the file is under way any more."""
+    def __init__(
+        self, check: Check, release: Release, wait_for_copies: Callable[[], None], limit_bytes: int | None = None
+    ) -> None:
+        """``check`` raises ``DeviceLost`` where a kernel's fault comes back.
+
+        ``wait_for_copies`` returns when no copy from the file is under way any more.
+        """
+        self._check = check
         self._release = release
         self._wait_for_copies = wait_for_copies
         self._limit_bytes = _default_limit() if limit_bytes is None else limit_bytes
@@ -80,10 +86,8 @@ class RegisteredFile:
         if self._bytes + (end - start) > self._limit_bytes:
             self._unregister_all()
         try:
-            check(driver.cuMemHostRegister, start, end - start, driver.CU_MEMHOSTREGISTER_READ_ONLY)
-        except CudaError as error:
-            if error.is_fault:
-                raise
+            self._check(driver.cuMemHostRegister, start, end - start, driver.CU_MEMHOSTREGISTER_READ_ONLY)
+        except (CudaError, OutOfMemory) as error:
             self._refused = True
             _log.warning("inputs are copied slower: the driver does not register the pages of %s: %s", self._file, error)
             return

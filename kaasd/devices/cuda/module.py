@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from cuda.bindings import driver
 
 from kaas_core.request import Dim3
-from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.context import CudaContext
+from kaasd.devices.cuda.driver import Check, CudaError, check, undone_on_failure
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
@@ -46,13 +46,12 @@ class CudaModule:
         data: bytes,
         properties: DeviceProperties,
         host_code: HostCode,
-        release: Callable[..., None],
+        context: CudaContext,
         forget: Callable[[CudaModule], None],
     ) -> None:
         """Load ``data`` for a device of these properties; its host code, when it is asked for, is loaded by ``host_code``.
 
-        To close, each handle is given to ``release`` with its function, then the module to ``forget``. Raises
-        ``UnsupportedLibrary``.
+        When it has closed it is given to ``forget``. Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
         """
         self._data = data
         self._max_threads_per_block = properties.max_threads_per_block
@@ -61,15 +60,15 @@ class CudaModule:
         self.host_functions = image.host_functions
         required_blocks = _required_blocks(image)
         kernels: dict[str, CudaKernel] = {}
-        with ExitStack() as undo:
+        with undone_on_failure() as undo:
             undo.callback(forget, self)
             for unit in image.units:
-                handle = _load(unit, image, properties.compute_capability)
-                undo.callback(release, driver.cuModuleUnload, handle)
-                for attributes, function in _kernels(handle, required_blocks):
+                handle = _load(unit, image, properties.compute_capability, context.check)
+                undo.callback(context.release, driver.cuModuleUnload, handle)
+                for attributes, function in _kernels(handle, required_blocks, context.check):
                     # A template's kernel may be in several units, always the same.
                     kernels.setdefault(attributes.name, CudaKernel(function, attributes))
-            self._undo = undo.pop_all()
+        self._undo = undo
         self._kernels = kernels
 
     @property
@@ -86,7 +85,7 @@ class CudaModule:
         self._undo.close()
 
 
-def _load(unit: bytes, image: Image, capability: tuple[int, int]) -> Any:
+def _load(unit: bytes, image: Image, capability: tuple[int, int], check: Check) -> Any:
     """Return the driver's handle of one unit."""
     option = driver.CUjit_option
     log = bytearray(_LOG_BYTES)
@@ -119,30 +118,30 @@ def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, in
     return f"{error}: {log}" if log else str(error)
 
 
-def _kernels(module: Any, required_blocks: Mapping[str, Dim3]) -> list[tuple[KernelAttributes, Any]]:
+def _kernels(module: Any, required_blocks: Mapping[str, Dim3], check: Check) -> list[tuple[KernelAttributes, Any]]:
     """Return the entry points of a module of the driver."""
     try:
         count = check(driver.cuModuleGetFunctionCount, module)
         functions = check(driver.cuModuleEnumerateFunctions, count, module) if count else []
-        return [(_attributes(function, required_blocks), function) for function in functions]
+        return [(_attributes(function, required_blocks, check), function) for function in functions]
     except CudaError as error:
         raise UnsupportedLibrary(f"the driver cannot load its kernels: {error}") from error
 
 
-def _attributes(function: Any, required_blocks: Mapping[str, Dim3]) -> KernelAttributes:
+def _attributes(function: Any, required_blocks: Mapping[str, Dim3], check: Check) -> KernelAttributes:
     attribute = driver.CUfunction_attribute
     check(driver.cuFuncLoad, function)  # modules load lazily, and what is not loaded has no attributes
     name = check(driver.cuFuncGetName, function).decode()
     return KernelAttributes(
         name=name,
-        parameter_size_bytes=tuple(_parameter_sizes(function)),
+        parameter_size_bytes=tuple(_parameter_sizes(function, check)),
         static_shared_memory_bytes=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function),
         max_threads_per_block=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function),
         required_block=required_blocks.get(name),
     )
 
 
-def _parameter_sizes(function: Any) -> list[int]:
+def _parameter_sizes(function: Any, check: Check) -> list[int]:
     """Return the size of each parameter. The driver tells no count, but an index past the last is an invalid value."""
     sizes: list[int] = []
     while True:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter_ns
 from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceBuffer, KernelFault, Launch, OutOfMemory, Transfer, buffer_names
+from kaasd.devices.base import KernelFault, Launch, OutOfMemory, Transfer, buffer_names
+from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.context import CudaContext, Lane
-from kaasd.devices.cuda.device_memory import CudaBuffer, CudaTransfer
-from kaasd.devices.cuda.driver import CudaError, check
+from kaasd.devices.cuda.driver import CudaError, check, undone_on_failure
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
-from kaasd.devices.cuda.launch import MARKED_LAUNCHES, KernelCall, Move, call_of, faulted_launch, move_calls, update_call
+from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
 from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.moves import Moved, Moves
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
-from kaasd.devices.cuda.wrapper import HostCall, HostFunction, WrapperFailed
-from kaasd.devices.trace import SpanKind, Tracer
+from kaasd.devices.cuda.wrapper import HostFunction
+from kaasd.devices.trace import Tracer
 
 PLAIN_STARTS = 1
 """Runs before there is a graph. On an H100 building one costs 6 microseconds a launch, and each run of it saves 3 against plain
@@ -29,43 +27,6 @@ _MIN_REPEATS = 3
 """A graph that one run launches so often pays for itself in that run."""
 _POLLS_A_QUERY = 64
 """Reading the flag costs 0.1 microseconds, asking the driver 2; but a kernel that faults never sets the flag."""
-_ALIGNMENT = 256
-_CONTROL_BYTES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What happens to small buffers before and behind the launches."""
-
-    uploads: Sequence[DeviceBuffer]
-    zeroed: Sequence[DeviceBuffer]
-    downloads: Sequence[DeviceBuffer]
-
-
-@dataclass(frozen=True, slots=True)
-class _SingleMoves:
-    """The launches of ``moveKern`` for a run whose moves are to be told apart: one for each, and one that tells of the end."""
-
-    mover: CudaKernel
-    moved: Moved
-    moves_before: Sequence[Move]
-    moves_behind: Sequence[Move]
-    signal: tuple[int, int]
-
-    def before(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
-        """Yield what fills each buffer."""
-        for buffer, move in zip((*self.moved.uploads, *self.moved.zeroed), self.moves_before, strict=True):
-            kind = SpanKind.COPY_TO_DEVICE if move[1] else SpanKind.ZERO
-            yield from ((kind, buffer, call) for call in move_calls(self.mover, [move]))
-
-    def behind(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
-        """Yield what copies each buffer back."""
-        for buffer, move in zip(self.moved.downloads, self.moves_behind, strict=True):
-            yield from ((SpanKind.COPY_TO_HOST, buffer, call) for call in move_calls(self.mover, [move]))
-
-    def end(self) -> Iterator[KernelCall]:
-        """Yield what sets the flag."""
-        return move_calls(self.mover, (), *self.signal)
 
 
 class CudaRun:
@@ -103,32 +64,16 @@ class CudaRun:
         self._enqueued = 0
         self._polls = 0
         self._traced = False
-        with ExitStack() as undo:
+        with undone_on_failure() as undo:
             undo.callback(arrived.close)
             undo.callback(forget, self)
-            uploads, downloads = moved.uploads, moved.downloads
-            sizes = [buffer.size_bytes for buffer in (*uploads, *downloads)]
-            memory = context.pinned.take(_CONTROL_BYTES + sum(map(_aligned, sizes)))
+            memory = context.pinned.take(moved.host_bytes)
             undo.callback(memory.close)
-            self._flag = ctypes.c_uint32.from_address(memory.address)
-            views, addresses = [], []
-            position = _CONTROL_BYTES
-            for size in sizes:
-                views.append(memory.view[position : position + size])
-                addresses.append(memory.address + position)
-                position += _aligned(size)
-            self.uploads = views[: len(uploads)]
-            self.downloads = [view.toreadonly() for view in views[len(uploads) :]]
-
-            before = [(_address(to), source, to.size_bytes) for to, source in zip(uploads, addresses, strict=False)]
-            before += [(_address(buffer), 0, buffer.size_bytes) for buffer in moved.zeroed]
-            behind = [(to, _address(of), of.size_bytes) for to, of in zip(addresses[len(uploads) :], downloads, strict=True)]
-            self._before = list(move_calls(mover, before))
-            self._behind = list(move_calls(mover, behind, arrived.address, memory.address))
-            self._singly = _SingleMoves(mover, moved, before, behind, (arrived.address, memory.address))
+            self._moves = moves = Moves(mover, moved, memory, arrived)
+            self._flag, self.uploads, self.downloads = moves.flag, moves.uploads, moves.downloads
             self._calls = [self._call_of(index, launch) for index, launch in enumerate(launches)]
             undo.callback(self._drop_graph)
-            self._undo = undo.pop_all()
+        self._undo = undo
 
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on, which differ from those before in their buffers only."""
@@ -143,12 +88,24 @@ class CudaRun:
                 self._drop_graph()  # the next start builds another, and tells what is wrong
 
     def warm(self) -> None:
-        """Build the graph. Raises ``KernelFault`` where a launch is refused."""
+        """Build the graph. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
         if self._graph is None and self._plain_starts is not None:
-            self._graph = graph = self._build_graph()
-            lane = self._context.take_lane()
+            graph = self._build_graph()
+            try:
+                self._upload(graph)
+            except BaseException:
+                graph.close()
+                raise
+            self._graph = graph
+
+    def _upload(self, graph: CudaGraph) -> None:
+        lane = self._context.take_lane()
+        try:
             graph.upload(lane.stream)
-            self._context.check(driver.cuStreamSynchronize, lane.stream)
+            check(driver.cuStreamSynchronize, lane.stream)
+        except CudaError as refused:
+            raise self._refusal(0, refused) from refused
+        finally:
             self._context.give_lane(lane)
 
     def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
@@ -163,10 +120,10 @@ class CudaRun:
         self._lane = lane = self._context.take_lane()
         self._context.runs_under_way += 1
         lane.reset()
-        for transfer in after:
-            assert isinstance(transfer, CudaTransfer)
-            transfer.precede(lane.stream)
         try:
+            for transfer in after:
+                assert isinstance(transfer, CudaTransfer)
+                transfer.precede(lane.stream)
             if tracer is None:
                 self._enqueue(lane)
             else:
@@ -175,13 +132,16 @@ class CudaRun:
             self.wait()
             self.done()  # an earlier launch's fault comes back from any later call
             raise self._refusal(self._enqueued % max(1, len(self._calls)), refused) from refused
+        except BaseException:
+            self.wait()
+            raise
 
     def _enqueue(self, lane: Lane) -> None:
         """Put everything into the lane's stream. Raises ``CudaError``."""
         if self._graph is not None and self._all_in_graph:
             self._graph.launch(lane.stream)
             return
-        for call in self._before:
+        for call in self._moves.before:
             call.enqueue(lane.stream)
         if self._graph is None:
             self._enqueue_plain(lane, self._single + self._inside * self._repeats)
@@ -189,7 +149,7 @@ class CudaRun:
             self._enqueue_plain(lane, self._single)
             for _ in range(self._repeats):
                 self._graph.launch(lane.stream)
-        for call in self._behind:
+        for call in self._moves.behind:
             call.enqueue(lane.stream)
 
     def _enqueue_plain(self, lane: Lane, iterations: int) -> None:
@@ -207,7 +167,7 @@ class CudaRun:
         tracer.precede(lane.stream)
         stream, names = stream_of(lane.stream, "kernels"), buffer_names(self._launches)
         with tracer.working(stream):
-            for kind, buffer, move in self._singly.before():
+            for kind, buffer, move in self._moves.singly_before():
                 with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):
                     move.enqueue(lane.stream)
             for iteration in range(self._single + self._inside * self._repeats):
@@ -217,10 +177,10 @@ class CudaRun:
                     with tracer.launch(stream, index, iteration):
                         call.enqueue(lane.stream)
                     self._enqueued += 1
-            for kind, buffer, move in self._singly.behind():
+            for kind, buffer, move in self._moves.singly_behind():
                 with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):
                     move.enqueue(lane.stream)
-        for signal in self._singly.end():
+        for signal in self._moves.end():
             signal.enqueue(lane.stream)
         tracer.stage("launch", begun_ns)
 
@@ -280,7 +240,7 @@ class CudaRun:
 
     def _build_graph(self) -> CudaGraph:
         calls = [call for call in self._calls if isinstance(call, KernelCall)] * self._inside
-        before, behind = (self._before, self._behind) if self._all_in_graph else ([], [])
+        before, behind = (self._moves.before, self._moves.behind) if self._all_in_graph else ([], [])
         try:
             return CudaGraph([*before, *calls, *behind], self._context.release)
         except CallRefused as refused:
@@ -297,12 +257,3 @@ class CudaRun:
         """Free what it took. Idempotent."""
         self.wait()
         self._undo.close()
-
-
-def _address(buffer: DeviceBuffer) -> int:
-    assert isinstance(buffer, CudaBuffer)
-    return buffer.address
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT

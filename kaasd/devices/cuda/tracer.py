@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from time import perf_counter_ns
 from typing import Any
 
 from cuda.bindings import driver
 
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.driver import check
+from kaasd.devices.cuda.driver import check, undone_on_failure
 from kaasd.devices.trace import Stream, Tracer
 
 SINGLE_LAUNCHES = (
@@ -23,19 +22,18 @@ class CudaTracer(Tracer[Any]):
     """Records an event for every mark. Its time is that of the host when the tracer began, and what has passed since."""
 
     def __init__(self, context: CudaContext, idle_stream: Any) -> None:
-        """On ``idle_stream`` there is nothing, so that an event comes to pass at once. Raises ``DeviceLost``."""
+        """On ``idle_stream`` there is nothing, so that an event comes to pass at once. Raises ``OutOfMemory``, ``DeviceLost``."""
         super().__init__(
             stream_of(context.copies_in, "copies in", context.check), stream_of(context.copies_out, "copies out", context.check)
         )
         self.notes.append(SINGLE_LAUNCHES)
         self._context = context
-        with ExitStack() as undo:
+        with undone_on_failure() as undo:
             self._undo = undo
             before_ns = perf_counter_ns()
             self._origin = self._record(idle_stream, context.check)
             context.check(driver.cuEventSynchronize, self._origin)
             self._origin_ns = (before_ns + perf_counter_ns()) // 2
-            self._undo = undo.pop_all()
 
     def mark(self, stream: Stream) -> Any:
         """Return an event that was put into the stream.

@@ -1,18 +1,13 @@
-"""Wrappers: functions of host code that launch kernels themselves, called where a kernel would be launched."""
+"""Wrappers: functions of host code that launch kernels themselves, from shared objects that this process loads."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Any, TypeAlias
 
-from cuda.bindings import driver
-
-from kaas_core.request import Dim3
-from kaasd.devices.cuda.driver import CudaError, check
-from kaasd.devices.cuda.parameters import Parameters
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import KernelAttributes
 
@@ -22,17 +17,6 @@ _WRAPPER = ctypes.CFUNCTYPE(
 )
 """``int f(const uint32_t grid[3], const uint32_t block[3], uint32_t shared_bytes, void **args, uint32_t arg_count,
 void *stream)``. The GIL is released while it runs."""
-
-
-class WrapperFailed(CudaError):
-    """A wrapper returned something else than 0."""
-
-    def __init__(self, name: str, code: int) -> None:
-        super().__init__(name, "WRAPPER_FAILED", f"it returned {code}")
-        self.code = code
-
-    def __str__(self) -> str:
-        return f"{self.call} returned {self.code}"
 
 
 class HostFunction:
@@ -72,30 +56,3 @@ def _load(data: bytes) -> ctypes.CDLL:
     except OSError as error:
         os.close(descriptor)
         raise UnsupportedLibrary(f"it cannot be loaded: {str(error).removeprefix(f'{path}: ')}") from error
-
-
-class HostCall:
-    """A call of a wrapper, to be made any number of times. No graph can hold it."""
-
-    def __init__(
-        self, kernel: HostFunction, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
-    ) -> None:
-        self.parameters = Parameters(parameters)
-        self._kernel = kernel
-        self._grid, self._block = (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block)
-        self._shared_memory_bytes = shared_memory_bytes
-
-    def enqueue(self, stream: Any) -> None:
-        """Have the wrapper put what it launches into a stream. Raises ``WrapperFailed``, ``CudaError``."""
-        context = check(driver.cuCtxGetCurrent)
-        code = self._kernel.function(
-            ctypes.addressof(self._grid),
-            ctypes.addressof(self._block),
-            self._shared_memory_bytes,
-            self.parameters.address,
-            self.parameters.count,
-            int(stream),
-        )
-        check(driver.cuCtxSetCurrent, context)  # whatever it has left behind
-        if code:
-            raise WrapperFailed(self._kernel.attributes.name, code)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from cuda.bindings import driver
 
-from kaasd.devices.cuda.driver import CudaError
+from kaasd.devices.cuda.context import MAX_IDLE_BYTES, PinnedPool, capacity_of
+from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES, CallRefused, CudaGraph, split_iterations
-from kaasd.devices.cuda.launch import RANGES, KernelCall, move_calls
+from kaasd.devices.cuda.launch import KernelCall
 from kaasd.devices.cuda.module import CudaKernel
-from kaasd.devices.cuda.pinned import MAX_IDLE_BYTES, PinnedPool, capacity_of
+from kaasd.devices.cuda.moves import RANGES, move_calls
 from kaasd.request.device_checks import KernelAttributes
 
 KERNEL = CudaKernel("function", KernelAttributes("k", (768, 8, 8), 0, 1024))
@@ -135,7 +136,7 @@ def test_pinned_pieces_are_kept_for_the_next_of_about_their_size(monkeypatch: py
         return driver.CUresult.CUDA_SUCCESS, ctypes.addressof(taken[-1])
 
     monkeypatch.setattr(driver, "cuMemHostAlloc", cuMemHostAlloc)
-    pool = PinnedPool(lambda function, address: freed.append(address))
+    pool = PinnedPool(check, lambda function, address: freed.append(address))
     first = pool.take(10_000)
     assert len(first.view) == 10_000
     address = first.address

@@ -12,6 +12,7 @@ import pytest
 from cuda.bindings import driver
 
 from kaasd.devices.cuda import mapped
+from kaasd.devices.cuda.driver import check
 from kaasd.devices.cuda.mapped import RegisteredFile
 
 PAGE = 4096
@@ -71,7 +72,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 def test_every_part_lies_in_one_registered_range_while_the_file_grows(fake: Driver) -> None:
     rng = random.Random(1)
     file, pages = File(str(fake.path)), 0
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     for _ in range(300):
         if pages < 900:
             pages += rng.choice((0, 1, 7, 40))
@@ -94,7 +95,7 @@ def test_every_part_lies_in_one_registered_range_while_the_file_grows(fake: Driv
 
 def test_only_pieces_that_are_touched_are_registered(fake: Driver) -> None:
     os.truncate(fake.path, 10 * PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     parts = list(registered.parts(File(str(fake.path)), BASE + 3 * PIECE + 5, PIECE))
     assert parts == [(BASE + 3 * PIECE + 5, PIECE - 5), (BASE + 4 * PIECE, 5)]
     assert fake.ranges == {BASE + 3 * PIECE: BASE + 4 * PIECE, BASE + 4 * PIECE: BASE + 5 * PIECE}
@@ -102,7 +103,7 @@ def test_only_pieces_that_are_touched_are_registered(fake: Driver) -> None:
 
 def test_the_limit_holds_and_nothing_is_unregistered_under_a_copy(fake: Driver) -> None:
     os.truncate(fake.path, 10 * PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=3 * PIECE)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=3 * PIECE)
     file = File(str(fake.path))
     for address, length in registered.parts(file, BASE, 10 * PIECE):
         assert fake.holds(address, length)
@@ -112,7 +113,7 @@ def test_the_limit_holds_and_nothing_is_unregistered_under_a_copy(fake: Driver) 
 
 def test_another_mapping_forgets_the_first(fake: Driver) -> None:
     os.truncate(fake.path, PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     list(registered.parts(File(str(fake.path)), BASE, 10))
     list(registered.parts(File(str(fake.path)), BASE, 10))
     assert fake.waits == 1
@@ -121,7 +122,7 @@ def test_another_mapping_forgets_the_first(fake: Driver) -> None:
 
 def test_memory_that_is_not_of_the_file_is_left_alone(fake: Driver) -> None:
     os.truncate(fake.path, PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     file = File(str(fake.path))
     for address in (BASE - PIECE, BASE + file.size_bytes, 0x5000):
         assert list(registered.parts(file, address, 3 * PAGE)) == [(address, 3 * PAGE)]
@@ -130,7 +131,7 @@ def test_memory_that_is_not_of_the_file_is_left_alone(fake: Driver) -> None:
 
 def test_a_file_is_let_go_as_soon_as_another_is_named(fake: Driver) -> None:
     os.truncate(fake.path, PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     list(registered.parts(File(str(fake.path)), BASE, 10))
     registered.follow(None)
     assert fake.ranges == {}
@@ -138,7 +139,7 @@ def test_a_file_is_let_go_as_soon_as_another_is_named(fake: Driver) -> None:
 
 def test_where_the_driver_refuses_copies_go_all_the_same(fake: Driver, caplog: pytest.LogCaptureFixture) -> None:
     os.truncate(fake.path, 4 * PIECE)
-    registered = RegisteredFile(fake.release, fake.wait, limit_bytes=1 << 40)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
     file = File(str(fake.path))
     list(registered.parts(file, BASE, PIECE))
     fake.refuses = True

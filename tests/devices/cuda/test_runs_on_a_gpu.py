@@ -17,8 +17,8 @@ import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import Awaited, BufferRef, Launch
+from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.mapped import PIECE_BYTES
 from kaasd.devices.cuda.module import CudaModule
 from tests.conformance.launching import library, u64

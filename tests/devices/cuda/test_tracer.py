@@ -13,10 +13,11 @@ from cuda.bindings import driver
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, Launch
+from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.module import CudaKernel
-from kaasd.devices.cuda.run import CudaRun, Moved
+from kaasd.devices.cuda.moves import Moved
+from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.trace import Span, SpanKind
 from kaasd.request.device_checks import KernelAttributes

@@ -10,9 +10,9 @@ from cuda.bindings import driver
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
+from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check, initialize
 from kaasd.devices.cuda.launch import call_of, faulted_launch
 from kaasd.devices.cuda.module import CudaKernel

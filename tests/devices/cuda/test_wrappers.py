@@ -11,9 +11,9 @@ import pytest
 from cuda.bindings import driver
 
 from kaasd.devices.base import Launch
-from kaasd.devices.cuda.launch import call_of
+from kaasd.devices.cuda.launch import WrapperFailed, call_of
 from kaasd.devices.cuda.module import CudaModule
-from kaasd.devices.cuda.wrapper import HostCode, WrapperFailed
+from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.conformance.launching import u32, u64

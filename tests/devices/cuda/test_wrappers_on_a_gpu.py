@@ -11,8 +11,8 @@ import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch
+from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.device_memory import CudaBuffer
 from kaasd.devices.cuda.wrapper import HostFunction
 from tests.conformance.launching import library, u32, u64
 from tests.devices.cuda.test_runs_on_a_gpu import buffers, finish, numbers, product

@@ -1,4 +1,4 @@
-"""Device memory, and copies between it and the host that go on aside."""
+"""Buffers on the device, and copies between them and the host that go on aside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from cuda.bindings import driver
 
 from kaas_core import ReadableBuffer
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.pinned import PinnedMemory
 
 
 def address_of(data: ReadableBuffer) -> int:
@@ -73,9 +72,14 @@ class CudaTransfer:
     """Copies that a stream makes; ended when the stream has come to here."""
 
     def __init__(self, context: CudaContext, stream: Any) -> None:
+        """Raises ``OutOfMemory``, ``DeviceLost``."""
         self._context = context
         self._event: Any = context.take_event()
-        context.check(driver.cuEventRecord, self._event, stream)
+        try:
+            context.check(driver.cuEventRecord, self._event, stream)
+        except BaseException:
+            self._end()
+            raise
 
     def done(self) -> bool:
         """Whether it has ended. Raises ``DeviceLost``."""
@@ -104,14 +108,21 @@ class CudaTransfer:
 
 
 class CudaDownload(CudaTransfer):
-    """A buffer's content on its way to pinned memory."""
+    """A buffer's content on its way to page-locked memory."""
 
-    def __init__(self, context: CudaContext, buffer: CudaBuffer, memory: PinnedMemory) -> None:
+    def __init__(self, context: CudaContext, buffer: CudaBuffer) -> None:
+        """Raises ``OutOfMemory``, ``DeviceLost``."""
+        memory = context.pinned.take(buffer.size_bytes)
+        try:
+            context.check(driver.cuMemcpyDtoHAsync, memory.address, buffer.address, buffer.size_bytes, context.copies_out)
+            super().__init__(context, context.copies_out)
+        except BaseException:
+            driver.cuStreamSynchronize(context.copies_out)  # nothing is on its way to the memory any more
+            memory.close()
+            raise
         self._memory = memory
         self.view = memory.view.toreadonly()
         """Where it arrives; gone when this is closed."""
-        context.check(driver.cuMemcpyDtoHAsync, memory.address, buffer.address, buffer.size_bytes, context.copies_out)
-        super().__init__(context, context.copies_out)
 
     def close(self) -> None:
         """Free the host memory; only when it has ended. Idempotent."""

@@ -1,0 +1,172 @@
+"""Set-up that fails half-way: the first error is raised, what was made is freed, and too little memory is told as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any
+
+import pytest
+from cuda.bindings import driver
+
+from kaas_core.request import Access
+from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelFault, Launch, OutOfMemory
+from kaasd.devices.cuda.buffers import CudaBuffer
+from kaasd.devices.cuda.device import CudaDevice
+from kaasd.devices.cuda.driver import CudaError
+from kaasd.devices.cuda.module import CudaKernel, CudaModule
+from kaasd.devices.cuda.run import CudaRun
+from kaasd.devices.cuda.tracer import CudaTracer
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.request.device_checks import KernelAttributes
+from tests.conformance.launching import library
+from tests.devices.cuda.fake_driver import FREED_BY, OTHER, OUT_OF_MEMORY, SUCCESS, FakeDriver
+
+KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024))
+KEPT = {"cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemHostRegister"}
+"""What a device keeps for the next who asks."""
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return FakeDriver(monkeypatch)
+
+
+@pytest.fixture
+def device(fake: FakeDriver) -> Iterator[CudaDevice]:
+    with closing(CudaDevice(0)) as opened:
+        yield opened
+        fake.work_again()
+    assert not +fake.held
+
+
+def calls_of(fake: FakeDriver, act: Callable[[], object]) -> list[tuple[int, str]]:
+    """Return the driver's functions that something calls, numbered, without those that free something."""
+    start = len(fake.calls)
+    act()
+    return [(index, name) for index, name in enumerate(fake.calls[start:]) if name not in FREED_BY.values()]
+
+
+@pytest.mark.parametrize("from_then_on", [False, True])
+def test_a_device_that_cannot_be_opened_says_what_failed_first(fake: FakeDriver, from_then_on: bool) -> None:
+    names = calls_of(fake, lambda: CudaDevice(0).close())
+    assert len(names) > 30
+    for index, name in names:
+        fake.fail_at(index, OTHER, from_then_on=from_then_on)
+        with pytest.raises(DeviceUnavailable, match=f"{name}: CUDA_ERROR_INVALID_HANDLE"):
+            CudaDevice(0)
+        assert not +fake.held, name
+
+
+def test_a_device_without_room_cannot_be_opened(fake: FakeDriver) -> None:
+    fake.fail_in("cuMemAllocAsync", OUT_OF_MEMORY)
+    with pytest.raises(DeviceUnavailable, match="cuda:0 cannot be opened: 1 bytes asked of cuda:0"):
+        CudaDevice(0)
+    assert not +fake.held
+
+
+def allocate(device: CudaDevice, _: CudaBuffer) -> CudaBuffer:
+    return device.allocate(100)
+
+
+def load(device: CudaDevice, _: CudaBuffer) -> CudaModule:
+    return device.load(library("dot"))
+
+
+def prepare(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
+    launch = Launch(KERNEL, (1, 1, 1), (1, 1, 1), 0, (BufferRef("a", buffer, Access.INOUT),))
+    return device.prepare([launch], 1, uploads=[buffer], zeroed=[buffer], downloads=[buffer])
+
+
+def start(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
+    with ExitStack() as on_failure:
+        run = prepare(device, buffer)
+        on_failure.callback(run.close)
+        transfer = device.upload(buffer, [memoryview(b"input")])
+        on_failure.callback(transfer.wait)
+        run.start([transfer])
+        transfer.wait()
+        run.wait()
+        run.done()
+        on_failure.pop_all()
+    return run
+
+
+def warm(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
+    run = prepare(device, buffer)
+    try:
+        run.warm()
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def download(device: CudaDevice, buffer: CudaBuffer) -> Any:
+    arriving = device.download(buffer)
+    arriving.wait()
+    return arriving
+
+
+def trace(device: CudaDevice, _: CudaBuffer) -> CudaTracer:
+    return device.tracer()
+
+
+@pytest.mark.parametrize("act", [allocate, load, prepare, start, warm, download, trace])
+@pytest.mark.parametrize("status", [OUT_OF_MEMORY, OTHER])
+def test_what_fails_half_way_leaves_nothing_behind(
+    act: Callable[[CudaDevice, CudaBuffer], Any], status: Any, fake: FakeDriver
+) -> None:
+    with closing(CudaDevice(0)) as device:
+        buffer = device.allocate(1 << 20)
+        names = calls_of(fake, lambda: act(device, buffer).close())
+    failed = 0
+    for index, name in names:
+        fake.work_again()
+        fake.held.clear()
+        with closing(CudaDevice(0)) as device:
+            buffer = device.allocate(1 << 20)
+            before = fake.held.copy()
+            fake.fail_at(index, status)
+            try:
+                act(device, buffer).close()
+            except (OutOfMemory, CudaError, KernelFault, UnsupportedLibrary) as error:
+                if isinstance(error, KernelFault) and error.device_lost:
+                    continue  # the end of its process frees all
+                failed += 1
+                assert isinstance(error, OutOfMemory) == (status is OUT_OF_MEMORY), (name, error)
+                assert name in str(error) or "asked of cuda:0" in str(error)
+            fake.work_again()
+            left = {made: number for made, number in (fake.held - before).items() if made not in KEPT}
+            assert left == {}, name
+        # Where waiting for an event fails, ``done`` is to say why; the event goes with the context.
+        assert not {*+fake.held} - ({"cuEventCreate"} if name == "cuEventSynchronize" else set()), name
+    assert failed > 0
+
+
+def test_host_memory_that_cannot_be_pinned_is_out_of_memory(device: CudaDevice, fake: FakeDriver) -> None:
+    buffer = device.allocate(1 << 20)
+    fake.fail_in("cuMemHostAlloc", OUT_OF_MEMORY)
+    with pytest.raises(OutOfMemory, match=r"page-locked host memory cannot be had: cuMemHostAlloc: CUDA_ERROR_OUT_OF_MEMORY"):
+        prepare(device, buffer)
+    with pytest.raises(OutOfMemory, match="1048576 bytes of page-locked host memory"):
+        download(device, buffer)
+
+
+def test_idle_host_memory_goes_before_anybody_is_refused(device: CudaDevice, fake: FakeDriver) -> None:
+    buffer, small = device.allocate(1 << 20), device.allocate(1)
+    download(device, buffer).close()
+    assert fake.held["cuMemHostAlloc"] == 1
+    refusals = [OUT_OF_MEMORY]
+    fake.fails = lambda _, name: refusals.pop() if name == "cuMemHostAlloc" and refusals else SUCCESS
+    download(device, small).close()
+    assert refusals == []
+    assert fake.held["cuMemHostAlloc"] == 1
+
+
+def test_a_fault_of_before_shows_as_a_lost_device(device: CudaDevice, fake: FakeDriver) -> None:
+    buffer = device.allocate(1 << 20)
+    fake.fail_in("cuMemHostAlloc", driver.CUresult.CUDA_ERROR_LAUNCH_FAILED)
+    with pytest.raises(DeviceLost, match="a kernel faulted before"):
+        prepare(device, buffer)
+    fake.held.clear()  # what is lost is not freed
