@@ -22,7 +22,7 @@ BELOW = {
     "kaasd.request": {"kaas_core"},
     "kaasd.libraries": {"kaas_core", "kaasd.store"},
     "kaasd.store": {"kaas_core"},
-    "kaasd.ipc": {"kaas_core", "kaasd.request", "kaasd.devices.options"},
+    "kaasd.ipc": {"kaas_core", "kaasd.request"},
     "kaasd.devices": {"kaas_core", "kaasd.request", "kaasd.libraries"},
     "kaasd.worker": {
         "kaas_core",

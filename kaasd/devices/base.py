@@ -216,7 +216,7 @@ class Device(Protocol):
     def load(self, image: bytes) -> Module:
         """Load GPU code: PTX, cubin, fatbin, or an ELF shared object, with a fatbin or with host code alone.
 
-        Raises ``UnsupportedLibrary``.
+        Raises ``UnsupportedLibrary``, ``OutOfMemory``.
         """
 
     def allocate(self, size_bytes: int) -> DeviceBuffer:
@@ -241,14 +241,14 @@ class Device(Protocol):
         """Begin to copy ``pieces`` to the buffer, one behind the other; they must stay until that is done.
 
         Pieces of a mapped file are copied from its pages as fast as from pinned memory. The device keeps hold of these pages: of
-        one file at a time, until ``unmap``. Raises ``ValueError`` where the pieces are longer than the buffer.
+        one file at a time, until ``unmap``. Raises ``ValueError`` where the pieces are longer than the buffer, ``OutOfMemory``.
         """
 
     def unmap(self) -> None:
         """Let go of a mapped file. To be called before its mapping goes."""
 
     def download(self, buffer: DeviceBuffer) -> Download:
-        """Begin to copy a buffer to host memory."""
+        """Begin to copy a buffer to host memory. Raises ``OutOfMemory``."""
 
     def tracer(self) -> Tracer[Any]:
         """Return what takes note of one request."""

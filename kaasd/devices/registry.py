@@ -22,7 +22,6 @@ AUTO = "auto"
 KINDS: tuple[DeviceKind, ...] = (cuda.KIND, emulator.KIND)
 """In the order in which ``auto`` looks for devices: it stands for all of the first kind that has any."""
 ENTRY_POINTS = "kaasd.devices"
-EMULATOR = emulator.KIND.name
 
 _logger = logging.getLogger(__name__)
 

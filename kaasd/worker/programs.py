@@ -10,10 +10,10 @@ from functools import partial
 from cachetools import LRUCache
 
 from kaas.v1 import types_pb2
-from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError
+from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError, OutOfDeviceMemoryError
 from kaas_core.protobuf import request_from_proto
 from kaas_core.request import Request
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, Launch, Module, Run
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, Launch, Module, OutOfMemory, Run
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.registry import Libraries, ResolvedLibrary
@@ -204,6 +204,10 @@ class Programs:
         """Take the programs of an uploaded library out of use, since it was deleted."""
         self._retire_users(library_id, keep_files=True)
 
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether the program of a request has been made."""
+        return digest in self._programs
+
     def has_code_of(self, request: SerializedRequest) -> bool:
         """Whether ``get`` would load no code. What is wrong with the request is for ``get`` to say."""
         if request.digest in self._programs:
@@ -280,6 +284,9 @@ class Programs:
                 module = self._device.load(library.data)
             except UnsupportedLibrary as error:
                 raise InvalidLibraryError(str(error)) from error
+            except OutOfMemory as error:
+                name = self._device.properties.name
+                raise OutOfDeviceMemoryError(f"the library's code finds no room on {name}: {error}") from error
             self._modules[library.content_id] = module
         self._modules.move_to_end(library.content_id)
         if not module.kernels and module.host_functions:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from kaas_core.errors import OutOfDeviceMemoryError
-from kaasd.devices.options import EmulatorOptions
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
+from kaasd.devices.emulator.kind import EmulatorOptions
 from kaasd.devices.registry import open_device
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, content_id
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
-from tests.conformance.test_executor import LARGE, Bench, numbers
+from tests.conformance.test_executor import LARGE, Bench, numbers, serialize
 
 
 def test_what_the_device_lacks_is_given_up_and_asked_for_again(tmp_path: Path) -> None:
@@ -34,3 +35,32 @@ def test_what_the_device_lacks_is_given_up_and_asked_for_again(tmp_path: Path) -
                 assert np.array_equal(bench.get(f"q{seed}"), numbers(seed, LARGE) * numbers(0, LARGE))
             with pytest.raises(OutOfDeviceMemoryError, match=str(24 * LARGE)):
                 bench.run(bench.multiply(2 * LARGE), inputs=dict.fromkeys("ab", bytes(8 * LARGE)))
+
+
+BIG = b"""//
+.version 8.0
+.target sm_90
+.address_size 64
+.global .align 4 .b8 big[4194304];
+.visible .entry touch(.param .u64 at)
+{
+    .reg .b64 %rd<2>;
+    mov.u64 %rd1, big;
+    ret;
+}
+"""
+
+
+def test_a_library_that_the_device_has_no_room_for(tmp_path: Path) -> None:
+    with (
+        LmdbStore(tmp_path / "store", limit_bytes=64 << 20) as store,
+        closing(open_device("emulator", EmulatorOptions(memory_bytes=1 << 20))) as device,
+    ):
+        libraries = Libraries(store)
+        libraries.put(libraries.describe(BIG), BIG)
+        with closing(Executor(device, store, libraries)) as executor:
+            bench = Bench(executor, store)
+            buffer = BufferSpec("a", 4)
+            kernel = KernelSpec(content_id(BIG), "touch", (1, 1, 1), (1, 1, 1), (BufferArgument("a", Access.OUTPUT),))
+            with pytest.raises(OutOfDeviceMemoryError, match="kernels.0..library: the library's code finds no room"):
+                bench.run(serialize(Request((kernel,), (buffer,))))
