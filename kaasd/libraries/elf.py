@@ -50,13 +50,13 @@ class Elf:
 
 
 def read_elf(data: bytes) -> Elf:
-    """Read an ELF file. Raises ``UnsupportedLibrary`` where it is cut short or no 64-bit little-endian ELF."""
+    """Read an ELF file. Raises ``UnsupportedLibrary`` where it is cut short or is not a 64-bit little-endian ELF file."""
     if len(data) < _HEADER.size:
         raise UnsupportedLibrary(f"truncated ELF: {len(data)} bytes, less than its header of {_HEADER.size}")
     (identity, kind, machine, _, _, segments_at, sections_at, flags, _, segment_size, segment_count, section_size, section_count,
      names_index) = _HEADER.unpack_from(data)  # fmt: skip
     if identity[4] != _CLASS64 or identity[5] != _LITTLE_ENDIAN:
-        raise UnsupportedLibrary("ELF that is not 64-bit little-endian")
+        raise UnsupportedLibrary("ELF file that is not 64-bit little-endian")
 
     _need(data, "program headers", segments_at, segment_count * (segment_size or _SEGMENT_SIZE))
     if section_count and section_size != _SECTION.size:
@@ -96,7 +96,9 @@ def read_elf(data: bytes) -> Elf:
 def _exported(table: memoryview, names: memoryview | bytes) -> Iterator[str]:
     """Yield the functions that a table of dynamic symbols defines for others."""
     if len(table) % _SYMBOL.size:
-        raise UnsupportedLibrary(f"malformed ELF: a symbol table of {len(table)} bytes, no multiple of {_SYMBOL.size}")
+        raise UnsupportedLibrary(
+            f"malformed ELF: a symbol table of {len(table)} bytes, which is not a multiple of {_SYMBOL.size}"
+        )
     text = bytes(names)
     for name_at, info, visibility, section, _, _ in _SYMBOL.iter_unpack(table):
         if info & 15 == _FUNCTION and info >> 4 in _BINDS_OUTSIDE and visibility & 3 in _SEEN_OUTSIDE and section:

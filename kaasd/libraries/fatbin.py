@@ -76,7 +76,7 @@ def _read_fatbin(view: memoryview, start: int) -> Fatbin:
         raise UnsupportedLibrary(f"truncated fatbin: {len(view) - start} bytes at byte {start}, less than its header")
     magic, version, header_size, size = _HEADER.unpack_from(view, start)
     if magic != MAGIC:
-        raise UnsupportedLibrary(f"malformed fatbin: no fatbin begins at byte {start}")
+        raise UnsupportedLibrary(f"malformed fatbin: what is at byte {start} is not the beginning of a fatbin")
     if version != _VERSION or header_size < _HEADER.size:
         raise UnsupportedLibrary(f"fatbin of version {version} with a header of {header_size} bytes; version {_VERSION} is known")
     position, end = start + header_size, start + header_size + size

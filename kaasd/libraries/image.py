@@ -75,7 +75,7 @@ def ptx_version(text: str) -> tuple[int, int]:
     preamble = _PREAMBLE.match(text)
     match = _VERSION.match(text, preamble.end() if preamble else 0)
     if not match:
-        hint = "CUDA C++ source, to be compiled to PTX first" if "__global__" in text else "text that is no PTX"
+        hint = "CUDA C++ source, to be compiled to PTX first" if "__global__" in text else "text that is not PTX"
         raise UnsupportedLibrary(f"{hint}: PTX begins with a .version directive")
     return int(match[1]), int(match[2])
 

@@ -83,7 +83,7 @@ class Libraries:
         elif reference.startswith("/"):
             resolved = self._read_file(reference)
         else:
-            raise InvalidArgumentError(f"{shown(reference)} is neither sha256: and 64 hex digits nor an absolute path")
+            raise InvalidArgumentError(f"{shown(reference)} must be an absolute path, or sha256: and 64 lower-case hex digits")
         if len(resolved.data) <= CACHE_BYTES:
             self._resolved[reference] = resolved
         return resolved
@@ -100,7 +100,7 @@ class Libraries:
         return True
 
     def describe(self, content: bytes, file_name: str = "") -> library_pb2.Library:
-        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is no library."""
+        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is not a library."""
         try:
             kind = _KINDS[read_image(content).kind]
         except UnsupportedLibrary as error:

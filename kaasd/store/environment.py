@@ -44,7 +44,7 @@ class Environment:
     def __init__(self, path: Path, *, limit_bytes: int, durability: Durability, max_readers: int) -> None:
         if limit_bytes < MIN_LIMIT_BYTES:
             raise InvalidArgumentError(
-                f"limit_bytes: {limit_bytes}, at least {MIN_LIMIT_BYTES} are needed", {"field": "limit_bytes"}
+                f"limit_bytes: must be at least {MIN_LIMIT_BYTES}, not {limit_bytes}", {"field": "limit_bytes"}
             )
         self.path = path
         self.limit_bytes = limit_bytes
@@ -94,7 +94,7 @@ class Environment:
             raw = txn.get(STATE_KEY)
             number, state = Counters.unpack(raw) if raw is not None else (FORMAT, Counters())
             if number != FORMAT:
-                raise InternalError(f"{self.path}: the store has format {number}, this version reads format {FORMAT}")
+                raise InternalError(f"{self.path}: the store has format {number}, but this version reads only format {FORMAT}")
             state.id += 1
             txn.put(STATE_KEY, state.pack())
         return state.id
@@ -181,7 +181,7 @@ class Environment:
             if self._closed:
                 return
             if self._open:
-                raise InternalError(f"{self.path}: {self._open} snapshots are open; the store cannot be closed before them")
+                raise InternalError(f"{self.path}: {self._open} snapshots are open; they must be closed before the store")
             self._closed = True
         self.lmdb.sync(True)
         self.lmdb.close()
@@ -214,7 +214,7 @@ class Environment:
             try:
                 if not self._turn.wait_for(lambda: not self._open, _RESIZE_TIMEOUT_S):
                     raise InternalError(
-                        f"{self.path} has grown, and {self._open} open snapshots keep this process from seeing it"
+                        f"{self.path} has grown, and this process cannot see it while {self._open} snapshots are open"
                     )
                 self.lmdb.set_mapsize(0)
                 self.mapped = find_mapping(self.path / DATA_FILE)
@@ -247,11 +247,11 @@ def translate(error: Exception, path: Path) -> KaasError:
     code = getattr(error, "code", 0)  # py-lmdb's own errors, which LMDB does not know, have none
     match error:
         case lmdb.MapFullError():
-            kind, text = StoreFullError, "the store has no room left that open snapshots do not hold"
+            kind, text = StoreFullError, "the store is full: open snapshots still hold the pages that could be used again"
         case lmdb.ReadersFullError():
             kind, text = QueueFullError, "too many snapshots of the store are open"
         case _ if code in _NO_SPACE or (code == errno.EIO and _is_full(path)):
-            kind, text = StoreFullError, "the file system below the store is full"
+            kind, text = StoreFullError, "the file system that holds the store is full"
         case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.InvalidError() | lmdb.VersionMismatchError():
             kind, text = InternalError, f"{path} is damaged, or is not an LMDB environment that this version can read"
         case lmdb.Error():

@@ -57,7 +57,7 @@ class LmdbStore:
         """
         if chunk_bytes < MIN_CHUNK_BYTES:
             raise InvalidArgumentError(
-                f"chunk_bytes: {chunk_bytes}, at least {MIN_CHUNK_BYTES} are needed", {"field": "chunk_bytes"}
+                f"chunk_bytes: must be at least {MIN_CHUNK_BYTES}, not {chunk_bytes}", {"field": "chunk_bytes"}
             )
         self._chunk_bytes = chunk_bytes
         self._environment = Environment(Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers)
@@ -144,11 +144,13 @@ class LmdbStore:
         extents: list[Extent] = []
         raw_key = encode_key(write.key)
         if write.offset_bytes is not None and write.offset_bytes < 0:
-            raise InvalidArgumentError(f"offset_bytes: {write.offset_bytes} is negative", {"field": "offset_bytes"})
+            raise InvalidArgumentError(
+                f"offset_bytes: must not be negative, as {write.offset_bytes} is", {"field": "offset_bytes"}
+            )
         if isinstance(write.pieces, Sequence):
             pieces = Pieces(write.pieces)
         elif isinstance(write.pieces, StagedValue):
             extents, pieces = write.pieces.take(self._writer)
         else:
-            raise TypeError("a staged value of another kind of store")
+            raise TypeError("the staged value belongs to another kind of store")
         return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents)

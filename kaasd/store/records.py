@@ -133,9 +133,13 @@ def encode_prefix(text: str, field: str) -> bytes:
     try:
         raw = text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidArgumentError(f"{field}: not UTF-8: {error.reason} at character {error.start}", {"field": field}) from None
+        raise InvalidArgumentError(
+            f"{field}: is not valid UTF-8: {error.reason} at character {error.start}", {"field": field}
+        ) from None
     if len(raw) > MAX_KEY_BYTES:
-        raise InvalidArgumentError(f"{field}: {len(raw)} bytes of UTF-8, at most {MAX_KEY_BYTES} are allowed", {"field": field})
+        raise InvalidArgumentError(
+            f"{field}: at most {MAX_KEY_BYTES} bytes of UTF-8 are allowed, not {len(raw)}", {"field": field}
+        )
     return raw
 
 

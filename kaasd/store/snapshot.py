@@ -62,7 +62,7 @@ class LmdbSnapshot:
         end = record.size_bytes if size_bytes is None else offset_bytes + size_bytes
         if offset_bytes < 0 or end < offset_bytes or end > record.size_bytes:
             raise ValueTooShortError(
-                f"{key!r} has {record.size_bytes} bytes; [{offset_bytes}, {end}) is to be read",
+                f"the value of {key!r} has {record.size_bytes} bytes; the range from {offset_bytes} to {end} cannot be read",
                 {"key": key, "size_bytes": str(record.size_bytes)},
             )
         if record.extents:
@@ -125,7 +125,7 @@ class LmdbSnapshot:
         self._check_open()
         raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
         if raw is None:
-            raise KeyNotFoundError(f"no key {key!r}", {"key": key})
+            raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
         return raw
 
     def _chunk(self, extent: Extent) -> memoryview:

@@ -90,7 +90,7 @@ class WriteTransaction:
         if used + size_bytes > environment.quota_bytes:
             limit, kept = environment.limit_bytes, environment.limit_bytes - environment.quota_bytes
             raise StoreFullError(
-                f"the store is full: {size_bytes} bytes asked, {used} of {limit} in use, {kept} of them kept for deletes",
+                f"the store is full: {size_bytes} bytes are needed, {used} of {limit} are in use, {kept} are kept for deletes",
                 {"asked_bytes": str(size_bytes), "used_bytes": str(used), "limit_bytes": str(limit)},
             )
 
@@ -110,7 +110,8 @@ class WriteTransaction:
             end = change.offset_bytes + size
             if end > sizes[where]:
                 raise ValueTooShortError(
-                    f"{change.key!r} has {sizes[where]} bytes; [{change.offset_bytes}, {end}) is to be written",
+                    f"the value of {change.key!r} has {sizes[where]} bytes;"
+                    f" the range from {change.offset_bytes} to {end} cannot be written",
                     {"key": change.key, "size_bytes": str(sizes[where])},
                 )
             needed += min(sizes[where], 2 * self._chunk_bytes)
@@ -194,7 +195,7 @@ class WriteTransaction:
         self._claim(change.extents)
         self._counters.version += 1
         version = self._counters.version
-        # `old` is no more to be used: its views are of a page that this rewrites.
+        # `old` must not be used from here on: its views are of a page that this rewrites.
         self._txn.put(change.raw_key, pack_record(version, size, self._now_ns, extents, inline), db=database)
         self._retire(retired, version)
         return Entry(change.key, size, version, self._now_ns)
@@ -243,7 +244,7 @@ class WriteTransaction:
     def _raw(self, namespace: Namespace, raw_key: bytes, key: str) -> memoryview:
         raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
         if raw is None:
-            raise KeyNotFoundError(f"no key {key!r}", {"key": key})
+            raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
         return raw
 
     def _read(self, extent: Extent, start: int, stop: int) -> bytes:

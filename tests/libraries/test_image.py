@@ -138,10 +138,10 @@ ZSTD_FRAME_OF_A_TERABYTE = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) 
 
 BAD = {
     "empty": (b"", "empty file"),
-    "text": (b"Hello, this is no PTX.\n", "text that is no PTX: PTX begins with a .version directive"),
+    "text": (b"Hello, this is not PTX.\n", "text that is not PTX: PTX begins with a .version directive"),
     "source": ((KERNELS / "dot.cu").read_bytes(), "CUDA C++ source, to be compiled to PTX first"),
     "binary": (bytes(range(128, 256)), "neither PTX text nor an ELF file nor a fatbin"),
-    "zeros": (bytes(64), "text that is no PTX"),
+    "zeros": (bytes(64), "text that is not PTX"),
     "only a version": (b".version 9.0\n", "truncated PTX: it has no .target directive"),
     "only a preamble": (DOT_PTX[: DOT_PTX.index(b".visible")], "defines no kernel"),
     "cut in the parameters": (DOT_PTX[: DOT_PTX.index(b"sumKern_param_1")], "truncated PTX: the '(' of line 58 is never closed"),
@@ -161,7 +161,7 @@ BAD = {
     "relocatable object": ((DATA / "relocatable.so").read_bytes(), "relocatable device code only, which is not linked"),
     "cut in the fatbin header": ((DATA / "dot.fatbin").read_bytes()[:9], "truncated fatbin: 9 bytes at byte 0"),
     "cut fatbin": ((DATA / "dot.zstd.fatbin").read_bytes()[:-8], "truncated fatbin: would end at byte 3640 of 3632"),
-    "fatbin and rubbish": ((DATA / "dot.fatbin").read_bytes() + b"x" * 16, "malformed fatbin: no fatbin begins at byte 13904"),
+    "fatbin and rubbish": ((DATA / "dot.fatbin").read_bytes() + b"x" * 16, "malformed fatbin: what is at byte 13904"),
     "fatbin of another version": (b"\x50\xed\x55\xba\x02\x00\x10\x00" + bytes(8), "fatbin of version 2"),
     "empty fatbin": (b"\x50\xed\x55\xba\x01\x00\x10\x00" + bytes(8), "fatbin that holds neither PTX nor a cubin"),
     "fatbin of IR only": (fatbin_of(8, b"BC\xc0\xde", 0x11, 0), "fatbin that holds neither PTX nor a cubin"),

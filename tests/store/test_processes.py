@@ -329,7 +329,7 @@ def test_format_of_another_version(store_path: Path, open_store: Callable) -> No
     open_store().close()
     with lmdb.open(str(store_path)) as environment, environment.begin(write=True) as txn:
         txn.put(b"state", struct.pack("<QQQ", 2, 0, 0))
-    with pytest.raises(InternalError, match="has format 2, this version reads format 1"):
+    with pytest.raises(InternalError, match="has format 2, but this version reads only format 1"):
         open_store()
 
 

@@ -130,7 +130,7 @@ def test_chunk_size_may_change(open_store: Callable, payload: Callable, read: Ca
 
 def test_range_write_must_lie_within_the_value(store: LmdbStore, read: Callable) -> None:
     store.commit([Write("a", [b"0123456789"])]).result()
-    with pytest.raises(ValueTooShortError, match=r"'a' has 10 bytes; \[8, 11\) is to be written"):
+    with pytest.raises(ValueTooShortError, match=r"'a' has 10 bytes; the range from 8 to 11 cannot be written"):
         store.commit([Write("b", [b"new"]), Write("a", [b"xyz"], 8)]).result()
     with pytest.raises(KeyNotFoundError, match="'b'"):
         store.commit([Write("a", [b"xyz"]), Write("b", [b"xyz"], 0)]).result()
@@ -197,7 +197,7 @@ def test_delete(store: LmdbStore) -> None:
 
 
 GOOD_KEYS = ["a", " ", "\0", "é" * (MAX_KEY_BYTES // 2), "\U0010ffff" * (MAX_KEY_BYTES // 4), "x" * MAX_KEY_BYTES]
-BAD_KEYS = {"": "empty", "x" * (MAX_KEY_BYTES + 1): "401 bytes", "é" * 201: "402 bytes", "a\ud800": "not UTF-8"}
+BAD_KEYS = {"": "empty", "x" * (MAX_KEY_BYTES + 1): "not 401", "é" * 201: "not 402", "a\ud800": "not valid UTF-8"}
 
 
 @pytest.mark.parametrize("key", GOOD_KEYS)
