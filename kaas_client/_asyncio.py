@@ -39,7 +39,7 @@ CALL_CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError,)
 
 
 class Lock:
-    """Keeps nobody out: the code of one event loop is interrupted only where it awaits."""
+    """Locks nothing: on one event loop, code is interrupted only where it awaits."""
 
     def __enter__(self) -> None: ...
 
