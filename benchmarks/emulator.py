@@ -25,8 +25,8 @@ from benchmarks.report import number
 from benchmarks.turns import Turns, take_turns, timed
 from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator.device import EmulatedDevice
-from kaasd.devices.emulator.memory import Allocation
+from kaasd.devices.emulator.runtime.address_space import Allocation
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 
 PTX = Path(__file__).parent / "kernels/emulated.ptx"
 Array = NDArray[Any]
@@ -157,7 +157,7 @@ class Prepared:
         counter = self._device.allocate(8)
         counter.zero()
         reference = BufferRef("counter", counter, Access.INOUT)
-        self._device.run([self._launch(counted(self._text, self._problem.kernel), reference)], 1)
+        self._device.prepare([self._launch(counted(self._text, self._problem.kernel), reference)], 1).start()
         return int.from_bytes(counter.view, "little")
 
 

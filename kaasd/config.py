@@ -22,7 +22,7 @@ import typer
 
 from kaas_core import __version__
 from kaas_core.address import default_listen_address, parse_address
-from kaasd.devices.emulator.kind import EMULATOR_CHECKS, EmulatorOptions
+from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.devices.registry import AUTO, kind_of
 from kaasd.store.base import Durability
 

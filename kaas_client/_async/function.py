@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from kaas_client._convert import FunctionFields
 from kaas_client._rpcs import Binding
 from kaas_client.types import Result
 from kaas_core.request import BufferArgument
 
-if TYPE_CHECKING:
-    from kaas_client._async.client import Client
+
+class Invoker(Protocol):
+    """What a function uses of its client."""
+
+    async def invoke(
+        self,
+        name: str,
+        bindings: Mapping[str, Binding],
+        *,
+        returns: Iterable[str],
+        device: str,
+        timeout: float | None,
+    ) -> Result: ...
 
 
 class Function:
     """A registered function. Call it with its buffers by name."""
 
-    def __init__(self, client: Client, fields: FunctionFields) -> None:
+    def __init__(self, client: Invoker, fields: FunctionFields) -> None:
         self._client = client
         self.name = fields.name
         self.request = fields.request

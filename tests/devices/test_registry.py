@@ -14,7 +14,7 @@ import pytest
 from kaasd.devices import registry as opening
 from kaasd.devices.base import DeviceUnavailable
 from kaasd.devices.cuda import kind as cuda
-from kaasd.devices.emulator.kind import EmulatorOptions
+from kaasd.devices.emulator.options import EmulatorOptions
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.types import TYPES
 from tests.fuzz.memory import SLOT, area, point
 from tests.fuzz.program import CONVERGE, Program
 from tests.fuzz.values import THREADS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.types import TYPES
 from tests.fuzz import forms
 from tests.fuzz.barriers import await_all, copy
 from tests.fuzz.layout import Register

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kaasd.devices.base import KernelFault
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from tests.fuzz import batch, cases
 from tests.fuzz.forms import Bound, is_left_out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.types import TYPES
 
 
 def _repeated(keep: int, add: int, bits: int) -> tuple[int, int]:

@@ -11,10 +11,8 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from kaasd.devices.emulator import instructions, table
-from kaasd.devices.emulator.table import Flow, Form, Match
-
-instructions.load()
+from kaasd.devices.emulator.isa import table
+from kaasd.devices.emulator.ptx.forms import Flow, Form, Match
 
 _FLOATS = r"f32|f64|f16|f16x2|bf16|bf16x2"
 _EXCLUDED = re.compile(
@@ -124,8 +122,8 @@ def is_plain(form: Form) -> bool:
         and not form.suspends
         and not form.carry
         and _opcode(form) not in _HANDLED
-        and any(slot.kind == "d" for slot in form.slots)
-        and all(slot.kind in ("d", "value") or slot.name == "table" for slot in form.slots)
+        and any(slot.kind == "d" for slot in form.operands)
+        and all(slot.kind in ("d", "value") or slot.name == "table" for slot in form.operands)
     )
 
 
@@ -135,8 +133,8 @@ def is_collective(form: Form) -> bool:
     return (
         form.suspends
         and opcode not in ("call", "nanosleep")
-        and form.slots[0].kind == "d"
-        and all(slot.kind in ("d", "value") for slot in form.slots)
+        and form.operands[0].kind == "d"
+        and all(slot.kind in ("d", "value") for slot in form.operands)
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.types import TYPES
 from tests.fuzz import forms
 from tests.fuzz.elements import NUMBERS, width_of
 from tests.fuzz.layout import Register

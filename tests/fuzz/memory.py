@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from kaasd.devices.emulator.table import Match
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.forms import Match
+from kaasd.devices.emulator.ptx.types import TYPES
 from tests.fuzz import forms
 from tests.fuzz.program import CONVERGE, Program, Step
 from tests.fuzz.values import THREADS
@@ -160,7 +160,7 @@ def _on_own(program: Program, where: str, match: Match) -> None:
         new = [program.fresh(bits, name) for _ in range(count)]
         places = [f"[{pointer}+{bits // 8 * index}]" for index in range(count)]
         step.lines += [f"st{space}.b{bits} {place}, {program.source(match.type, False)};" for place in places]
-        slots = [slot for slot in match.form.slots if slot.kind == "value" and not slot.optional]
+        slots = [slot for slot in match.form.operands if slot.kind == "value" and not slot.optional]
         sources = [_vector(program.source(match.type, False) for _ in range(count)) for _ in slots]
         results = [_vector(result.name for result in old)] if old else []
         step.lines.append(f"{match.mnemonic} {', '.join([*results, f'[{pointer}]', *sources])};")

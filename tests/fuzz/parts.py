@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Callable
 
-from kaasd.devices.emulator.table import Match
+from kaasd.devices.emulator.ptx.forms import Match
 
 _PARTS = ("b0", "b1", "b2", "b3", "h0", "h1")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from kaasd.devices.emulator.table import Match, Slot
-from kaasd.devices.emulator.types import TYPES, Type
+from kaasd.devices.emulator.ptx.forms import FormOperand, Match
+from kaasd.devices.emulator.ptx.types import TYPES, Type
 from tests.fuzz import forms, parts, values
 from tests.fuzz.forms import Bound
 from tests.fuzz.layout import Layout, Register, lay_out
@@ -170,38 +170,38 @@ class Program:
         """Return random operands, and the registers among them that are results."""
         operands: list[str] = []
         results: list[Register] = []
-        for slot in match.form.slots:
-            kind = match.type_of(slot.type)
-            if slot.kind == "d":
-                if slot.paired and not self._has_second(match, slot):
+        for formal in match.form.operands:
+            kind = match.type_of(formal.type)
+            if formal.kind == "d":
+                if formal.paired and not self._has_second(match, formal):
                     continue
                 name = "tf32" if ".tf32." in match.mnemonic else kind.name  # whose register is one of plain bits to the table
                 result = self.fresh(self._result_bits(match, kind), name)
                 results.append(result)
-                if slot.paired:
+                if formal.paired:
                     operands[-1] += f"|{result.name}"
                 else:
                     operands.append(result.name)
-            elif slot.optional:
+            elif formal.optional:
                 continue  # sources that can be left out belong to newer processors, or to barriers with counts
             else:
-                operands.append(self._operand(match, slot, kind))
+                operands.append(self._operand(match, formal, kind))
         if match.form.parts:
             operands = parts.choose(self.rng, match, operands, lambda: self.source(TYPES["b32"]))
         return operands, results
 
-    def _has_second(self, match: Match, slot: Slot) -> bool:
+    def _has_second(self, match: Match, formal: FormOperand) -> bool:
         if match.mnemonic.startswith("setp.") and "f16" in match.type.name:
             return match.type.name.endswith("x2")  # a predicate for each half, and of a single one none but its own
-        return not slot.optional or bool(self.rng.getrandbits(1))
+        return not formal.optional or bool(self.rng.getrandbits(1))
 
     def _result_bits(self, match: Match, kind: Type) -> int:
         if match.mnemonic.startswith("cvt.") and kind.kind in "us" and "bf16" not in match.mnemonic and self.rng.random() < 0.25:
             return self.rng.choice([bits for bits in (16, 32, 64) if bits >= kind.bits])  # extended as the type says
         return 16 if kind.bits == 8 else kind.bits
 
-    def _operand(self, match: Match, slot: Slot, kind: Type) -> str:
-        opcode, name = match.mnemonic.partition(".")[0], slot.name
+    def _operand(self, match: Match, formal: FormOperand, kind: Type) -> str:
+        opcode, name = match.mnemonic.partition(".")[0], formal.name
         if name == "mask":
             return "0xFFFFFFFF"
         if name == "table":
@@ -210,9 +210,9 @@ class Program:
             return "0"
         if opcode == "fns" and name in "bc":  # PTX says nothing of bases past the last bit
             return str(self.rng.randrange(32) if name == "b" else self.rng.randrange(-34, 35))
-        if opcode in ("bfe", "bfi", "shl", "shr") and slot.type == "u32" and self.rng.random() < 0.3:
+        if opcode in ("bfe", "bfi", "shl", "shr") and formal.type == "u32" and self.rng.random() < 0.3:
             return str(self.rng.randrange(70))
-        constants = not match.form.suspends and slot.type != "u32" and not _NO_CONSTANTS.match(match.mnemonic)
+        constants = not match.form.suspends and formal.type != "u32" and not _NO_CONSTANTS.match(match.mnemonic)
         return self.source(kind, constants)
 
     def settle_nan(self, match: Match, result: Register, same: bool = False) -> list[str]:

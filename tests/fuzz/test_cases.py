@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from tests.fuzz import cases
 
 

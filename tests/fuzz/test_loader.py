@@ -7,7 +7,7 @@ import random
 import pytest
 from llvmlite import binding
 
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from tests.fuzz import mutate
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from tests.fuzz.record import names, run
 
 RECORDED = sorted(Path(__file__).parent.glob("recorded/*.npz.xz"))

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from kaasd.devices.emulator.types import TYPES, Type
+from kaasd.devices.emulator.ptx.types import TYPES, Type
 
 THREADS = 64
 """Threads of the one block that runs a program."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kaasd.devices.emulator.types import TYPES
+from kaasd.devices.emulator.ptx.types import TYPES
 from tests.fuzz.elements import NUMBERS, width_of
 from tests.fuzz.memory import BASES, point
 from tests.fuzz.program import CONVERGE, Program, Step

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaasd.devices.emulator.device import EmulatedDevice
-from kaasd.devices.emulator.run import EmulatedRun
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.run import EmulatedRun
 from tests.conformance.test_executor import SMALL, Bench, finish
 
 HELD_NS = 20_000_000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kaas_core.request import BufferSpec, Request
-from kaasd.devices.emulator.kind import EmulatorOptions
+from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import Write

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, WorkerRestartingError
 from kaas_core.request import BufferSpec, Request
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, execute
 from kaasd.worker.executor import CYCLE, FIRST_HOLD_S, LoadGate

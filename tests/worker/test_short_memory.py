@@ -10,7 +10,7 @@ import pytest
 
 from kaas_core.errors import OutOfDeviceMemoryError
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
-from kaasd.devices.emulator.kind import EmulatorOptions
+from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
 from kaasd.libraries.registry import Libraries, content_id
 from kaasd.store.lmdb_store import LmdbStore

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kaasd.devices.emulator.device import EmulatedDevice
-from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 LANES = np.arange(32)
 
@@ -23,7 +23,7 @@ def warp(code: str, results: int, inputs: list[Array], wide: bool = False) -> Ar
     device = EmulatedDevice()
     module = device.load(kernel(body, ".param .u64 p0, .param .u64 p1"))
     data, out = buffer_of(device, np.ascontiguousarray(rows)), buffer_of(device, np.zeros((32, results), kinds))
-    device.run([launch(module, "k", (1, 1, 1), (32, 1, 1), read_write("in", data), read_write("out", out))], 1)
+    run_launches(device, [launch(module, "k", (1, 1, 1), (32, 1, 1), read_write("in", data), read_write("out", out))])
     result = array_of(out, kinds).reshape(32, results)
     device.close()
     return result

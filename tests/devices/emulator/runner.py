@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from kaas_core.request import Access, Dim3
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator.device import EmulatedDevice
-from kaasd.devices.emulator.memory import Allocation
-from kaasd.devices.emulator.module import EmulatedModule
+from kaasd.devices.emulator.runtime.address_space import Allocation
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.module import EmulatedModule
 
 HEADER = ".version 8.8\n.target sm_90\n.address_size 64\n"
 
@@ -43,6 +44,13 @@ def launch(
     """Return a launch; an int is passed as 32 bits."""
     packed = tuple(struct.pack("<I", a & 0xFFFFFFFF) if isinstance(a, int) else a for a in arguments)
     return Launch(module.kernels[name], grid, block, shared, packed)
+
+
+def run_launches(device: EmulatedDevice, launches: Sequence[Launch], iterations: int = 1) -> str:
+    """Run launches to the end, and return what device code printed."""
+    with closing(device.prepare(launches, iterations)) as run:
+        run.start()
+    return run.printed
 
 
 def kernel(body: str, parameters: str = ".param .u64 p0", name: str = "k", before: str = "") -> bytes:
@@ -91,7 +99,7 @@ def evaluate(code: str, results: Any, *inputs: Array, block: int = 128, before: 
         buffers = [buffer_of(device, np.zeros(1, "u8")), *(buffer_of(device, data) for data in inputs), *outputs]
         arguments = [read_write(name, buffer) for name, buffer in zip(parameters, buffers, strict=True)]
         grid = (-(-count // block), 1, 1)
-        device.run([launch(module, "k", grid, (block, 1, 1), *arguments)], 1)
+        run_launches(device, [launch(module, "k", grid, (block, 1, 1), *arguments)])
         arrays = [array_of(buffer, kind) for buffer, kind in zip(outputs, kinds, strict=True)]
     finally:
         device.close()

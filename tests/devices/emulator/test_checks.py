@@ -11,8 +11,8 @@ import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault
-from kaasd.devices.emulator.device import EmulatedDevice
-from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 RACE, UNINITIALIZED = "KAAS_ERROR_DATA_RACE", "KAAS_ERROR_UNINITIALIZED_READ"
 SHARED = """
@@ -35,7 +35,7 @@ def run(
     module = device.load(kernel(body))
     buffer = buffer_of(device, np.zeros(256, "u4"))
     once = launch(module, "k", (grid, 1, 1), (block, 1, 1), BufferRef("data", buffer, access))
-    device.run([once] * launches, 1)
+    run_launches(device, [once] * launches)
     return array_of(buffer, "u4")
 
 
@@ -191,9 +191,9 @@ def test_temporary_buffer_from_one_launch_to_the_next(device: EmulatedDevice) ->
     buffer = buffer_of(device, np.zeros(64, "u4"))
     write = launch(writer, "w", (1, 1, 1), (64, 1, 1), BufferRef("t", buffer, Access.TEMPORARY))
     read = launch(module, "k", (1, 1, 1), (64, 1, 1), BufferRef("t", buffer, Access.INPUT))
-    device.run([write, read], 2)
+    run_launches(device, [write, read], 2)
     with pytest.raises(KernelFault) as caught:
-        device.run([read, write], 1)
+        run_launches(device, [read, write])
     assert caught.value.fault == UNINITIALIZED
 
 
@@ -204,7 +204,7 @@ def test_arguments_on_the_stack_are_written(device: EmulatedDevice) -> None:
         mad.wide.u32 %at, %i, 4, %p0; st.global.u32 [%at], %v;"""
     module = device.load(kernel(body, before=before))
     buffer = buffer_of(device, np.zeros(64, "u4"))
-    device.run([launch(module, "k", (1, 1, 1), (64, 1, 1), read_write("data", buffer))], 1)
+    run_launches(device, [launch(module, "k", (1, 1, 1), (64, 1, 1), read_write("data", buffer))])
     assert list(array_of(buffer, "u4")) == list(range(1, 65))
 
 
@@ -225,7 +225,7 @@ def test_correct_kernels_are_left_alone(device: EmulatedDevice) -> None:
     buffers = [buffer_of(device, data) for data in (a, a, np.zeros(n, "u4"), np.zeros(1, "u4"))]
     x, y, temporary, out = (read_write(name, buffer) for name, buffer in zip("xypc", buffers, strict=True))
     dot = device.load((EXAMPLES / "dot.ptx").read_bytes())
-    device.run([
+    run_launches(device, [
         launch(dot, "prodKern", (4, 1, 1), (256, 1, 1), *_u8(n), x, y, BufferRef("p", temporary.buffer, Access.TEMPORARY)),
         launch(dot, "sumKern", (1, 1, 1), (512, 1, 1), temporary, out),
     ], 3)  # fmt: skip
@@ -234,5 +234,5 @@ def test_correct_kernels_are_left_alone(device: EmulatedDevice) -> None:
     bytes_, bins = buffer_of(device, data), buffer_of(device, np.zeros(256, "u4"))
     histogram = device.load((EXAMPLES / "histogram.ptx").read_bytes())
     arguments = (*_u8(len(data)), read_write("data", bytes_), read_write("bins", bins))
-    device.run([launch(histogram, "histogramKern", (3, 1, 1), (128, 1, 1), *arguments)], 1)
+    run_launches(device, [launch(histogram, "histogramKern", (3, 1, 1), (128, 1, 1), *arguments)])
     np.testing.assert_array_equal(array_of(bins, "u4"), np.bincount(data, minlength=256))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
-from tests.devices.emulator.runner import HEADER, Array, array_of, buffer_of, kernel, launch, read_write
+from tests.devices.emulator.runner import HEADER, Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def run(
 ) -> Array:
     module = device.load(kernel(body, before=before))
     buffer = buffer_of(device, data)
-    device.run([launch(module, "k", (grid, 1, 1), (block, 1, 1), BufferRef("data", buffer, access))], 1)
+    run_launches(device, [launch(module, "k", (grid, 1, 1), (block, 1, 1), BufferRef("data", buffer, access))])
     return array_of(buffer, data.dtype)
 
 
@@ -37,6 +38,24 @@ def fault_of(device: EmulatedDevice, body: str, **options: object) -> KernelFaul
     with pytest.raises(KernelFault) as caught:
         run(device, body, np.zeros(16, "u4"), **options)  # type: ignore[arg-type]
     return caught.value
+
+
+@contextmanager
+def stops(device: EmulatedDevice) -> Iterator[None]:
+    """Stop what runs meanwhile, again and again: one stop could come before the run."""
+    over = threading.Event()
+
+    def stop() -> None:
+        while not over.wait(0.02):
+            device.stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 STORE_AT = ".reg .b64 %a; add.s64 %a, %p0, {}; st.global.u32 [%a], 1;"
@@ -75,7 +94,7 @@ def test_partly_outside(device: EmulatedDevice) -> None:
     module = device.load(kernel("ld.global.u64 %at, [%p0+8];"))
     buffer = device.allocate(12)
     with pytest.raises(KernelFault, match="4 bytes past its end"):
-        device.run([launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("data", buffer))], 1)
+        run_launches(device, [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("data", buffer))])
 
 
 @pytest.mark.parametrize("address", [0, 8, 0xFFFFFFFFFFFFFFF8, 0x123456789ABCDEF0, 1 << 62])
@@ -90,7 +109,7 @@ def test_use_after_free(device: EmulatedDevice) -> None:
     holder = buffer_of(device, np.array([freed.address], "u8"))
     freed.close()
     with pytest.raises(KernelFault, match="where there is no buffer"):
-        device.run([launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("holder", holder))], 1)
+        run_launches(device, [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("holder", holder))])
 
 
 def test_misaligned(device: EmulatedDevice) -> None:
@@ -111,7 +130,7 @@ def test_input_that_is_also_an_output_may_be_written(device: EmulatedDevice) -> 
     module = device.load(kernel(".reg .b64 %o; ld.param.u64 %o, [p1]; st.global.u32 [%p0], 5;", ".param .u64 p0, .param .u64 p1"))
     buffer = buffer_of(device, np.zeros(1, "u4"))
     both = [BufferRef("x", buffer, Access.INPUT), BufferRef("x", buffer, Access.OUTPUT)]
-    device.run([launch(module, "k", (1, 1, 1), (1, 1, 1), *both)], 1)
+    run_launches(device, [launch(module, "k", (1, 1, 1), (1, 1, 1), *both)])
     assert array_of(buffer, "u4")[0] == 5
 
 
@@ -120,7 +139,7 @@ def test_read_only_holds_for_one_launch(device: EmulatedDevice) -> None:
     buffer = buffer_of(device, np.zeros(1, "u4"))
     reads = launch(module, "r", (1, 1, 1), (1, 1, 1), BufferRef("x", buffer, Access.INPUT))
     writes = launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))
-    device.run([reads, writes, reads], 2)
+    run_launches(device, [reads, writes, reads], 2)
     assert array_of(buffer, "u4")[0] == 5
 
 
@@ -156,7 +175,7 @@ def test_launch_index_of_a_fault(device: EmulatedDevice) -> None:
     good, bad = (buffer_of(device, np.array([v], "u4")) for v in (0, 1))
     launches = [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", b)) for b in (good, good, bad, good)]
     with pytest.raises(KernelFault) as caught:
-        device.run(launches, 1)
+        run_launches(device, launches)
     assert (caught.value.launch_index, caught.value.fault) == (2, "CUDA_ERROR_LAUNCH_FAILED")
 
 
@@ -241,29 +260,61 @@ def test_stop(device: EmulatedDevice, body: str) -> None:
     before = ".func f () { L: call f2; bra L; ret; }\n.func f2 () { ret; }" if "call" in body else ""
     module = device.load(kernel(body, before=before))
     buffer = buffer_of(device, np.zeros(1, "u4"))
-    timer = threading.Timer(0.05, device.stop)
-    timer.start()
-    with pytest.raises(Stopped):
-        device.run([launch(module, "k", (4, 1, 1), (64, 1, 1), read_write("x", buffer))], 1)
-    timer.join()
-    device.run([], 1)
+    run = device.prepare([launch(module, "k", (4, 1, 1), (64, 1, 1), read_write("x", buffer))], 1)
+    with stops(device), pytest.raises(Stopped):
+        run.start()
 
 
 def test_stop_between_launches(device: EmulatedDevice) -> None:
     module = device.load(kernel("red.global.add.u32 [%p0], 1;"))
     buffer = buffer_of(device, np.zeros(1, "u4"))
-    timer = threading.Timer(0.05, device.stop)
-    timer.start()
-    with pytest.raises(Stopped):
-        device.run([launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))], 1 << 40)
-    timer.join()
+    with stops(device), pytest.raises(Stopped):
+        run_launches(device, [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))], 1 << 40)
+
+
+def test_a_stop_ends_no_later_run(device: EmulatedDevice) -> None:
+    """Neither one that came when nothing ran, nor one that ended the run before."""
+    module = device.load(kernel("L: ld.volatile.global.u32 %n, [%p0]; setp.eq.u32 %q, %n, 0; @%q bra L; st.global.u32 [%p0], 5;"))
+    buffer = buffer_of(device, np.ones(1, "u4"))
+    run = device.prepare([launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))], 1)
+    device.stop()
+    run.start()
+    assert array_of(buffer, "u4")[0] == 5
+    buffer.zero()
+    with stops(device), pytest.raises(Stopped):
+        run.start()
+    buffer.write(b"\1\0\0\0")
+    run.start()
+    assert array_of(buffer, "u4")[0] == 5
+
+
+def test_a_run_does_not_touch_a_closed_buffer(device: EmulatedDevice) -> None:
+    module = device.load(kernel("ret;"))
+    for role in ("uploads", "zeroed"):
+        kept, closed = device.allocate(64 << 10), device.allocate(64 << 10)
+        launches = [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", kept))]
+        with closing(device.prepare(launches, 1, **{role: [closed]})) as run:
+            run.start()
+            closed.close()
+            with pytest.raises(ValueError, match="released"):
+                run.start()
+
+
+def test_an_empty_buffer(device: EmulatedDevice) -> None:
+    module = device.load(kernel("ret;"))
+    for role in ("uploads", "zeroed", "downloads"):
+        buffer = device.allocate(0)
+        launches = [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))]
+        with closing(device.prepare(launches, 1, **{role: [buffer]})) as run:
+            run.start()
+            assert [bytes(view) for view in (*run.uploads, *run.downloads)] == [b""] * (role != "zeroed")
 
 
 def test_many_launches(device: EmulatedDevice) -> None:
     module = device.load(kernel("red.global.add.u32 [%p0], 1;"))
     buffer = buffer_of(device, np.zeros(1, "u4"))
     one = launch(module, "k", (2, 1, 1), (32, 1, 1), read_write("x", buffer))
-    device.run([one] * 3, 1000)
+    run_launches(device, [one] * 3, 1000)
     assert array_of(buffer, "u4")[0] == 3 * 1000 * 64
 
 
@@ -278,7 +329,7 @@ def test_grid_and_block_in_three_dimensions(device: EmulatedDevice) -> None:
     for extra in ("", "bar.sync 0;"):
         module = device.load(kernel(place + body + extra))
         buffer = buffer_of(device, np.zeros(2 * 3 * 2 * 24 * 12, "u4"))
-        device.run([launch(module, "k", (2, 3, 2), (4, 3, 2), read_write("x", buffer))], 1)
+        run_launches(device, [launch(module, "k", (2, 3, 2), (4, 3, 2), read_write("x", buffer))])
         rows = array_of(buffer, "u4").reshape(2, 3, 2, 2, 3, 4, 12)
         for index in np.ndindex(2, 3, 2, 2, 3, 4):
             bz, by, bx, tz, ty, tx = index
@@ -334,7 +385,7 @@ def test_parameters_of_all_kinds(device: EmulatedDevice) -> None:
     module = device.load(kernel(body, parameters))
     buffer = buffer_of(device, np.zeros(4, "u8"))
     arguments = (read_write("x", buffer), b"\xff", struct.pack("<H", 515), struct.pack("<QQ", 7, 1 << 40), struct.pack("<d", 2.5))
-    device.run([Launch(module.kernels["k"], (1, 1, 1), (1, 1, 1), 0, arguments)], 1)
+    run_launches(device, [Launch(module.kernels["k"], (1, 1, 1), (1, 1, 1), 0, arguments)])
     content = array_of(buffer, "u1").tobytes()
     assert struct.unpack("<HHIQdQ", content) == (255, 515, 256, 1 << 40, 2.5, 7)
 

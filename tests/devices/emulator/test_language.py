@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from tests.devices.emulator.runner import HEADER, evaluate
 
 INDICES = np.arange(40, dtype="u4")

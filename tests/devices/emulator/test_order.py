@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from kaasd.devices.base import KernelFault
-from kaasd.devices.emulator.device import EmulatedDevice
-from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 TICKETS = """
     .reg .b32 %v; {before} atom.global.add.u32 %v, [%p0], 1; mad.wide.u32 %at, %v, 4, %p0; st.global.u32 [%at+4], %i;"""
@@ -19,7 +19,7 @@ TICKETS = """
 def order_of(device: EmulatedDevice, before: str = "", *, grid: int = 4, block: int = 128) -> Array:
     module = device.load(kernel(TICKETS.format(before=before)))
     buffer = buffer_of(device, np.zeros(1 + grid * block, "u4"))
-    device.run([launch(module, "k", (grid, 1, 1), (block, 1, 1), read_write("x", buffer))], 1)
+    run_launches(device, [launch(module, "k", (grid, 1, 1), (block, 1, 1), read_write("x", buffer))])
     order = array_of(buffer, "u4")[1:]
     np.testing.assert_array_equal(np.sort(order), np.arange(grid * block))
     return order
@@ -52,7 +52,7 @@ def test_a_bug_of_order_is_shaken_out() -> None:
         with closing(EmulatedDevice(seed=seed)) as device:
             module = device.load(kernel(body))
             buffer = buffer_of(device, np.zeros(1, "u4"))
-            device.run([launch(module, "k", (1, 1, 1), (128, 1, 1), read_write("x", buffer))], 1)
+            run_launches(device, [launch(module, "k", (1, 1, 1), (128, 1, 1), read_write("x", buffer))])
             winners.add(int(array_of(buffer, "u4")[0]))
     assert len(winners) > 1
 
@@ -62,7 +62,7 @@ def test_a_deadlock_is_still_found() -> None:
         module = device.load(kernel("setp.lt.u32 %q, %n, 32; @%q bar.sync 1, 64;"))
         buffer = buffer_of(device, np.zeros(1, "u4"))
         with pytest.raises(KernelFault, match="deadlock"):
-            device.run([launch(module, "k", (1, 1, 1), (128, 1, 1), read_write("x", buffer))], 1)
+            run_launches(device, [launch(module, "k", (1, 1, 1), (128, 1, 1), read_write("x", buffer))])
 
 
 def test_blocks_that_wait_for_each_other_come_together() -> None:
@@ -73,5 +73,5 @@ def test_blocks_that_wait_for_each_other_come_together() -> None:
     with closing(EmulatedDevice(seed=5)) as device:
         module = device.load(kernel(body))
         buffer = buffer_of(device, np.zeros(2, "u4"))
-        device.run([launch(module, "k", (10, 1, 1), (64, 1, 1), read_write("x", buffer))], 1)
+        run_launches(device, [launch(module, "k", (10, 1, 1), (64, 1, 1), read_write("x", buffer))])
         assert list(array_of(buffer, "u4")) == [640, 640]

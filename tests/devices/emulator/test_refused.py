@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kaasd.devices.emulator.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel

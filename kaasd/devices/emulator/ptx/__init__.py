@@ -1,7 +1,1 @@
-"""PTX as text: what the grammar says, and nothing of what instructions mean."""
-
-from kaasd.devices.emulator.ptx.ast import Module
-from kaasd.devices.emulator.ptx.lexer import PtxSyntaxError
-from kaasd.devices.emulator.ptx.parser import parse
-
-__all__ = ["Module", "PtxSyntaxError", "parse"]
+"""PTX: what a text says, with its names resolved, and nothing of how instructions are carried out."""

@@ -193,7 +193,9 @@ Statement: TypeAlias = Instruction | Label | Variable | ScopeBegin | ScopeEnd | 
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class FunctionDeclaration:
+    """A function or kernel, with its body or without."""
+
     line: int
     name: str
     is_entry: bool
@@ -207,11 +209,13 @@ class Function:
 
 
 @dataclass(frozen=True, slots=True)
-class Module:
+class SyntaxTree:
+    """What one PTX text says."""
+
     version: tuple[int, int]
     targets: tuple[str, ...]
     address_size: int
     files: dict[int, str]
     variables: tuple[Variable, ...]
-    functions: tuple[Function, ...]
+    functions: tuple[FunctionDeclaration, ...]
     aliases: dict[str, str] = field(default_factory=dict)

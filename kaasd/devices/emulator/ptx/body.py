@@ -24,10 +24,9 @@ from kaasd.devices.emulator.ptx.ast import (
     Statement,
     Vector,
 )
-from kaasd.devices.emulator.ptx.cursor import Cursor
 from kaasd.devices.emulator.ptx.declarations import SPACES, parse_count, parse_parameters, parse_variables, skip_bank, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
-from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError
 
 _MAX_NESTING = 16
 """Of operands: PTX itself needs two."""

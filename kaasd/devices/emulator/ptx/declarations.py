@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kaasd.devices.emulator.ptx.ast import Float, Initial, Integer, Variable
-from kaasd.devices.emulator.ptx.cursor import Cursor
 from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
-from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError
 
 SPACES = ("reg", "sreg", "const", "global", "local", "param", "shared", "tex")
 

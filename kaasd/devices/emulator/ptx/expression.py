@@ -6,8 +6,7 @@ import struct
 from collections.abc import Callable
 
 from kaasd.devices.emulator.ptx.ast import Float, Integer
-from kaasd.devices.emulator.ptx.cursor import Cursor
-from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError, Token
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError, Token
 
 _MASK = 2**64 - 1
 _MAX_DEPTH = 32

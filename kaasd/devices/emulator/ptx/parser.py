@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from kaasd.devices.emulator.ptx.ast import Function, Module, Statement, Variable
+from kaasd.devices.emulator.ptx.ast import FunctionDeclaration, Statement, SyntaxTree, Variable
 from kaasd.devices.emulator.ptx.body import BodyParser
-from kaasd.devices.emulator.ptx.cursor import Cursor
 from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_parentheses, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_integer
-from kaasd.devices.emulator.ptx.lexer import Kind, PtxSyntaxError, tokenize
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError, tokenize
 
 LINKAGES = ("extern", "visible", "weak", "common")
 
 
-def parse(text: str) -> Module:
+def parse(text: str) -> SyntaxTree:
     """Return the syntax tree of a PTX module. Raises ``PtxSyntaxError``, and nothing else."""
     return _ModuleParser(Cursor(tokenize(text.rstrip("\0")))).parse()
 
@@ -26,10 +25,10 @@ class _ModuleParser:
         self._cursor = cursor
         self._files: dict[int, str] = {}
         self._variables: list[Variable] = []
-        self._functions: list[Function] = []
+        self._functions: list[FunctionDeclaration] = []
         self._aliases: dict[str, str] = {}
 
-    def parse(self) -> Module:
+    def parse(self) -> SyntaxTree:
         cursor = self._cursor
         if cursor.accept_dot("version") is None:
             raise PtxSyntaxError(cursor.line, f"a PTX module starts with .version, not {cursor.peek().text!r}")
@@ -47,7 +46,7 @@ class _ModuleParser:
                 self._statement()
         if not targets:
             raise PtxSyntaxError(1, "the module has no .target")
-        return Module(
+        return SyntaxTree(
             version, tuple(targets), address_size, self._files, tuple(self._variables), tuple(self._functions), self._aliases
         )
 
@@ -102,7 +101,7 @@ class _ModuleParser:
                 raise PtxSyntaxError(cursor.line, "a section has no end")
             depth += {"{": 1, "}": -1}.get(cursor.advance().text, 0)
 
-    def _function(self, is_entry: bool, linkage: str) -> Function:
+    def _function(self, is_entry: bool, linkage: str) -> FunctionDeclaration:
         cursor = self._cursor
         directives: dict[str, tuple[int, ...]] = {}
         while cursor.accept_dot("attribute"):
@@ -125,4 +124,4 @@ class _ModuleParser:
         if not cursor.accept(";"):
             cursor.expect("{")
             body = BodyParser(cursor, self._files).parse()
-        return Function(line, name, is_entry, results, parameters, body, linkage, directives)
+        return FunctionDeclaration(line, name, is_entry, results, parameters, body, linkage, directives)

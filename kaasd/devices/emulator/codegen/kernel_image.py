@@ -1,0 +1,130 @@
+"""A kernel's LLVM module while it is made: what its functions share, and what the launch must know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.codegen.llvm_builder import I64, Builder
+from kaasd.devices.emulator.codegen.structures import COLLECTIVE, FUNCTION
+from kaasd.devices.emulator.ptx.routine import Operation, Routine, Signature, Storage
+from kaasd.devices.emulator.ptx.types import align
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in a kernel where something can go wrong."""
+
+    routine: str
+    operation: Operation
+    size: int
+    """Of the access, in bytes; 0 if it is none."""
+
+
+class KernelImage:
+    """The module of one kernel and of all that it can call."""
+
+    def __init__(
+        self,
+        entry: Routine,
+        routines: Sequence[Routine],
+        function_addresses: Mapping[str, int],
+        declared: Mapping[str, Signature],
+        checks: frozenset[str] = frozenset(),
+    ) -> None:
+        self.entry = entry
+        self.checks = checks
+        """Those of ``EMULATOR_CHECKS`` that are compiled in."""
+        self.routines = routines
+        self.function_addresses = function_addresses
+        """Of functions that can be called, as device addresses."""
+        self.declared = declared
+        """Functions without a body: those of the device's runtime library."""
+        self.module = ir.Module(entry.name)
+        self.sites: list[Site] = []
+        self.collectives: list[ir.Function] = []
+        self.exchange_size = 16
+        self._site_numbers: dict[tuple[int, int], int] = {}
+        self._collective_numbers: dict[str, int] = {}
+        self._collective_code: dict[Hashable, ir.Function] = {}
+        self._shared: dict[int, int] = {}
+        self.static_shared = self._lay_out_shared()
+        self.signatures = {routine.name: routine.signature for routine in routines}
+        self.function_table = ir.GlobalVariable(
+            self.module, ir.ArrayType(FUNCTION.ir, max(1, len(function_addresses))), "functions"
+        )
+        """``FUNCTION`` entries in the order of ``function_addresses``; filled in when all frame sizes are known."""
+        self.frame_sizes = {routine.name: self._constant(f"frame_size.{routine.name}") for routine in routines}
+
+    def _constant(self, name: str) -> ir.GlobalVariable:
+        """Return a number that is known only later; LLVM folds it."""
+        variable = ir.GlobalVariable(self.module, I64, name)
+        variable.global_constant = True
+        variable.linkage = "internal"
+        return variable
+
+    def _lay_out_shared(self) -> int:
+        """Place the shared variables that the kernel can reach: those of fixed size first, then dynamic memory."""
+        variables = {id(storage): storage for routine in self.routines for storage in routine.shared}.values()
+        end = 0
+        for storage in variables:
+            if not storage.external:
+                offset = align(end, storage.align)
+                self._shared[id(storage)] = offset
+                end = offset + storage.size
+        dynamic = [storage for storage in variables if storage.external]
+        if dynamic:
+            start = align(end, max(16, *(storage.align for storage in dynamic)))
+            self._shared |= {id(storage): start for storage in dynamic}
+            end = start if end else 0
+        return end
+
+    def shared_offset(self, storage: Storage) -> int:
+        return self._shared[id(storage)]
+
+    def site(self, routine: Routine, operation: Operation, size: int = 0) -> int:
+        """Return the number of a place that a report may have to name."""
+        key = (id(operation), size)
+        if key not in self._site_numbers:
+            self._site_numbers[key] = len(self.sites)
+            self.sites.append(Site(routine.name, operation, size))
+        return self._site_numbers[key]
+
+    def collective(self, place: str, code: Hashable, build: Callable[[Builder, ir.Value, ir.Value, ir.Value], None]) -> int:
+        """Return the number of the warp operation of a place in the program, where threads meet.
+
+        Places of one ``code`` share what ``build(b, warp, stride, mask)`` emits.
+        """
+        if place not in self._collective_numbers:
+            function = self._collective_code.get(code)
+            if function is None:
+                function = ir.Function(self.module, COLLECTIVE, f"collective.{len(self._collective_code)}")
+                function.linkage = "internal"
+                builder = Builder(function.append_basic_block("entry"))
+                build(builder, *function.args)
+                builder.ret_void()
+                self._collective_code[code] = function
+            self._collective_numbers[place] = len(self.collectives)
+            self.collectives.append(function)
+        return self._collective_numbers[place]
+
+    def need_exchange(self, size: int) -> None:
+        """Make sure that a thread's exchange has ``size`` bytes."""
+        self.exchange_size = max(self.exchange_size, align(size))
+
+    def declare(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        """Return a function defined elsewhere: an LLVM intrinsic, or one of the C library."""
+        existing = self.module.globals.get(name)
+        return existing if existing is not None else ir.Function(self.module, kind, name)
+
+    def helper(self, name: str, kind: ir.FunctionType, build: Callable[[Builder, ir.Function], None]) -> ir.Function:
+        """Return a function of the module's own, which ``build`` emits at its first use."""
+        existing = self.module.globals.get(name)
+        if existing is not None:
+            return existing
+        function = ir.Function(self.module, kind, name)
+        function.linkage = "internal"
+        build(Builder(function.append_basic_block("entry")), function)
+        return function

@@ -1,0 +1,256 @@
+"""The structures and numbers that Python, the scheduler and compiled kernels share, and how code takes up a block or a thread."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from llvmlite import ir
+
+from kaasd.devices.emulator.codegen.llvm_builder import I32, PTR, Builder, Struct
+
+OFFSET_BITS = 44
+"""A device address is a segment's number above an offset of this many bits (16 TiB)."""
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+SEGMENT_COUNT = 1 << (64 - OFFSET_BITS)
+
+WARP_SIZE = 32
+BARRIER_COUNT = 16
+FUEL = 4096
+"""Loop rounds, and calls, after which a thread lets others run: it costs 1 % or so, and a spinning thread wastes some 10 µs."""
+
+
+class Segment(IntEnum):
+    """Segments with a fixed meaning. Segment 0 is never mapped, so that small and null addresses fault."""
+
+    NULL = 0
+    SHARED = 1
+    LOCAL = 2
+    PARAM = 3
+    FUNCTION = 4
+    FIRST_FREE = 16
+    HEAP = SEGMENT_COUNT // 2
+    """From here on: what device code gets from ``malloc``, each with a segment of its own."""
+
+
+class Status(IntEnum):
+    """Why a thread's code returned."""
+
+    EXIT = 0
+    CONTINUE = 1
+    """A call or a return: the thread's top function changed."""
+    WARP = 2
+    """It waits for the other threads of a warp operation."""
+    BARRIER = 3
+    ARRIVE = 4
+    """It arrived at a barrier but does not wait."""
+    YIELD = 5
+    FAULT = 6
+
+
+class ThreadState(IntEnum):
+    """What a thread does. The scheduler runs those that are ``RUNNABLE``."""
+
+    RUNNABLE = 0
+    YIELDED = 1
+    WARP = 2
+    BARRIER = 3
+    EXITED = 4
+
+
+class Fault(IntEnum):
+    """What stopped a launch."""
+
+    NONE = 0
+    STOPPED = 1
+    LOAD = 2
+    STORE = 3
+    ATOMIC = 4
+    TRAP = 5
+    DEADLOCK = 6
+    STACK = 7
+    CALL = 8
+    BARRIER = 9
+    MEMBER = 10
+    ASSERT = 11
+    FREE = 12
+    RACE = 13
+    UNINITIALIZED = 14
+
+
+SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")
+"""One entry of the table of segments. ``writable_size`` is 0 where only reads are allowed."""
+
+LAUNCH = Struct(
+    "Launch",
+    run="ptr",
+    thread_function="ptr",
+    collectives="ptr",
+    functions="ptr",
+    arguments="ptr",
+    arguments_size="i64",
+    read_only="ptr",
+    read_only_count="i64",
+    grid_x="i32",
+    grid_y="i32",
+    grid_z="i32",
+    block_x="i32",
+    block_y="i32",
+    block_z="i32",
+    threads="i32",
+    dynamic_shared="i32",
+    shared_size="i64",
+    thread_stride="i64",
+    frame_stride="i64",
+    local_stride="i64",
+    block_stride="i64",
+    threads_offset="i64",
+    frames_offset="i64",
+    locals_offset="i64",
+    shared_offset="i64",
+    resident_limit="i64",
+    first_block="i64",
+    block_step="i64",
+)
+"""One launch, ready to run. Offsets are from the start of a block's part of the arena.
+
+Blocks begin in the order ``first_block``, ``first_block + block_step``, … modulo their number."""
+
+CONTEXT = Struct(
+    "Context",
+    table="ptr",
+    launch="ptr",
+    arena="ptr",
+    resident="ptr",
+    block="ptr",
+    block_x="i32",
+    block_y="i32",
+    block_z="i32",
+    stop="i32",
+    fault="i32",
+    site="i32",
+    address="i64",
+    thread_x="i32",
+    thread_y="i32",
+    thread_z="i32",
+    launch_index="i32",
+    assert_message="i64",
+    assert_file="i64",
+    assert_function="i64",
+    assert_line="i32",
+    pad="i32",
+    printed="ptr",
+    printed_size="i64",
+    printed_used="i64",
+    printed_lost="i64",
+    heap_next="i64",
+    heap_used="i64",
+    heap_limit="i64",
+    shadows="ptr",
+    arena_shadow="ptr",
+    ordered="ptr",
+    blocks="i64",
+    time="i32",
+    run_time="i32",
+    launch_time="i32",
+    other_warp="i32",
+    other_lane="i32",
+    other_site="i32",
+    other_writes="i32",
+    random="i32",
+)
+"""One run: the launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed."""
+
+THREAD = Struct(
+    "Thread",
+    state="i32",
+    operation="i32",
+    mask="i32",
+    site="i32",
+    x="i32",
+    y="i32",
+    z="i32",
+    index="i32",
+    function="ptr",
+    frame="ptr",
+    frame_end="ptr",
+    locals="ptr",
+    local="i64",
+    allocated="i64",
+)
+"""A thread. ``local`` is where the current function's variables start; behind them are ``allocated`` bytes of ``alloca``.
+What an operation exchanges with others follows it."""
+
+BLOCK = Struct(
+    "Block",
+    x="i32",
+    y="i32",
+    z="i32",
+    live="i32",
+    idle="i32",
+    number="i32",
+    start="i32",
+    since="i32",
+    thread_start="i32",
+    pad="i32",
+)
+"""A resident block; its barriers follow. The last four are for the checks: the block's number in the grid, and the times at which
+it began, completed its last barrier, and began the thread at hand."""
+BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
+"""``expected`` is 0 for every thread that has not exited."""
+
+FRAME = Struct("Frame", resume="i32", pad="i32", function="ptr", frame="ptr", local="i64", allocated="i64")
+"""The head of a function's frame: where to resume, and the caller. Saved registers follow."""
+
+FUNCTION = Struct("Function", code="ptr", frame_size="i64", local_size="i64", parameter_size="i64", result_size="i64")
+"""An entry of the table of functions that can be called."""
+
+THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR])
+"""Code of a thread: context and thread to ``Status``."""
+COLLECTIVE = ir.FunctionType(ir.VoidType(), [PTR, ir.IntType(64), I32])
+"""A warp operation: the warp's first thread, the distance between threads, and the mask of those that take part."""
+PRINTED = Struct("Printed", format="i64", size="i64")
+"""One call of ``vprintf``: where its format is, and how many bytes of arguments follow."""
+PRINTED_ARGUMENTS = 256
+"""Most bytes of arguments: 32 of them, as in CUDA."""
+
+SHADOW = Struct("Shadow", cells="ptr", watched="i64")
+"""What the checks know of a segment: the notes of its bytes, and whether nothing is written in it at first."""
+NOTE = Struct("Note", time="i32", warp="i32", lane="i32", site="i32")
+"""An access: when, by which warp of the grid and lane, and where in the kernel."""
+
+RUN = ir.FunctionType(I32, [PTR])
+"""Runs all blocks of the launch at hand: context to ``Fault``."""
+
+BLOCK_HEAD = BLOCK.size + BARRIER_COUNT * BARRIER.size
+
+
+def stopped(b: Builder, context: ir.Value) -> ir.Value:
+    """Whether another thread asked the run to stop."""
+    return b.is_("!=", b.load_atomic(b.field(CONTEXT, context, "stop"), "monotonic", 4, typ=I32), 0)
+
+
+def segment_entry(b: Builder, context: ir.Value, segment: int) -> ir.Value:
+    return b.item(b.get(CONTEXT, context, "table"), SEGMENT.ir, segment)
+
+
+def enter_block(b: Builder, context: ir.Value, x: ir.Value, y: ir.Value, z: ir.Value, shared: ir.Value) -> None:
+    """Make a block the one at hand."""
+    b.put(CONTEXT, context, block_x=x, block_y=y, block_z=z)
+    size = b.get(LAUNCH, b.get(CONTEXT, context, "launch"), "shared_size")
+    b.put(SEGMENT, segment_entry(b, context, Segment.SHARED), base=shared, size=size, writable_size=size)
+
+
+def enter_thread(b: Builder, context: ir.Value, local: ir.Value) -> None:
+    """Make a thread's local memory the one at hand."""
+    size = b.get(LAUNCH, b.get(CONTEXT, context, "launch"), "local_stride")
+    b.put(SEGMENT, segment_entry(b, context, Segment.LOCAL), base=local, size=size, writable_size=size)
+
+
+def record_thread(b: Builder, context: ir.Value, thread: ir.Value) -> None:
+    """Note which thread faulted."""
+    b.put(CONTEXT, context, **{f"thread_{axis}": b.get(THREAD, thread, axis) for axis in "xyz"})
+
+
+def exchange(b: Builder, thread: ir.Value) -> ir.Value:
+    """Where a thread leaves what an operation needs of it and finds what it returns."""
+    return b.at(thread, THREAD.size)

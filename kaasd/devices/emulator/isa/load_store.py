@@ -1,0 +1,194 @@
+"""Loads, stores, moves and addresses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kaasd.devices.emulator.codegen.emitter import SPACES, Emitter
+from kaasd.devices.emulator.codegen.llvm_builder import I64, const, i64
+from kaasd.devices.emulator.codegen.structures import CONTEXT, OFFSET_BITS, OFFSET_MASK, SEGMENT, Fault, Segment
+from kaasd.devices.emulator.isa import special_registers
+from kaasd.devices.emulator.isa.table import instruction
+from kaasd.devices.emulator.ptx.forms import Match
+from kaasd.devices.emulator.ptx.routine import Elements, Memory, Operand, Special
+from kaasd.devices.emulator.ptx.types import TYPES, Type
+
+SPACE = "const global local param param::entry param::func shared shared::cta"
+MEMORY_TYPES = "b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"
+ORDER = "weak relaxed acquire release acq_rel volatile mmio"
+SCOPE = "cta cluster gpu sys"
+CACHE = "ca cg cs lu cv wb wt"
+EVICTION = [f"L{level}::{word}" for level in "12" for word in ("evict_normal", "evict_unchanged", "evict_first", "evict_last")]
+EVICTION += ["L1::no_allocate", "L2::cache_hint"]
+PREFETCH = "L2::64B L2::128B L2::256B"
+VECTOR = "v2 v4 v8"
+POLICY: dict[str, Any] = {"first": EVICTION, "second": EVICTION}
+
+
+def space_of(m: Match) -> str:
+    """The state space named, without its part after ``::``; empty for a generic address."""
+    return (m["space"] or "").split("::")[0]
+
+
+def access(t: Emitter, m: Match, memory: Memory, fault: Fault, count: int = 1, kind: Type | None = None) -> list[Any]:
+    """Return the host address of each of ``count`` elements, checked as one access."""
+    kind = kind or m.type
+    pointer = t.pointer(space_of(m), memory, kind.bytes * count, fault)
+    return [t.b.at(pointer, kind.bytes * index) for index in range(count)]
+
+
+def load(t: Emitter, pointer: Any, kind: Type) -> Any:
+    return t.b.load_as(kind.ir, pointer, "memory", min(kind.bytes, 16))
+
+
+def store(t: Emitter, value: Any, pointer: Any, kind: Type) -> None:
+    t.b.store_as(value, pointer, "memory", min(kind.bytes, 16))
+
+
+HINTS = "{.space}{.nc}{.cache}{.evict}{.evict2}{.hint}{.prefetch}"
+HINT_WORDS: dict[str, Any] = {
+    "cache": CACHE,
+    "evict": EVICTION,
+    "evict2": EVICTION,
+    "hint": ["L2::cache_hint"],
+    "prefetch": PREFETCH,
+}
+
+
+@instruction(
+    f"ld{{.mmio}}{{.order}}{{.scope}}{HINTS}{{.unified}}.type d, [a]{{, *policy}}",
+    order=ORDER, scope=SCOPE, space=SPACE, type=MEMORY_TYPES, **HINT_WORDS,
+)  # fmt: skip
+@instruction("ldu{.space}.type d, [a]", space="global", type=MEMORY_TYPES)
+def ld(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
+    return load(t, access(t, m, a, Fault.LOAD)[0], m.type)
+
+
+@instruction(
+    f"ld{{.mmio}}{{.order}}{{.scope}}{HINTS}{{.unified}}.vec.type d, [a]{{, *policy}}",
+    order=ORDER, scope=SCOPE, space=SPACE, vec=VECTOR, type=MEMORY_TYPES, **HINT_WORDS,
+)  # fmt: skip
+@instruction("ldu{.space}.vec.type d, [a]", space="global", vec=VECTOR, type=MEMORY_TYPES)
+def ld_vector(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
+    return [load(t, pointer, m.type) for pointer in access(t, m, a, Fault.LOAD, int(m.text("vec")[1:]))]
+
+
+@instruction(
+    "st{.mmio}{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.type [a], b{, *policy}",
+    order=ORDER, scope=SCOPE, space=SPACE, type=MEMORY_TYPES, **HINT_WORDS,
+)  # fmt: skip
+def st(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
+    store(t, b, access(t, m, a, Fault.STORE)[0], m.type)
+
+
+@instruction(
+    "st{.mmio}{.order}{.scope}{.space}{.cache}{.evict}{.evict2}{.hint}.vec.type [a], b{, *policy}",
+    order=ORDER, scope=SCOPE, space=SPACE, vec=VECTOR, type=MEMORY_TYPES, **HINT_WORDS,
+)  # fmt: skip
+def st_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
+    count = int(m.text("vec")[1:])
+    if not isinstance(b, list) or len(b) != count:
+        raise t.error(f"a vector of {count} is needed")
+    for value, pointer in zip(b, access(t, m, a, Fault.STORE, count), strict=True):
+        store(t, value, pointer, m.type)
+
+
+@instruction("prefetch{.space}.level [a]", space="global local", level=["L1", "L2", *EVICTION])
+@instruction("prefetchu.L1 [a]")
+@instruction("applypriority{.space}.level [a], *size", space="global", level=EVICTION)
+@instruction("discard{.space}.L2 [a], *size", space="global")
+def prefetch(t: Emitter, m: Match, *operands: Any) -> None:
+    """There is no cache."""
+
+
+@instruction("mov.type *d, *a", type="pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f32 f64")
+def mov(t: Emitter, m: Match, target: Operand, source: Operand) -> None:
+    """Copy; pack a vector into a scalar or unpack a scalar into a vector."""
+    if isinstance(source, Elements) and not isinstance(target, Elements):
+        t.write(target, _pack(t, m, source), m.type)
+    elif isinstance(target, Elements) and not isinstance(source, Elements):
+        _unpack(t, m, target, t.raw(t.read(source, m.type)))
+    else:
+        t.write(target, t.read(source, m.type), m.type)
+
+
+@instruction("mov.vec.type *d, *a", vec=VECTOR, type="b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64")
+def mov_vector(t: Emitter, m: Match, target: Operand, source: Operand) -> None:
+    if isinstance(source, Special):  # such as %tid, whole
+        source = Elements(tuple(special_registers.components(source.name, int(m.text("vec")[1:]))))
+    t.write(target, t.read(source, m.type), m.type)
+
+
+def _part(t: Emitter, m: Match, elements: Elements) -> Type:
+    width = m.type.bits // len(elements.items) if elements.items else 0
+    if width < 8 or width * len(elements.items) != m.type.bits:
+        raise t.error(f"{len(elements.items)} elements do not make .{m.type.name}")
+    return TYPES[f"b{width}"]
+
+
+def _pack(t: Emitter, m: Match, source: Elements) -> Any:
+    part = _part(t, m, source)
+    whole = const(m.type.raw, 0)
+    for index, item in enumerate(source.items):
+        element = t.b.zext(t.read(item, part), m.type.raw)
+        whole = t.b.or_(whole, t.b.shl(element, const(m.type.raw, part.bits * index)))
+    return whole
+
+
+def _unpack(t: Emitter, m: Match, target: Elements, whole: Any) -> None:
+    part = _part(t, m, target)
+    for index, item in enumerate(target.items):
+        t.write(item, t.b.trunc(t.b.lshr(whole, const(whole.type, part.bits * index)), part.raw), part)
+
+
+def _window(t: Emitter, m: Match) -> int | None:
+    """The segment of a space whose addresses are offsets, or None for one whose addresses are generic as they are."""
+    space = space_of(m)
+    if space == "param" and not t.routine.is_entry:
+        space = "local"
+    return SPACES.get(space)
+
+
+@instruction("cvta.space.type d, a", space=SPACE, type="u64 u32")
+def cvta(t: Emitter, m: Match, a: Any) -> Any:
+    segment = _window(t, m)
+    if m.type.bits != 64:
+        raise t.error("addresses have 64 bits on the emulated device")
+    return a if segment is None else t.b.or_(a, i64(segment << OFFSET_BITS))
+
+
+@instruction("cvta.to.space.type d, a", space=SPACE, type="u64 u32")
+def cvta_to(t: Emitter, m: Match, a: Any) -> Any:
+    return a if _window(t, m) is None else t.b.and_(a, const(a.type, OFFSET_MASK))
+
+
+@instruction("isspacep.space d:pred, a:u64", space=f"{SPACE} shared::cluster")
+def isspacep(t: Emitter, m: Match, a: Any) -> Any:
+    b, segment = t.b, t.b.lshr(a, i64(OFFSET_BITS))
+    window = _window(t, m)
+    if window is not None:
+        return b.is_("==", segment, window)
+    entry = b.item(b.get(CONTEXT, t.context, "table"), SEGMENT.ir, segment)
+    constant = b.is_("!=", b.get(SEGMENT, entry, "flags"), 0)
+    outside = b.is_(">=", segment, Segment.FIRST_FREE)
+    return b.and_(outside, constant if space_of(m) == "const" else b.not_(constant))
+
+
+@instruction("createpolicy.fractional.first{.second}.b64 d{, *fraction}", **POLICY)
+@instruction("createpolicy.range{.global}.first{.second}.b64 d, *a, *size, *whole", **POLICY)
+@instruction("createpolicy.cvt.L2.b64 d, *size")
+def createpolicy(t: Emitter, m: Match, *operands: Any) -> Any:
+    """There is no cache, so all policies are one."""
+    return i64(0)
+
+
+@instruction("membar.level", level="cta gl sys")
+@instruction("membar.proxy.alias")
+@instruction("fence{.order}.scope", order="sc acq_rel acquire release", scope=SCOPE)
+@instruction("fence.proxy.kind", kind=["alias", "async", "async.global", "async.shared::cta"])
+@instruction("fence.mbarrier_init.release.cluster")
+def fence(t: Emitter, m: Match) -> None:
+    """Threads take turns on one processor, so memory is always in order."""
+
+
+__all__ = ["I64"]

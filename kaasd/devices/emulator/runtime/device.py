@@ -1,0 +1,119 @@
+"""The emulated device: runs PTX on the CPU, checking every access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from random import Random
+
+from kaasd.devices.base import DeviceBuffer, Launch, MappedFile
+from kaasd.devices.emulator.codegen.structures import SEGMENT_COUNT
+from kaasd.devices.emulator.options import default_memory_bytes
+from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
+from kaasd.devices.emulator.runtime.module import EmulatedModule
+from kaasd.devices.emulator.runtime.prepared import Prepared
+from kaasd.devices.emulator.runtime.run import EmulatedDownload, EmulatedRun, Ended, Processor
+from kaasd.devices.emulator.runtime.shadows import Shadows
+from kaasd.devices.trace import HostTracer
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.image import ImageKind, read_image
+from kaasd.request.device_checks import DeviceProperties
+
+MODEL = "emulated device (PTX on the CPU)"
+
+
+class EmulatedDevice:
+    """A ``Device`` on the CPU. ``properties`` says what it pretends to be; its memory is a limit, not a reservation."""
+
+    is_busy = False
+    """A run has ended when its ``start`` returns."""
+
+    def __init__(
+        self, properties: DeviceProperties | None = None, *, checks: Iterable[str] = (), seed: int | None = None
+    ) -> None:
+        """``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
+
+        With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
+        """
+        self.properties = properties or DeviceProperties("emulator", MODEL, default_memory_bytes())
+        self._space = AddressSpace(self.properties.memory_bytes)
+        self._modules: list[EmulatedModule] = []
+        self._order = None if seed is None else Random(seed)
+        self._processor = Processor(self._space, self._order)
+        self._checks = frozenset(checks)
+        if self._checks:
+            self._space.shadows = Shadows(self._processor.context, SEGMENT_COUNT)
+
+    def load(self, image: bytes) -> EmulatedModule:
+        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
+        content = read_image(image)
+        if not content.ptx and content.kind is not ImageKind.WRAPPER:
+            raise UnsupportedLibrary(
+                f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
+            )
+        module = EmulatedModule(
+            content.ptx, self._space, self.properties.compute_capability, self._checks, content.host_functions
+        )
+        self._modules.append(module)
+        return module
+
+    def allocate(self, size_bytes: int) -> Allocation:
+        """Return new memory. Raises ``OutOfMemory``."""
+        return self._space.allocate(size_bytes)
+
+    def prepare(
+        self,
+        launches: Sequence[Launch],
+        iterations: int,
+        *,
+        uploads: Sequence[DeviceBuffer] = (),
+        zeroed: Sequence[DeviceBuffer] = (),
+        downloads: Sequence[DeviceBuffer] = (),
+    ) -> EmulatedRun:
+        """Make a run of all ``launches`` in order, ``iterations`` times."""
+        return EmulatedRun(
+            self._processor,
+            Prepared(launches, self.properties, self._order),
+            iterations,
+            _own(uploads),
+            _own(zeroed),
+            _own(downloads),
+        )
+
+    def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:
+        """Copy ``pieces`` to the buffer, one behind the other."""
+        position = 0
+        for piece in pieces:
+            buffer.write(piece, position)
+            position += len(piece)
+        return Ended()
+
+    def unmap(self) -> None:
+        """Do nothing: no memory is held."""
+
+    def download(self, buffer: DeviceBuffer) -> EmulatedDownload:
+        """Copy a buffer."""
+        assert isinstance(buffer, Allocation)
+        return EmulatedDownload(buffer)
+
+    def tracer(self) -> HostTracer:
+        """Return what takes note of one request."""
+        return HostTracer()
+
+    def stop(self) -> bool:
+        """Ask a run under way to raise ``Stopped``, from any thread."""
+        self._processor.context.stop = 1
+        return True
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        for module in self._modules:
+            module.close()
+        self._modules.clear()
+        self._processor.close()
+        self._space.close()
+        if self._space.shadows is not None:
+            self._space.shadows.close()
+
+
+def _own(buffers: Sequence[DeviceBuffer]) -> list[Allocation]:
+    return [buffer for buffer in buffers if isinstance(buffer, Allocation)]

@@ -1,0 +1,232 @@
+"""Runs of the emulated device: a run that was prepared needs the code of this file alone. Runs and copies end as they begin."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+from collections.abc import Iterable, Sequence
+from random import Random
+from time import perf_counter_ns
+from typing import Any
+
+from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
+from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
+from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation, HostMemory
+from kaasd.devices.emulator.runtime.fault_report import kernel_fault
+from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
+from kaasd.devices.emulator.runtime.printing import format_printed
+from kaasd.devices.trace import SpanKind, Stream, Tracer
+
+_LOG = logging.getLogger(__name__)
+
+KERNELS = Stream("kernels")
+"""Where all runs are, one after the other."""
+PRINT_BYTES = 1 << 20
+"""For what kernels print in one run: CUDA's default."""
+PRINTED_IN_REPORT = 2000
+"""Characters, the last ones: a report travels with an error, which is to be small."""
+HEAP_BYTES = 8 << 20
+"""For what device code may hold of ``malloc`` at a time: CUDA's default."""
+CLEARED_BY_HAND = 1 << 20
+"""Bytes: more is cleared by giving its pages back, of which the next use has to get anew those that it touches."""
+
+_EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
+
+
+class Ended:
+    """A transfer that is over."""
+
+    def done(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait(self) -> None:
+        """Return at once."""
+
+
+class EmulatedDownload(Ended):
+    """A buffer's own memory."""
+
+    def __init__(self, buffer: Allocation) -> None:
+        self.view = memoryview(bytes(buffer.view))
+        """A copy: the buffer may be used again."""
+
+    def close(self) -> None:
+        """Do nothing: the copy goes with the last who uses it."""
+
+
+class Arena:
+    """Memory of the resident blocks of whatever launch runs: zeros before each run. It grows as needed, and is kept."""
+
+    def __init__(self, context: Any) -> None:
+        """``context`` says where it is."""
+        self._context = context
+        self._resident: ctypes.Array[ctypes.c_void_p] = (ctypes.c_void_p * 0)()
+        self._size = 0
+
+    def make_room(self, prepared: Prepared) -> None:
+        """Make it large enough. Raises ``OutOfMemory``."""
+        if prepared.arena_size > self._size:
+            try:
+                memory = mmap.mmap(-1, prepared.arena_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            except (OSError, MemoryError, OverflowError) as error:
+                raise OutOfMemory(f"{prepared.arena_size} bytes for the blocks of a launch: {error}") from error
+            self.close()
+            self._memory, self._size = memory, prepared.arena_size
+            self._address = self._context.arena = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        if prepared.residents > len(self._resident):
+            self._resident = (ctypes.c_void_p * prepared.residents)()
+            self._context.resident = ctypes.addressof(self._resident)
+
+    def clear(self, size: int) -> None:
+        """Make the first ``size`` bytes zeros again."""
+        if size > CLEARED_BY_HAND:
+            self._memory.madvise(mmap.MADV_DONTNEED, 0, size)
+        else:
+            ctypes.memset(self._address, 0, size)
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        if self._size:
+            self._size = 0
+            self._memory.close()
+
+
+class Processor:
+    """What runs kernels: the context that native code reads, and the memory of resident blocks. It runs one thing at a time."""
+
+    def __init__(self, space: AddressSpace, order: Random | None) -> None:
+        """``order`` gives the order of warps; None leaves it as it is."""
+        self._space = space
+        self.context = CONTEXT.ctype(table=space.table_address, heap_limit=HEAP_BYTES)
+        if order is not None:
+            self.context.random = order.randrange(1, 1 << 32)
+        self._context_address = ctypes.addressof(self.context)
+        self._native = _EXECUTE(scheduler().address("execute"))
+        self._arena = Arena(self.context)
+        self._print_memory = HostMemory(PRINT_BYTES)
+        self.context.printed, self.context.printed_size = self._print_memory.address, PRINT_BYTES
+
+    def make_room(self, prepared: Prepared) -> None:
+        """Get the memory that a run needs. To be called once before it runs. Raises ``OutOfMemory``."""
+        self._arena.make_room(prepared)
+
+    def run(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None = None) -> str:
+        """Run, and return what device code printed. Raises ``KernelFault``, ``Stopped``."""
+        context = self.context
+        context.fault = context.site = context.address = 0
+        context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
+        shadows = self._space.shadows
+        if shadows is not None:
+            shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
+        if tracer is None:
+            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+        else:
+            outcome = self._run_traced(prepared, iterations, tracer)
+        printed = self._format_printed() if context.printed_used else ""
+        try:
+            if outcome == Fault.STOPPED:
+                raise Stopped
+            if outcome != Fault.NONE:
+                fault = kernel_fault(context, prepared.launches, self._space)
+                if printed:
+                    fault.report += f"\nprinted before:\n{printed[-PRINTED_IN_REPORT:]}"
+                raise fault
+        finally:
+            self._arena.clear(prepared.arena_size)
+            if shadows is not None:
+                shadows.end_run()
+            if context.heap_next:
+                self._space.clear_heap()
+        return printed
+
+    def _run_traced(self, prepared: Prepared, iterations: int, tracer: Tracer[Any]) -> int:
+        """Run every launch by itself, until all have succeeded or one has not; return the last outcome."""
+        addresses = [ctypes.addressof(struct) for struct in prepared.structs]
+        for iteration in range(iterations):
+            for index, address in enumerate(addresses):
+                with tracer.launch(KERNELS, index, iteration):
+                    outcome: int = self._native(self._context_address, address, 1, 1)
+                if outcome != Fault.NONE:
+                    self.context.launch_index = index
+                    return outcome
+        return Fault.NONE
+
+    def _format_printed(self) -> str:
+        context = self.context
+        printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
+        if context.printed_lost:
+            printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
+        _LOG.info("device code printed:\n%s", printed)
+        return printed
+
+    def close(self) -> None:
+        """Free everything. Idempotent."""
+        self._arena.close()
+        self._print_memory.close()
+
+
+class EmulatedRun(Ended):
+    """Launches to run; see ``Run``. What is uploaded is written into the buffers themselves."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        prepared: Prepared,
+        iterations: int,
+        uploads: Sequence[Allocation],
+        zeroed: Sequence[Allocation],
+        downloads: Sequence[Allocation],
+    ) -> None:
+        """Raises ``OutOfMemory``."""
+        processor.make_room(prepared)
+        self._processor = processor
+        self._prepared = prepared
+        self._iterations = iterations
+        # Memory of their own, as on a GPU: a buffer that is loaded and written must start anew at each run.
+        self.uploads = [memoryview(bytearray(buffer.size_bytes)) for buffer in uploads]
+        self.downloads = [buffer.view.toreadonly() for buffer in downloads]
+        self._uploaded, self._zeroed = uploads, zeroed
+        # The buffers' own views, which raise ``ValueError`` once a buffer is closed.
+        self._copies = [(buffer.view, content) for buffer, content in zip(uploads, self.uploads, strict=True)]
+        self._cleared = [(buffer.view, buffer.host_address) for buffer in zeroed]
+        self.printed = ""
+
+    def update(self, launches: Sequence[Launch]) -> None:
+        """Run these launches from now on."""
+        self._prepared.place(launches)
+
+    def warm(self) -> None:
+        """Do nothing: the code is compiled."""
+
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
+        """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
+        self._processor.context.stop = 0
+        if tracer is not None:
+            self._run_traced(tracer)
+            return
+        for view, content in self._copies:
+            view[:] = content
+        for view, address in self._cleared:
+            ctypes.memset(address, 0, len(view))
+        self.printed = self._processor.run(self._prepared, self._iterations)
+
+    def _run_traced(self, tracer: Tracer[Any]) -> None:
+        """As ``start``. The host launches nothing aside, so that the stage ``launch`` is over when the first thing begins."""
+        begun_ns = perf_counter_ns()
+        names = buffer_names(self._prepared.launches)
+        tracer.stage("launch", begun_ns)
+        with tracer.working(KERNELS):
+            for buffer, content in zip(self._uploaded, self.uploads, strict=True):
+                with tracer.span(SpanKind.COPY_TO_DEVICE, KERNELS, name=names[buffer], size_bytes=buffer.size_bytes):
+                    buffer.write(content)
+            for buffer in self._zeroed:
+                with tracer.span(SpanKind.ZERO, KERNELS, name=names[buffer], size_bytes=buffer.size_bytes):
+                    buffer.zero()
+            self.printed = self._processor.run(self._prepared, self._iterations, tracer)
+
+    def close(self) -> None:
+        """Let go of the buffers. Idempotent."""
+        for view in self.downloads:
+            view.release()
