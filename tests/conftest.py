@@ -11,7 +11,18 @@ from kaasd.devices.base import Device
 from kaasd.devices.registry import open_device
 
 
-@pytest.fixture(scope="session", params=["emulator", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", help="Run the tests that run on every device on this one, named as for kaasd --device.")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device_name" in metafunc.fixturenames:
+        named = metafunc.config.getoption("--device")
+        names = [named] if named else ["emulator", pytest.param("cuda:0", marks=pytest.mark.gpu)]
+        metafunc.parametrize("device_name", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def device_name(request: pytest.FixtureRequest) -> str:
     """A device's name. Every test that uses it runs on the emulated device, and with ``-m gpu`` on a GPU instead."""
     return str(request.param)
