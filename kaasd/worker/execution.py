@@ -111,9 +111,9 @@ class Execution:
         executor, invocation = self._executor, self._invocation
         cancellation = invocation.cancellation
         started = perf_counter_ns()
-        if executor.device.is_busy or executor.device_lost:
+        if invocation.request.digest not in executor.programs or executor.device_lost:
             has_code = partial(executor.programs.has_code_of, invocation.request)
-            yield from executor.until_loadable(has_code, invocation.cancellation)
+            yield from executor.until_loadable(has_code, cancellation)
         program = executor.programs.get(invocation.request)
         plan = program.with_keys(invocation.keys)
         _check_sizes(plan, invocation.inputs)
