@@ -43,7 +43,7 @@ class KaasError(Exception):
 
 
 class InternalError(KaasError):
-    """A defect of kaasd."""
+    """A defect of kaasd, or an answer that the client cannot read."""
 
 
 class InvalidArgumentError(KaasError):

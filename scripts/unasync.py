@@ -26,7 +26,7 @@ SUBSTITUTIONS = (
     (r"\b([Ff])or asyncio\b", r"\1or threads"),
     (r"\bfor one event loop\b", "for any number of threads"),
     (r"\ban asynchronous context manager\b", "a context manager"),
-    (r" Cancelling a task cancels its call\.", ""),
+    (r"\s+Cancelling a task cancels its call\.", ""),
 )
 LEFT_OVER = re.compile(r"\w*async\w*|\bawait\w*|\baio\b|\bevent loop\b", re.IGNORECASE)
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Client:
     """A connection to a server, for one event loop. Use it as an asynchronous context manager, or ``close`` it.
 
-    Calls raise ``kaas_client.errors``. None is repeated on failure: a kernel would run twice. Cancelling a task cancels its call.
+    Calls raise ``kaas_client.errors``. A failed call is not made again, because its kernels could run twice.
+    Cancelling a task cancels its call.
     """
 
     def __init__(
@@ -240,7 +241,7 @@ class Client:
         return await self._connection.unary(_rpcs.stats(), timeout)
 
     async def health(self, service: str = "", *, timeout: float | None = None) -> str:
-        """Return ``SERVING`` or ``NOT_SERVING``, for the server or for one of its services."""
+        """Return ``SERVING``, ``NOT_SERVING`` or another status of ``grpc.health.v1``, for the server or one of its services."""
         return await self._connection.unary(_rpcs.health(service), timeout)
 
     async def drain(self, *, timeout: float | None = None) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Client:
     """A connection to a server, for any number of threads. Use it as a context manager, or ``close`` it.
 
-    Calls raise ``kaas_client.errors``. None is repeated on failure: a kernel would run twice.
+    Calls raise ``kaas_client.errors``. A failed call is not made again, because its kernels could run twice.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class Client:
         return self._connection.unary(_rpcs.stats(), timeout)
 
     def health(self, service: str = "", *, timeout: float | None = None) -> str:
-        """Return ``SERVING`` or ``NOT_SERVING``, for the server or for one of its services."""
+        """Return ``SERVING``, ``NOT_SERVING`` or another status of ``grpc.health.v1``, for the server or one of its services."""
         return self._connection.unary(_rpcs.health(service), timeout)
 
     def drain(self, *, timeout: float | None = None) -> None:
