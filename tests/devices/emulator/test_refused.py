@@ -53,9 +53,9 @@ INSTRUCTIONS = {
     "vadd.u32.u32.u32 %n.b4, %n, %n, %n;": ".b4 of a result needs",
     "vadd.u32.u32.u32.add %n.b1, %n, %n, %n;": "no second operation",
     "vadd2.u32.u32.u32 %n, %n.b3210, %n, %n;": ".b3210 does not select 2 lanes",
-    "vadd4.u32.u32.u32 %n.b12, %n, %n, %n;": ".b12 is no mask of 4 lanes",
+    "vadd4.u32.u32.u32 %n.b12, %n, %n, %n;": ".b12 is not a mask of 4 lanes",
     "vmad.s32.s32.s32.po %n, %n, -%n, %n;": "nothing with .po",
-    "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is no part of a register",
+    "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is not a part of a register",
     "wgmma.fence.sync.aligned;": WARPGROUPS,
     "cp.async.bulk.commit_group;": COPIES,
     "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];": CLUSTERS,
@@ -77,7 +77,7 @@ DECLARATIONS = {
     ".global .samplerref t = {addr_mode_0 = wrap, filter_mode = linear};": TEXTURES,
     ".extern .global .u32 t;": "defined in another module",
     ".visible .entry e() .explicitcluster .reqnctapercluster 2 { ret; }": CLUSTERS,
-    ".visible .entry e() { ret; } .global .u64 t = e;": "no variable or function",
+    ".visible .entry e() { ret; } .global .u64 t = e;": "not a variable or function",
 }
 
 

@@ -25,7 +25,7 @@ def emit(t: Emitter, name: str, arguments: list[ir.Value]) -> ir.Value:
     """Emit a call and return its result. Raises ``Unsupported`` for a function that the emulated device has not got."""
     function = _FUNCTIONS.get(name)
     if function is None and name.startswith("cuda"):
-        raise t.error(f"{name}: dynamic parallelism is not on the emulated device")
+        raise t.error(f"{name}: dynamic parallelism is not supported on the emulated device")
     if function is None:
         raise t.error(f"function {name} is not defined")
     return function(t, *arguments)

@@ -44,7 +44,7 @@ def _gather(t: Emitter, m: Match, count: int, results: list[Any], c: Any) -> Any
     everything = _LETTERS[count] + "".join(str(lane) for lane in reversed(range(count)))
     mask = selector(t, 0, everything)
     if mask[0] != everything[0] or not set(mask) <= set(everything) or list(mask[1:]) != sorted(set(mask[1:]), reverse=True):
-        raise t.error(f".{mask} is no mask of {count} lanes")
+        raise t.error(f".{mask} is not a mask of {count} lanes")
     width = 32 // count
     total, merged = t.b.zext(c, I64), c
     for lane in map(int, mask[1:]):

@@ -135,13 +135,13 @@ def find(opcode: str, modifiers: tuple[str, ...]) -> Match | str:
             return Match(form, opcode + mnemonic, groups)
     for start, reason in _REFUSED.items():
         if f"{opcode}{mnemonic}.".startswith(start + "."):
-            return f"{opcode}{mnemonic}: {reason} on the emulated device"
+            return f"{opcode}{mnemonic}: {reason} supported on the emulated device"
     for word in modifiers:
         if word in _REFUSED_WORDS:
-            return f"{opcode}{mnemonic}: {_REFUSED_WORDS[word]} on the emulated device"
+            return f"{opcode}{mnemonic}: {_REFUSED_WORDS[word]} supported on the emulated device"
     if not forms:
-        return f"{opcode}{mnemonic}: no instruction {opcode!r} on the emulated device"
-    return f"{opcode}{mnemonic} is no form of {opcode!r} that the emulated device has"
+        return f"{opcode}{mnemonic}: the emulated device has no instruction {opcode!r}"
+    return f"{opcode}{mnemonic}: the emulated device has no form of {opcode!r} with these modifiers"
 
 
 def all_forms() -> list[Form]:

@@ -70,7 +70,7 @@ def _declaration_head(cursor: Cursor, linkage: str) -> Variable:
         if token.text == "align":
             align = parse_integer(cursor)
             if align < 1 or align & (align - 1) or align > 2**20:
-                raise PtxSyntaxError(token.line, f"{align} is no alignment")
+                raise PtxSyntaxError(token.line, f"{align} is not a valid alignment")
         elif token.text in ("v2", "v4", "v8"):
             vector = int(token.text[1:])
         elif token.text == "attribute":
@@ -103,7 +103,7 @@ def parse_count(cursor: Cursor) -> int | None:
     line = cursor.line
     text = cursor.take(Kind.INTEGER, "a count")
     if not text.isdigit() or len(text) > 7:
-        raise PtxSyntaxError(line, f"{text} is no count of names")
+        raise PtxSyntaxError(line, f"{text} is not a valid number of names")
     cursor.expect(">")
     return int(text)
 
@@ -132,7 +132,7 @@ def _initial_element(cursor: Cursor) -> Initial:
         mask = int(token.text.removesuffix("U"), 0) if len(token.text) < 20 else 0
         shift = (mask & -mask).bit_length() - 1
         if mask <= 0 or mask != 0xFF << shift or shift % 8:
-            raise PtxSyntaxError(token.line, f"{token.text} is no mask of one byte")
+            raise PtxSyntaxError(token.line, f"{token.text} is not a mask of one byte")
         cursor.expect("(")
         element = _initial_element(cursor)
         cursor.expect(")")

@@ -64,7 +64,7 @@ def parse_integer_token(token: Token) -> int:
     if len(text) > _MAX_DIGITS:
         raise PtxSyntaxError(token.line, "an integer is too long")
     if text.startswith("0") and text.isdigit() and not set(text) <= set("01234567"):
-        raise PtxSyntaxError(token.line, f"{text} is no octal number")
+        raise PtxSyntaxError(token.line, f"{text} is not an octal number")
     if text[:2] in ("0x", "0X"):
         return int(text, 16)
     if text[:2] in ("0b", "0B"):
@@ -172,7 +172,7 @@ def _parenthesised(cursor: Cursor, depth: int) -> Number:
         try:
             bits = int(value) & _MASK
         except (OverflowError, ValueError):
-            raise PtxSyntaxError(token.line, f"{value} is no integer") from None
+            raise PtxSyntaxError(token.line, f"{value} is not an integer") from None
         return bits - 2**64 if token.text == "s64" and bits >> 63 else bits
     value = _conditional(cursor, depth)
     cursor.expect(")")

@@ -55,7 +55,7 @@ class _ModuleParser:
         text = self._cursor.take(Kind.FLOAT, "a version such as 8.0")
         major, _, minor = text.partition(".")
         if not (major.isdigit() and minor.isdigit() and len(text) < 10):
-            raise PtxSyntaxError(line, f"{text!r} is no version of PTX")
+            raise PtxSyntaxError(line, f"{text!r} is not a version of PTX")
         return int(major), int(minor)
 
     def _statement(self) -> None:
@@ -88,7 +88,7 @@ class _ModuleParser:
             self._variables += parse_variables(cursor, linkage_name)
         else:
             if token.kind is Kind.DOT and token.text in TEXTURES:
-                raise PtxSyntaxError(token.line, f".{token.text}: textures and surfaces are not on the emulated device")
+                raise PtxSyntaxError(token.line, f".{token.text}: textures and surfaces are not supported on the emulated device")
             raise PtxSyntaxError(token.line, f"{token.text!r} cannot stand at module scope")
 
     def _skip_section(self) -> None:

@@ -1,4 +1,4 @@
-"""From syntax to program: names become registers, variables, labels and functions, and mnemonics become entries of the table."""
+"""From syntax to a routine: names become registers, variables, labels and functions, and mnemonics become matches of forms."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class Resolver:
                 storage.offset = align(self._local_end, max(storage.align, 1))
                 self._local_end = storage.offset + storage.size
             elif variable.space != "shared":
-                raise Unsupported(variable.line, f".{variable.space} variables inside a function are not on the emulated device")
+                raise Unsupported(variable.line, f".{variable.space} variables inside a function are not supported on the emulated device")
             self._scopes[-1][name] = storage
 
     def _lookup(self, name: str) -> Register | Storage | Elements | None:
@@ -189,7 +189,7 @@ class Resolver:
             raise Unsupported(source.line, match)  # names the instruction itself
         guard: Operand | None = self._operand(source.guard) if source.guard else None
         if guard is not None and not isinstance(guard, Register | Not):
-            raise self._error("the guard is no predicate")
+            raise self._error("the guard is not a predicate")
         operands = self._assign(match.form.operands, source, match.form.parts)
         carry = self._carry_flag() if match.form.carry else None
         self.routine.operations.append(Operation(source, match, operands, guard, len(self.routine.operations), carry))
@@ -248,7 +248,7 @@ class Resolver:
         """Return the address of an array's element as an operand like ``array+8`` or ``[array+8]``; compute it where need be."""
         array = self._lookup(operand.array)
         if not isinstance(array, Storage):
-            raise self._error(f"{operand.array} is no array")
+            raise self._error(f"{operand.array} is not an array")
         name, offset = operand.array, operand.offset * array.type.bytes
         if operand.index is not None:
             index = self._lookup(operand.index)
@@ -269,7 +269,7 @@ class Resolver:
         if isinstance(operand, ast.Negated):
             register = self._identifier(operand.operand)
             if not isinstance(register, Register):
-                raise self._error(f"{operand.operand.name} is no predicate")
+                raise self._error(f"{operand.operand.name} is not a predicate")
             return Not(register)
         if isinstance(operand, ast.Minus):
             negated = self._identifier(operand.operand)
@@ -280,7 +280,7 @@ class Resolver:
             return Elements(tuple(self._operand(element) for element in operand.elements))
         if isinstance(operand, ast.Address):
             if operand.rest:
-                raise self._error("textures, surfaces and tensor maps are not on the emulated device")
+                raise self._error("textures, surfaces and tensor maps are not supported on the emulated device")
             if operand.base is None:
                 return Memory(None, operand.offset)
             base = self._lookup(operand.base)
@@ -298,7 +298,7 @@ class Resolver:
         if isinstance(found, Storage):
             return Symbol(self._storage(found), operand.offset)
         if operand.offset:
-            raise self._error(f"{operand.name} plus a constant is no operand")
+            raise self._error(f"{operand.name} plus a constant cannot be an operand")
         if found is not None:
             return found
         if label := self._label(operand.name):
@@ -308,7 +308,7 @@ class Resolver:
         owner, _, selector = operand.name.rpartition(".")
         if isinstance(register := self._lookup(owner), Register):
             if register.type.bits != 32 or not re.fullmatch("b[0-7]{1,4}|h[0-3]{1,2}", selector):
-                raise self._error(f"{operand.name} is no part of a register")
+                raise self._error(f"{operand.name} is not a part of a register")
             return Part(register, selector)
         if operand.name.startswith("%"):
             read = self._instruction_set.special_register(operand.name)
@@ -320,6 +320,6 @@ class Resolver:
     def _function_named(self, name: str) -> LabelName:
         function = self._functions[name]
         if not function:
-            raise self._error(f"{name} is a kernel: its address is for dynamic parallelism, which is not on the emulated device")
+            raise self._error(f"{name} is a kernel: its address is for dynamic parallelism, which is not supported on the emulated device")
         self.routine.callees.add(function)
         return LabelName(function)

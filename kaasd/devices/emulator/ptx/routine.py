@@ -1,4 +1,4 @@
-"""A program with everything in it resolved: what the operands of its operations can be, and its routines."""
+"""A routine with everything in it resolved: its operations, and what their operands can be."""
 
 from __future__ import annotations
 
@@ -210,9 +210,9 @@ class Routine:
 
 def type_named(name: str, line: int) -> Type:
     if name in ("texref", "samplerref", "surfref"):
-        raise Unsupported(line, f".{name}: textures and surfaces are not on the emulated device")
+        raise Unsupported(line, f".{name}: textures and surfaces are not supported on the emulated device")
     if name not in TYPES:
-        raise Unsupported(line, f"no type .{name} on the emulated device")
+        raise Unsupported(line, f"the emulated device has no type .{name}")
     return TYPES[name]
 
 

@@ -113,10 +113,10 @@ class AddressSpace:
     def allocate(self, size_bytes: int, name: str = "", read_only: bool = False) -> Allocation:
         """Return new memory. Raises ``OutOfMemory``."""
         if size_bytes < 0:
-            raise ValueError(f"a buffer of {size_bytes} bytes")
+            raise ValueError(f"a buffer cannot have {size_bytes} bytes")
         free = self._limit_bytes - self._used_bytes
         if size_bytes > free:
-            raise OutOfMemory(f"{size_bytes} bytes asked, {free} of {self._limit_bytes} free")
+            raise OutOfMemory(f"{size_bytes} bytes were asked for, and {free} of {self._limit_bytes} are free")
         if not self._free_segments and self._next_segment == Segment.HEAP:
             raise OutOfMemory(f"all {int(Segment.HEAP)} buffers of the device are in use")
         segment = self._free_segments.pop() if self._free_segments else self._next_segment
@@ -125,7 +125,7 @@ class AddressSpace:
         except (OSError, MemoryError, OverflowError) as error:
             if segment != self._next_segment:
                 self._free_segments.append(segment)
-            raise OutOfMemory(f"{size_bytes} bytes: {error}") from error
+            raise OutOfMemory(f"{size_bytes} bytes could not be allocated: {error}") from error
         if segment == self._next_segment:
             self._next_segment += 1
         if self.shadows is not None:

@@ -30,7 +30,7 @@ OTHERS = {
     Fault.TRAP: ("CUDA_ERROR_LAUNCH_FAILED", "the kernel trapped"),
     Fault.DEADLOCK: ("CUDA_ERROR_LAUNCH_FAILED", "deadlock: every thread left waits for one that cannot come"),
     Fault.STACK: ("CUDA_ERROR_HARDWARE_STACK_ERROR", "the stack is full: calls are nested too deep, or alloca asks for too much"),
-    Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to what is no function of this signature"),
+    Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to an address where there is no function of this signature"),
     Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
     Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
@@ -154,7 +154,7 @@ def _name(allocation: Allocation, launch: Launch) -> str:
     for argument in launch.arguments:
         if isinstance(argument, BufferRef) and argument.buffer is allocation:
             return f"buffer {argument.name!r} of"
-    return f"variable {allocation.name} of" if allocation.name else "a buffer that is no argument, of"
+    return f"variable {allocation.name} of" if allocation.name else "a buffer that is not an argument, of"
 
 
 def _access_of(allocation: Allocation, launch: Launch) -> str:

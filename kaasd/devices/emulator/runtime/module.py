@@ -62,7 +62,7 @@ class PtxUnit:
             raise UnsupportedLibrary(f"PTX {error}") from None
         check_targets(self.syntax.targets, capability)
         if self.syntax.address_size != 64:
-            raise UnsupportedLibrary("PTX with 32-bit addresses is not for the emulated device")
+            raise UnsupportedLibrary("PTX with 32-bit addresses is not supported on the emulated device")
         try:
             self.kernels = self._link()
         except BaseException:
@@ -120,7 +120,7 @@ class PtxUnit:
             self._allocations.append(allocation)
             storage.offset = allocation.address
         elif variable.space != "shared":
-            raise Unsupported(variable.line, f".{variable.space} variables at module scope are not on the emulated device")
+            raise Unsupported(variable.line, f".{variable.space} variables at module scope are not supported on the emulated device")
         return storage
 
     def _initialise(
@@ -176,7 +176,7 @@ def _check_cluster(routine: Routine) -> None:
         return
     for word in _CLUSTER:
         if word in routine.directives:
-            raise Unsupported(routine.line, f".{word}: thread block clusters are not on the emulated device")
+            raise Unsupported(routine.line, f".{word}: thread block clusters are not supported on the emulated device")
 
 
 def _element_bytes(element: ast.Initial, storage: Storage, line: int, addresses: Mapping[str, int]) -> bytes:
@@ -184,7 +184,7 @@ def _element_bytes(element: ast.Initial, storage: Storage, line: int, addresses:
     size, kind = storage.type.bytes, storage.type
     if element.value is None:
         if element.symbol not in addresses:
-            raise Unsupported(line, f"{element.symbol} is no variable or function whose address is known")
+            raise Unsupported(line, f"{element.symbol} is not a variable or function whose address is known")
         value = (addresses[element.symbol] + element.offset) >> element.shift
     elif isinstance(element.value, ast.Integer):
         value = element.value.value

@@ -1,4 +1,4 @@
-"""A launch made ready: arguments in place, sizes worked out, everything in the structures that native code reads."""
+"""Launches made ready: arguments in place, sizes worked out, everything in the structures that native code reads."""
 
 from __future__ import annotations
 
