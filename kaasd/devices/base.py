@@ -49,7 +49,7 @@ class BufferRef:
     access: Access
 
 
-class Kernel(Protocol):
+class LoadedKernel(Protocol):
     """One entry point of a loaded module."""
 
     @property
@@ -60,14 +60,14 @@ class Module(Protocol):
     """Loaded GPU code."""
 
     @property
-    def kernels(self) -> Mapping[str, Kernel]:
+    def kernels(self) -> Mapping[str, LoadedKernel]:
         """Every entry point, by name."""
 
     @property
     def host_functions(self) -> Sequence[str]:
         """The functions that a host's shared object exports. None of its code runs before ``load_host_function``."""
 
-    def load_host_function(self, name: str) -> Kernel:
+    def load_host_function(self, name: str) -> LoadedKernel:
         """Load the host code, and return one of ``host_functions`` as what a launch takes for a kernel.
 
         Raises ``UnsupportedLibrary``.
@@ -81,7 +81,7 @@ class Module(Protocol):
 class Launch:
     """One kernel launch, checked against the kernel's attributes and the device's properties beforehand."""
 
-    kernel: Kernel
+    kernel: LoadedKernel
     grid: Dim3
     block: Dim3
     shared_memory_bytes: int
@@ -109,7 +109,7 @@ class Transfer(Awaited, Protocol):
     """Bytes on their way to a buffer."""
 
 
-class Download(Awaited, Protocol):
+class DeviceDownload(Awaited, Protocol):
     """Bytes on their way from a buffer."""
 
     @property
@@ -247,7 +247,7 @@ class Device(Protocol):
     def unmap(self) -> None:
         """Let go of a mapped file. To be called before its mapping goes."""
 
-    def download(self, buffer: DeviceBuffer) -> Download:
+    def download(self, buffer: DeviceBuffer) -> DeviceDownload:
         """Begin to copy a buffer to host memory. Raises ``OutOfMemory``."""
 
     def tracer(self) -> Tracer[Any]:

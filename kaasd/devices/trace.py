@@ -25,7 +25,7 @@ class SpanKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TracedSpan:
     """Something that took time. Times in nanoseconds, of ``time.perf_counter_ns``."""
 
     kind: SpanKind
@@ -78,7 +78,7 @@ class Tracer(ABC, Generic[Mark]):
         self._copies_out = copies_out
         self._launches = 0
         self._open: list[_Open[Mark]] = []
-        self.stages: list[Span] = []
+        self.stages: list[TracedSpan] = []
         """Those of the host."""
 
     @abstractmethod
@@ -95,7 +95,7 @@ class Tracer(ABC, Generic[Mark]):
 
     @contextmanager
     def span(self, kind: SpanKind, stream: Stream, **fields: Any) -> Iterator[None]:
-        """Note what is put into a stream meanwhile; ``fields`` are further ones of ``Span``."""
+        """Note what is put into a stream meanwhile; ``fields`` are further ones of ``TracedSpan``."""
         begin = self.mark(stream)
         yield
         self._open.append(_Open(kind, begin, self.mark(stream), {"stream": stream.name, **fields}))
@@ -125,13 +125,15 @@ class Tracer(ABC, Generic[Mark]):
 
     def stage(self, name: str, start_ns: int, end_ns: int | None = None) -> None:
         """Note a stage on the host, which ends now by default."""
-        self.stages.append(Span(SpanKind.STAGE, start_ns, perf_counter_ns() if end_ns is None else end_ns, name))
+        self.stages.append(TracedSpan(SpanKind.STAGE, start_ns, perf_counter_ns() if end_ns is None else end_ns, name))
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[TracedSpan]:
         """Return all spans. What was noted must have ended on the device."""
         begins = self.times_ns(each.begin for each in self._open)
         ends = self.times_ns(each.end for each in self._open)
-        noted = [Span(each.kind, begin, end, **each.fields) for each, begin, end in zip(self._open, begins, ends, strict=True)]
+        noted = [
+            TracedSpan(each.kind, begin, end, **each.fields) for each, begin, end in zip(self._open, begins, ends, strict=True)
+        ]
         return [*self.stages, *noted]
 
 

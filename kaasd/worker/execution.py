@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from kaas.v1 import trace_pb2
 from kaas_core import ReadableBuffer
 from kaas_core.errors import InvalidRequestError
-from kaasd.devices.base import Awaited, Download, OutOfMemory, Run
+from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.request.plan import Plan
@@ -118,7 +118,7 @@ class Execution:
         plan = program.with_keys(invocation.keys)
         _check_sizes(plan, invocation.inputs)
         planned = perf_counter_ns()
-        downloads: list[Download] = []
+        downloads: list[DeviceDownload] = []
         program.requests += 1
         try:
             try:
@@ -225,7 +225,9 @@ class Execution:
             bound.run.wait()
             raise
 
-    def _read(self, program: Program, plan: Plan, bound: BoundRequest, downloads: list[Download]) -> dict[str, ReadableBuffer]:
+    def _read(
+        self, program: Program, plan: Plan, bound: BoundRequest, downloads: list[DeviceDownload]
+    ) -> dict[str, ReadableBuffer]:
         """Return every buffer that is stored or returned, by name; what is large arrives with ``downloads``."""
         contents: dict[str, ReadableBuffer] = {}
         for index, slot in enumerate(plan.slots):

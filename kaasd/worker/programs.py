@@ -13,7 +13,7 @@ from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError, OutOfDeviceMemoryError
 from kaas_core.protobuf import request_from_proto
 from kaas_core.request import Request
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Kernel, Launch, Module, OutOfMemory, Run
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, LoadedKernel, Module, OutOfMemory, Run
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.registry import Libraries, ResolvedLibrary
@@ -84,7 +84,7 @@ class Program:
 
     plan: Plan
     layout: Layout
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[LoadedKernel, ...]
     """The loaded kernel of each launch of the plan."""
     libraries: tuple[ResolvedLibrary, ...]
     """What it was made from."""
@@ -222,7 +222,7 @@ class Programs:
         """Whether a library is loaded."""
         return library.content_id in self._modules
 
-    def inspect(self, library: ResolvedLibrary) -> Mapping[str, Kernel]:
+    def inspect(self, library: ResolvedLibrary) -> Mapping[str, LoadedKernel]:
         """Return the kernels of a library, with functions of host code where they can be called.
 
         Raises ``InvalidLibraryError``, ``NotEnabledError``.
@@ -232,7 +232,7 @@ class Programs:
         finally:
             self._drop_modules((library,))
 
-    def _kernels(self, library: ResolvedLibrary, module: Module) -> Mapping[str, Kernel]:
+    def _kernels(self, library: ResolvedLibrary, module: Module) -> Mapping[str, LoadedKernel]:
         kernels = dict(module.kernels)
         if self._allow_host_wrappers:
             try:
@@ -252,7 +252,7 @@ class Programs:
 
     def _make(self, request: Request) -> Program:
         libraries: dict[str, ResolvedLibrary] = {}
-        kernels: dict[tuple[str, str], Kernel] = {}
+        kernels: dict[tuple[str, str], LoadedKernel] = {}
         for index, spec in enumerate(request.kernels):
             try:
                 if spec.library not in libraries:
@@ -293,7 +293,7 @@ class Programs:
             self._check_host_code_allowed(library)
         return module
 
-    def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> Kernel:
+    def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> LoadedKernel:
         self._check_host_code_allowed(library)
         try:
             return module.load_host_function(name)

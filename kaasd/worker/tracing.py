@@ -8,7 +8,7 @@ from typing import Any
 from kaas.v1 import trace_pb2
 from kaas_core.protobuf import dim3_to_proto
 from kaasd.devices.base import DeviceLost
-from kaasd.devices.trace import Span, SpanKind, Tracer
+from kaasd.devices.trace import SpanKind, TracedSpan, Tracer
 from kaasd.request.plan import PlannedLaunch
 
 _KINDS = {kind: f"SPAN_KIND_{kind.name}" for kind in SpanKind}
@@ -19,7 +19,7 @@ def read_trace(tracer: Tracer[Any], from_ns: int, launches: Sequence[PlannedLaun
 
     ``from_ns`` is what its times count from, of ``time.perf_counter_ns``; ``launches`` are the plan's, which spans name by index.
     """
-    spans: Sequence[Span]
+    spans: Sequence[TracedSpan]
     try:
         spans, notes = tracer.spans(), tracer.notes
     except DeviceLost:
@@ -37,7 +37,7 @@ def read_trace(tracer: Tracer[Any], from_ns: int, launches: Sequence[PlannedLaun
     )
 
 
-def _span(span: Span, streams: Sequence[str], from_ns: int) -> trace_pb2.Span:
+def _span(span: TracedSpan, streams: Sequence[str], from_ns: int) -> trace_pb2.Span:
     start_ns = max(0, span.start_ns - from_ns)  # a GPU's clock is not as exact as that
     return trace_pb2.Span(
         kind=_KINDS[span.kind],

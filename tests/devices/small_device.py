@@ -49,9 +49,7 @@ class SmallBuffer:
 
 
 @dataclass(eq=False)
-class Ended:
-    """A copy or a run, which has ended when it has begun."""
-
+class Ended:  # a copy or a run, which has ended when it has begun
     view: memoryview | None = None
     done = lambda self: True  # noqa: E731
     wait = warm = close = lambda self: None

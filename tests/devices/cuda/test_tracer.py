@@ -19,7 +19,7 @@ from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
-from kaasd.devices.trace import Span, SpanKind
+from kaasd.devices.trace import SpanKind, TracedSpan
 from kaasd.request.device_checks import KernelAttributes
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -125,7 +125,7 @@ def prepare(context: Any, iterations: int, plain_starts: int | None) -> CudaRun:
     return CudaRun(context, MOVER, buffer(8), launches, iterations, Moved([A], [P, C], [C]), plain_starts, lambda _: None)
 
 
-def device_spans(spans: Sequence[Span]) -> list[Span]:
+def device_spans(spans: Sequence[TracedSpan]) -> list[TracedSpan]:
     """Return those of the device, by when they began."""
     return sorted((span for span in spans if span.kind is not SpanKind.STAGE), key=lambda span: span.start_ns)
 
