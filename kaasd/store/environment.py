@@ -60,7 +60,6 @@ class Environment:
                 self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
                 self.mapped = find_mapping(path / DATA_FILE)
                 """Changes only while no transaction is open."""
-                self.lmdb.reader_check()
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)

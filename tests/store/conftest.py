@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from kaasd.store.base import Durability
 from kaasd.store.lmdb_store import LmdbStore
 
 CHUNK_BYTES = 4096
 LIMIT_BYTES = 64 << 20
+SETTINGS = {"limit_bytes": LIMIT_BYTES, "chunk_bytes": CHUNK_BYTES, "durability": Durability.NONE}
+"""Nothing here waits for a disk, which on a busy machine takes longer than a test may."""
 
 OpenStore = Callable[..., LmdbStore]
 
@@ -32,7 +35,7 @@ def open_store(store_path: Path) -> Iterator[OpenStore]:
     with ExitStack() as stack:
 
         def open_(**settings: Any) -> LmdbStore:
-            store = LmdbStore(store_path, **{"limit_bytes": LIMIT_BYTES, "chunk_bytes": CHUNK_BYTES} | settings)
+            store = LmdbStore(store_path, **SETTINGS | settings)
             return stack.enter_context(store)
 
         yield open_
@@ -70,7 +73,7 @@ from kaasd.store.lmdb_store import LmdbStore
 store = LmdbStore(
     {str(store_path)!r},
     limit_bytes=int(os.environ.get("LIMIT_BYTES", {LIMIT_BYTES})),
-    durability=Durability[os.environ.get("DURABILITY", "META")],
+    durability=Durability[os.environ.get("DURABILITY", "NONE")],
     chunk_bytes={CHUNK_BYTES},
 )
 def say(*words):

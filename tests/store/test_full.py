@@ -9,13 +9,12 @@ from itertools import count
 import pytest
 
 from kaas_core.errors import StoreFullError
-from kaasd.store.base import Durability, Write
+from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 
 LIMIT_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 10
-SETTINGS = {"limit_bytes": LIMIT_BYTES, "chunk_bytes": CHUNK_BYTES, "durability": Durability.NONE}
-"""Nothing here waits for a disk, so that thousands of commits take no longer on a busy one."""
+SETTINGS = {"limit_bytes": LIMIT_BYTES, "chunk_bytes": CHUNK_BYTES}
 
 
 def fill(store: LmdbStore, payload: Callable[[int], bytes], size: int) -> dict[str, bytes]:
@@ -79,6 +78,17 @@ def test_a_commit_that_does_not_fit_changes_nothing(open_store: Callable, payloa
             store.commit(writes).result()
     assert _entries(store) == entries
     assert {key: read(store, key) for key in values} == values
+
+
+def test_a_range_needs_room_for_what_is_copied_around_it(open_store: Callable, payload: Callable, read: Callable) -> None:
+    store = open_store(**SETTINGS)
+    values = fill(store, payload, 100_000)
+    with pytest.raises(StoreFullError):
+        store.commit([Write("k0", [b"new"], 50_000)]).result()
+    assert read(store, "k0") == values["k0"]
+    store.delete("k1").result()
+    store.commit([Write("k0", [b"new"], 50_000)]).result()
+    assert read(store, "k0") == values["k0"][:50_000] + b"new" + values["k0"][50_003:]
 
 
 def test_full_store_can_still_be_overwritten_in_place(open_store: Callable, payload: Callable, read: Callable) -> None:

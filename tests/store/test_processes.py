@@ -6,7 +6,6 @@ import errno
 import shutil
 import signal
 import struct
-import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,27 +20,7 @@ from kaas_core.errors import InternalError, QueueFullError, StoreFullError
 from kaasd.store.base import Durability, Write
 from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
-
-Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    """Return the next line that ``process`` says."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, f"the process ended with {process.wait()}"
-    return line.strip()
-
-
-def tell(process: subprocess.Popen[str], words: str = "go") -> None:
-    assert process.stdin is not None
-    process.stdin.write(words + "\n")
-    process.stdin.flush()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+from tests.store.support import Start, kill, said, tell, wait_until
 
 
 def test_processes_see_each_other_and_share_versions(store: LmdbStore, start: Start, read: Callable) -> None:
@@ -154,6 +133,18 @@ sys.stdin.readline()
     store.close()
     store = open_store(sweep_interval_s=3600.0)
     assert store.stats().used_bytes == 0
+
+
+def test_orphans_are_swept_now_and_then(open_store: Callable, start: Start) -> None:
+    store = open_store(sweep_interval_s=0.05)
+    child = start("""
+store.stage().append(b"x" * 500_000)
+say(store.stats().used_bytes)
+sys.stdin.readline()
+""")
+    assert int(said(child)) > 500_000
+    kill(child)
+    wait_until(lambda: store.stats().used_bytes == 0)
 
 
 def test_what_an_overwritten_value_left_is_swept(store: LmdbStore, start: Start) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from kaas_core.errors import InternalError, InvalidArgumentError, KeyNotFoundError, StoreFullError
@@ -78,6 +79,16 @@ def test_staged_range(store: LmdbStore, payload: Callable, read: Callable, offse
     assert store.stats().used_bytes == 0
 
 
+def test_what_is_staged_is_not_swept(store: LmdbStore, payload: Callable, read: Callable) -> None:
+    value = payload(50_000)
+    staged = store.stage()
+    staged.append(value)
+    assert store.sweep().result() == 0
+    assert store.sweep().result() == 0
+    store.commit([Write("a", staged)]).result()
+    assert read(store, "a") == value
+
+
 def test_closed_without_a_commit_nothing_is_left(store: LmdbStore, payload: Callable) -> None:
     staged = store.stage()
     staged.append(payload(1_000_000))
@@ -134,10 +145,14 @@ def test_too_large_for_the_store(open_store: Callable, payload: Callable, read: 
     assert read(store, "a") == b"1" * 10_000
 
 
-def test_what_is_staged_ends_with_the_store(open_store: Callable, payload: Callable) -> None:
+def test_what_is_staged_ends_with_the_store(open_store: Callable, store_path: Path, payload: Callable) -> None:
     store = open_store()
     staged = store.stage()
     staged.append(payload(500_000))
     store.close()
     staged.close()
-    assert open_store().stats().used_bytes == 0
+    with lmdb.open(str(store_path), max_dbs=8, readonly=True) as environment:
+        for name in (b"chunks", b"loose"):
+            database = environment.open_db(name, create=False)
+            with environment.begin() as txn:
+                assert txn.stat(database)["entries"] == 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from kaas_core.errors import InvalidArgumentError, KeyNotFoundError, ValueTooShortError
+from kaas_core.errors import InternalError, InvalidArgumentError, KeyNotFoundError, ValueTooShortError
 from kaas_core.validation import MAX_KEY_BYTES
 from kaasd.store.base import Entry, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
@@ -126,6 +126,36 @@ def test_chunk_size_may_change(open_store: Callable, payload: Callable, read: Ca
             assert read(store, key) == value
         store.delete(key).result()
     assert store.stats().used_bytes == 0
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(64 << 10, 0), ((64 << 10) + 1, 1), (1 << 20, 1), ((1 << 20) + 1, 2)])
+def test_small_values_lie_in_their_record(open_store: Callable, size: int, chunks: int) -> None:
+    store = open_store(chunk_bytes=1 << 20)
+    store.commit([Write("a", [bytes(size)])]).result()
+    assert count_chunks(store) == chunks
+
+
+def count_chunks(store: LmdbStore) -> int:
+    with store._environment.lmdb.begin() as txn:
+        return txn.stat(store._environment.chunks)["entries"]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing"])
+def test_a_damaged_value_is_an_error(store: LmdbStore, payload: Callable, read: Callable, damage: str) -> None:
+    store.commit([Write("a", [payload(10_000)]), Write("b", [b"1"])]).result()
+    environment = store._environment
+    with environment.write() as txn, txn.cursor(environment.chunks) as cursor:
+        assert cursor.first()
+        if damage == "missing":
+            cursor.delete()
+        else:
+            txn.put(bytes(cursor.key()), bytes(cursor.value())[:-1], db=environment.chunks)
+    for attempt in (lambda: read(store, "a"), store.commit([Write("a", [b"new"], 5)]).result):
+        with pytest.raises(InternalError, match=r"is damaged: chunk \d+ is missing or cut short"):
+            attempt()
+    assert read(store, "b") == b"1"
+    store.commit([Write("a", [b"new"])]).result()
+    assert read(store, "a") == b"new"
 
 
 def test_range_write_must_lie_within_the_value(store: LmdbStore, read: Callable) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,22 +12,8 @@ import pytest
 from kaas_core.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Durability, Write
 from kaasd.store.lmdb_store import LmdbStore
-
-
-@contextmanager
-def writer_held_up(store: LmdbStore) -> Iterator[None]:
-    """LMDB's write lock is taken meanwhile, so that what is asked of the writer has to wait."""
-    store.sweep().result()
-    txn = store._environment.begin(write=True)
-    try:
-        yield
-    finally:
-        store._environment.end(txn)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    while not condition():  # the test's own time limit ends it
-        time.sleep(0.001)
+from kaasd.store.write_transaction import WriteTransaction
+from tests.store.support import wait_until, writer_held_up
 
 
 def transactions(store: LmdbStore) -> int:
@@ -150,6 +134,72 @@ def test_cancelled_commit_is_not_made(store: LmdbStore) -> None:
     assert store.stats().used_bytes == 0
 
 
+@pytest.mark.parametrize("more", [[], [Write("large", [bytes(50_000)])]], ids=["in one transaction", "in several"])
+def test_of_a_cancelled_commit_nothing_is_left(store: LmdbStore, payload: Callable, more: list[Write]) -> None:
+    staged = store.stage()
+    staged.append(payload(50_000))
+    with writer_held_up(store):
+        assert store.commit([Write("a", staged), *more]).cancel()
+    wait_until(lambda: store.stats().used_bytes == 0)
+
+
+def test_two_that_fill_a_chunk_share_a_transaction(store: LmdbStore) -> None:
+    with writer_held_up(store):
+        before = transactions(store)
+        commits = [store.commit([Write(f"k{i}", [bytes(size)])]) for i, size in enumerate((2000, 2096, 1, 4095, 1))]
+    for commit in commits:
+        commit.result()
+    assert transactions(store) - before == 3
+
+
+def test_what_an_overwritten_value_left_is_freed_unasked(open_store: Callable, payload: Callable) -> None:
+    """More chunks than one transaction frees: the writer comes to the rest when nothing waits, and then sleeps."""
+    store = open_store(sweep_interval_s=3600.0)
+    store.sweep().result()
+    for value in (payload(1_000_000), b"y"):
+        store.commit([Write("a", [value])]).result()
+    wait_until(lambda: not store._writer._has_work())
+    assert store.stats().used_bytes < 100_000
+    before = transactions(store)
+    store.delete("a").result()
+    assert (transactions(store) - before, store.stats().used_bytes) == (1, 0)
+
+
+def test_what_cannot_be_freed_is_left_to_the_sweep(
+    open_store: Callable, payload: Callable, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError("no")
+
+    store = open_store(sweep_interval_s=3600.0)
+    store.sweep().result()
+    with monkeypatch.context() as patched:
+        patched.setattr(WriteTransaction, "free_loose", fail)
+        for value in (payload(1_000_000), b"y"):
+            store.commit([Write("a", [value])]).result()
+        wait_until(lambda: not store._writer._has_work())
+    assert store.stats().used_bytes > 1_000_000
+    assert "cannot free chunks" in caplog.text
+    assert store.sweep().result() == 245
+    store.delete("a").result()
+    assert store.stats().used_bytes == 0
+
+
+def test_chunks_left_by_an_overwrite_and_a_delete_are_told_apart(
+    store: LmdbStore, payload: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.sweep().result()
+    with monkeypatch.context() as patched:
+        patched.setattr(store._writer, "_free_some", lambda: 0)
+        for _ in range(2):
+            store.commit([Write("a", [payload(400_000)])]).result()
+        store.delete("a").result()
+        store.commit([Write("a", [b"1"])]).result()
+    store.sweep().result()
+    store.delete("a").result()
+    assert store.stats().used_bytes == 0
+
+
 def test_close_finishes_what_was_asked_for(open_store: Callable, payload: Callable, read: Callable) -> None:
     values = {f"k{i}": payload(i * 700) for i in range(50)}
     store = open_store()
@@ -186,12 +236,11 @@ def test_a_writer_that_fails_leaves_nobody_waiting(open_store: Callable, read: C
     staged = store.stage()
     with ThreadPoolExecutor(1) as threads:
         with writer_held_up(store):
-            store.commit([Write("first", [b"1"])])  # the writer waits with it; those behind it share the next transaction
             store.commit([Write("second", [b"2"])]).add_done_callback(exit_thread)
             waiting: list[Future[Any]] = [
                 store.commit([Write("third", [b"3"])]),
                 store.commit([Write("large", [b"4" * 50_000])]),
-                store.delete("first"),
+                store.delete("none"),
                 store.sweep(),
                 threads.submit(staged.append, b"5" * 50_000),
             ]
@@ -218,10 +267,9 @@ def test_a_writer_that_fails_leaves_nobody_waiting(open_store: Callable, read: C
 
 def test_the_writer_outlives_a_sweep_that_was_cancelled(store: LmdbStore) -> None:
     with writer_held_up(store):
-        store.commit([Write("a", [b"1"])])
         assert store.sweep().cancel()
     assert store.sweep().result() == 0
-    assert store.delete("a").result().size_bytes == 1
+    store.commit([Write("a", [b"1"])]).result()
 
 
 def test_what_was_written_is_not_held_on_to(store: LmdbStore) -> None:

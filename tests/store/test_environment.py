@@ -1,0 +1,146 @@
+"""The LMDB environment of a process: its files, its readers, its mapping, and what it does when LMDB fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+
+from kaas_core.errors import InternalError
+from kaasd.store import environment as module
+from kaasd.store.base import Write
+from kaasd.store.lmdb_store import LmdbStore
+from tests.store.support import Start, kill, said
+
+
+class LmdbThat:
+    """An environment of LMDB, of which some methods are replaced."""
+
+    def __init__(self, real: Any, **methods: Callable[..., object]) -> None:
+        self._real = real
+        vars(self).update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@contextmanager
+def lmdb_that(store: LmdbStore, **methods: Callable[..., object]) -> Iterator[None]:
+    store.sweep().result()
+    real = store._environment.lmdb
+    store._environment.lmdb = LmdbThat(real, **methods)
+    try:
+        yield
+    finally:
+        store._environment.lmdb = real
+
+
+def fail(*_: object, **__: object) -> None:
+    raise lmdb.DiskError("mdb_txn_begin")
+
+
+def test_only_its_owner_can_read_the_store(store: LmdbStore, store_path: Path) -> None:
+    assert store_path.stat().st_mode & 0o777 == 0o700
+    assert (store_path / "data.mdb").stat().st_mode & 0o077 == 0
+
+
+def test_failures_of_lmdb_are_reported_and_passed_over(store: LmdbStore, read: Callable) -> None:
+    with lmdb_that(store, begin=fail):
+        for attempt in (
+            store.snapshot,
+            store.stats,
+            store.commit([Write("a", [b"1"])]).result,
+            store.commit([Write("a", [b"1" * 50_000])]).result,
+            store.delete("a").result,
+            store.sweep().result,
+        ):
+            with pytest.raises(InternalError, match=r"LMDB failed on .* \(mdb_txn_begin\)"):
+                attempt()
+    store.commit([Write("a", [b"1"])]).result()
+    assert read(store, "a") == b"1"
+    store.close()
+
+
+def test_commits_are_counted_over_all_processes(store: LmdbStore, start: Start) -> None:
+    before = store.last_commit
+    with store.snapshot() as snapshot:
+        assert snapshot.commit == before
+        assert said(start('store.commit([Write("a", [b"1"])]).result(); say("done")')) == "done"
+        assert store.last_commit > snapshot.commit == before
+    with store.snapshot() as snapshot:
+        assert snapshot.commit == store.last_commit
+    store.close()
+    with pytest.raises(InternalError, match="is closed"):
+        store.last_commit  # noqa: B018
+
+
+def test_the_mapping_is_where_the_views_are(store: LmdbStore, store_path: Path, payload: Callable) -> None:
+    store.commit([Write("a", [payload(1_000_000)])]).result()
+    mapped = store.mapped
+    assert mapped is not None
+    assert mapped.path == str(store_path / "data.mdb")
+    assert mapped.size_bytes == 64 << 20
+    with store.snapshot() as snapshot:
+        for view in snapshot.pieces("a"):
+            address = np.frombuffer(view, "u1").ctypes.data
+            assert mapped.address <= address < mapped.address + mapped.size_bytes
+            del address
+
+
+def test_the_mapping_grows_with_the_store(open_store: Callable, start: Start, payload: Callable) -> None:
+    store = open_store(limit_bytes=2 << 20)
+    child = start('store.commit([Write("a", [b"x" * 3_000_000])]).result(); say("done")', LIMIT_BYTES=str(64 << 20))
+    assert said(child) == "done"
+    with store.snapshot() as snapshot:
+        assert store.mapped.size_bytes == 64 << 20
+        last = list(snapshot.pieces("a"))[-1]
+        end = np.frombuffer(last, "u1").ctypes.data + len(last)
+        assert store.mapped.address < end <= store.mapped.address + store.mapped.size_bytes
+        del last
+
+
+def test_a_snapshot_that_stays_open_keeps_others_from_a_store_that_grew(
+    open_store: Callable, start: Start, read: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RESIZE_TIMEOUT_S", 0.0)
+    store = open_store(limit_bytes=2 << 20)
+    store.commit([Write("a", [b"1"])]).result()
+    store.sweep().result()
+    snapshot = store.snapshot()
+    child = start('store.commit([Write("b", [b"x" * 3_000_000])]).result(); say("done")', LIMIT_BYTES=str(64 << 20))
+    assert said(child) == "done"
+    for attempt in (store.snapshot, store.delete("a").result):
+        with pytest.raises(InternalError, match="has grown, and this process cannot see it while 1 snapshots are open"):
+            attempt()
+    assert b"".join(snapshot.pieces("a")) == b"1"
+    snapshot.close()
+    assert read(store, "b") == b"x" * 3_000_000
+
+
+def test_pages_that_a_dead_process_read_are_free_again(store: LmdbStore, start: Start) -> None:
+    child = start("""
+snapshot = store.snapshot()
+say("open")
+sys.stdin.readline()
+""")
+    assert said(child) == "open"
+    store.commit([Write("a", [b"1"])]).result()
+    assert store._environment.is_held()
+    kill(child)
+    store.sweep().result()
+    assert not store._environment.is_held()
+
+
+def test_a_snapshot_of_the_last_commit_holds_no_pages(store: LmdbStore) -> None:
+    store.commit([Write("a", [b"1"])]).result()
+    store.sweep().result()
+    with store.snapshot():
+        assert not store._environment.is_held()
+        store.commit([Write("a", [b"2"])]).result()
+        assert store._environment.is_held()
+    assert not store._environment.is_held()
