@@ -1,0 +1,120 @@
+"""An execution that is closed on its way leaves nothing in use, and takes no memory from under who still reads it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from kaasd.libraries.registry import Libraries
+from kaasd.store.base import Entry, Write
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.executor import Executor
+from tests.conformance.launching import library
+from tests.conformance.test_executor import LARGE, Bench, finish, numbers
+
+COMMIT_S = 0.1
+"""How long a held commit takes: far longer than closing takes that does not wait for it."""
+
+
+class SlowStore(LmdbStore):
+    """Begins to read what it is given only some time later, while ``slow``."""
+
+    slow = False
+
+    def __init__(self, *arguments: Any, events: list[str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._events = events
+
+    def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
+        if not self.slow:
+            return super().commit(writes)
+        answer: Future[dict[str, Entry]] = Future()
+
+        def commit_late() -> None:
+            self._events.append("read by the store")
+            answer.set_result(LmdbStore.commit(self, writes).result())
+
+        threading.Timer(COMMIT_S, commit_late).start()
+        return answer
+
+
+class NotingDevice(EmulatedDevice):
+    """Notes when the host memory of a download is freed."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def download(self, *arguments: Any) -> Any:
+        download = super().download(*arguments)
+        close = download.close
+
+        def note_and_close() -> None:
+            self._events.append("freed")
+            close()
+
+        download.close = note_and_close  # type: ignore[method-assign]
+        return download
+
+
+@pytest.fixture
+def events() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, events: list[str]) -> Iterator[SlowStore]:
+    with closing(SlowStore(tmp_path / "store", limit_bytes=64 << 20, events=events)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bench(store: SlowStore, events: list[str]) -> Iterator[Bench]:
+    libraries = Libraries(store)
+    libraries.put(libraries.describe(library("dot")), library("dot"))
+    with closing(NotingDevice(events)) as device, closing(Executor(device, store, libraries)) as executor:
+        yield Bench(executor, store)
+
+
+def test_one_that_commits_waits_for_the_store(bench: Bench, store: SlowStore, events: list[str]) -> None:
+    for key in "ab":
+        bench.put(key, numbers(1, LARGE))
+    store.slow = True
+    job = bench.begin(bench.multiply(LARGE))
+    while not job.is_committing:
+        assert job.poll() is None
+    assert events == []
+    job.close()
+    assert events == ["read by the store", "freed"]
+    job.close()
+    assert np.array_equal(bench.get("p"), numbers(1, LARGE) ** 2)
+    assert bench.executor.memory.in_use_bytes == 0
+
+
+def test_a_job_is_committing_from_its_commit_on(bench: Bench, store: SlowStore, events: list[str]) -> None:
+    for key in "ab":
+        bench.put(key, numbers(1, LARGE))
+    ended = []
+    bench.executor.on_commit = lambda: ended.append(list(events))
+    job = bench.begin(bench.multiply(LARGE))
+    assert not job.is_committing
+    store.slow = True
+    while not job.is_committing:
+        assert job.poll() is None
+    assert bench.executor.memory.in_use_bytes == 0
+    while (result := job.poll()) is None:
+        assert job.is_committing
+        job.wait()
+    assert result.versions.keys() == {"p"}
+    assert ended == [["read by the store"]]
+    assert events == ["read by the store", "freed"]
+    store.slow = False
+    finish([bench.begin(bench.multiply(LARGE))])
