@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from kaasd.devices.emulator.isa import special_registers, table
-from kaasd.devices.emulator.ptx.resolver import InstructionSet
+from kaasd.devices.emulator.ptx.forms import InstructionSet
 
 FAMILIES = (
     "integer",

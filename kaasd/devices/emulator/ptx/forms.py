@@ -112,3 +112,13 @@ class Match:
         if name == "wide":
             return self.type.wide
         return TYPES[name] if name in TYPES else TYPES[self.text(name)]
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """What a resolver asks of the instructions that there are."""
+
+    find: Callable[[str, tuple[str, ...]], Match | str]
+    """Return how an opcode with its modifiers is matched by a form, or why it is not."""
+    special_register: Callable[[str], Callable[[Any], Any] | None]
+    """Return what emits code that reads a special register, or None if there is none of this name."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from kaasd.devices.emulator.ptx import ast
-from kaasd.devices.emulator.ptx.forms import FormOperand, Match
+from kaasd.devices.emulator.ptx.forms import FormOperand, InstructionSet
 from kaasd.devices.emulator.ptx.routine import (
     Elements,
     LabelName,
@@ -30,16 +28,6 @@ from kaasd.devices.emulator.ptx.routine import (
     type_named,
 )
 from kaasd.devices.emulator.ptx.types import TYPES, Type, align
-
-
-@dataclass(frozen=True, slots=True)
-class InstructionSet:
-    """What a resolver asks of the instructions that there are."""
-
-    find: Callable[[str, tuple[str, ...]], Match | str]
-    """Return how an opcode with its modifiers is matched by a form, or why it is not."""
-    special_register: Callable[[str], Callable[[Any], Any] | None]
-    """Return what emits code that reads a special register, or None if there is none of this name."""
 
 
 class Resolver:
@@ -168,7 +156,9 @@ class Resolver:
                 storage.offset = align(self._local_end, max(storage.align, 1))
                 self._local_end = storage.offset + storage.size
             elif variable.space != "shared":
-                raise Unsupported(variable.line, f".{variable.space} variables inside a function are not supported on the emulated device")
+                raise Unsupported(
+                    variable.line, f".{variable.space} variables inside a function are not supported on the emulated device"
+                )
             self._scopes[-1][name] = storage
 
     def _lookup(self, name: str) -> Register | Storage | Elements | None:
@@ -320,6 +310,8 @@ class Resolver:
     def _function_named(self, name: str) -> LabelName:
         function = self._functions[name]
         if not function:
-            raise self._error(f"{name} is a kernel: its address is for dynamic parallelism, which is not supported on the emulated device")
+            raise self._error(
+                f"{name} is a kernel: its address is for dynamic parallelism, which is not supported on the emulated device"
+            )
         self.routine.callees.add(function)
         return LabelName(function)

@@ -120,7 +120,9 @@ class PtxUnit:
             self._allocations.append(allocation)
             storage.offset = allocation.address
         elif variable.space != "shared":
-            raise Unsupported(variable.line, f".{variable.space} variables at module scope are not supported on the emulated device")
+            raise Unsupported(
+                variable.line, f".{variable.space} variables at module scope are not supported on the emulated device"
+            )
         return storage
 
     def _initialise(

@@ -71,7 +71,9 @@ class Arena:
             try:
                 memory = mmap.mmap(-1, prepared.arena_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             except (OSError, MemoryError, OverflowError) as error:
-                raise OutOfMemory(f"{prepared.arena_size} bytes for the blocks of a launch could not be allocated: {error}") from error
+                raise OutOfMemory(
+                    f"{prepared.arena_size} bytes for the blocks of a launch could not be allocated: {error}"
+                ) from error
             self.close()
             self._memory, self._size = memory, prepared.arena_size
             self._address = self._context.arena = ctypes.addressof(ctypes.c_char.from_buffer(memory))
