@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from time import monotonic
 
 import pytest
 
@@ -127,16 +126,12 @@ def test_a_call_is_overdue_some_time_after_its_deadline_and_only_then(
     assert not any(overdue for call_id, *_, overdue in calls.cancelled if call_id == 2)
 
 
-def test_messages_that_come_in_one_piece_are_all_taken_at_once(
-    calls: Calls, front: Front, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_messages_that_come_in_one_piece_are_taken_at_once(calls: Calls, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancellation, "REPEAT_S", 3600.0)
     calls.under_way = {1}
-    begun = monotonic()
     front.send((1, False), (2, False), (3, True))
     wait_until(lambda: calls.times(3) == 1)
     assert calls.times(2) == 1
-    assert monotonic() - begun < 3600
 
 
 def test_once_the_front_has_gone_all_calls_are_cancelled_again_and_again(calls: Calls, front: Front) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kaas_core.errors import KernelNotFoundError, LibraryNotFoundError
-from kaas_core.request import BufferSpec, KernelSpec, Request
+from kaas_core.request import BufferSpec, Request
 from kaasd.devices.base import Module
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries, ResolvedLibrary
+from kaasd.request import plan as plan_module
+from kaasd.request.plan import Plan
 from kaasd.worker import programs as module
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Job
@@ -71,9 +74,7 @@ def upload(bench: Bench, number: int) -> str:
 def square(bench: Bench, library_id: str, n: int = SMALL, kernel: str = "prodKern") -> SerializedRequest:
     """Return the request p = a * a with the kernel of a library."""
     a, p = BufferSpec("a", 4 * n), BufferSpec("p", 4 * n)
-    product = bench.product(n, a, a, p)
-    spec = KernelSpec(library_id, kernel, product.grid, product.block, product.arguments)
-    return serialize(Request((spec,), (a, p)))
+    return serialize(Request((replace(bench.product(n, a, a, p), library=library_id, name=kernel),), (a, p)))
 
 
 def put(bench: Bench, key: str, value: int, n: int = SMALL) -> None:
@@ -123,10 +124,7 @@ def test_a_request_may_use_more_libraries_than_are_kept(bench: Bench, device: Co
     put(bench, "a", 3)
     a, p = BufferSpec("a", 4 * SMALL), BufferSpec("p", 4 * SMALL)
     product = bench.product(SMALL, a, a, p)
-    kernels = tuple(
-        KernelSpec(upload(bench, number), product.name, product.grid, product.block, product.arguments)
-        for number in range(LIMIT + 2)
-    )
+    kernels = tuple(replace(product, library=upload(bench, number)) for number in range(LIMIT + 2))
     request = serialize(Request(kernels, (a, p)))
     for _ in range(2):
         bench.run(request)
@@ -139,20 +137,19 @@ def test_a_request_may_use_more_libraries_than_are_kept(bench: Bench, device: Co
 
 def test_a_module_that_a_request_uses_stays(bench: Bench, device: CountingDevice) -> None:
     put(bench, "a", 3, LARGE)
-    waiting = bench.begin(square(bench, upload(bench, 0), LARGE), return_buffers=["p"])
-    assert waiting.poll() is None  # it commits, or
-    program = bench.executor.programs.get(known(square(bench, upload(bench, 0), LARGE)))
-    finish([waiting])
+    request = square(bench, upload(bench, 0), LARGE)
+    bench.run(request)
+    program = bench.executor.programs.get(known(request))
     program.requests += 1  # as while its kernels run
     for number in range(1, LIMIT + 3):
         bench.run(square(bench, upload(bench, number)))
     assert device.loaded == LIMIT
-    assert bench.executor.programs.get(known(square(bench, upload(bench, 0), LARGE))) is program
+    assert bench.executor.programs.get(known(request)) is program
     program.requests -= 1
     for number in range(LIMIT + 3, 2 * LIMIT + 3):
         bench.run(square(bench, upload(bench, number)))
     with pytest.raises(UnknownRequest):
-        bench.run(known(square(bench, upload(bench, 0), LARGE)))
+        bench.run(known(request))
 
 
 def test_the_module_of_a_retired_program_stays_while_a_request_uses_it(bench: Bench, device: CountingDevice) -> None:
@@ -235,13 +232,12 @@ def test_only_so_many_programs_are_kept(bench: Bench, monkeypatch: pytest.Monkey
 
 
 def test_plans_with_other_keys_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made: list[Mapping[str, str]] = []
 
-    def rebind(*arguments: object) -> object:
-        made.append(arguments)
-        return original(*arguments)
+    def rebind(plan: Plan, keys: Mapping[str, str]) -> Plan:
+        made.append(keys)
+        return plan_module.rebind(plan, keys)
 
-    original = module.rebind
     monkeypatch.setattr(module, "rebind", rebind)
     monkeypatch.setattr(module, "MAX_REBOUND", 2)
     program = bench.executor.programs.get(square(bench, bench.library))
