@@ -80,6 +80,8 @@ class CallQueue:
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._alone: set[int] = set()
         """Calls that must not run beside others."""
+        self._last_served: list[int] | None = None
+        """What the worker served when it lost its device: since then it has begun nothing."""
 
     @property
     def queued(self) -> int:
@@ -109,9 +111,10 @@ class CallQueue:
         return self._next()
 
     def answered(self, call: int, *, device_lost: bool = False) -> list[Decision]:
-        """The worker has answered a call; where it has lost its device meanwhile, it takes no other."""
+        """The worker has answered a call; where it has lost its device meanwhile, it begins no other."""
+        if device_lost:
+            self._device_lost()
         self._sent.pop(call, None)
-        self._ready &= not device_lost
         self._alone.discard(call)
         return self._next()
 
@@ -120,10 +123,10 @@ class CallQueue:
 
         ``alone``, where the call may be the one at fault.
         """
+        self._device_lost()
         sent = self._sent.pop(call, _Sent())
         if sent.cancelled is not None:
             return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
-        self._ready = False
         self._wait_first(call)
         if alone:
             self._alone.add(call)
@@ -151,6 +154,7 @@ class CallQueue:
         for call in reversed(waiting):
             self._wait_first(call)
         self._sent.clear()
+        self._last_served = None
         return decisions
 
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
@@ -195,7 +199,14 @@ class CallQueue:
         self._queued[call] = None
         self._queued.move_to_end(call, last=False)
 
+    def _device_lost(self) -> None:
+        if self._last_served is None:
+            self._last_served = self._served()
+        self._ready = False
+
     def _served(self) -> list[int]:
+        if self._last_served is not None:
+            return [call for call in self._last_served if call in self._sent]
         return list(islice(self._sent, self._concurrency))
 
 

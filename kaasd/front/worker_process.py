@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from kaas.worker.v1 import worker_pb2
 from kaasd.ipc.channel import FrontChannel
 
+COMMAND = (sys.executable, "-m", "kaasd.worker.main")
 EXIT_GRACE_S = 5.0
 """From the closing of the channels to the killing of a worker that does not exit."""
 
@@ -80,8 +81,7 @@ class WorkerProcess:
                 on_failure.callback(ours.close)
             with pairs[0][1] as calls, pairs[1][1] as cancellations:
                 descriptors = (calls.fileno(), cancellations.fileno())
-                command = [sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors)]
-                process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
+                process = subprocess.Popen([*COMMAND, *map(str, descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL)
             on_failure.pop_all()
         self.restarts += self._process is not None
         self._process = process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -45,17 +46,40 @@ def test_stats(server: Running) -> None:
     assert dict(stats.failures_by_reason) == {"KEY_NOT_FOUND": 1}
 
 
+@pytest.fixture
+def health(server: Running) -> Callable[[str], str]:
+    stub = health_pb2_grpc.HealthStub(server.stubs.channel)
+
+    def status(service: str) -> str:
+        response = stub.Check(health_pb2.HealthCheckRequest(service=service))
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+    return status
+
+
+SERVICES = ("", *(f"kaas.v1.{name}Service" for name in ("Executor", "Library", "Kv", "Admin")))
+
+
+def test_health_is_that_of_the_workers_until_the_server_drains(server: Running, health: Callable[[str], str]) -> None:
+    """The last service is told last: when it has changed, so have the others."""
+    loop, changes = server.background.loop, server.dispatcher.ready_changes
+    watch = health_pb2_grpc.HealthStub(server.stubs.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICES[-1]))
+    states = (health_pb2.HealthCheckResponse.ServingStatus.Name(response.status) for response in watch)
+    assert next(states) == "SERVING"
+    for ready, status in ((False, "NOT_SERVING"), (True, "SERVING"), (False, "NOT_SERVING")):
+        loop.call_soon_threadsafe(changes.put_nowait, ready)
+        assert next(states) == status
+        assert [health(service) for service in SERVICES] == [status] * len(SERVICES)
+    loop.call_soon_threadsafe(server.dispatcher.idle.set)
+    server.stubs.admin.Drain(admin_pb2.DrainRequest())
+    loop.call_soon_threadsafe(changes.put_nowait, True)
+    server.background.run(asyncio.sleep(0))
+    server.background.run(asyncio.sleep(0))
+    assert [health(service) for service in SERVICES] == ["NOT_SERVING"] * len(SERVICES)
+    watch.cancel()
+
+
 class TestDrain:
-    @pytest.fixture
-    def health(self, server: Running) -> Callable[[str], str]:
-        stub = health_pb2_grpc.HealthStub(server.stubs.channel)
-
-        def status(service: str) -> str:
-            response = stub.Check(health_pb2.HealthCheckRequest(service=service))
-            return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
-
-        return status
-
     def test_running_requests_finish_and_new_ones_are_refused(self, server: Running, health: Callable[[str], str]) -> None:
         server.store.commit([Write("k", [b"x"])]).result(WAIT_S)
         held = Held(executor_pb2.InvokeResponse(outputs={"c": b"done"}))

@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
 from kaas_core import errors
 from kaasd.api import shared
+from kaasd.front import functions
 from tests.api.support import (
     WAIT_S,
     Failure,
@@ -286,8 +287,9 @@ class TestFunctions:
         assert second.next_page_token == ""
 
     def test_a_page_fits_into_a_message(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes = {name: register(server, name).ByteSize() for name in "abcde"}
-        monkeypatch.setattr(shared, "MAX_PAGE_BYTES", sizes["a"] * 2 + 1)
+        monkeypatch.setattr(functions.time, "time_ns", lambda: 1_700_000_000_123_456_789)  # of one size in every message
+        (size,) = {register(server, name).ByteSize() for name in "abcde"}
+        monkeypatch.setattr(shared, "MAX_PAGE_BYTES", size * 2)
         pages, token = [], None
         while token != "":
             response = server.stubs.executor.ListFunctions(executor_pb2.ListFunctionsRequest(page_token=token))

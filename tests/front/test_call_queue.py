@@ -136,6 +136,22 @@ def test_a_worker_without_its_device_gets_no_other_call() -> None:
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
+def test_what_only_waited_at_a_worker_that_lost_its_device_goes_to_its_successor() -> None:
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    for call in range(1, 4):
+        queue.submit(call)
+    assert queue.answered(2, device_lost=True) == []
+    (failed,) = queue.worker_lost()
+    assert isinstance(failed, Fail)
+    assert failed.call == 1
+    assert queue.worker_ready() == [Send(3)]
+    queue.submit(4)
+    (failed, also) = queue.worker_lost()
+    assert isinstance(failed, Fail) and isinstance(also, Fail)
+    assert (failed.call, also.call) == (3, 4)
+
+
 def test_a_cancelled_call_is_not_run_again() -> None:
     queue = ready_queue()
     queue.submit(1)

@@ -15,7 +15,7 @@ from kaasd.ipc.channel import FrontChannel, WorkerChannel
 from kaasd.ipc.messages import error_from_failed, failed_from_error
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, 300_000, 5_000_000])
+@pytest.mark.parametrize("size", [0, 1, 1000, 300_000, 1_000_000])
 def test_messages_of_any_size_come_back(size: int) -> None:
     ours, theirs = socket.socketpair()
     worker = WorkerChannel(theirs)
@@ -80,12 +80,68 @@ def test_a_worker_sees_the_end_of_the_front_also_in_the_middle_of_a_message() ->
     worker.close()
 
 
+def test_a_worker_sees_the_end_of_a_front_that_left_messages_unread() -> None:
+    ours, theirs = socket.socketpair()
+    worker = WorkerChannel(theirs)
+    worker.send(worker_pb2.FromWorker(id=1))
+    ours.close()
+    assert worker.receive() is None
+    worker.close()
+    worker.close()
+
+
+def test_a_message_in_two_pieces_and_two_in_one() -> None:
+    ours, theirs = socket.socketpair()
+    worker = WorkerChannel(theirs)
+    assert worker.fileno() == theirs.fileno()
+    data = b"".join(len(body).to_bytes(4, "little") + body for body in (b"\x08\x01", b"\x08\x02"))
+    ours.sendall(data[:9])
+    first = worker.receive()
+    assert first is not None and first.id == 1
+    assert worker.has_begun
+    ours.sendall(data[9:])
+    second = worker.receive()
+    assert second is not None and second.id == 2
+    assert not worker.has_begun
+    ours.close()
+    worker.close()
+
+
+def test_what_comes_to_the_front_in_pieces_is_put_together() -> None:
+    received: list[worker_pb2.FromWorker] = []
+    channel = FrontChannel(received.append)
+    data = b"".join(len(body).to_bytes(4, "little") + body for body in (b"\x08\x01", b"", b"\x08\x03"))
+    for index in range(len(data)):
+        channel.data_received(data[index : index + 1])
+    channel.data_received(data)
+    assert [message.id for message in received] == [1, 0, 3] * 2
+
+
+def test_nothing_is_sent_before_there_is_a_connection_or_after_its_end() -> None:
+    FrontChannel().send(worker_pb2.ToWorker(id=1))
+    FrontChannel().close()
+    ours, theirs = socket.socketpair()
+
+    async def talk() -> None:
+        lost = asyncio.Event()
+        channel = await FrontChannel.open(ours, lambda message: None, lost.set)
+        channel.close()
+        channel.send(worker_pb2.ToWorker(id=1))
+        await lost.wait()
+
+    asyncio.run(talk())
+    assert theirs.recv(100) == b""
+    theirs.close()
+
+
 def test_errors_cross_whole() -> None:
     error = InvalidRequestError([Violation("kernels[0].grid", "is 0"), Violation("buffers[1].size", "is 0")])
     back = error_from_failed(failed_from_error(error))
     assert isinstance(back, InvalidRequestError)
     assert back.violations == error.violations
     assert back.message == error.message
+    assert not failed_from_error(error).device_lost
+    assert failed_from_error(error, device_lost=True).device_lost
     missing = error_from_failed(failed_from_error(KeyNotFoundError("no key 'a'", {"key": "a"})))
     assert isinstance(missing, KeyNotFoundError)
     assert (missing.message, missing.metadata) == ("no key 'a'", {"key": "a"})

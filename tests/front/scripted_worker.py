@@ -1,0 +1,173 @@
+"""A worker process that does as its calls say, well or badly.
+
+Its start is scripted by ``WorkerConfig.device_options``, a call by ``Execute.keys["do"]``; see ``_begin`` and ``_execute``. The
+directory ``WorkerConfig.store_path`` is where it notes what outlives it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from kaas.v1 import admin_pb2, executor_pb2, library_pb2
+from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InvalidLibraryError,
+    KaasError,
+    KernelFaultError,
+    StoreFullError,
+    WorkerRestartingError,
+)
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.messages import failed_from_error
+
+
+class ScriptedWorker:
+    """Serves its calls in order. What it holds ends when it is cancelled, or released by another call."""
+
+    def __init__(self, calls: socket.socket, cancellations: socket.socket) -> None:
+        self._socket = calls
+        self._calls, self._cancellations = WorkerChannel(calls), WorkerChannel(cancellations)
+        self._known: set[bytes] = set()
+        self._held: dict[int, str] = {}
+        self._waiting: list[worker_pb2.ToWorker] = []
+        self._log: list[Any] = []
+        first = self._calls.receive()
+        assert first is not None
+        self._config = first.configure
+        self._notes = Path(self._config.store_path)
+        self._life = self._count("lives")
+
+    def run(self) -> None:
+        self._begin(self._config.device_options)
+        while True:
+            for channel in select.select([self._calls, self._cancellations], (), ())[0]:
+                while True:
+                    if (message := channel.receive()) is None:
+                        os._exit(0)
+                    self._take(message)
+                    while self._waiting and len(self._held) < self._config.concurrency:
+                        self._execute(self._waiting.pop(0))
+                    if not channel.has_begun:
+                        break
+
+    def _begin(self, script: str) -> None:
+        if script == "die" or (script == "die in second life" and self._life == 2):
+            os._exit(3)
+        if script == "fail":
+            self._fail(0, StoreFullError("no room here"))
+            os._exit(1)
+        if script == "deaf":
+            Path(self._notes / "deaf").touch()
+            while True:
+                select.select((), (), (), 60)
+        device = admin_pb2.Device(name=self._config.device, model="scripted", memory_bytes=self._life)
+        self._calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=device)))
+
+    def _take(self, message: worker_pb2.ToWorker) -> None:
+        match message.WhichOneof("call"):
+            case "cancel":
+                deadline = message.cancel.deadline_exceeded
+                self._log.append(["cancel", message.id, deadline])
+                waiting = [call for call in self._waiting if call.id == message.id]
+                if waiting or self._held.get(message.id) == "hold":
+                    self._waiting = [call for call in self._waiting if call not in waiting]
+                    self._held.pop(message.id, None)
+                    self._fail(message.id, DeadlineExceededError("at last") if deadline else CancelledError("at last"))
+            case "execute":
+                self._waiting.append(message)
+            case "prepare":
+                self._log.append(["prepare", len(message.prepare.request.content)])
+                if self._config.device_options == "unable":
+                    self._fail(message.id, InvalidLibraryError(f"{self._config.device} cannot load it"))
+                else:
+                    self._calls.send(worker_pb2.FromWorker(id=message.id, prepared=worker_pb2.Prepared()))
+            case "inspect":
+                has_content = message.inspect.HasField("content")
+                inspected = library_pb2.InspectLibraryResponse(
+                    device=f"{self._config.device} {message.inspect.library} {message.inspect.content!r} {has_content}"
+                )
+                self._calls.send(worker_pb2.FromWorker(id=message.id, inspected=inspected))
+            case "forget_library":
+                self._log.append(["forget_library", message.forget_library.library])
+
+    def _execute(self, message: worker_pb2.ToWorker) -> None:
+        execute = message.execute
+        script = execute.keys["do"]
+        self._log.append([script, message.id, len(execute.request.content)])
+        if execute.request.content:
+            self._known.add(execute.request.digest)
+        if script == "forget":
+            self._known.clear()
+        elif execute.request.digest not in self._known:
+            self._calls.send(worker_pb2.FromWorker(id=message.id, unknown_request=worker_pb2.UnknownRequest()))
+            return
+        match script.split():
+            case ["hold" | "deaf"]:
+                self._held[message.id] = script
+            case ["release"]:
+                for call_id in list(self._held):
+                    self._answer(call_id, {})
+                self._answer(message.id, {})
+            case ["fault", suspects]:
+                self._lose_device(KernelFaultError("illegal address", {"suspects": suspects}), message.id)
+            case ["fault", suspects, "once"] if self._count("faults") == 1:
+                self._lose_device(KernelFaultError("illegal address", {"suspects": suspects}), message.id)
+            case ["fail"]:
+                self._fail(message.id, StoreFullError("no room there"))
+            case ["die"]:
+                os._exit(3)
+            case ["garbage"]:
+                self._socket.sendall(b"\x03\0\0\0\xff\xff\xff")
+                select.select((), (), ())  # goes on, with its memory damaged
+            case _:
+                self._answer(
+                    message.id,
+                    {
+                        "pid": os.getpid(),
+                        "log": self._log,
+                        "keys": dict(execute.keys),
+                        "inputs": {name: len(data) for name, data in execute.inputs.items()},
+                        "return_buffers": list(execute.return_buffers),
+                        "traced": execute.trace_from_ns > 0,
+                        "only_call": message.only_call,
+                    },
+                )
+
+    def _lose_device(self, error: KaasError, call_id: int) -> None:
+        """Fail a call, and all that is held beside it, and exit, as a worker whose device is lost."""
+        self._fail(call_id, error, device_lost=True)
+        for other, script in self._held.items():
+            beside = error if script == "deaf" else WorkerRestartingError("beside it")
+            self._fail(other, beside, device_lost=True)
+        os._exit(70)
+
+    def _fail(self, call_id: int, error: KaasError, *, device_lost: bool = False) -> None:
+        self._calls.send(worker_pb2.FromWorker(id=call_id, failed=failed_from_error(error, device_lost)))
+
+    def _answer(self, call_id: int, seen: dict[str, Any]) -> None:
+        self._held.pop(call_id, None)
+        reply = executor_pb2.InvokeResponse(device=self._config.device, printed=json.dumps(seen))
+        reply.timing.run_ns = 5
+        if seen.get("traced"):
+            reply.trace.SetInParent()
+        executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000)
+        self._calls.send(worker_pb2.FromWorker(id=call_id, executed=executed))
+
+    def _count(self, what: str) -> int:
+        """Return how often this was called for ``what``, in all lives."""
+        with (self._notes / what).open("a+") as file:
+            file.write("x")
+            file.flush()
+            return file.seek(0, os.SEEK_END)
+
+
+if __name__ == "__main__":
+    ScriptedWorker(*(socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:])).run()

@@ -1,0 +1,83 @@
+"""Supervisors of scripted workers, and calls to them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from kaas.worker.v1 import worker_pb2
+from kaasd.front.supervisor import Supervisor
+from kaasd.ipc.messages import SerializedRequest
+
+COMMAND = (sys.executable, str(Path(__file__).parent / "scripted_worker.py"))
+"""In place of ``kaasd.front.worker_process.COMMAND``."""
+TIMEOUT_S = 60
+"""Nothing waits that long when it works."""
+REQUEST = SerializedRequest.of(b"a request")
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test on the event loop of the daemon, which no signal interrupts."""
+
+    async def within_time() -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            await test
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(within_time())
+
+
+def config(directory: Path, script: str = "", *, device: str = "scripted", concurrency: int = 1) -> worker_pb2.WorkerConfig:
+    """Return the settings of a worker that keeps its notes in a directory of its own."""
+    notes = directory / device
+    notes.mkdir(exist_ok=True)
+    return worker_pb2.WorkerConfig(device=device, store_path=str(notes), device_options=script, concurrency=concurrency)
+
+
+@asynccontextmanager
+async def supervised(
+    directory: Path, script: str = "", *, device: str = "scripted", concurrency: int = 1, max_queued: int = 10
+) -> AsyncIterator[Supervisor]:
+    """A supervisor whose worker is ready."""
+    supervisor = Supervisor(config(directory, script, device=device, concurrency=concurrency), max_queued)
+    try:
+        await supervisor.start()
+        yield supervisor
+    finally:
+        await supervisor.close()
+
+
+async def call(
+    supervisor: Supervisor, script: str, request: SerializedRequest = REQUEST, deadline: float | None = None
+) -> dict[str, Any]:
+    """Have a call scripted, and return what the worker saw of it, and before it."""
+    message = worker_pb2.ToWorker(execute=worker_pb2.Execute(keys={"do": script}))
+    answer, _ = await supervisor.call(message, request, deadline)
+    seen: dict[str, Any] = json.loads(answer.executed.reply.printed)
+    return seen
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when a condition holds; the test's own time limit ends a wait in vain."""
+    for _ in itertools.count():
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
