@@ -192,6 +192,14 @@ class TestFiles:
         with pytest.raises(LibraryNotFoundError, match="no such file below a library root"):
             Libraries(store, [root]).resolve(f"{root}/sub/lib.ptx")
 
+    def test_a_file_outside_is_not_even_opened(
+        self, store: LmdbStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (root / "out.ptx").symlink_to(tmp_path / "outside.ptx")
+        monkeypatch.setattr(os, "open", lambda *_: pytest.fail("the file was opened"))
+        with pytest.raises(LibraryNotFoundError):
+            Libraries(store, [root]).resolve(f"{root}/out.ptx")
+
     def test_without_roots_no_file_is_a_library(self, store: LmdbStore, root: Path) -> None:
         with pytest.raises(LibraryNotFoundError):
             Libraries(store).resolve(f"{root}/lib.ptx")

@@ -122,6 +122,20 @@ def test_a_snapshot_that_stays_open_keeps_others_from_a_store_that_grew(
     assert read(store, "b") == b"x" * 3_000_000
 
 
+def test_who_is_alive(store: LmdbStore, start: Start) -> None:
+    nobody = 10_000
+    owner = store._environment.owner
+    assert store._environment.is_alive(owner)
+    assert not store._environment.is_alive(nobody)
+    ask = f"say(store._environment.owner, *(store._environment.is_alive(each) for each in ({owner}, {nobody})))"
+    child = start(ask + "; sys.stdin.readline()")
+    other, *answers = said(child).split()
+    assert answers == ["True", "False"]
+    assert store._environment.is_alive(int(other))
+    kill(child)
+    assert not store._environment.is_alive(int(other))
+
+
 def test_pages_that_a_dead_process_read_are_free_again(store: LmdbStore, start: Start) -> None:
     child = start("""
 snapshot = store.snapshot()
