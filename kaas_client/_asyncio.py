@@ -24,6 +24,7 @@ __all__ = [
     "Queue",
     "Semaphore",
     "call_blocking",
+    "is_cancelled",
     "join",
     "new_future",
     "open_channel",
@@ -77,6 +78,12 @@ def start(run: Callable[[], Coroutine[Any, Any, None]], name: str) -> asyncio.Ta
 async def join(task: asyncio.Task[None]) -> None:
     """Wait for what ``start`` began."""
     await task
+
+
+def is_cancelled() -> bool:
+    """Return whether the task that asks was cancelled, not only the call that it reads."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def new_future() -> Future[Any]:

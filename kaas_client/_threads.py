@@ -25,6 +25,7 @@ __all__ = [
     "Queue",
     "Semaphore",
     "call_blocking",
+    "is_cancelled",
     "join",
     "new_future",
     "open_channel",
@@ -71,6 +72,11 @@ def start(run: Callable[[], None], name: str) -> Thread:
 def join(thread: Thread) -> None:
     """Wait for what ``start`` began."""
     thread.join()
+
+
+def is_cancelled() -> bool:
+    """Return whether the thread that asks was cancelled: none ever is."""
+    return False
 
 
 def new_future() -> Future[Any]:

@@ -13,7 +13,19 @@ import grpc
 from kaas.v1 import executor_pb2
 from kaas_client import _rpcs, errors
 from kaas_client._async.connection import Connection
-from kaas_client._asyncio import CALL_CANCELLED, Future, Lock, Queue, Semaphore, join, new_future, result_of, start, until_none
+from kaas_client._asyncio import (
+    CALL_CANCELLED,
+    Future,
+    Lock,
+    Queue,
+    Semaphore,
+    is_cancelled,
+    join,
+    new_future,
+    result_of,
+    start,
+    until_none,
+)
 from kaas_client._rpcs import Binding
 from kaas_client._status import from_rpc_error
 from kaas_client.types import Result
@@ -106,8 +118,8 @@ class InvokeStream:
         except grpc.RpcError as error:
             ended = from_rpc_error(error, self._connection.address)
         except CALL_CANCELLED:
-            if not self._call.cancelled():
-                raise  # It was not the call but this task that was cancelled, and a cancelled task must end as one.
+            if is_cancelled():
+                raise
         except Exception as error:
             ended = _rpcs.unreadable(error)
             self._call.cancel()

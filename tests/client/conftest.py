@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from kaas_client import AsyncClient, Client
+from kaas_client import AsyncClient, Client, aio
 from tests.client.fake_server import FakeServer
 
 
 class Blocking:
-    """An asynchronous client whose coroutines are run to their end and whose iterators are read to theirs."""
+    """Something of the asynchronous client, whose coroutines run to their end on an event loop in another thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, target: Any) -> None:
         self._loop = loop
@@ -29,20 +30,43 @@ class Blocking:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._finish(self._target(*args, **kwargs))
 
+    def __enter__(self) -> Any:
+        self._run(self._target.__aenter__())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._run(self._target.__aexit__(*error))
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Of a future, as ``concurrent.futures`` has it."""
+        return asyncio.run_coroutine_threadsafe(_await(self._target), self._loop).result(timeout)
+
+    def done(self) -> bool:
+        """Whether a future has its result."""
+        return bool(self._target.done())
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
     def _finish(self, value: Any) -> Any:
-        if inspect.isawaitable(value):
-            value = self._loop.run_until_complete(_await(value))
+        if inspect.iscoroutine(value):
+            value = self._run(value)
         if isinstance(value, AsyncIterator):
-            value = self._loop.run_until_complete(_collect(value))
-        return Blocking(self._loop, value) if type(value).__name__ == "Function" else value
+            return self._items(value)
+        return Blocking(self._loop, value) if isinstance(value, aio.Function | aio.InvokeStream | asyncio.Future) else value
+
+    def _items(self, values: AsyncIterator[Any]) -> Iterator[Any]:
+        end = object()
+        while (item := self._run(_next(values, end))) is not end:
+            yield self._finish(item)
 
 
 async def _await(value: Any) -> Any:
     return await value
 
 
-async def _collect(values: AsyncIterator[Any]) -> Iterator[Any]:
-    return iter([value async for value in values])
+async def _next(values: AsyncIterator[Any], end: Any) -> Any:
+    return await anext(values, end)
 
 
 @pytest.fixture
@@ -58,6 +82,17 @@ def server(address: str) -> Iterator[FakeServer]:
         yield server
 
 
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
 @pytest.fixture(params=["threads", "asyncio"])
 def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     """A function that returns a client of either kind, with the options given."""
@@ -65,16 +100,17 @@ def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     if request.param == "threads":
         yield lambda **options: clients.append(Client(address, **options)) or clients[-1]
     else:
-        loop = asyncio.new_event_loop()
+        loop = request.getfixturevalue("loop")
 
         async def make(options: dict[str, Any]) -> AsyncClient:
             return AsyncClient(address, **options)
 
-        yield lambda **options: clients.append(Blocking(loop, loop.run_until_complete(make(options)))) or clients[-1]
+        def connect(**options: Any) -> Blocking:
+            return Blocking(loop, asyncio.run_coroutine_threadsafe(make(options), loop).result())
+
+        yield lambda **options: clients.append(connect(**options)) or clients[-1]
     for client in clients:
         client.close()
-    if request.param == "asyncio":
-        loop.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -68,25 +68,14 @@ def unreadable(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStrea
             yield answer(request)
 
 
-def test_answers_find_their_futures_in_any_order(server: FakeServer, address: str) -> None:
+def test_answers_find_their_futures_in_any_order(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", backwards)
-    with Client(address) as client, client.stream() as stream:
-        futures = {stream.submit("f", {"a": b"%d" % i}, returns=["c"]): b"%d%d" % (i, i) for i in range(6)}
-        for future in as_completed(futures, timeout=60):
-            assert future.result()["c"] == futures[future]
+    with client.stream() as stream:
+        futures = [stream.submit("f", {"a": b"%d" % i}, returns=["c"]) for i in range(6)]
+        assert [future.result(60)["c"] for future in futures] == [b"00", b"11", b"22", b"33", b"44", b"55"]
 
 
-def test_answers_find_their_futures_in_any_order_asyncio(server: FakeServer, address: str) -> None:
-    async def run() -> list[bytes]:
-        async with AsyncClient(address) as client, client.stream() as stream:
-            futures = [await stream.submit("f", {"a": b"%d" % i}, returns=["c"]) for i in range(6)]
-            return [result["c"] for result in await asyncio.gather(*futures)]
-
-    server.expect("InvokeStream", backwards)
-    assert asyncio.run(run()) == [b"00", b"11", b"22", b"33", b"44", b"55"]
-
-
-def test_what_goes_over_the_wire(server: FakeServer, address: str) -> None:
+def test_what_goes_over_the_wire(client: Any, server: FakeServer) -> None:
     sent: list[executor_pb2.InvokeStreamRequest] = []
 
     def record(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
@@ -95,7 +84,7 @@ def test_what_goes_over_the_wire(server: FakeServer, address: str) -> None:
             yield answer(request)
 
     server.expect("InvokeStream", record)
-    with Client(address) as client, client.stream() as stream:
+    with client.stream() as stream:
         stream.submit("f", {"a": b"x"}, returns=["c"], device="emulator", timeout=1.5).result(60)
         stream.submit("f").result(60)
     assert [request.id for request in sent] == [1, 2]
@@ -105,7 +94,7 @@ def test_what_goes_over_the_wire(server: FakeServer, address: str) -> None:
     )
 
 
-def test_map_keeps_the_order_and_the_limit(server: FakeServer, address: str) -> None:
+def test_map_keeps_the_order_and_the_limit(client: Any, server: FakeServer) -> None:
     in_flight: list[int] = []
 
     def counting(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
@@ -115,20 +104,11 @@ def test_map_keeps_the_order_and_the_limit(server: FakeServer, address: str) -> 
 
     server.expect("InvokeStream", counting)
     taken = 0
-    with Client(address) as client, client.stream(max_in_flight=4) as stream:
+    with client.stream(max_in_flight=4) as stream:
         for taken, result in enumerate(stream.map("f", ({"a": b"%d" % i} for i in range(100)), returns=["c"])):
             assert result["c"] == b"%d%d" % (taken, taken)
             assert len(in_flight) <= taken + 1 + 4
     assert taken == 99
-
-
-def test_map_asyncio(server: FakeServer, address: str) -> None:
-    async def run() -> list[bytes]:
-        async with AsyncClient(address) as client, client.stream(max_in_flight=4) as stream:
-            return [result["c"] async for result in stream.map("f", [{"a": b"%d" % i} for i in range(9)])]
-
-    server.expect("InvokeStream", echo)
-    assert asyncio.run(run()) == [b"%d%d" % (i, i) for i in range(9)]
 
 
 def test_submit_blocks_at_the_limit(server: FakeServer, address: str) -> None:
@@ -161,32 +141,22 @@ def test_submit_blocks_at_the_limit(server: FakeServer, address: str) -> None:
         thread.join()
 
 
-def test_a_message_that_cannot_be_built_takes_no_place(server: FakeServer, address: str) -> None:
+def test_a_message_that_cannot_be_built_takes_no_place(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", echo)
-    with Client(address) as client, client.stream(max_in_flight=1) as stream:
+    with client.stream(max_in_flight=1) as stream:
         for _ in range(2):
             with pytest.raises(ValueError):
                 stream.submit("f", timeout=1e30)
         assert stream.submit("f", {"a": b"x"}).result(60)["c"] == b"xx"
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_an_answer_that_is_not_a_message_fails_everything(kind: type, address: str) -> None:
-    """Neither kind of gRPC tells the reader what it could not parse; each must still end."""
+def test_an_answer_that_is_not_a_message_fails_everything(connect: Any, address: str) -> None:
+    """gRPC does not tell the asynchronous reader what it could not parse; the stream must still end."""
 
     def garble(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
         next(requests)
         yield b"\xff"
         yield from (b"" for _ in requests)
-
-    async def run_asyncio() -> None:
-        async with AsyncClient(address) as client, client.stream() as stream:
-            with pytest.raises(errors.InternalError):
-                await asyncio.wait_for(await stream.submit("f"), 20)
-
-    def run_threads() -> None:
-        with Client(address) as client, client.stream() as stream, pytest.raises(errors.InternalError):
-            stream.submit("f").result(20)
 
     server = grpc.server(ThreadPoolExecutor(1))
     handler = grpc.stream_stream_rpc_method_handler(garble)
@@ -194,14 +164,15 @@ def test_an_answer_that_is_not_a_message_fails_everything(kind: type, address: s
     server.add_insecure_port(address)
     server.start()
     try:
-        run_threads() if kind is Client else asyncio.run(run_asyncio())
+        with connect().stream() as stream, pytest.raises(errors.InternalError):
+            stream.submit("f").result(20)
     finally:
         server.stop(None).wait()
 
 
-def test_a_failed_invocation_is_an_answer(server: FakeServer, address: str) -> None:
+def test_a_failed_invocation_is_an_answer(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", failing)
-    with Client(address) as client, client.stream() as stream:
+    with client.stream() as stream:
         first, second, third = (stream.submit("f", {"a": b"x"}) for _ in range(3))
         assert first.result(60)["c"] == third.result(60)["c"] == b"xx"
         with pytest.raises(errors.KernelFaultError, match="it trapped") as caught:
@@ -209,21 +180,9 @@ def test_a_failed_invocation_is_an_answer(server: FakeServer, address: str) -> N
         assert caught.value.metadata == {"kernel_index": "0"}
 
 
-def test_a_failed_invocation_is_an_answer_asyncio(server: FakeServer, address: str) -> None:
-    async def run() -> list[Any]:
-        async with AsyncClient(address) as client, client.stream() as stream:
-            futures = [await stream.submit("f", {"a": b"x"}) for _ in range(3)]
-            return await asyncio.gather(*futures, return_exceptions=True)
-
-    server.expect("InvokeStream", failing)
-    first, second, third = asyncio.run(run())
-    assert first["c"] == third["c"] == b"xx"
-    assert type(second) is errors.KernelFaultError
-
-
-def test_an_answer_that_cannot_be_read_fails_its_own_invocation(server: FakeServer, address: str) -> None:
+def test_an_answer_that_cannot_be_read_fails_its_own_invocation(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", unreadable)
-    with Client(address) as client, client.stream() as stream:
+    with client.stream() as stream:
         first, second, third = (stream.submit("f", {"a": b"x"}) for _ in range(3))
         assert first.result(60)["c"] == third.result(60)["c"] == b"xx"
         with pytest.raises(errors.InternalError, match="cannot read the server's answer: IndexError"):
@@ -231,23 +190,9 @@ def test_an_answer_that_cannot_be_read_fails_its_own_invocation(server: FakeServ
         assert stream.submit("f", {"a": b"y"}).result(60)["c"] == b"yy"
 
 
-def test_an_answer_that_cannot_be_read_fails_its_own_invocation_asyncio(server: FakeServer, address: str) -> None:
-    async def run() -> list[Any]:
-        async with AsyncClient(address) as client, client.stream() as stream:
-            futures = [await stream.submit("f", {"a": b"x"}) for _ in range(3)]
-            found = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 20)
-            return [*found, await (await stream.submit("f", {"a": b"y"}))]
-
-    server.expect("InvokeStream", unreadable)
-    first, second, third, fourth = asyncio.run(run())
-    assert first["c"] == third["c"] == b"xx"
-    assert type(second) is errors.InternalError
-    assert fourth["c"] == b"yy"
-
-
-def test_a_broken_stream_fails_everything(server: FakeServer, address: str) -> None:
+def test_a_broken_stream_fails_everything(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", breaking)
-    with Client(address) as client, client.stream() as stream:
+    with client.stream() as stream:
         for future in [stream.submit("f"), stream.submit("f")]:
             with pytest.raises(errors.DrainingError):
                 future.result(60)
@@ -255,50 +200,36 @@ def test_a_broken_stream_fails_everything(server: FakeServer, address: str) -> N
             stream.submit("f")
 
 
-def test_a_broken_stream_fails_everything_asyncio(server: FakeServer, address: str) -> None:
-    async def run() -> None:
-        async with AsyncClient(address) as client, client.stream() as stream:
-            for future in [await stream.submit("f"), await stream.submit("f")]:
-                with pytest.raises(errors.DrainingError):
-                    await future
-            with pytest.raises(errors.DrainingError):
-                await stream.submit("f")
-
-    server.expect("InvokeStream", breaking)
-    asyncio.run(run())
-
-
-def test_a_broken_stream_wakes_a_blocked_submit(server: FakeServer, address: str) -> None:
+def test_a_broken_stream_wakes_a_blocked_submit(client: Any, server: FakeServer) -> None:
     def take_one(requests: Any, context: Any) -> Failure:
         next(requests)
         return Failure("UNAVAILABLE", "draining", "DRAINING")
 
     server.expect("InvokeStream", take_one)
-    with Client(address) as client, client.stream(max_in_flight=1) as stream, pytest.raises(errors.DrainingError):
+    with client.stream(max_in_flight=1) as stream, pytest.raises(errors.DrainingError):
         while True:
             stream.submit("f")
 
 
-def test_a_stream_that_the_server_ends_early(server: FakeServer, address: str) -> None:
+def test_a_stream_that_the_server_ends_early(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", ending)
-    with Client(address) as client, client.stream() as stream:
+    with client.stream() as stream:
         first, second = stream.submit("f", {"a": b"x"}), stream.submit("f")
         assert first.result(60)["c"] == b"xx"
         with pytest.raises(errors.CancelledError):
             second.result(60)
 
 
-def test_leaving_waits_for_the_answers(server: FakeServer, address: str) -> None:
+def test_leaving_waits_for_the_answers(client: Any, server: FakeServer) -> None:
     server.expect("InvokeStream", echo)
-    with Client(address) as client:
-        with client.stream() as stream:
-            futures = [stream.submit("f", {"a": b"x"}) for _ in range(20)]
-        assert all(future.done() and future.result()["c"] == b"xx" for future in futures)
-        with pytest.raises(errors.CancelledError):
-            stream.submit("f")
+    with client.stream() as stream:
+        futures = [stream.submit("f", {"a": b"x"}) for _ in range(20)]
+    assert all(future.done() and future.result(60)["c"] == b"xx" for future in futures)
+    with pytest.raises(errors.CancelledError):
+        stream.submit("f")
 
 
-def test_leaving_by_an_exception_cancels(server: FakeServer, address: str) -> None:
+def test_leaving_by_an_exception_cancels(client: Any, server: FakeServer) -> None:
     entered, cancelled = threading.Event(), threading.Event()
 
     def hang(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
@@ -308,38 +239,13 @@ def test_leaving_by_an_exception_cancels(server: FakeServer, address: str) -> No
         return iter(())
 
     server.expect("InvokeStream", hang)
-    with Client(address) as client:
-        with pytest.raises(ZeroDivisionError), client.stream() as stream:
-            future = stream.submit("f")
-            assert entered.wait(60)
-            raise ZeroDivisionError
-        assert cancelled.wait(60)
-        with pytest.raises(errors.CancelledError):
-            future.result(60)
-
-
-def test_leaving_by_an_exception_cancels_asyncio(server: FakeServer, address: str) -> None:
-    entered, cancelled = threading.Event(), threading.Event()
-
-    def hang(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
-        context.add_callback(cancelled.set)
-        entered.set()
-        cancelled.wait(60)
-        return iter(())
-
-    async def run() -> None:
-        async with AsyncClient(address) as client:
-            with pytest.raises(ZeroDivisionError):
-                async with client.stream() as stream:
-                    future = await stream.submit("f")
-                    assert await asyncio.to_thread(entered.wait, 60)
-                    raise ZeroDivisionError
-            with pytest.raises(errors.CancelledError):
-                await future
-
-    server.expect("InvokeStream", hang)
-    asyncio.run(run())
+    with pytest.raises(ZeroDivisionError), client.stream() as stream:
+        future = stream.submit("f")
+        assert entered.wait(60)
+        raise ZeroDivisionError
     assert cancelled.wait(60)
+    with pytest.raises(errors.CancelledError):
+        future.result(60)
 
 
 def test_many_threads_share_a_stream(server: FakeServer, address: str) -> None:
@@ -359,10 +265,47 @@ def test_many_threads_share_a_stream(server: FakeServer, address: str) -> None:
     assert found == {b"%d" % i: [b"%d%d" % (i, i)] * 50 for i in range(8)}
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_the_limit_must_be_positive(kind: type, address: str) -> None:
-    async def make() -> None:
-        with pytest.raises(ValueError, match="max_in_flight"):
-            kind(address).stream(max_in_flight=0)
+def test_a_cancelled_future_leaves_the_others_alone(server: FakeServer, address: str) -> None:
+    """Of asyncio alone: a future of threads cannot be cancelled."""
 
-    asyncio.run(make())
+    async def run() -> bytes:
+        async with AsyncClient(address) as client, client.stream() as stream:
+            cancelled, other = await stream.submit("f"), await stream.submit("f", {"a": b"x"})
+            cancelled.cancel()
+            return (await other)["c"]
+
+    server.expect("InvokeStream", echo)
+    assert asyncio.run(run()) == b"xx"
+
+
+def test_a_task_that_is_cancelled_while_it_leaves_ends_as_cancelled(server: FakeServer, address: str) -> None:
+    """Of asyncio alone: a thread cannot be cancelled."""
+    entered = threading.Event()
+
+    def hang(requests: Any, context: Any) -> Iterator[executor_pb2.InvokeStreamResponse]:
+        entered.set()
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        ended.wait(60)
+        return iter(())
+
+    async def run() -> None:
+        async with AsyncClient(address) as client:
+
+            async def use() -> None:
+                async with client.stream() as stream:
+                    await stream.submit("f")
+
+            task = asyncio.create_task(use())
+            assert await asyncio.to_thread(entered.wait, 60)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 20)
+
+    server.expect("InvokeStream", hang)
+    asyncio.run(run())
+
+
+def test_the_limit_must_be_positive(connect: Any) -> None:
+    with pytest.raises(ValueError, match="max_in_flight"):
+        connect().stream(max_in_flight=0)
