@@ -1,7 +1,7 @@
-"""What a device is: the seam between the engine and whatever runs kernels.
+"""What a device is: the protocol between a worker and whatever runs kernels.
 
 One thread uses a device (it owns the CUDA context); only ``Device.stop`` may be called from another. If an object of this module
-exists, what it stands for exists on the device; its owner closes it, and closing the device closes what is left.
+exists, what it stands for exists on the device. Its owner closes it, and closing the device closes what is left.
 
 Runs and transfers are asynchronous where the device is: begun by one call, asked after by ``done``, and several at once. What one
 of them uses, no other may write until it is done, unless it was begun ``after`` it.
@@ -142,7 +142,7 @@ class Run(Awaited, Protocol):
         """Run these launches from now on, which differ from those before in their buffers only."""
 
     def warm(self) -> None:
-        """Do now what would be done once the run has come often. Raises ``KernelFault`` where a launch is refused."""
+        """Do now what would be done once the run has come often. Raises as ``start`` where a launch is refused."""
 
     def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
         """Begin to run, when the transfers have ended. A device that cannot run aside has ended when this returns.
@@ -152,7 +152,7 @@ class Run(Awaited, Protocol):
         """
 
     def close(self) -> None:
-        """Free what it took, which the buffers are no part of. Idempotent."""
+        """Free what it took; the buffers are not its own. Idempotent."""
 
 
 class MappedFile(Protocol):
@@ -196,7 +196,7 @@ class Stopped(Exception):
 
 
 class OutOfMemory(Exception):
-    """The device has too little memory; freeing some may help."""
+    """There is too little memory, of the device or of the host for its copies; freeing some may help."""
 
 
 class DeviceUnavailable(Exception):

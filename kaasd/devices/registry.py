@@ -31,7 +31,7 @@ def kind_of(name: str) -> DeviceKind:
     for kind in KINDS:
         if re.fullmatch(kind.pattern, name, re.ASCII):
             return kind
-    # Only for what is none of ours: this reads the metadata of every package that is installed.
+    # Only for names that no kind above knows: this reads the metadata of every package that is installed.
     from importlib import metadata
 
     others: list[DeviceKind] = [point.load() for point in metadata.entry_points(group=ENTRY_POINTS)]

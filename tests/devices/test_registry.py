@@ -170,3 +170,7 @@ def test_cuday_on_this_machine_gives_a_count_or_a_reason() -> None:
     answer = json.loads(child.stdout)
     assert len(answer) == 1
     assert answer.get("gpus", 0) > 0 or answer["reason"]
+
+
+def test_a_device_on_its_workers_thread_runs_one_request_at_a_time() -> None:
+    assert [opening.kind_of(name).runs_aside for name in ("cuda:3", "emulator", "emulator:1")] == [True, False, False]

@@ -1,4 +1,4 @@
-"""A CUDA GPU through the driver API."""
+"""A CUDA GPU through the driver API: its memory, its copies, and what is made on it."""
 
 from __future__ import annotations
 
@@ -153,19 +153,16 @@ class CudaDevice:
     ) -> CudaRun:
         """Make a run of all ``launches`` in order, ``iterations`` times. Raises ``OutOfMemory``, ``KernelFault``.
 
-        Which launch faulted is known for the first launches of a run that is no graph yet, and where there is only one.
+        Which launch faulted is known for the first launches of a run that is not a graph yet, and where there is only one.
         """
-        arrived = self.allocate(4)
-        try:
+        with undone_on_failure() as undo:
+            arrived = self.allocate(4)
+            undo.callback(arrived.close)
             arrived.zero()
             moved = Moved(uploads, zeroed, downloads)
             run = CudaRun(
                 self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, self._open.discard
             )
-        except BaseException:
-            with suppress(CudaError):
-                arrived.close()
-            raise
         self._open.add(run)
         return run
 
@@ -181,7 +178,7 @@ class CudaDevice:
                 if not size:
                     continue
                 address = address_of(piece)
-                # What is pageable the driver stages by itself, at 10 GB/s on an H100; pinned buffers of our own reached 8.
+                # The driver stages pageable memory by itself, at 10 GB/s on an H100; pinned buffers of our own reached 8.
                 for source, part in self._registered.parts(mapped, address, size) if mapped else ((address, size),):
                     context.check(driver.cuMemcpyHtoDAsync, buffer.address + position, source, part, stream)
                     position += part

@@ -1,4 +1,4 @@
-"""CUDA graphs of kernel launches, one after the other."""
+"""CUDA graphs: a chain of kernel launches that goes into a stream at once."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Parameters:
 
 
 class WrapperFailed(CudaError):
-    """A wrapper returned something else than 0."""
+    """A wrapper returned a number other than 0."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(name, "WRAPPER_FAILED", f"it returned {code}")
@@ -88,7 +88,7 @@ class KernelCall:
 
 
 class HostCall:
-    """A call of a wrapper, to be made any number of times. No graph can hold it."""
+    """A call of a wrapper, to be made any number of times. A graph cannot hold it."""
 
     def __init__(
         self, kernel: HostFunction, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
@@ -115,7 +115,7 @@ class HostCall:
 
 
 def call_of(launch: Launch) -> KernelCall | HostCall:
-    """Return a launch for the driver, or the call of a wrapper. Raises ``CudaError``."""
+    """Return a launch for the driver, or a call of a wrapper. Raises ``CudaError``."""
     parameters = [argument if isinstance(argument, bytes) else _address(argument.buffer) for argument in launch.arguments]
     if isinstance(launch.kernel, HostFunction):
         return HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)

@@ -1,4 +1,4 @@
-"""Makes the pages of a mapped file known to the driver, so that copies from them run at the bus's speed.
+"""Registered pages: a mapped file made known to the driver, so that copies from it run at the bus's speed.
 
 On an H100 64 MiB of a mapped file are copied at 10 GB/s by way of the driver's own pinned memory, and at 54 GB/s straight from
 the file's pages when these are registered. Registering costs 35 ms a GiB, so that even a first copy is faster with it. The driver

@@ -1,4 +1,4 @@
-"""GPU code loaded by the driver."""
+"""Modules: GPU code loaded by the driver, with what it tells of each kernel."""
 
 from __future__ import annotations
 

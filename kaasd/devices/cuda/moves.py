@@ -58,7 +58,7 @@ class Moved:
 
 
 class Moves:
-    """These moves between buffers and host memory, to be made any number of times; the last one tells of the end of the run."""
+    """The launches of ``moveKern`` that make these moves, any number of times, and the host memory that they read and write."""
 
     def __init__(self, mover: CudaKernel, moved: Moved, memory: PinnedMemory, arrived: CudaBuffer) -> None:
         """``mover`` is ``moveKern``, ``arrived`` a zeroed word for it; ``memory`` has ``host_bytes``."""
@@ -84,8 +84,9 @@ class Moves:
             (to, _address(of), of.size_bytes) for to, of in zip(addresses[count:], moved.downloads, strict=True)
         ]
         self.before = list(move_calls(mover, self._moves_before))
-        """In as few launches as can be, with those behind."""
+        """What fills the buffers, in as few launches as can be."""
         self.behind = list(move_calls(mover, self._moves_behind, *self._signal))
+        """What copies back, and sets the flag."""
 
     def singly_before(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
         """Yield what fills each buffer, a launch each, for a run whose moves are to be told apart."""

@@ -1,4 +1,4 @@
-"""Launches made ready on a GPU: plain at first, replayed as a CUDA graph once they come again."""
+"""A run on a GPU: its launches go into a stream one by one at first, and as a CUDA graph once they come again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CudaRun:
     """One chain of launches, with the small copies before and behind it; see ``Run``."""
 
     printed = ""
-    """The driver writes what device code prints to this process's standard output, where nobody can tell whose it is."""
+    """The driver writes what device code prints to this process's standard output, which does not tell whose text it is."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class CudaRun:
         When it closes it is given to ``forget``. Raises ``KernelFault``, ``OutOfMemory``.
         """
         if any(isinstance(launch.kernel, HostFunction) for launch in launches):
-            plain_starts = None  # what host code does, no graph can hold
+            plain_starts = None  # a graph cannot hold what host code does
         self._context = context
         self._launches = launches
         self._single, self._inside, self._repeats = split_iterations(len(launches), iterations)
@@ -90,19 +90,17 @@ class CudaRun:
     def warm(self) -> None:
         """Build the graph. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
         if self._graph is None and self._plain_starts is not None:
-            graph = self._build_graph()
-            try:
+            with undone_on_failure() as undo:
+                graph = self._build_graph()
+                undo.callback(graph.close)
                 self._upload(graph)
-            except BaseException:
-                graph.close()
-                raise
             self._graph = graph
 
     def _upload(self, graph: CudaGraph) -> None:
         lane = self._context.take_lane()
         try:
             graph.upload(lane.stream)
-            check(driver.cuStreamSynchronize, lane.stream)
+            self._context.check(driver.cuStreamSynchronize, lane.stream)
         except CudaError as refused:
             raise self._refusal(0, refused) from refused
         finally:

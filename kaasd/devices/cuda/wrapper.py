@@ -28,7 +28,7 @@ class HostFunction:
 
 
 class HostCode:
-    """The shared objects that this process has loaded. They stay until it ends: what their code has begun, nobody can undo."""
+    """The shared objects that this process has loaded. They stay until it ends: nobody can undo what their code has begun."""
 
     def __init__(self) -> None:
         self._loaded: dict[bytes, ctypes.CDLL] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from cuda.bindings import driver
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelFault, Launch, OutOfMemory
-from kaasd.devices.cuda.buffers import CudaBuffer
+from kaasd.devices.cuda.buffers import CudaBuffer, address_of
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
 from kaasd.devices.cuda.module import CudaKernel, CudaModule
@@ -170,3 +172,43 @@ def test_a_fault_of_before_shows_as_a_lost_device(device: CudaDevice, fake: Fake
     with pytest.raises(DeviceLost, match="a kernel faulted before"):
         prepare(device, buffer)
     fake.held.clear()  # what is lost is not freed
+
+
+def test_memory_is_not_given_back_while_a_copy_goes_there(device: CudaDevice, fake: FakeDriver) -> None:
+    buffer = device.allocate(1 << 20)
+    fake.fail_in("cuEventCreate", OUT_OF_MEMORY)
+    with pytest.raises(OutOfMemory, match="cuEventCreate"):
+        device.download(buffer)
+    assert fake.calls[-3:] == ["cuMemcpyDtoHAsync", "cuEventCreate", "cuStreamSynchronize"]
+
+
+def test_a_run_that_could_not_start_is_over_and_can_start_again(device: CudaDevice, fake: FakeDriver) -> None:
+    buffer = device.allocate(1 << 20)
+    with closing(prepare(device, buffer)) as run:
+        transfer = device.upload(buffer, [memoryview(b"input")])
+        fake.fail_in("cuStreamWaitEvent", OUT_OF_MEMORY)
+        with pytest.raises(OutOfMemory, match="cuStreamWaitEvent"):
+            run.start([transfer])
+        assert not device.is_busy
+        fake.work_again()
+        run.start([transfer])
+        assert device.is_busy
+        transfer.wait()
+        run.wait()
+        assert not device.is_busy
+
+
+def test_pages_that_cannot_be_registered_are_copied_all_the_same(
+    device: CudaDevice, fake: FakeDriver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = (tmp_path / "data").write_bytes(bytes(8192)) * b"x"
+    file = SimpleNamespace(path=str(tmp_path / "data"), address=address_of(content), size_bytes=len(content))
+    buffer = device.allocate(len(content))
+    fake.fail_in("cuMemHostRegister", OUT_OF_MEMORY)
+    device.upload(buffer, [memoryview(content)], file).wait()
+    assert "inputs are copied slower" in caplog.text
+    fake.fail_in("cuMemHostRegister", driver.CUresult.CUDA_ERROR_LAUNCH_FAILED)
+    device.unmap()
+    with pytest.raises(DeviceLost, match="a kernel faulted before"):
+        device.upload(buffer, [memoryview(content)], file)
+    fake.held.clear()
