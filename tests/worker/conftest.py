@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,9 +11,11 @@ import pytest
 from kaasd.devices.base import Device
 from kaasd.libraries.registry import Libraries
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker import loop
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
 from tests.conformance.test_executor import Bench
+from tests.worker.support import HeldExecutor, Worker
 
 
 @pytest.fixture
@@ -24,3 +26,18 @@ def bench(tmp_path: Path, device: Device) -> Iterator[Bench]:
         libraries.put(libraries.describe(library("dot")), library("dot"))
         with closing(Executor(device, store, libraries)) as executor:
             yield Bench(executor, store)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[HeldExecutor], Worker]]:
+    workers: list[Worker] = []
+    monkeypatch.setattr(loop, "execute", HeldExecutor.begin)
+
+    def start(executor: HeldExecutor) -> Worker:
+        workers.append(Worker(executor))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        with closing(worker):
+            pass
