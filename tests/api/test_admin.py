@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaas_core import __version__
 from kaasd.store.base import Write
-from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server
+from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server, wait_for_failure
 
 
 def test_server_info(tmp_path: Path) -> None:
@@ -44,6 +44,19 @@ def test_stats(server: Running) -> None:
     assert stats.store_limit_bytes == 256 << 20
     assert 1000 < stats.store_used_bytes < 1 << 20
     assert dict(stats.failures_by_reason) == {"KEY_NOT_FOUND": 1}
+
+
+@pytest.mark.parametrize(("timeout", "reason"), [(0.3, "DEADLINE_EXCEEDED"), (WAIT_S, "CANCELLED")])
+def test_a_call_that_its_caller_gave_up_is_counted_by_why(server: Running, timeout: float, reason: str) -> None:
+    held = Held()
+    server.dispatcher.expect("execute", held)
+    call = server.stubs.executor.Submit.future(executor_pb2.SubmitRequest(request=product_request()), timeout=timeout)
+    assert held.started.wait(WAIT_S)
+    if reason == "CANCELLED":
+        call.cancel()
+    assert held.cancelled.wait(WAIT_S)
+    wait_for_failure(server, reason)
+    assert dict(server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason) == {reason: 1}
 
 
 @pytest.fixture

@@ -62,6 +62,22 @@ def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], l
     assert process.wait(60) == 0
 
 
+def test_what_still_runs_when_the_drain_has_taken_too_long_is_cancelled(tmp_path: Path, library_root: Path) -> None:
+    address = f"unix:{tmp_path}/kaasd.sock"
+    options = ["--listen", address, "--store", f"{tmp_path}/store", "--device", "emulator", "--library-root", str(library_root)]
+    command = [sys.executable, "-m", "kaasd", *options, "--drain-timeout", "300ms"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == f"listening on {address}\n"
+        with Client(address) as kaas, grpc.insecure_channel(address) as channel:
+            endless = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(spin(library_root), timeout=100)
+            wait_until(lambda: kaas.stats().devices[0].running == 1)
+            process.send_signal(signal.SIGTERM)
+            assert endless.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        assert "requests still run after 0.3 s" in process.stderr.read()
+        assert process.wait(60) == 0
+
+
 def test_a_store_in_use_is_refused(daemon: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
     options = ["--listen", f"unix:{tmp_path}/other.sock", "--store", f"{tmp_path}/store", "--device", "emulator"]
     second = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=60)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
-from kaas_core.errors import WorkerRestartingError
+from kaas_core.errors import DeadlineExceededError, WorkerRestartingError
 from tests.faults.support import as_kaas_error, contents, dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 
@@ -85,6 +86,32 @@ def test_a_known_request_runs_anew_when_its_library_file_has_changed(daemon: str
             for _ in range(3):
                 stub.Submit(dot_request(str(changing)), timeout=60)
                 assert kaas.get("c", dtype="u4")[0] == expected
+
+
+def test_the_longest_run_time_is_a_deadline_of_every_call(library_root: Path) -> None:
+    options = ["--device", "emulator", "--library-root", str(library_root), "--log-level", "ERROR", "--max-run-time", "400ms"]
+    with local_daemon(*options) as address, Client(address) as kaas, grpc.insecure_channel(address) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        for timeout in (None, 100):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Submit(spin(library_root), timeout=timeout)
+            assert isinstance(as_kaas_error(caught.value, address), DeadlineExceededError)
+        assert kaas.devices()[0].restarts == 0  # the emulated device can be stopped
+        put_dot_inputs(kaas)
+        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx"))).versions
+
+
+def test_health_is_that_of_the_worker(daemon: str, library_root: Path) -> None:
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        answers = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="kaas.v1.ExecutorService"))
+        assert next(answers).status == health_pb2.HealthCheckResponse.SERVING
+        os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
+        assert next(answers).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert next(answers).status == health_pb2.HealthCheckResponse.SERVING
+        put_dot_inputs(kaas)
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
+        answers.cancel()
 
 
 def test_workers_end_with_their_daemon(library_root: Path) -> None:
