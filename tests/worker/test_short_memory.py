@@ -10,6 +10,7 @@ import pytest
 
 from kaas_core.errors import OutOfDeviceMemoryError
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
+from kaasd.devices.base import OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
 from kaasd.libraries.registry import Libraries, content_id
@@ -64,3 +65,19 @@ def test_a_library_that_the_device_has_no_room_for(tmp_path: Path) -> None:
             kernel = KernelSpec(content_id(BIG), "touch", (1, 1, 1), (1, 1, 1), (BufferArgument("a", Access.OUTPUT),))
             with pytest.raises(OutOfDeviceMemoryError, match=r"kernels\[0\]\.library: the library's code finds no room"):
                 bench.run(serialize(Request((kernel,), (buffer,))))
+
+
+@pytest.mark.parametrize("method", ["prepare", "download"])
+def test_copies_that_the_host_has_no_room_for(method: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in "ab":
+        bench.put(key, numbers(1, LARGE))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutOfMemory("4096 bytes of page-locked host memory cannot be had")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bench.executor.device), method, refuse)
+        with pytest.raises(OutOfDeviceMemoryError, match="4096 bytes of page-locked host memory"):
+            bench.run(bench.multiply(LARGE))
+    bench.run(bench.multiply(LARGE))
+    assert np.array_equal(bench.get("p"), numbers(1, LARGE) ** 2)
