@@ -35,7 +35,7 @@ _LZ4_MAX_RATIO = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class FatbinEntry:
     """One piece of code, uncompressed."""
 
     kind: int
@@ -52,7 +52,7 @@ class Fatbin:
 
     data: bytes
     """The whole of it, as the driver takes it."""
-    entries: tuple[Entry, ...]
+    entries: tuple[FatbinEntry, ...]
 
 
 def read_fatbins(data: bytes | memoryview) -> Iterator[Fatbin]:
@@ -83,14 +83,14 @@ def _read_fatbin(view: memoryview, start: int) -> Fatbin:
     if end > len(view):
         raise UnsupportedLibrary(f"truncated fatbin: would end at byte {end} of {len(view)}")
 
-    entries: list[Entry] = []
+    entries: list[FatbinEntry] = []
     while position < end:
         entry, position = _read_entry(view, position, end, len(entries))
         entries.append(entry)
     return Fatbin(bytes(view[start:end]), tuple(entries))
 
 
-def _read_entry(view: memoryview, start: int, end: int, index: int) -> tuple[Entry, int]:
+def _read_entry(view: memoryview, start: int, end: int, index: int) -> tuple[FatbinEntry, int]:
     """Return the entry at ``start`` and the position after it."""
     if end - start < _ENTRY.size:
         raise UnsupportedLibrary(f"truncated fatbin: entry {index} has {end - start} bytes, less than its header")
@@ -100,11 +100,11 @@ def _read_entry(view: memoryview, start: int, end: int, index: int) -> tuple[Ent
     if header_size < _ENTRY.size or after > end or compressed_size > padded_size:
         raise UnsupportedLibrary(f"malformed fatbin: entry {index} does not fit")
     if kind not in (KIND_PTX, KIND_CUBIN):
-        return Entry(kind, sm, b""), after
+        return FatbinEntry(kind, sm, b""), after
     if not flags & (_FLAG_LZ4 | _FLAG_ZSTD):
-        return Entry(kind, sm, bytes(view[payload_at:after])), after
+        return FatbinEntry(kind, sm, bytes(view[payload_at:after])), after
     compressed = bytes(view[payload_at : payload_at + compressed_size])
-    return Entry(kind, sm, _decompress(compressed, size, bool(flags & _FLAG_LZ4), index)), after
+    return FatbinEntry(kind, sm, _decompress(compressed, size, bool(flags & _FLAG_LZ4), index)), after
 
 
 def _decompress(compressed: bytes, size: int, is_lz4: bool, index: int) -> bytes:
