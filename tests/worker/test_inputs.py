@@ -33,8 +33,9 @@ class BusyStore(LmdbStore):
         return super().snapshot()
 
 
+@pytest.mark.parametrize("looked_up", ["a", "b"], ids=["first", "last"])
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_commit_in_between(tmp_path: Path, size: int) -> None:
+def test_a_commit_in_between(tmp_path: Path, size: int, looked_up: str) -> None:
     with (
         closing(BusyStore(tmp_path / "store", limit_bytes=256 << 20)) as store,
         closing(open_device("emulator", EmulatorOptions())) as device,
@@ -58,7 +59,8 @@ def test_a_commit_in_between(tmp_path: Path, size: int) -> None:
             assert run({"b": "b"}) == {4}
             store.before_snapshot = lambda: put(3)
             # The values of a and b are known to be the store's; that of c has to be looked up.
-            assert run({"b": "c"}) == {9}
+            assert run({looked_up: "c"}) == {9}
+            assert store.before_snapshot is None
             assert run({"b": "b"}) == {9}
             put(5)
             assert run({"b": "b"}) == {25}
