@@ -16,6 +16,7 @@ PY := $(PYTHON)
 RUNTIME :=
 DEV :=
 BENCH :=
+MUTATION :=
 export PYTHONPATH := $(CURDIR):$(CURDIR)/proto:$(PYTHONPATH)
 else
 BIN := $(VENV)/bin/
@@ -23,6 +24,7 @@ PY := $(VENV)/bin/python
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+MUTATION := $(VENV)/.mutation
 endif
 
 PROTOS := $(wildcard proto/kaas/v1/*.proto)
@@ -30,7 +32,7 @@ WORKER_PROTOS := $(wildcard proto/kaas/worker/v1/*.proto)
 GENERATED ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
+.PHONY: help venv demo test test-gpu mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
@@ -45,6 +47,9 @@ test: $(DEV) ## Run the tests; no GPU is needed
 
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
+
+mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50"
+	@$(PY) -m tests.mutation $(ARGS)
 
 bench: $(RUNTIME) ## Measure a warm request's latency beside an empty gRPC echo's, on the emulated device
 	@$(PY) -m benchmarks --device emulator $(ARGS)
@@ -111,6 +116,11 @@ $(VENV)/.bench: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing kaasd and what its benchmarks need ..." >&2
 	@$(INSTALL) '.[bench]'
 	@touch $@
+
+$(VENV)/.mutation: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing kaasd and what mutation testing needs ..." >&2
+	@$(INSTALL) '.[demo,dev,nvrtc,mutation]'
+	@touch $@ $(VENV)/.runtime $(VENV)/.dev
 
 $(VENV)/.dev: setup.cfg pyproject.toml | $(VENV)/bin/python
 	@echo "Installing kaasd and what its development needs ..." >&2
