@@ -50,6 +50,8 @@ def test_a_kind_of_another_package_is_known_by_its_names(packages: Path, monkeyp
         kind_of("other")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_conformance(packages: Path) -> None:
     suites = [f"tests/conformance/{name}" for name in ("test_device.py", "test_requests.py", "test_limits.py")]
     without = [f"--deselect=tests/conformance/{name}" for name in OTHER_KERNELS]

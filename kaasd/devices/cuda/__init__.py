@@ -1,0 +1,1 @@
+"""CUDA GPUs, through the driver API alone."""
