@@ -101,7 +101,7 @@ INSTALL := PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-vers
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or newer was found; name one with PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "make: $(PYTHON) is no Python 3.11 or newer; name one with PYTHON=/path/to/python3" >&2; exit 1; }
+		{ echo "make: $(PYTHON) is not Python 3.11 or newer; name one with PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "make: $(PYTHON) cannot build a virtual environment; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Building the virtual environment $(VENV) with $(PYTHON) ..." >&2
