@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
 
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
+from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
@@ -38,24 +36,6 @@ def fault_of(device: EmulatedDevice, body: str, **options: object) -> KernelFaul
     with pytest.raises(KernelFault) as caught:
         run(device, body, np.zeros(16, "u4"), **options)  # type: ignore[arg-type]
     return caught.value
-
-
-@contextmanager
-def stops(device: EmulatedDevice) -> Iterator[None]:
-    """Stop what runs meanwhile, again and again: one stop could come before the run."""
-    over = threading.Event()
-
-    def stop() -> None:
-        while not over.wait(0.02):
-            device.stop()
-
-    thread = threading.Thread(target=stop)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 STORE_AT = ".reg .b64 %a; add.s64 %a, %p0, {}; st.global.u32 [%a], 1;"
@@ -250,64 +230,6 @@ def test_order_is_fixed(device: EmulatedDevice) -> None:
     first, second = (run(device, body, np.zeros(257, "u4"), block=64, grid=4) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(np.sort(first[1:]), np.arange(256))
-
-
-@pytest.mark.parametrize(
-    "body",
-    ["LOOP: bra LOOP;", "LOOP: bar.sync 0; bra LOOP;", "LOOP: shfl.sync.idx.b32 %n, %i, 0, 31, 0xFFFFFFFF; bra LOOP;", "call f;"],
-)
-def test_stop(device: EmulatedDevice, body: str) -> None:
-    before = ".func f () { L: call f2; bra L; ret; }\n.func f2 () { ret; }" if "call" in body else ""
-    module = device.load(kernel(body, before=before))
-    buffer = buffer_of(device, np.zeros(1, "u4"))
-    run = device.prepare([launch(module, "k", (4, 1, 1), (64, 1, 1), read_write("x", buffer))], 1)
-    with stops(device), pytest.raises(Stopped):
-        run.start()
-
-
-def test_stop_between_launches(device: EmulatedDevice) -> None:
-    module = device.load(kernel("red.global.add.u32 [%p0], 1;"))
-    buffer = buffer_of(device, np.zeros(1, "u4"))
-    with stops(device), pytest.raises(Stopped):
-        run_launches(device, [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))], 1 << 40)
-
-
-def test_a_stop_ends_no_later_run(device: EmulatedDevice) -> None:
-    """Neither one that came when nothing ran, nor one that ended the run before."""
-    module = device.load(kernel("L: ld.volatile.global.u32 %n, [%p0]; setp.eq.u32 %q, %n, 0; @%q bra L; st.global.u32 [%p0], 5;"))
-    buffer = buffer_of(device, np.ones(1, "u4"))
-    run = device.prepare([launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))], 1)
-    device.stop()
-    run.start()
-    assert array_of(buffer, "u4")[0] == 5
-    buffer.zero()
-    with stops(device), pytest.raises(Stopped):
-        run.start()
-    buffer.write(b"\1\0\0\0")
-    run.start()
-    assert array_of(buffer, "u4")[0] == 5
-
-
-def test_a_run_does_not_touch_a_closed_buffer(device: EmulatedDevice) -> None:
-    module = device.load(kernel("ret;"))
-    for role in ("uploads", "zeroed"):
-        kept, closed = device.allocate(64 << 10), device.allocate(64 << 10)
-        launches = [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", kept))]
-        with closing(device.prepare(launches, 1, **{role: [closed]})) as run:
-            run.start()
-            closed.close()
-            with pytest.raises(ValueError, match="released"):
-                run.start()
-
-
-def test_an_empty_buffer(device: EmulatedDevice) -> None:
-    module = device.load(kernel("ret;"))
-    for role in ("uploads", "zeroed", "downloads"):
-        buffer = device.allocate(0)
-        launches = [launch(module, "k", (1, 1, 1), (1, 1, 1), read_write("x", buffer))]
-        with closing(device.prepare(launches, 1, **{role: [buffer]})) as run:
-            run.start()
-            assert [bytes(view) for view in (*run.uploads, *run.downloads)] == [b""] * (role != "zeroed")
 
 
 def test_many_launches(device: EmulatedDevice) -> None:

@@ -7,13 +7,15 @@ import operator
 import numpy as np
 import pytest
 
+from tests.devices.emulator.isa.test_half import decode, patterns
 from tests.devices.emulator.numbers import array, dtype_of, edge_floats, edge_integers
-from tests.devices.emulator.runner import cross, evaluate
+from tests.devices.emulator.runner import Array, cross, evaluate
 
 OPERATORS = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
 }  # fmt: skip
 UNSIGNED = {"lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge}
+JOIN = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 
 
 @pytest.mark.parametrize("ptx", ["u16", "u32", "u64", "s16", "s32", "s64", "b16", "b32", "b64"])
@@ -81,3 +83,36 @@ def test_selection(ptx: str) -> None:
     np.testing.assert_array_equal(evaluate(f"slct.{ptx}.s32 %d, %a, %b, %c;", kind, a, b, signs), np.where(signs >= 0, a, b))
     reals = np.array([0.0, -0.0, np.nan, -1.0, 2.0, -1e-40, np.inf, -np.inf], "f4")
     np.testing.assert_array_equal(evaluate(f"slct.{ptx}.f32 %d, %a, %b, %c;", kind, a, b, reals), np.where(reals >= 0, a, b))
+
+
+def half_sources(ptx: str) -> tuple[Array, Array, Array, Array, Array]:
+    """Return patterns, their values, and a predicate."""
+    a, b, c = cross(patterns(ptx)[::3], patterns(ptx)[::2], [False, True], kinds=["u2", "u2", "?"])
+    p, q = (np.array([decode(int(x), ptx) for x in values]) for values in (a, b))
+    return a, b, p, q, c
+
+
+@pytest.mark.parametrize("combine", JOIN)
+@pytest.mark.parametrize("ptx", ["f16", "bf16"])
+def test_combined_half_precision(ptx: str, combine: str) -> None:
+    a, b, p, q, c = half_sources(ptx)
+    first, second = evaluate(f"setp.le.{combine}.{ptx} %d0|%d1, %a, %b, %c;", ["?", "?"], a, b, c)
+    np.testing.assert_array_equal(first, JOIN[combine](p <= q, c))
+    np.testing.assert_array_equal(second, JOIN[combine](~(p <= q), c))
+    both, other = a | b.astype("u4") << np.uint32(16), b | a.astype("u4") << np.uint32(16)
+    low, high = evaluate(f"setp.gtu.{combine}.{ptx}x2 %d0|%d1, %a, %b, %c;", ["?", "?"], both, other, c)
+    np.testing.assert_array_equal(low, JOIN[combine](~(p <= q), c))
+    np.testing.assert_array_equal(high, JOIN[combine](~(q <= p), c))
+
+
+@pytest.mark.parametrize("ptx", ["f16", "bf16"])
+def test_half_precision_to_numbers(ptx: str) -> None:
+    a, b, p, q, c = half_sources(ptx)
+    one = {"f16": 0x3C00, "bf16": 0x3F80}[ptx]
+    np.testing.assert_array_equal(evaluate(f"set.lt.{ptx}.{ptx} %d, %a, %b;", "u2", a, b), np.where(p < q, one, 0))
+    np.testing.assert_array_equal(evaluate(f"set.lt.u32.{ptx} %d, %a, %b;", "u4", a, b), np.where(p < q, 2**32 - 1, 0))
+    truth = (p < q) | ~c
+    np.testing.assert_array_equal(evaluate(f"set.lt.or.s16.{ptx} %d, %a, %b, !%c;", "i2", a, b, c), np.where(truth, -1, 0))
+    both, other = a | b.astype("u4") << np.uint32(16), b | a.astype("u4") << np.uint32(16)
+    expected = np.where((p == q) & c, one * 0x10001, 0)
+    np.testing.assert_array_equal(evaluate(f"set.eq.and.{ptx}x2.{ptx}x2 %d, %a, %b, %c;", "u4", both, other, c), expected)

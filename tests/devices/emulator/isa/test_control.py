@@ -1,8 +1,6 @@
-"""Branches, calls and barriers."""
+"""Branches and barriers."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
@@ -52,70 +50,6 @@ def test_scopes_hide_names() -> None:
     .reg .b32 %x; mov.u32 %x, 1; { .reg .b32 %x; mov.u32 %x, 2; bra L; L: add.u32 %d, %x, %a; }
     { bra L; L: add.u32 %d, %d, %x; }"""
     np.testing.assert_array_equal(evaluate(code, "u4", INDICES), INDICES + 3)
-
-
-FACTORIAL = """
-.func (.param .b64 r) factorial (.param .b64 n) {
-  .reg .b64 %n, %m; .reg .pred %p;
-  ld.param.u64 %n, [n]; setp.le.u64 %p, %n, 1; @%p bra ONE;
-  sub.u64 %m, %n, 1;
-  { .param .b64 a; .param .b64 b; st.param.u64 [a], %m; call.uni (b), factorial, (a); ld.param.u64 %m, [b]; }
-  mul.lo.u64 %n, %n, %m; st.param.u64 [r], %n; ret;
-  ONE: st.param.u64 [r], 1; ret;
-}
-"""
-
-
-def test_recursion() -> None:
-    code = ".param .b64 a; .param .b64 b; st.param.u64 [a], %a; call (b), factorial, (a); ld.param.u64 %d, [b];"
-    result = evaluate(code, "u8", np.arange(20, dtype="u8"), before=FACTORIAL)
-    np.testing.assert_array_equal(result, [math.factorial(i) for i in range(20)])
-
-
-def test_registers_as_parameters() -> None:
-    before = ".func (.reg .b32 %r) twice (.reg .b32 %x) { add.u32 %r, %x, %x; ret; }"
-    np.testing.assert_array_equal(evaluate("call (%d), twice, (%a);", "u4", INDICES, before=before), INDICES * 2)
-
-
-def test_barrier_and_shuffle_inside_a_function() -> None:
-    before = """
-    .shared .b32 total;
-    .func (.param .b32 r) sum (.param .b32 x) {
-      .reg .b32 %x, %y; ld.param.u32 %x, [x];
-      shfl.sync.bfly.b32 %y, %x, 1, 31, 0xFFFFFFFF; add.u32 %x, %x, %y;
-      red.shared.add.u32 [total], %x; bar.sync 0; ld.shared.u32 %y, [total]; st.param.u32 [r], %y; ret;
-    }"""
-    code = ".param .b32 a; .param .b32 b; st.param.u32 [a], %a; call (b), sum, (a); ld.param.u32 %d, [b];"
-    assert set(evaluate(code, "u4", INDICES, before=before, block=64)) == {2 * sum(range(64))}
-
-
-def test_indirect_calls() -> None:
-    before = """
-    .func (.param .b32 r) plus (.param .b32 x) {
-      .reg .b32 %x; ld.param.u32 %x, [x]; add.u32 %x, %x, 5; st.param.u32 [r], %x; ret; }
-    .func (.param .b32 r) times (.param .b32 x) {
-      .reg .b32 %x; ld.param.u32 %x, [x]; mul.lo.u32 %x, %x, 5; st.param.u32 [r], %x; ret; }
-    .global .align 8 .u64 table[2] = {plus, times};
-    """
-    code = """
-    .reg .b64 %f, %t; .reg .b32 %k; and.b32 %k, %a, 1; mov.u64 %t, table; mad.wide.u32 %t, %k, 8, %t; ld.global.u64 %f, [%t];
-    P: .callprototype (.param .b32 _) _ (.param .b32 _);
-    .param .b32 a; .param .b32 b; st.param.u32 [a], %a; call (b), %f, (a), P; ld.param.u32 %d, [b];"""
-    result = evaluate(code, "u4", INDICES, before=before)
-    np.testing.assert_array_equal(result, np.where(INDICES % 2 == 0, INDICES + 5, INDICES * 5))
-
-
-def test_structures_by_value() -> None:
-    before = """
-    .func (.param .align 8 .b8 r[16]) swap (.param .align 8 .b8 x[16]) {
-      .reg .b64 %a, %b; ld.param.v2.u64 {%a, %b}, [x]; st.param.v2.u64 [r], {%b, %a}; ret; }"""
-    before = before.replace("align 8", "align 16")
-    code = """
-    .param .align 16 .b8 a[16]; .param .align 16 .b8 b[16]; .reg .b64 %x; st.param.u64 [a], %a; st.param.u64 [a+8], 77;
-    call (b), swap, (a); ld.param.u64 %d0, [b]; ld.param.u64 %d1, [b+8];"""
-    first, second = evaluate(code, ["u8", "u8"], np.arange(8, dtype="u8"), before=before)
-    assert set(first) == {77}
-    np.testing.assert_array_equal(second, np.arange(8))
 
 
 def test_barriers_count_and_combine() -> None:
