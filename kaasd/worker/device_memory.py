@@ -120,7 +120,7 @@ class Residency(Generic[K]):
         return self._holdings[key].pins
 
     def remove(self, key: K) -> None:
-        """Note that a holding was given up."""
+        """Note that a holding was freed."""
         holding = self._holdings.pop(key)
         self.held_bytes -= holding.size_bytes
         if holding.pins:

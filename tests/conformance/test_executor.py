@@ -306,7 +306,7 @@ def test_more_than_the_limit_is_an_error_that_says_how_much(device: Device, stor
         bench.run(bench.multiply(SMALL), {"a": "c", "b": "c"})
 
 
-def test_a_request_that_is_to_stop_changes_nothing(bench: Bench) -> None:
+def test_a_cancelled_request_changes_nothing(bench: Bench) -> None:
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
 
@@ -321,7 +321,7 @@ def test_a_request_that_is_to_stop_changes_nothing(bench: Bench) -> None:
     assert np.array_equal(bench.get("p"), numbers(1, LARGE) ** 2)
 
 
-def test_a_job_that_is_given_up_frees_what_it_holds(bench: Bench) -> None:
+def test_a_job_that_is_closed_frees_what_it_holds(bench: Bench) -> None:
     for key in "ab":
         bench.put(key, numbers(1, LARGE))
     job = bench.begin(bench.multiply(LARGE))

@@ -20,7 +20,7 @@ from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, Bench, numbers, serialize
 
 
-def test_what_the_device_lacks_is_given_up_and_asked_for_again(tmp_path: Path) -> None:
+def test_what_the_device_lacks_is_freed_and_asked_for_again(tmp_path: Path) -> None:
     with (
         LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store,
         closing(open_device("emulator", EmulatorOptions(memory_bytes=13 * LARGE))) as device,
