@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from cuda.bindings import driver
 
 from kaasd.devices.base import Launch
+from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.launch import WrapperFailed, call_of
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.wrapper import HostCode
@@ -25,7 +26,7 @@ STREAM = 0x7F00_1234_5678
 
 
 def module(name: str, host_code: HostCode | None = None) -> CudaModule:
-    return CudaModule((DATA / name).read_bytes(), PROPERTIES, host_code or HostCode(), lambda *_: None, lambda _: None)
+    return CudaModule((DATA / name).read_bytes(), PROPERTIES, host_code or HostCode(), cast(CudaContext, None), lambda _: None)
 
 
 @pytest.fixture
