@@ -22,14 +22,14 @@ from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spi
 NAMES = ["emulator:0", "emulator:1"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def address(library_root: Path) -> Iterator[str]:
     options = ["--emulator-devices", "2", "--emulator-memory", "64MiB", "--library-root", str(library_root)]
     with local_daemon("--device", "emulator", *options, "--log-level", "ERROR") as address:
         yield address
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kaas(address: str) -> Iterator[Client]:
     with Client(address) as client:
         yield client
@@ -68,12 +68,17 @@ def test_a_device_that_is_named_runs_what_names_it(
 ) -> None:
     put_dot_inputs(kaas)
     dot = dot_request(str(library_root / "dot.ptx"))
+    before = kaas.stats().devices
     for name, count in zip(NAMES, (1, 3), strict=True):
         dot.device = name
         assert [executor.Submit(dot, timeout=60).device for _ in range(count)] == [name] * count
-    first, second = kaas.stats().devices
-    assert (first.device, first.requests_succeeded, first.kernels_launched) == ("emulator:0", 1, 2)
-    assert (second.device, second.requests_succeeded, second.kernels_launched) == ("emulator:1", 3, 6)
+    after = kaas.stats().devices
+    assert [device.device for device in after] == NAMES
+    more = [
+        (now.requests_succeeded - then.requests_succeeded, now.kernels_launched - then.kernels_launched)
+        for now, then in zip(after, before, strict=True)
+    ]
+    assert more == [(1, 2), (3, 6)]
     for absent in ("emulator", "emulator:2", "cuda:0"):
         dot.device = absent
         with pytest.raises(grpc.RpcError) as caught:

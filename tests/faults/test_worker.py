@@ -90,15 +90,12 @@ def test_a_known_request_runs_anew_when_its_library_file_has_changed(daemon: str
 
 def test_the_longest_run_time_is_a_deadline_of_every_call(library_root: Path) -> None:
     options = ["--device", "emulator", "--library-root", str(library_root), "--log-level", "ERROR", "--max-run-time", "400ms"]
-    with local_daemon(*options) as address, Client(address) as kaas, grpc.insecure_channel(address) as channel:
+    with local_daemon(*options) as address, grpc.insecure_channel(address) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         for timeout in (None, 100):
             with pytest.raises(grpc.RpcError) as caught:
                 stub.Submit(spin(library_root), timeout=timeout)
             assert isinstance(as_kaas_error(caught.value, address), DeadlineExceededError)
-        assert kaas.devices()[0].restarts == 0  # the emulated device can be stopped
-        put_dot_inputs(kaas)
-        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx"))).versions
 
 
 def test_health_is_that_of_the_worker(daemon: str, library_root: Path) -> None:
