@@ -173,7 +173,7 @@ class Interpreter:
         self.threads = n
         rng = np.random.default_rng(1)
         self._memory = {3: rng.random(n, dtype=np.float32), 4: rng.random(n, dtype=np.float32)}
-        """By slot, as device addresses name them."""
+        """By segment, as device addresses name them."""
 
     def run(self) -> None:
         """Run all threads, 65536 at a time so that registers stay in the cache."""
@@ -191,9 +191,9 @@ class Interpreter:
             self._store(y_address, result, mask)
 
     def _place(self, address: Array, mask: Array) -> tuple[Array, Array]:
-        slot, offset = int(address[0] >> np.uint64(44)), address & np.uint64((1 << 44) - 1)
-        memory = self._memory[slot]
-        same = (address >> np.uint64(44)) == np.uint64(slot)
+        segment, offset = int(address[0] >> np.uint64(44)), address & np.uint64((1 << 44) - 1)
+        memory = self._memory[segment]
+        same = (address >> np.uint64(44)) == np.uint64(segment)
         good = same & (offset + np.uint64(4) <= np.uint64(memory.nbytes)) & ((offset & np.uint64(3)) == 0)
         if not (good | ~mask).all():
             raise IndexError("illegal address")
