@@ -109,11 +109,8 @@ class Runner:
             return mutant, "survived", f"{len(chosen)} tests" + (f", {left_out} more left out for time" if left_out else "")
         if status is None or "from pytest-timeout" in output:
             return mutant, "timed out", ""
-        return (
-            mutant,
-            "killed",
-            next((line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))), output[-200:]),
-        )
+        failures = (line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/")))
+        return mutant, "killed", next(failures, output[-200:])
 
     def _choose(self, mutant: Mutant) -> tuple[dict[str, float], int]:
         """Return the tests that meet a mutant with their seconds, in order, and how many there was no time for."""
