@@ -130,10 +130,32 @@ def fatbin_of(kind: int, payload: bytes, flags: int, size: int) -> bytes:
     return struct.pack("<4sHHQ", b"\x50\xed\x55\xba", 1, 16, len(entry)) + entry
 
 
+def patched(data: bytes, position: int, format_: str, number: int) -> bytes:
+    """``data`` with a number of the header of its first entry, or of its own, replaced."""
+    changed = bytearray(data)
+    struct.pack_into(format_, changed, position, number)
+    return bytes(changed)
+
+
+def with_symbol_table_of(size: int) -> bytes:
+    """``convention.so``, whose table of dynamic symbols has so many bytes."""
+    (sections_at,) = struct.unpack_from("<Q", CONVENTION, 40)
+    header = next(at for at in range(sections_at, len(CONVENTION), 64) if struct.unpack_from("<I", CONVENTION, at + 4)[0] == 11)
+    return patched(CONVENTION, header + 32, "<Q", size)
+
+
+def test_fatbins_with_zeros_between() -> None:
+    one = fatbin_of(1, LZ4_PTX, 0x2011, len(DOT_PTX))
+    image = read_image(one + bytes(16) + one + bytes(4))
+    assert image.ptx == (DOT_PTX.decode(),) * 2
+    assert image.units == (one, one)
+
+
 def test_fatbin_made_by_hand() -> None:
     assert read_image(fatbin_of(1, LZ4_PTX, 0x2011, len(DOT_PTX))).ptx == (DOT_PTX.decode(),)
 
 
+LZ4_FATBIN = fatbin_of(1, LZ4_PTX, 0x2011, len(DOT_PTX))
 ZSTD_FRAME_OF_A_TERABYTE = b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", 1 << 40) + b"\x01\x00\x00"
 
 BAD = {
@@ -163,6 +185,12 @@ BAD = {
     "cut fatbin": ((DATA / "dot.zstd.fatbin").read_bytes()[:-8], "truncated fatbin: would end at byte 3640 of 3632"),
     "fatbin and rubbish": ((DATA / "dot.fatbin").read_bytes() + b"x" * 16, "malformed fatbin: what is at byte 13904"),
     "fatbin of another version": (b"\x50\xed\x55\xba\x02\x00\x10\x00" + bytes(8), "fatbin of version 2"),
+    "symbols cut short": (with_symbol_table_of(25), "malformed ELF: a symbol table of 25 bytes, which is not a multiple of 24"),
+    "cut in an entry's header": (b"\x50\xed\x55\xba\x01\x00\x10\x00" + struct.pack("<QQ", 8, 0), "entry 0 has 8 bytes, less"),
+    "entry's header too short": (patched(LZ4_FATBIN, 16 + 4, "<I", 63), "malformed fatbin: entry 0 does not fit"),
+    "entry too long": (patched(LZ4_FATBIN, 16 + 8, "<Q", 1 << 20), "malformed fatbin: entry 0 does not fit"),
+    "more compressed than there is": (patched(LZ4_FATBIN, 16 + 16, "<I", 1 << 20), "malformed fatbin: entry 0 does not fit"),
+    "header of a fatbin too short": (patched(LZ4_FATBIN, 6, "<H", 15), "fatbin of version 1 with a header of 15 bytes"),
     "empty fatbin": (b"\x50\xed\x55\xba\x01\x00\x10\x00" + bytes(8), "fatbin that holds neither PTX nor a cubin"),
     "fatbin of IR only": (fatbin_of(8, b"BC\xc0\xde", 0x11, 0), "fatbin that holds neither PTX nor a cubin"),
     "cut cubin in a fatbin": (fatbin_of(2, CUBIN_90[:-16], 0x11, 0), "truncated ELF"),

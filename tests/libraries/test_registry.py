@@ -115,6 +115,12 @@ class TestUploaded:
         with pytest.raises(InvalidArgumentError):
             Libraries(store).resolve(reference)
 
+    @pytest.mark.parametrize("library_id", ["", "lib.ptx", "sha256:", "sha256:" + "A" * 64, ID + "0"])
+    def test_what_is_not_an_id(self, store: LmdbStore, library_id: str) -> None:
+        for call in (Libraries(store).find, Libraries(store).delete):
+            with pytest.raises(InvalidArgumentError, match="is not a content id"):
+                call(library_id)
+
 
 class TestFiles:
     def test_a_file_below_a_root(self, store: LmdbStore, root: Path) -> None:
@@ -261,6 +267,21 @@ class TestFiles:
                 libraries.resolve(str(path))
         else:
             assert libraries.resolve(str(path)).data == other
+
+    def test_a_file_that_changes_while_it_is_read(self, store: LmdbStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        libraries, path = Libraries(store, [root]), root / "lib.ptx"
+        status = os.fstat
+
+        def fstat_and_write(descriptor: int) -> os.stat_result:
+            seen = status(descriptor)
+            path.write_bytes(PTX * 2)
+            return seen
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fstat", fstat_and_write)
+            with pytest.raises(InvalidLibraryError, match="changed while it was read"):
+                libraries.resolve(str(path))
+        assert libraries.resolve(str(path)).data == PTX * 2
 
     def test_a_file_that_is_too_large(self, store: LmdbStore, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MAX_LIBRARY_BYTES", len(PTX))

@@ -93,6 +93,10 @@ def test_the_mapping_is_where_the_views_are(store: LmdbStore, store_path: Path, 
             del address
 
 
+def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
+    assert module.find_mapping(tmp_path / "data.mdb") is None
+
+
 def test_the_mapping_grows_with_the_store(open_store: Callable, start: Start, payload: Callable) -> None:
     store = open_store(limit_bytes=2 << 20)
     child = start('store.commit([Write("a", [b"x" * 3_000_000])]).result(); say("done")', LIMIT_BYTES=str(64 << 20))

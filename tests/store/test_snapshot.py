@@ -112,6 +112,13 @@ def test_an_exception_is_not_hidden_by_the_leak_of_its_frames(store: LmdbStore, 
     store.close()
 
 
+def test_a_view_that_outlives_its_block_is_an_error(store: LmdbStore, payload: Callable) -> None:
+    store.commit([Write("a", [payload(4096)])]).result()
+    with pytest.raises(BufferError, match="1 views"), store.snapshot() as snapshot:
+        kept = next(snapshot.pieces("a"))[1:]
+    kept.release()
+
+
 def test_closed_snapshot_is_refused(store: LmdbStore) -> None:
     store.commit([Write("a", [b"1" * 5000])]).result()
     snapshot = store.snapshot()

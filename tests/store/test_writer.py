@@ -279,9 +279,20 @@ def test_what_was_written_is_not_held_on_to(store: LmdbStore) -> None:
     value.extend(b"x")  # BufferError while something has a view of it
 
 
+def test_a_defect_fails_one_commit(store: LmdbStore, read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(WriteTransaction, "apply", lambda *_: 1 // 0)
+        with pytest.raises(InternalError, match="ZeroDivisionError"):
+            store.commit([Write("a", [b"1"])]).result()
+    store.commit([Write("a", [b"2"])]).result()
+    assert read(store, "a") == b"2"
+
+
 def test_pieces_are_checked_before_anything_is_queued(store: LmdbStore) -> None:
     with pytest.raises(TypeError):
         store.commit([Write("a", ["text"])])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="another kind of store"):
+        store.commit([Write("a", object())])  # type: ignore[arg-type]
     assert store.stats().keys == 0
 
 
