@@ -23,7 +23,7 @@ class Slot:
 
     spec: BufferSpec
     load: bool
-    """Starts as the range ``[offset, offset + size)`` of the key's value; otherwise as zeros."""
+    """Starts as the bytes ``[offset, offset + size)`` of the key's value. Otherwise as zeros, or as what comes with the call."""
     store: bool
     """Written to its key at the end."""
     whole: bool
@@ -33,11 +33,6 @@ class Slot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", self.spec.store_key)
-
-    @property
-    def zero(self) -> bool:
-        """Starts as zeros, unless its bytes come with the call."""
-        return not self.load
 
 
 @dataclass(frozen=True, slots=True)

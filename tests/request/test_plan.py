@@ -68,7 +68,7 @@ def plan_of(request: Request, attributes: Mapping[KernelKey, KernelAttributes] |
 )
 def test_first_use_decides(accesses: list[str], offset: int, load: bool, store: bool, whole: bool | None) -> None:
     (slot,) = plan_of(launches([BufferSpec("x", 16, offset_bytes=offset)], *accesses)).slots
-    assert (slot.load, slot.zero, slot.store) == (load, not load, store)
+    assert (slot.load, slot.store) == (load, store)
     if store:
         assert slot.whole is whole
 
@@ -76,7 +76,7 @@ def test_first_use_decides(accesses: list[str], offset: int, load: bool, store: 
 @pytest.mark.parametrize("accesses", [["x:t"], ["x:i"], ["x:o"], ["x:io"], ["x:t", "x:io"]])
 def test_an_ephemeral_buffer_is_neither_loaded_nor_stored(accesses: list[str]) -> None:
     (slot,) = plan_of(launches([BufferSpec("x", 16, ephemeral=True)], *accesses)).slots
-    assert (slot.load, slot.zero, slot.store) == (False, True, False)
+    assert (slot.load, slot.store) == (False, False)
 
 
 def test_lowering() -> None:

@@ -7,17 +7,24 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kaas_core.errors import CancelledError, WorkerRestartingError
+from kaas_core.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    KernelFaultError,
+    KeyNotFoundError,
+    WorkerRestartingError,
+)
 from kaas_core.request import BufferSpec, Request
+from kaasd.devices.base import DeviceLost, KernelFault, Stopped
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, execute
 from kaasd.worker.executor import CYCLE, FIRST_HOLD_S, LoadGate
 from kaasd.worker.preparation import inspect, prepare
-from tests.conformance.test_executor import SMALL, Bench, serialize
+from tests.conformance.test_executor import SMALL, Bench, finish, serialize
 
 STEP_S = FIRST_HOLD_S / 4
 
@@ -38,6 +45,7 @@ def test_nobody_is_held_back_when_nobody_waits() -> None:
     assert not any(held(gate, 1.0))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60))
 def test_what_runs_comes_to_an_end_within_a_hold(multiple: int) -> None:
     """And all holds together take about a tenth of the time, however long somebody waits."""
@@ -108,3 +116,55 @@ def test_who_waits_while_another_loses_the_device_runs_again(device: BusyDevice,
     device.busy = False
     with pytest.raises(WorkerRestartingError):
         inspects.poll()
+
+
+def test_a_launch_is_held_back_while_the_gate_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in "ab":
+        bench.put(key, np.full(SMALL, 3, np.uint32))
+    holding = True
+    monkeypatch.setattr(bench.executor.load_gate, "holds_back", lambda now_s: holding)
+    request = bench.multiply(SMALL)
+    bench.run(request)  # Nobody waits to load.
+    bench.executor.load_gate.enter(0.0)
+    job, cancelled = bench.begin(request, {"p": "q"}), Cancellation()
+    other = execute(bench.executor, Invocation(request, {"p": "r"}, {}, [], cancelled))
+    for each in (job, other) * 3:
+        assert each.poll() is None
+        assert not each.is_committing
+    cancelled.reason = CancelledError("the caller went away")
+    with pytest.raises(CancelledError):
+        other.poll()
+    holding = False
+    assert finish([job])[0].versions.keys() == {"q"}
+    with bench.store.snapshot() as snapshot, pytest.raises(KeyNotFoundError):
+        snapshot.stat("r")
+
+
+def test_stopped_kernels_say_why(bench: Bench) -> None:
+    plan = bench.executor.programs.get(bench.multiply(SMALL)).plan
+    cancellation = Cancellation()
+    assert isinstance(bench.executor.explain(Stopped(), plan, cancellation), CancelledError)
+    cancellation.reason = DeadlineExceededError("late")
+    assert bench.executor.explain(Stopped(), plan, cancellation) is cancellation.reason
+    assert not bench.executor.device_lost
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize(("index", "kernel"), [(0, "prodKern"), (-1, "unknown")])
+def test_a_fault_is_told_with_all_that_is_known(bench: Bench, index: int, kernel: str, lost: bool) -> None:
+    plan = bench.executor.programs.get(bench.multiply(SMALL)).plan
+    fault = KernelFault("CUDA_ERROR_TRAP", index, "it trapped", device_lost=lost)
+    error = bench.executor.explain(fault, plan, Cancellation())
+    assert isinstance(error, KernelFaultError)
+    assert error.message == f"kernels[{index}] ({kernel}) faulted: CUDA_ERROR_TRAP: it trapped"
+    assert error.metadata == {"fault": "CUDA_ERROR_TRAP", "kernel_index": str(index), "kernel": kernel}
+    assert bench.executor.device_lost is lost
+    more = bench.executor.explain(KernelFault("x", index, "", report="where", suspects=2), plan, Cancellation())
+    assert (more.metadata["report"], more.metadata["suspects"]) == ("where", "2")
+    assert bench.executor.device_lost is lost
+
+
+def test_a_device_that_another_lost_is_worth_another_try(bench: Bench) -> None:
+    plan = bench.executor.programs.get(bench.multiply(SMALL)).plan
+    assert isinstance(bench.executor.explain(DeviceLost(), plan, Cancellation()), WorkerRestartingError)
+    assert bench.executor.device_lost
