@@ -270,7 +270,7 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
             raise SettingsError(f"{origin}: {error}") from None
     settings = Settings(**chosen)  # type: ignore[arg-type]
     if AUTO in settings.devices and len(settings.devices) > 1:
-        raise SettingsError("device: auto stands alone, it already means every device")
+        raise SettingsError("device: auto already means every device, so it cannot be given with others")
     return settings
 
 

@@ -85,7 +85,7 @@ def test_lists_from_flags_and_environment() -> None:
         ('store_limit = "64 apples"', r"kaasd.toml: store_limit: expected a size .*'64 apples'"),
         ('durability = "some"', r"kaasd.toml: durability: expected full or meta or none"),
         ('device = "gpu"', r"kaasd.toml: device: there is no device 'gpu'"),
-        ('device = ["auto", "emulator"]', r"device: auto stands alone"),
+        ('device = ["auto", "emulator"]', r"device: auto already means every device"),
         ('listen = "nowhere"', r"kaasd.toml: listen: 'nowhere' is not a valid address"),
         ('library_root = "relative/path"', r"kaasd.toml: library_root: expected an absolute path"),
         ("max_queue = 0", r"kaasd.toml: max_queue: expected a whole number of at least 1, got 0"),

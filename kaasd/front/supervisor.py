@@ -23,8 +23,8 @@ from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
 
 CANCEL_GRACE_S = 0.5
-"""From a deadline to the killing of a worker that neither stops its kernel nor gives up its device. The emulated device stops
-within 0.1 s, a GPU is given up after 0.2."""
+"""From a deadline to the killing of a worker that neither stops its kernel nor marks its device lost. The emulated device stops
+within 0.1 s, a GPU is marked lost after 0.2."""
 
 _log = logging.getLogger(__name__)
 
