@@ -276,6 +276,7 @@ def test_list(store: LmdbStore) -> None:
 
 
 def test_settings_are_checked(open_store: Callable) -> None:
-    for setting in ({"limit_bytes": 1000}, {"chunk_bytes": 100}):
+    for setting in ({"limit_bytes": (1 << 20) - 1}, {"chunk_bytes": 4095}):
         with pytest.raises(InvalidArgumentError, match=f"^{next(iter(setting))}: "):
             open_store(**setting)
+    open_store(limit_bytes=1 << 20, chunk_bytes=4096)
