@@ -304,7 +304,7 @@ class Programs:
         if not self._allow_host_wrappers:
             named = f"{library.reference!r} is" if library.reference else "the library is"
             raise NotEnabledError(
-                f"{named} a shared object of host code that launches kernels itself; this server runs no host code of others, "
+                f"{named} a shared object of host code that launches kernels itself; this server does not run such code "
                 "unless it is started with --allow-host-wrappers"
             )
 
