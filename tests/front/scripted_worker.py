@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ class ScriptedWorker:
         script = execute.keys["do"]
         self._log.append([script, message.id, len(execute.request.content)])
         if execute.request.content:
+            assert execute.request.digest == sha256(execute.request.content).digest()
             self._known.add(execute.request.digest)
         if script == "forget":
             self._known.clear()
