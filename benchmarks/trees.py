@@ -1,7 +1,7 @@
 """Compares this tree with another one, in turns: ``python -m benchmarks.trees /path/to/other [--device cuda:0]``.
 
-For a change that must not cost anything. One daemon of each tree runs, both are called by this tree's client, and each row's ratio
-is this tree's median over the other's, round by round: above 1 is slower, for calls a second too.
+For a change that must not cost anything. One daemon of each tree runs, both are called by this tree's client. Each row's ratio is
+this tree's median over the other's, round by round: above 1 is slower.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Put on the path of a process and of its children, has them note which files they run code of, between SIGUSR1 and SIGUSR2.
 
-Each writes its set, one JSON file, into the directory that ``FILES_CROSSED_DIRECTORY`` names. Used by ``benchmarks.files_crossed``.
+Each writes its set, one JSON file, into the directory that ``FILES_CROSSED_DIRECTORY`` names. ``benchmarks.files_crossed``
+uses it.
 """
 
 from __future__ import annotations
