@@ -267,10 +267,13 @@ def read_failure(code: grpc.StatusCode, message: str, details: Any) -> Failure:
 
 
 def wait_for_failure(server: Running, reason: str) -> None:
-    """Return once the server has counted a failed call of ``reason``, by which time that call has let go of all it used."""
+    """Return once the server has counted its one failed call, of ``reason``; by then that call has let go of all it used."""
     end = time.monotonic() + WAIT_S
-    while reason not in server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason:
+    counted: dict[str, int] = {}
+    while reason not in counted:
         assert time.monotonic() < end, f"no call failed with {reason}"
+        counted = dict(server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason)
+    assert counted == {reason: 1}
 
 
 def product_request() -> types_pb2.Request:
