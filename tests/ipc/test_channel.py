@@ -87,6 +87,7 @@ def test_a_worker_sees_the_end_of_a_front_that_left_messages_unread() -> None:
     ours.close()
     assert worker.receive() is None
     worker.close()
+    assert theirs.fileno() == -1
     worker.close()
 
 
