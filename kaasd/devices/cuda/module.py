@@ -9,8 +9,9 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaas_core.request import Dim3
+from kaasd.devices.base import undone_on_failure
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.driver import Check, CudaError, check, undone_on_failure
+from kaasd.devices.cuda.driver import Check, CudaError, check
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
