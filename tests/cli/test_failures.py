@@ -48,7 +48,7 @@ def test_a_failed_call(kaasctl: Kaasctl, server: FakeServer, failure: Failure, c
 def test_no_server(kaasctl: Kaasctl, address: str) -> None:
     done = kaasctl("kv", "ls")
     assert (done.code, done.stdout) == (3, b"")
-    assert done.stderr.startswith(f"kaasctl: cannot reach a server at {address}: ")
+    assert done.stderr == f"kaasctl: cannot reach a server at {address}: No such file or directory; is kaasd running?\n"
 
 
 def test_the_own_version_needs_no_server(kaasctl: Kaasctl) -> None:
