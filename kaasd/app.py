@@ -25,7 +25,8 @@ CORES_FOR_ONE = 2
 CORES_FOR_TWO = 4
 """That front and worker may, also beside other calls."""
 STOP_GRACE_S = 5.0
-"""After the drain: how long calls that only read may go on."""
+"""After the drain: how long the calls that are left may go on before they are cancelled. Those are calls that only read, and
+requests that the drain has not waited for."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ async def _drain(server: Server, timeout_s: float) -> None:
     try:
         await asyncio.wait_for(server.drain(), timeout_s)
     except TimeoutError:
-        _log.warning("requests still run after %g s; they are cancelled", timeout_s)
+        _log.warning("requests still run after %g s; what still runs in another %g s is cancelled", timeout_s, STOP_GRACE_S)
 
 
 def _worker_config(settings: Settings, device: str) -> worker_pb2.WorkerConfig:
