@@ -183,16 +183,18 @@ class Settings:
     """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
     emulated devices where there is none."""
     store: Annotated[Path, _Option("store", "DIR", _parse_path)]
-    """Directory of the key-value store, an absolute path. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or ~/.local/state."""
+    """Directory of the key-value store, an absolute path. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or
+    ~/.local/state."""
     store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", parse_size)] = 64 << 30
     """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
     durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
-    """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the outputs
-    of several requests; none: the last transactions, and the store where the file system reorders writes. Default meta."""
+    """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the
+    outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default meta."""
     chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
     """Larger values are kept in chunks of this size. Default 16MiB."""
     library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
-    """Directory, an absolute path, below which requests may name libraries by path. Default: none, so that only uploaded ones can be used."""
+    """Directory, an absolute path, below which requests may name libraries by path. Default: none, so that only uploaded ones can
+    be used."""
     allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", _parse_switch, switch=True)] = False
     """Run wrappers: shared objects whose functions launch kernels themselves. They are host code, which can do all that the
     daemon's user can: whoever can connect has that user's rights. Default: off."""
@@ -207,8 +209,8 @@ class Settings:
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16
-    """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller completed 90 requests
-    (3000 kernels each) per second, and 16 callers 950."""
+    """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller completed 90
+    requests (3000 kernels each) per second, and 16 callers 950."""
     busy_poll_s: Annotated[float, _Option("spin", "TIME", _parse_busy_poll)] = 0.001
     """How long after a request the daemon polls for the next one instead of sleeping: to be woken costs each process 20 to 100
     microseconds of every request. From four cores up both do, on two and three a worker that serves one caller alone. 0 saves

@@ -68,7 +68,7 @@ def options_to_text(name: str, settings: object) -> str:
     for each in [field.name for field in fields(kind.options)] if kind.options else []:
         setting = f"{kind.name}_{each}"
         if not hasattr(settings, setting):
-            raise DeviceUnavailable(f"{name} cannot be used: its kind has the option {each!r}, and kaasd has no setting {setting}")
+            raise DeviceUnavailable(f"{name} cannot be used: kaasd has no setting {setting} for its option {each!r}")
         values[each] = getattr(settings, setting)
     return json.dumps(values)
 
