@@ -189,7 +189,8 @@ class Settings:
     """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
     durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
     """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the
-    outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default meta."""
+    outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default
+    meta."""
     chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
     """Larger values are kept in chunks of this size. Default 16MiB."""
     library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
