@@ -227,9 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--sample", type=int, default=300, metavar="N", help="how many mutants (default: 300)")
     parser.add_argument("--seed", type=int, default=None, help="of the random sample (default: another each time)")
-    parser.add_argument(
-        "--packages", default=",".join(PACKAGES), help="packages or parts of them, as in store,front/call_queue.py"
-    )
+    parser.add_argument("--packages", default=",".join(PACKAGES), help="or parts of them, as in store,front/call_queue.py")
     parser.add_argument("--again", action="store_true", help="the mutants that were not killed the last time, and no others")
     parser.add_argument("--budget", type=float, default=120, metavar="S", help="seconds of tests for one mutant (default: 120)")
     arguments = parser.parse_args()
@@ -238,17 +236,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kaasd-mut-", ignore_cleanup_errors=True) as folder:
         runner = Runner(Path(folder), arguments.budget)
         sources = runner.sources(PACKAGES)
-        packages = runner.sources(arguments.packages.split(","))
-        if not packages:
+        chosen = runner.sources(arguments.packages.split(","))
+        if not chosen:
             parser.error(f"no file is in {arguments.packages}; the packages are {', '.join(PACKAGES)}")
         if arguments.again:
             last = json.loads((BUILD / "survivors.json").read_text())
             seed, keys = last["seed"], {tuple(key) for key in last["keys"]}
-            packages = [source for source in sources if source.path in {path for path, _, _ in keys}]
-            every = (source.mutant(candidate) for source in packages for candidate in source.candidates())
+            chosen = [source for source in sources if source.path in {path for path, _, _ in keys}]
+            every = (source.mutant(candidate) for source in chosen for candidate in source.candidates())
             mutants = list({mutant.key: mutant for mutant in every if mutant is not None and mutant.key in keys}.values())
         else:
-            mutants = sample(packages, arguments.sample, seed)
+            mutants = sample(chosen, arguments.sample, seed)
         runner.measure()
         results = []
         for result in runner.run(mutants):
