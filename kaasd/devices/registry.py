@@ -1,4 +1,4 @@
-"""The kinds of device that there are, and devices by name: a new kind is a folder and an entry in ``KINDS``.
+"""The kinds of device that there are, and devices by name: a new kind is a package and an entry in ``KINDS``.
 
 A kind from another package is an entry point of the group ``kaasd.devices``, a ``DeviceKind``.
 """
