@@ -75,14 +75,16 @@ def submit(
     request: RequestFile,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="KEY=FILE", help="Before that store this file under this key. Repeatable."),
+        typer.Option(
+            "--input", metavar="KEY=FILE", help="Store this file first under this key, which the request reads. Repeatable."
+        ),
     ] = None,
     outputs: Annotated[
         list[str] | None,
         typer.Option(
             "--output",
             metavar="KEY=FILE",
-            help="At the end write this key's value to this file; - is standard output. Repeatable.",
+            help="Write this key's value to this file at the end; - is standard output. Repeatable.",
         ),
     ] = None,
     device: DeviceOption = "",
