@@ -59,6 +59,8 @@ class Write:
     offset_bytes: int | None = None
     """None: they become the value. A number: they replace that range of the value, which must reach to its end."""
     namespace: Namespace = Namespace.VALUES
+    create: bool = False
+    """Where the key is missing and ``offset_bytes`` is 0, the new bytes become its value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,4 +153,4 @@ class LmdbStore:
             extents, pieces = write.pieces.take(self._writer)
         else:
             raise TypeError("the staged value belongs to another kind of store")
-        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents)
+        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents, write.create)
