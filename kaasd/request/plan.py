@@ -23,7 +23,7 @@ class Slot:
 
     spec: BufferSpec
     load: bool
-    """Starts as what comes with the call, else as the bytes ``[offset, offset + size)`` of the key's value. Otherwise as zeros."""
+    """Starts as what comes with the call, else as ``[offset, offset + size)`` of the key's value. Otherwise as zeros."""
     store: bool
     """Written to its key at the end."""
     reads: bool

@@ -307,7 +307,7 @@ def test_a_range_of_a_key_that_is_missing_is_not_found(kaas: Client, dot: str) -
 
 def test_an_input_that_is_missing_says_what_can_be_given(kaas: Client, dot: str) -> None:
     request = Request([product(dot, inp("left", 4 * N, key="nowhere"), inp("right", 4 * N, key="nowhere"), out("p", 4 * N))])
-    with pytest.raises(KeyNotFoundError, match="'nowhere'.*buffer 'left' and 'right'.*send the buffer's bytes with the call"):
+    with pytest.raises(KeyNotFoundError, match=r"'nowhere'.*buffer 'left' and 'right'.*send the buffer's bytes with the call"):
         kaas.submit(request)
     a = numbers(31)
     kaas.submit(request, inputs={"left": a, "right": a})
