@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +27,10 @@ CHUNK_BYTES = 1 << 20
 """Measured best on gRPC in Python: larger messages are slower and hold up other calls."""
 SPOOL_BYTES = 64 << 20
 """How much of a source of unknown size is kept in memory until its size is known."""
+
+_FIELD_NAMES = re.compile(":[^:]*:")
+_ADDRESSES = re.compile("[OPX&]")
+"""Formats of the buffer protocol for objects, and for pointers to anything."""
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all, from any thread."""
@@ -62,23 +68,53 @@ Data: TypeAlias = "Bytes | os.PathLike[str] | Readable | Iterable[Bytes]"
 def flat_view(data: Bytes) -> memoryview:
     """Return the bytes of an array or other buffer in C order; a copy only where they are not contiguous.
 
-    Raises ``TypeError`` for anything that is not a buffer.
+    Raises ``TypeError`` for what is not a buffer, and for items that are not plain bytes: objects, text of any length, addresses.
     """
+    if _is_array(data):
+        data = _plain(data)
     try:
         view = memoryview(data)
-    except TypeError:
-        raise TypeError(f"expected bytes or an array, not {type(data).__name__}") from None
+    except (TypeError, ValueError):
+        advice = "; send numpy.asarray(...) of it" if hasattr(data, "__array__") else ""
+        raise TypeError(f"expected bytes or an array, not {type(data).__name__}{advice}") from None
+    if _ADDRESSES.search(_FIELD_NAMES.sub("", view.format)):
+        raise TypeError(
+            f"the items of this {type(data).__name__} are addresses, which mean nothing elsewhere; send what they point at"
+        )
     # PickleBuffer flattens any element type; memoryview.cast knows only those of struct.
     return PickleBuffer(view).raw() if view.c_contiguous else memoryview(view.tobytes())
 
 
 def is_buffer(data: object) -> bool:
-    """Return whether ``data`` has the buffer protocol."""
+    """Return whether ``data`` is an array of NumPy, or has the buffer protocol."""
+    if _is_array(data):
+        return True
     try:
         memoryview(data)  # type: ignore[arg-type]
     except TypeError:
         return False
     return True
+
+
+def _is_array(data: object) -> bool:
+    numpy = sys.modules.get("numpy")  # Whoever has an array has imported it.
+    return numpy is not None and isinstance(data, numpy.ndarray)
+
+
+def _plain(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array as one whose bytes can be sent: of its own type, or of bytes where the buffer protocol lacks that type."""
+    import numpy as np
+
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("a masked array would lose its mask; send array.filled(value), or array.data and array.mask apart")
+    if array.dtype.hasobject or array.dtype.kind == "T":
+        raise TypeError(
+            f"the items of an array of {array.dtype} are not plain bytes; give them a fixed size with array.astype(...)"
+        )
+    if array.dtype.isbuiltin == 1 and array.dtype.kind not in "mM":
+        return array
+    # Dates and times, structures that hold them, and types of other packages such as ml_dtypes' bfloat16.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

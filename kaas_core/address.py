@@ -52,6 +52,10 @@ def default_connect_address(environ: Mapping[str, str] = os.environ) -> str:
     return default_listen_address(environ)
 
 
+_SCHEMES = {"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds"}
+"""Of gRPC's targets: ``dns:53`` would not be the host that it looks like."""
+
+
 def parse_address(text: str) -> str:
     """Return ``text`` as a gRPC target: ``/path`` and ``unix:PATH`` are unix sockets, ``HOST:PORT`` is TCP.
 
@@ -65,7 +69,7 @@ def parse_address(text: str) -> str:
     else:
         host, _, port = text.rpartition(":")
         # An IPv6 address has colons itself, so brackets must separate it from the port.
-        named = bool(host) and (":" not in host or (host.startswith("[") and host.endswith("]")))
+        named = bool(host) and host.lower() not in _SCHEMES and (":" not in host or (host.startswith("[") and host.endswith("]")))
         if named and "/" not in text and port.isascii() and port.isdigit() and int(port) <= 65535:
             return text
     raise ValueError(f"{text!r} is not a valid address: expected unix:PATH, /PATH or HOST:PORT ([HOST]:PORT for IPv6)")

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import uvloop
 
 from kaas_core.errors import KaasError
-from kaasd.allocator import keep_freed_memory
 from kaasd.api.listen import ListenError
 from kaasd.app import StoreInUse, serve
 from kaasd.config import parse_command_line
 from kaasd.devices.base import DeviceUnavailable
+from kaasd.process import keep_freed_memory, start_log
 
 
 def main() -> int:
     """Run the daemon with this process's command line; return its exit status."""
     keep_freed_memory()
     settings = parse_command_line(sys.argv[1:])
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_log(settings.log_level)
     try:
         uvloop.run(serve(settings))
     except (KaasError, ListenError, DeviceUnavailable, StoreInUse, OSError) as error:

@@ -107,9 +107,17 @@ def _parse_switch(value: object) -> bool:
 
 
 def _parse_compute_capability(value: object) -> tuple[int, int]:
+    return _parse_version(value, "a compute capability")
+
+
+def _parse_ptx_version(value: object) -> tuple[int, int]:
+    return _parse_version(value, "a version of PTX")
+
+
+def _parse_version(value: object, what: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,2})\.(\d)", str(value), re.ASCII)
     if match is None:
-        raise ValueError(f"expected a compute capability such as 9.0, got {value!r}")
+        raise ValueError(f"expected {what} such as 9.0, got {value!r}")
     return int(match[1]), int(match[2])
 
 
@@ -235,6 +243,10 @@ class Settings:
         tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
     ] = _EMULATOR.compute_capability
     """Compute capability of the emulated device. Default 9.0, as an H100."""
+    emulator_ptx_version: Annotated[tuple[int, int], _Option("emulator_ptx_version", "X.Y", _parse_ptx_version)] = (
+        _EMULATOR.ptx_version
+    )
+    """The newest PTX that the emulated device takes. Default 9.5, that of CUDA 13.5."""
     emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = _EMULATOR.multiprocessors
     """Multiprocessors of the emulated device: as many blocks are under way at a time as fit on them. Default 132, as an H100."""
     emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = (

@@ -41,7 +41,7 @@ BELOW = {
     },
     "kaasd.worker": {
         "kaas_core",
-        "kaasd.allocator",
+        "kaasd.process",
         "kaasd.request",
         "kaasd.store",
         "kaasd.ipc",

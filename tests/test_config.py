@@ -101,6 +101,7 @@ def test_lists_from_flags_and_environment() -> None:
         ('allow_host_wrappers = "perhaps"', r"kaasd.toml: allow_host_wrappers: expected true or false"),
         ("emulator_seed = -1", r"kaasd.toml: emulator_seed: expected a whole number"),
         ('emulator_compute_capability = "nine"', r"kaasd.toml: emulator_compute_capability: expected a compute capability"),
+        ("emulator_ptx_version = 9", r"kaasd.toml: emulator_ptx_version: expected a version of PTX such as 9.0"),
         ("kaasd = 3", r"kaasd.toml: kaasd: must be a table"),
         ("= 3", r"kaasd.toml: not a TOML file"),
     ],
@@ -128,12 +129,13 @@ def test_host_wrappers_are_allowed_by_a_switch(tmp_path: Path) -> None:
 def test_the_emulated_device() -> None:
     arguments = ["--emulator-check", "races", "--emulator-check", "init", "--emulator-seed", "0"]
     arguments += ["--emulator-compute-capability", "8.6", "--emulator-multiprocessors", "84", "--emulator-shared-memory", "99KiB"]
+    arguments += ["--emulator-ptx-version", "8.7"]
     arguments += ["--emulator-devices", "2", "--device", "emulator:1", "--device", "emulator:0"]
     settings = parse_command_line(arguments, ENVIRON)
     assert (settings.emulator_devices, settings.devices) == (2, ("emulator:1", "emulator:0"))
     assert (settings.emulator_checks, settings.emulator_seed) == (("races", "init"), 0)
     assert (settings.emulator_compute_capability, settings.emulator_multiprocessors) == ((8, 6), 84)
-    assert settings.emulator_shared_memory_bytes == 99 * 1024
+    assert (settings.emulator_shared_memory_bytes, settings.emulator_ptx_version) == (99 * 1024, (8, 7))
     defaults = load_settings({}, None, ENVIRON)
     assert (defaults.emulator_checks, defaults.emulator_seed, defaults.emulator_compute_capability) == ((), None, (9, 0))
 

@@ -23,9 +23,11 @@ class Slot:
 
     spec: BufferSpec
     load: bool
-    """Starts as the bytes ``[offset, offset + size)`` of the key's value. Otherwise as zeros, or as what comes with the call."""
+    """Starts as what comes with the call, else as ``[offset, offset + size)`` of the key's value. Otherwise as zeros."""
     store: bool
     """Written to its key at the end."""
+    reads: bool
+    """Its first use reads it."""
     whole: bool
     """Where stored: the buffer becomes the key's value. Otherwise it replaces its range and the rest is kept."""
     key: str = field(init=False)
@@ -71,6 +73,15 @@ class Plan:
     def slot_index(self) -> Mapping[str, int]:
         """Index into ``slots`` by buffer name. A buffer that no kernel uses has none."""
         return {slot.spec.name: index for index, slot in enumerate(self.slots)}
+
+    @cached_property
+    def read_ephemerals(self) -> frozenset[str]:
+        """The ephemeral buffers whose first use reads them: zeros, unless the call brings their bytes."""
+        return frozenset(slot.spec.name for slot in self.slots if slot.spec.ephemeral and slot.reads)
+
+    def given(self, names: frozenset[str]) -> Plan:
+        """Return the plan for calls that bring the bytes of these ``read_ephemerals``."""
+        return replace(self, slots=tuple(replace(slot, load=slot.load or slot.spec.name in names) for slot in self.slots))
 
     @cached_property
     def device_bytes(self) -> int:
@@ -151,6 +162,7 @@ def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes]
             spec=specs[name],
             load=use.reads_first and not specs[name].ephemeral,
             store=use.writes and not specs[name].ephemeral,
+            reads=use.reads_first,
             whole=use.replaces_value(specs[name]),
         )
         for name, use in buffer_uses(request).items()

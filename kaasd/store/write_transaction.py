@@ -50,6 +50,8 @@ class Change:
     offset_bytes: int | None
     pieces: Pieces
     extents: list[Extent] = field(default_factory=list)
+    create: bool = False
+    """A range from 0 on becomes the value of a key that is missing."""
 
     @property
     def size_bytes(self) -> int:
@@ -106,6 +108,9 @@ class WriteTransaction:
                 sizes[where] = size
                 continue
             if where not in sizes:
+                if change.create and change.offset_bytes == 0 and not self._has(change.namespace, change.raw_key):
+                    sizes[where] = size
+                    continue
                 sizes[where] = unpack_head(self._raw(change.namespace, change.raw_key, change.key))[1]
             end = change.offset_bytes + size
             if end > sizes[where]:
@@ -185,7 +190,7 @@ class WriteTransaction:
         database = self._environment.entries[change.namespace]
         raw = self._txn.get(change.raw_key, db=database)
         old = Record.unpack(raw) if raw is not None else None
-        if change.offset_bytes is None:
+        if change.offset_bytes is None or (old is None and change.create):
             size, retired = change.size_bytes, old.extents if old else ()
             extents, inline = self._place(change.extents, change.pieces, Pieces())
         else:
@@ -240,6 +245,9 @@ class WriteTransaction:
         else:
             self._txn.put(loose_key(NOBODY, version), pack_extents(extents), db=self._environment.loose)
             self.left_garbage = True
+
+    def _has(self, namespace: Namespace, raw_key: bytes) -> bool:
+        return self._txn.get(raw_key, db=self._environment.entries[namespace]) is not None
 
     def _raw(self, namespace: Namespace, raw_key: bytes, key: str) -> memoryview:
         raw = self._txn.get(raw_key, db=self._environment.entries[namespace])

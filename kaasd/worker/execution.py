@@ -15,7 +15,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kaas.v1 import trace_pb2
 from kaas_core import ReadableBuffer
-from kaas_core.errors import InvalidRequestError
+from kaas_core.errors import InvalidRequestError, KeyNotFoundError
+from kaas_core.violations import shown
 from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
@@ -115,6 +116,8 @@ class Execution:
             has_code = partial(executor.programs.has_code_of, invocation.request)
             yield from executor.until_loadable(has_code, cancellation)
         program = executor.programs.get(invocation.request)
+        if program.plan.read_ephemerals and (given := program.plan.read_ephemerals & invocation.inputs.keys()):
+            program = executor.programs.for_inputs(invocation.request, program, given)
         plan = program.with_keys(invocation.keys)
         _check_sizes(plan, invocation.inputs)
         planned = perf_counter_ns()
@@ -142,6 +145,8 @@ class Execution:
                     bound.close()
             except DEVICE_ERRORS as error:
                 raise executor.explain(error, plan, cancellation) from error
+            except KeyNotFoundError as error:
+                raise _explain_missing(error, plan) from error
             finally:
                 program.requests -= 1
             versions = yield from self._commit(plan, contents)
@@ -246,7 +251,12 @@ class Execution:
     def _commit(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> Steps[Mapping[str, int]]:
         """Store what is to be stored; return the new versions by key."""
         writes = [
-            Write(slot.key, [contents[slot.spec.name]], None if slot.whole else slot.spec.offset_bytes)
+            Write(
+                slot.key,
+                [contents[slot.spec.name]],
+                None if slot.whole else slot.spec.offset_bytes,
+                create=slot.spec.name in self._invocation.inputs,
+            )
             for slot in plan.slots
             if slot.store
         ]
@@ -296,6 +306,13 @@ class _Commit:
     def entries(self) -> Mapping[str, Entry]:
         """The new entries by key. Raises ``KaasError``."""
         return self._future.result()
+
+
+def _explain_missing(error: KeyNotFoundError, plan: Plan) -> KeyNotFoundError:
+    """Say of an input that is not in the store what its caller can do."""
+    names = " and ".join(shown(slot.spec.name) for slot in plan.slots if slot.load and slot.key == error.metadata["key"])
+    advice = f"{error.message}, which buffer {names} is read from; store a value, or send the buffer's bytes with the call"
+    return KeyNotFoundError(advice, dict(error.metadata))
 
 
 def _check_sizes(plan: Plan, inputs: Mapping[str, bytes]) -> None:

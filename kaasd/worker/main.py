@@ -17,12 +17,12 @@ from pathlib import Path
 from kaas.v1 import admin_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError
-from kaasd.allocator import keep_freed_memory
 from kaasd.devices.base import Device
 from kaasd.devices.registry import open_device, options_from_text
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import failed_from_error
 from kaasd.libraries.registry import Libraries
+from kaasd.process import keep_freed_memory, start_log
 from kaasd.request.device_checks import DeviceProperties
 from kaasd.store.base import Durability
 from kaasd.store.lmdb_store import LmdbStore
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     if first is None:  # The front has gone already.
         return 0
     config = first.configure
-    logging.basicConfig(level=config.log_level, format=f"%(asctime)s %(levelname)s {config.device} %(name)s: %(message)s")
+    start_log(config.log_level, config.device)
     return serve(config, calls, cancellations)
 
 

@@ -195,10 +195,21 @@ class Programs:
             used = program.libraries
         finally:
             self._drop_modules(used)
-        self._programs[digest] = program
-        if len(self._programs) > MAX_KNOWN_REQUESTS:
-            self._retire(next(iter(self._programs)))
+        self._keep(digest, program)
         return program
+
+    def for_inputs(self, request: SerializedRequest, program: Program, names: frozenset[str]) -> Program:
+        """Return the program of a request whose caller brings the bytes of these ``read_ephemerals``; ``program`` is for none."""
+        key = b"\0".join([request.digest, *map(str.encode, sorted(names))])
+        given = self._programs.get(key)
+        if given is None or given.kernels is not program.kernels:
+            if given is not None:
+                self._retire(key)
+            plan = program.plan.given(names)
+            given = Program(plan, Layout.of(plan), program.kernels, program.libraries, program.files)
+            self._keep(key, given)
+        self._programs.move_to_end(key)
+        return given
 
     def forget_library(self, library_id: str) -> None:
         """Take the programs of an uploaded library out of use, since it was deleted."""
@@ -307,6 +318,11 @@ class Programs:
                 f"{named} a shared object of host code that launches kernels itself; this server does not run such code "
                 "unless it is started with --allow-host-wrappers"
             )
+
+    def _keep(self, digest: bytes, program: Program) -> None:
+        self._programs[digest] = program
+        if len(self._programs) > MAX_KNOWN_REQUESTS:
+            self._retire(next(iter(self._programs)))
 
     def _retire(self, digest: bytes) -> None:
         """Take a program out of use, and free what it holds of the device, now or when its requests are done."""

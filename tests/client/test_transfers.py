@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import io
 import mmap
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -50,6 +52,23 @@ def anonymous_map(content: bytes) -> mmap.mmap:
 
 
 CONTENT = bytes(range(24))
+
+
+class Structure(ctypes.Structure):
+    _fields_ = (("OPX", ctypes.c_uint64), ("b", ctypes.c_double * 2))
+
+
+class Pointers(ctypes.Structure):
+    _fields_ = (("a", ctypes.POINTER(ctypes.c_int)),)
+
+
+class Tensor:
+    """Another library's array, without the buffer protocol."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.zeros(2)
+
+
 SOURCES: dict[str, Callable[[], Any]] = {
     "bytes": lambda: CONTENT,
     "bytearray": lambda: bytearray(CONTENT),
@@ -61,6 +80,16 @@ SOURCES: dict[str, Callable[[], Any]] = {
     "numpy, other byte order": lambda: np.frombuffer(CONTENT, ">f4"),
     "numpy, structured": lambda: np.frombuffer(CONTENT, [("a", "u1"), ("b", "u2")]),
     "numpy, half": lambda: np.frombuffer(CONTENT, "f2"),
+    "numpy, complex": lambda: np.frombuffer(CONTENT, "c8"),
+    "numpy, text of one length": lambda: np.frombuffer(CONTENT, "S4"),
+    "numpy, dates": lambda: np.frombuffer(CONTENT, "i8").view("datetime64[ns]"),
+    "numpy, spans of time, strided": lambda: np.repeat(np.frombuffer(CONTENT, "i8"), 2).view("timedelta64[s]")[::2],
+    "numpy, structured with dates": lambda: np.frombuffer(CONTENT, [("a", "i8"), ("b", "u4")]).view(
+        [("a", "M8[s]"), ("b", "u4")]
+    ),
+    "ml_dtypes, bfloat16": lambda: np.frombuffer(CONTENT, "u2").view(ml_dtypes.bfloat16).reshape(3, 4),
+    "ml_dtypes, fp8": lambda: np.frombuffer(CONTENT, "u1").view(ml_dtypes.float8_e4m3fn),
+    "a structure of C": lambda: Structure.from_buffer_copy(CONTENT),
     "numpy, strided": lambda: np.frombuffer(bytes(b for c in CONTENT for b in (c, 255)), "u1")[::2],
     "numpy, Fortran order": lambda: np.asfortranarray(np.frombuffer(CONTENT, "u1").reshape(4, 6)),
     "numpy, transposed back": lambda: np.ascontiguousarray(np.frombuffer(CONTENT, "u1").reshape(4, 6).T).T,
@@ -133,6 +162,13 @@ def test_put_cuts_into_chunks_of_a_mebibyte(client: Any, server: FakeServer, kin
         ([1, 2], "expected bytes or an array, not int"),
         (["text"], "expected bytes or an array, not str"),
         (io.StringIO("text"), "open in binary mode"),
+        (np.array([1, "x"], object), "not plain bytes.*astype"),
+        (np.array([(1, "x")], [("a", "i4"), ("b", object)]), "not plain bytes.*astype"),
+        (np.ma.masked_array([1, 2], [True, False]), "lose its mask.*filled"),
+        (np.ma.masked_array([1, 2]), "lose its mask.*filled"),
+        (Pointers(), "are addresses"),
+        ((ctypes.py_object * 2)(1, 2), "are addresses"),
+        ([Tensor()], "not Tensor; send numpy.asarray"),
     ],
 )
 def test_put_refuses_what_is_not_data(client: Any, server: FakeServer, data: Any, message: str) -> None:

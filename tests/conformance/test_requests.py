@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from examples.workloads import Workload, blur, dot_product, jacobi
-from kaas_client import Client, Kernel, Key, Request, inout, inp, out, tmp, u32, u64
+from kaas_client import AsyncClient, Client, Kernel, Key, Request, inout, inp, out, tmp, u32, u64
 from kaas_core.errors import KaasError, KernelFaultError, KeyNotFoundError, UnavailableError, ValueTooShortError
 from tests.conformance.launching import KERNELS
 
@@ -218,3 +219,96 @@ def test_a_fault_hurts_no_later_request(kaas: Client, dot: str, faults: str) -> 
         except UnavailableError:  # The device was lost, and its worker is not back yet.
             continue
     np.testing.assert_array_equal(kaas.get("p", dtype="u4"), numbers(20) * numbers(20))
+
+
+async def submitted_by_asyncio(
+    address: str, request: Request, inputs: dict[str, np.ndarray], returns: list[str]
+) -> dict[str, bytes]:
+    async with AsyncClient(address) as kaas:
+        result = await kaas.submit(request, inputs=inputs, returns=returns)
+    return dict(result.outputs)
+
+
+LARGE = 64 * N
+"""Elements: more than what travels with the launches."""
+
+
+def ephemeral_request(dot: str, n: int) -> Request:
+    """Return x = x * a, twice, where no buffer touches the store."""
+    a, x = inp("a", 4 * n, ephemeral=True), inout("x", 4 * n, ephemeral=True)
+    return Request([product(dot, a, x, x, n), product(dot, a, x, x, n)])
+
+
+def in_every_way(kaas: Client, request: Request, inputs: dict[str, np.ndarray], returns: list[str]) -> list[dict[str, bytes]]:
+    """Return what a request gives when it is submitted, invoked, and invoked over a stream."""
+    kaas.register("in_every_way", request)
+    with kaas.stream() as stream:
+        streamed = stream.submit("in_every_way", inputs, returns=returns).result()
+    from_json = Request.from_json(request.to_json())
+    results = (
+        kaas.submit(request, inputs=inputs, returns=returns),
+        kaas.submit(from_json, inputs=inputs, returns=returns),
+        kaas.invoke("in_every_way", inputs, returns=returns),
+        streamed,
+    )
+    by_asyncio = asyncio.run(submitted_by_asyncio(kaas.address, request, inputs, returns))
+    return [by_asyncio, *(dict(result.outputs) for result in results)]
+
+
+@pytest.mark.parametrize("n", [N, LARGE])
+def test_bytes_of_a_call_are_the_content_of_an_ephemeral_buffer(n: int, kaas: Client, dot: str) -> None:
+    a, x = numbers(20, n), numbers(21, n)
+    found = in_every_way(kaas, ephemeral_request(dot, n), {"a": a, "x": x}, ["x", "a"])
+    assert found == [{"x": (x * a * a).tobytes(), "a": a.tobytes()}] * 5
+
+
+@pytest.mark.parametrize("n", [N, LARGE])
+def test_an_ephemeral_buffer_without_bytes_is_zeros_whatever_the_call_before_gave(n: int, kaas: Client, dot: str) -> None:
+    request = ephemeral_request(dot, n)
+    a, x = numbers(22, n), numbers(23, n)
+    for _ in range(3):
+        assert kaas.submit(request, inputs={"a": a, "x": x}, returns=["x"])["x"] == (x * a * a).tobytes()
+        assert kaas.submit(request, inputs={"a": a}, returns=["x"])["x"] == bytes(4 * n)
+        assert kaas.submit(request, inputs={"x": x}, returns=["x", "a"]).outputs == {"x": bytes(4 * n), "a": bytes(4 * n)}
+        assert kaas.submit(request, returns=["x"])["x"] == bytes(4 * n)
+
+
+@pytest.mark.parametrize("n", [N, LARGE])
+def test_bytes_of_a_call_become_the_value_of_a_key_that_is_missing(n: int, kaas: Client, dot: str) -> None:
+    kaas.put("m", numbers(24, n))
+    request = Request([product(dot, inp("m", 4 * n), inout("fresh", 4 * n), inout("fresh"), n)])
+    x = numbers(25, n)
+    for _ in range(2):  # missing, then there
+        kaas.submit(request, inputs={"fresh": x})
+        np.testing.assert_array_equal(kaas.get("fresh", dtype="u4"), x * numbers(24, n))
+    kaas.delete("fresh")
+
+
+def test_bytes_of_a_call_replace_their_range_of_a_longer_value(kaas: Client, dot: str) -> None:
+    kaas.put("m", numbers(26))
+    old, x = numbers(27, 3 * N), numbers(28)
+    for offset in (0, N, 2 * N):
+        kaas.put("longer", old)
+        buffer = inout("longer", 4 * N, offset=4 * offset)
+        kaas.submit(Request([product(dot, inp("m", 4 * N), buffer, inout("longer"))]), inputs={"longer": x})
+        expected = old.copy()
+        expected[offset : offset + N] = x * numbers(26)
+        np.testing.assert_array_equal(kaas.get("longer", dtype="u4"), expected)
+
+
+def test_a_range_of_a_key_that_is_missing_is_not_found(kaas: Client, dot: str) -> None:
+    kaas.put("m", numbers(29))
+    buffer = inout("missing", 4 * N, offset=4)
+    with pytest.raises(KeyNotFoundError, match="missing"):
+        kaas.submit(Request([product(dot, inp("m", 4 * N), buffer, inout("missing"))]), inputs={"missing": numbers(30)})
+    with pytest.raises(KeyNotFoundError):
+        kaas.stat("missing")
+
+
+def test_an_input_that_is_missing_says_what_can_be_given(kaas: Client, dot: str) -> None:
+    request = Request([product(dot, inp("left", 4 * N, key="nowhere"), inp("right", 4 * N, key="nowhere"), out("p", 4 * N))])
+    with pytest.raises(KeyNotFoundError, match=r"'nowhere'.*buffer 'left' and 'right'.*send the buffer's bytes with the call"):
+        kaas.submit(request)
+    a = numbers(31)
+    kaas.submit(request, inputs={"left": a, "right": a})
+    np.testing.assert_array_equal(kaas.get("p", dtype="u4"), a * a)

@@ -122,6 +122,12 @@ def test_addresses(text: str, target: str) -> None:
         "unix:",
         "unix://",
         "h:²",
+        "unix-abstract:5",
+        "dns:53",
+        "DNS:53",
+        "vsock:1",
+        "ipv4:1",
+        "xds:1",
     ],
 )
 def test_no_addresses(text: str) -> None:

@@ -102,9 +102,9 @@ def test_lowering() -> None:
     plan = plan_of(Request((product, total), (unused, c, p, a), iterations=5))
     assert plan == Plan(
         slots=(
-            Slot(a, load=True, store=False, whole=False),
-            Slot(p, load=False, store=False, whole=True),
-            Slot(c, load=False, store=True, whole=True),
+            Slot(a, load=True, store=False, reads=True, whole=False),
+            Slot(p, load=False, store=False, reads=False, whole=True),
+            Slot(c, load=False, store=True, reads=False, whole=True),
         ),
         launches=(
             PlannedLaunch(

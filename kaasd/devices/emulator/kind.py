@@ -27,7 +27,7 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None) -
         multiprocessor_count=options.multiprocessors,
         max_shared_memory_bytes=options.shared_memory_bytes,
     )
-    return EmulatedDevice(properties, checks=options.checks, seed=options.seed)
+    return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version)
 
 
 KIND = DeviceKind(

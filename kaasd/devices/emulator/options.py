@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from kaasd.devices.emulator.ptx.architecture import NEWEST_PTX
 from kaasd.request.device_checks import DeviceProperties
 
 EMULATOR_CHECKS = ("races", "init")
@@ -27,6 +28,8 @@ class EmulatorOptions:
     seed: int | None = None
     """Of the random order in which blocks and warps run; None: a fixed order."""
     compute_capability: tuple[int, int] = _H100.compute_capability
+    ptx_version: tuple[int, int] = NEWEST_PTX
+    """The newest that it takes."""
     multiprocessors: int = _H100.multiprocessor_count
     shared_memory_bytes: int = _H100.max_shared_memory_bytes
     """Most of a block."""

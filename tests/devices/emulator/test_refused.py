@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
@@ -144,3 +146,22 @@ def test_targets_that_run(target: str, capability: tuple[int, int]) -> None:
         assert set(device.load(empty_module(target).encode()).kernels) == {"k"}
     finally:
         device.close()
+
+
+@pytest.mark.parametrize(
+    ("version", "newest"), [("99.0", None), ("9.6", None), ("8.8", (8, 7)), ("9.0", (8, 9)), ("10.0", (9, 9))]
+)
+def test_versions_that_are_too_new(version: str, newest: tuple[int, int] | None) -> None:
+    device = EmulatedDevice() if newest is None else EmulatedDevice(ptx_version=newest)
+    takes = "{}.{}".format(*(newest or (9, 5)))
+    with (
+        closing(device),
+        pytest.raises(UnsupportedLibrary, match=f"^PTX has version {version}, the device takes at most {takes};"),
+    ):
+        device.load(empty_module("sm_90").replace("9.0", version, 1).encode())
+
+
+@pytest.mark.parametrize(("version", "newest"), [("9.5", None), ("8.7", (8, 7)), ("1.0", (8, 7)), ("8.9", (9, 0))])
+def test_versions_that_are_taken(version: str, newest: tuple[int, int] | None) -> None:
+    with closing(EmulatedDevice() if newest is None else EmulatedDevice(ptx_version=newest)) as device:
+        assert list(device.load(empty_module("sm_90").replace("9.0", version, 1).encode()).kernels) == ["k"]

@@ -8,6 +8,7 @@ from random import Random
 from kaasd.devices.base import DeviceBuffer, Launch, MappedFile
 from kaasd.devices.emulator.codegen.structures import SEGMENT_COUNT
 from kaasd.devices.emulator.options import default_memory_bytes
+from kaasd.devices.emulator.ptx.architecture import NEWEST_PTX, PtxSupport
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.module import EmulatedModule
 from kaasd.devices.emulator.runtime.prepared import Prepared
@@ -28,15 +29,21 @@ class EmulatedDevice:
     """A run has ended when its ``start`` returns."""
 
     def __init__(
-        self, properties: DeviceProperties | None = None, *, checks: Iterable[str] = (), seed: int | None = None
+        self,
+        properties: DeviceProperties | None = None,
+        *,
+        checks: Iterable[str] = (),
+        seed: int | None = None,
+        ptx_version: tuple[int, int] = NEWEST_PTX,
     ) -> None:
-        """``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
+        """``ptx_version`` is the newest that it takes. ``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
 
         With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
         """
         self.properties = properties or DeviceProperties("emulator", MODEL, default_memory_bytes())
         self._space = AddressSpace(self.properties.memory_bytes)
         self._modules: list[EmulatedModule] = []
+        self._ptx_support = PtxSupport(self.properties.compute_capability, ptx_version)
         self._order = None if seed is None else Random(seed)
         self._processor = Processor(self._space, self._order)
         self._checks = frozenset(checks)
@@ -50,9 +57,7 @@ class EmulatedDevice:
             raise UnsupportedLibrary(
                 f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
             )
-        module = EmulatedModule(
-            content.ptx, self._space, self.properties.compute_capability, self._checks, content.host_functions
-        )
+        module = EmulatedModule(content.ptx, self._space, self._ptx_support, self._checks, content.host_functions)
         self._modules.append(module)
         return module
 

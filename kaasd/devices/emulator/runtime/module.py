@@ -12,7 +12,7 @@ from kaasd.devices.emulator.codegen.frames import function_address
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.isa.instruction_set import INSTRUCTION_SET
 from kaasd.devices.emulator.ptx import ast
-from kaasd.devices.emulator.ptx.architecture import check_targets
+from kaasd.devices.emulator.ptx.architecture import PtxSupport
 from kaasd.devices.emulator.ptx.lexer import PtxSyntaxError
 from kaasd.devices.emulator.ptx.parser import parse
 from kaasd.devices.emulator.ptx.resolver import Resolver
@@ -52,7 +52,7 @@ class EmulatedKernel:
 class PtxUnit:
     """One PTX text, loaded."""
 
-    def __init__(self, text: str, space: AddressSpace, capability: tuple[int, int], checks: frozenset[str]) -> None:
+    def __init__(self, text: str, space: AddressSpace, support: PtxSupport, checks: frozenset[str]) -> None:
         self._space = space
         self._checks = checks
         self._allocations: list[Allocation] = []
@@ -60,7 +60,7 @@ class PtxUnit:
             self.syntax = parse(text)
         except PtxSyntaxError as error:
             raise UnsupportedLibrary(f"PTX {error}") from None
-        check_targets(self.syntax.targets, capability)
+        support.check(self.syntax.version, self.syntax.targets)
         if self.syntax.address_size != 64:
             raise UnsupportedLibrary("PTX with 32-bit addresses is not supported on the emulated device")
         try:
@@ -213,17 +213,17 @@ class EmulatedModule:
         self,
         texts: Sequence[str],
         space: AddressSpace,
-        capability: tuple[int, int],
+        support: PtxSupport,
         checks: frozenset[str] = frozenset(),
         host_functions: Sequence[str] = (),
     ) -> None:
-        """``capability`` is the device's; ``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
+        """``support`` is the device's; ``checks`` are those of ``EMULATOR_CHECKS`` that its kernels make."""
         self.host_functions = host_functions
         self._units: list[PtxUnit] = []
         self.kernels: dict[str, EmulatedKernel] = {}
         try:
             for text in texts:
-                unit = PtxUnit(text, space, capability, checks)
+                unit = PtxUnit(text, space, support, checks)
                 self._units.append(unit)
                 self.kernels |= unit.kernels
         except BaseException:

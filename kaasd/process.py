@@ -1,0 +1,45 @@
+"""What each process of the daemon sets up when it starts: its log, and how the C library keeps memory."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Of glibc's malloc.h."""
+
+
+def keep_freed_memory() -> None:
+    """Have large messages use the heap, and the heap keep what they free. Does nothing where the C library is not glibc.
+
+    Otherwise each message above 128 KiB is mapped, faulted in page by page and unmapped again: building and parsing one of 16 MiB
+    went 5 to 9 times faster with these. The same is to be had from glibc's environment variables, but not after the start.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20)):
+        libc.mallopt(parameter, value)
+
+
+class LogFormatter(logging.Formatter):
+    """Writes what does not print as an escape, and marks all but the first line of a record.
+
+    Keys, names and what kernels print come from callers: none of it can look like a record of its own, or control a terminal.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        first, *others = super().format(record).split("\n")
+        return "\n".join([_escaped(first), *(f"    {_escaped(line)}" for line in others)])
+
+
+def start_log(level: str, device: str = "") -> None:
+    """Log to standard error, from ``level`` on; a worker names its ``device``."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(" ".join(filter(None, ["%(asctime)s %(levelname)s", device, "%(name)s: %(message)s"]))))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in line)
