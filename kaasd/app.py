@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -57,7 +58,8 @@ async def serve(settings: Settings) -> None:
         supervisors = [Supervisor(_worker_config(settings, device), settings.max_queue) for device in devices]
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
-        await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
+        if not await _started(supervisors, stop):
+            return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll)
         server = await start_server(
@@ -72,6 +74,20 @@ async def serve(settings: Settings) -> None:
             print(f"listening on {address}", flush=True)
         await stop.wait()
         await _drain(server, settings.drain_timeout_s)
+
+
+async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bool:
+    """Wait until all workers are ready, or until the daemon is to stop; return whether they are."""
+    starting: asyncio.Future[list[None]] = asyncio.gather(*(supervisor.start() for supervisor in supervisors))
+    stopping: asyncio.Future[bool] = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        return starting.done()
+    finally:
+        starting.cancel()
+        stopping.cancel()
 
 
 async def _drain(server: Server, timeout_s: float) -> None:

@@ -42,12 +42,12 @@ class SettingsError(Exception):
 
 
 def parse_size(value: object) -> int:
-    """Return a size in bytes, from 1 up to 8 EiB: a number, or text such as ``64GiB`` or ``1.5 MB``. Raises ``ValueError``."""
+    """Return a size in bytes, at least 1 and less than 2^63: a number, or text such as ``64GiB``. Raises ``ValueError``."""
     size = int(_parse_quantity(value, _SIZE_UNITS, "a size such as 16MiB"))
     if size < 1:
         raise ValueError("must be at least 1 byte")
     if size >= 1 << 63:
-        raise ValueError("must be less than 8 EiB")
+        raise ValueError("must be less than 8388608TiB")
     return size
 
 
@@ -73,10 +73,15 @@ def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> 
     return number * units[match[2]]
 
 
-def _size_up_to(limit: int) -> Callable[[object], int]:
+def _size_from(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of sizes from ``least`` to ``most`` bytes."""
+
     def parse(value: object) -> int:
-        if (size := parse_size(value)) > limit:
-            raise ValueError(f"must be at most {limit} bytes")
+        size = parse_size(value)
+        if size < least:
+            raise ValueError(f"must be at least {least} bytes")
+        if size > most:
+            raise ValueError(f"must be at most {most} bytes")
         return size
 
     return parse
@@ -193,13 +198,13 @@ class Settings:
     store: Annotated[Path, _Option("store", "DIR", _parse_path)]
     """Directory of the key-value store, an absolute path. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or
     ~/.local/state."""
-    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", parse_size)] = 64 << 30
+    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", _size_from(1 << 20, 64 << 40))] = 64 << 30
     """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
     durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
     """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the
     outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default
     meta."""
-    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_from(4096, 1 << 30))] = 16 << 20
     """Larger values are kept in chunks of this size. Default 16MiB."""
     library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
     """Directory, an absolute path, below which requests may name libraries by path. Default: none, so that only uploaded ones can
@@ -207,7 +212,7 @@ class Settings:
     allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", _parse_switch, switch=True)] = False
     """Run wrappers: shared objects whose functions launch kernels themselves. They are host code, which can do all that the
     daemon's user can: whoever can connect has that user's rights. Default: off."""
-    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_from(1, 1 << 30))] = 16 << 20
     """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
@@ -249,7 +254,7 @@ class Settings:
     """The newest PTX that the emulated device takes. Default 9.5, that of CUDA 13.5."""
     emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = _EMULATOR.multiprocessors
     """Multiprocessors of the emulated device: as many blocks are under way at a time as fit on them. Default 132, as an H100."""
-    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = (
+    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_from(1, 1 << 30))] = (
         _EMULATOR.shared_memory_bytes
     )
     """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
@@ -285,7 +290,7 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
             raise SettingsError(f"{origin}: {error}") from None
     settings = Settings(**chosen)  # type: ignore[arg-type]
     if AUTO in settings.devices and len(settings.devices) > 1:
-        raise SettingsError("device: auto already means every device, so it cannot be given with others")
+        raise SettingsError("--device: auto already means every device, so it cannot be given with others")
     return settings
 
 
