@@ -28,10 +28,8 @@ CHUNK_BYTES = 1 << 20
 SPOOL_BYTES = 64 << 20
 """How much of a source of unknown size is kept in memory until its size is known."""
 
-_FIELD_NAMES = re.compile(":[^:]*:")
-_ADDRESSES = re.compile("[OPX&]")
+_ADDRESSES = frozenset("OPX&")
 """Formats of the buffer protocol for objects, and for pointers to anything."""
-
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all, from any thread."""
 
@@ -77,7 +75,7 @@ def flat_view(data: Bytes) -> memoryview:
     except (TypeError, ValueError):
         advice = "; send numpy.asarray(...) of it" if hasattr(data, "__array__") else ""
         raise TypeError(f"expected bytes or an array, not {type(data).__name__}{advice}") from None
-    if _ADDRESSES.search(_FIELD_NAMES.sub("", view.format)):
+    if not _ADDRESSES.isdisjoint(re.sub(":[^:]*:", "", view.format)):  # without the names of fields
         raise TypeError(
             f"the items of this {type(data).__name__} are addresses, which mean nothing elsewhere; send what they point at"
         )
