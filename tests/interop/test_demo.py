@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import numpy as np
 from PIL import Image, ImageFilter
 
 from tests.interop.conftest import ROOT
 
 
+@pytest.mark.timeout(420)
 def test_demo(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.demo", "--device", "emulator", "--output", str(tmp_path)]
-    demo = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=100)
+    demo = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=400)
     assert demo.returncode == 0, demo.stdout
     assert "ran on emulator: " in demo.stdout
     assert demo.stdout.count(" equal ") == 2
