@@ -71,7 +71,7 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"Client": ("kaas_client.client", "Client"), "AsyncClient": ("kaas_client.aio", "Client")}
+_LAZY = {"Client": ("kaas_client._sync.client", "Client"), "AsyncClient": ("kaas_client._async.client", "Client")}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, overload
 from kaas_client import _rpcs
 from kaas_client._async.connection import Connection
 from kaas_client._async.function import Function
-from kaas_client._async.stream import InvokeStream
 from kaas_client._asyncio import opened
 from kaas_client._rpcs import Binding
 from kaas_client._transfer import Bytes, Data, Download, Progress, Writable
@@ -20,6 +19,8 @@ from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Res
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
+
+    from kaas_client._async.stream import InvokeStream
 
 
 class Client:
@@ -224,6 +225,8 @@ class Client:
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""
+        from kaas_client._async.stream import InvokeStream  # Most programs need none.
+
         return InvokeStream(self._connection, timeout, max_in_flight)
 
     # The server.

@@ -12,7 +12,6 @@ from kaas_client import _rpcs
 from kaas_client._rpcs import Binding
 from kaas_client._sync.connection import Connection
 from kaas_client._sync.function import Function
-from kaas_client._sync.stream import InvokeStream
 from kaas_client._threads import opened
 from kaas_client._transfer import Bytes, Data, Download, Progress, Writable
 from kaas_client.builders import Request
@@ -21,6 +20,8 @@ from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Res
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
+
+    from kaas_client._sync.stream import InvokeStream
 
 
 class Client:
@@ -224,6 +225,8 @@ class Client:
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""
+        from kaas_client._sync.stream import InvokeStream  # Most programs need none.
+
         return InvokeStream(self._connection, timeout, max_in_flight)
 
     # The server.
