@@ -77,7 +77,9 @@ def writable_in_ptx(text: str) -> frozenset[str]:
                 written |= names.intersection(_NAME.findall(value))
         if statement.function:
             functions.setdefault(statement.function, []).append(statement)
-    calls = {name: count for name, count in _READING_CALLS.items() if not re.search(rf"\.func\b[^;{{]*\b{name}\b[^;{{]*\{{", text)}
+    calls = {
+        name: count for name, count in _READING_CALLS.items() if not re.search(rf"\.func\b[^;{{]*\b{name}\b[^;{{]*\{{", text)
+    }
     for statements in functions.values():
         used = names.intersection(name for statement in statements for name in _NAME.findall(statement.text))
         if used - written:
@@ -192,7 +194,9 @@ class _Flow:
             variables = self._variables(",".join(operands), block)
             for name in _NAME.findall(result):
                 self._holds[name] = self._holds.get(name, set()) | variables
-        elif opcode == "st" and ".param" in modifiers and (place := _PLACE.fullmatch(result)) and (block, place[1]) in self._holds:
+        elif (
+            opcode == "st" and ".param" in modifiers and (place := _PLACE.fullmatch(result)) and (block, place[1]) in self._holds
+        ):
             self._holds[block, place[1]] |= self._variables(",".join(operands), block)
         elif opcode == "call":
             self.written |= self._given_away(text, block)
@@ -208,3 +212,50 @@ class _Flow:
             arguments = _split(parts[at + 1].strip("()"))
             parts[at + 1] = ",".join(arguments[reading:])
         return self._variables(",".join(parts), block)
+
+
+class Form(NamedTuple):
+    """A unit of an ``Image`` in a form that the driver loads."""
+
+    code: bytes
+    variables: frozenset[str]
+    """The names of those that its kernels may write."""
+
+
+def forms(unit: bytes, sm: int) -> list[Form]:
+    """Return the forms of a unit for a GPU of this compute capability, times ten: the first one is best.
+
+    Where its kernels write variables, the driver has to tell where these are. It surely does for those of PTX that are made
+    visible here; of machine code it may not know all names. Raises ``UnsupportedLibrary`` where the unit is not whole.
+    """
+    names = writable_variables(unit)
+    if not names or unit.startswith(elf.MAGIC):
+        return [Form(unit, names)]
+    if not unit.startswith(fatbin.MAGIC):
+        return [_visible(unit.rstrip(b"\0").decode())]
+    entries = [entry for bundle in fatbin.read_fatbins(unit) for entry in bundle.entries if entry.kind == fatbin.KIND_PTX]
+    fitting = [entry for entry in entries if entry.sm <= sm]
+    newest = max(fitting, key=lambda entry: entry.sm, default=None)
+    return [Form(unit, names), *([_visible(newest.content.rstrip(b"\0").decode())] if newest else [])]
+
+
+_AT_MODULE_SCOPE = re.compile(
+    rf"{_OUTSIDE_CODE.pattern}|\.(?:visible|weak|extern|common)\s+\.global(?![\w:])|(?<![\w$%.:])\.global(?![\w:])|[(){{}}]",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def _visible(text: str) -> Form:
+    """Return PTX whose variables at module scope can be found by name, those that kernels may write."""
+    names = writable_in_ptx(text)
+    parts, start, depth = [], 0, 0
+    for match in _AT_MODULE_SCOPE.finditer(text):
+        token = match[0]
+        if token in "({":
+            depth += 1
+        elif token in ")}":
+            depth -= 1
+        elif token == ".global" and not depth and not names.isdisjoint(_NAME.findall(text[match.end() :].partition(";")[0])):
+            parts += [text[start : match.start()], ".visible "]
+            start = match.start()
+    return Form("".join([*parts, text[start:]]).encode() + b"\0", names)

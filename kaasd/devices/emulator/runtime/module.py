@@ -29,6 +29,9 @@ _CLUSTER = ("explicitcluster", "reqnctapercluster", "blocksareclusters")
 class EmulatedKernel:
     """One entry point."""
 
+    is_ready = True
+    """One run at a time is under way, so that all have the same variables."""
+
     def __init__(self, unit: PtxUnit, compiled: CompiledKernel) -> None:
         self.unit = unit
         self.compiled = compiled
@@ -69,7 +72,7 @@ class PtxUnit:
         try:
             self.kernels = self._link()
             self.resets = self._resets(writable_in_ptx(text))
-            """To be called before a run: each gives a variable that kernels may write its initial value. Few libraries have any."""
+            """To be called before a run: each gives a variable that kernels may write its initial value."""
         except BaseException:
             self.close()
             raise
