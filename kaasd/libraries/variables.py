@@ -77,9 +77,8 @@ def writable_in_ptx(text: str) -> frozenset[str]:
                 written |= names.intersection(_NAME.findall(value))
         if statement.function:
             functions.setdefault(statement.function, []).append(statement)
-    calls = {
-        name: count for name, count in _READING_CALLS.items() if not re.search(rf"\.func\b[^;{{]*\b{name}\b[^;{{]*\{{", text)
-    }
+    own = re.compile(rf"\.func\b[^;{{]*\b({'|'.join(_READING_CALLS)})\b[^;{{]*\{{").findall(text)
+    calls = {name: count for name, count in _READING_CALLS.items() if name not in own}
     for statements in functions.values():
         used = names.intersection(name for statement in statements for name in _NAME.findall(statement.text))
         if used - written:
@@ -91,12 +90,16 @@ def _declared_names(text: str) -> Iterator[str]:
     for match in _DECLARATION.finditer(text):
         if _HANDLE.search(match[1]) or text[: match.start()].rstrip().endswith(".ptr"):
             continue
-        for declarator in _split(match[1]):
-            found = _DECLARED.search(declarator.partition("=")[0])
-            if found and found[2]:
-                yield from (f"{found[1]}{index}" for index in range(min(int(found[2]), 1 << 16)))
-            elif found:
-                yield found[1]
+        yield from _names_in(match[1])
+
+
+def _names_in(declaration: str) -> Iterator[str]:
+    for declarator in _split(declaration):
+        found = _DECLARED.search(declarator.partition("=")[0])
+        if found and found[2]:
+            yield from (f"{found[1]}{index}" for index in range(min(int(found[2]), 1 << 16)))
+        elif found:
+            yield found[1]
 
 
 def _split(text: str) -> list[str]:
@@ -146,8 +149,27 @@ def _statements(text: str) -> Iterator[_Statement]:
 
 _READS = frozenset({"ld", "ldu", "prefetch", "prefetchu", "setp", "set", "isspacep"})
 _COMPUTES = frozenset(
-    "mov cvta cvt add addc sub subc mad madc mul mul24 mad24 sad selp slct shl shr shf and or xor not neg abs min max lop3 prmt "
-    "bfe bfi".split()
+    {
+        *(
+            "mov",
+            "cvta",
+            "cvt",
+            "add",
+            "addc",
+            "sub",
+            "subc",
+            "mad",
+            "madc",
+            "mul",
+            "mul24",
+            "mad24",
+            "sad",
+            "selp",
+            "slct",
+            "shl",
+        ),
+        *("shr", "shf", "and", "or", "xor", "not", "neg", "abs", "min", "max", "lop3", "prmt", "bfe", "bfi"),
+    }
 )
 """The result, the first operand, comes from the other operands alone."""
 _PLACE = re.compile(r"\s*\[\s*([\w$%]+)\s*(?:\+\s*\d+\s*)?\]\s*")
@@ -194,9 +216,7 @@ class _Flow:
             variables = self._variables(",".join(operands), block)
             for name in _NAME.findall(result):
                 self._holds[name] = self._holds.get(name, set()) | variables
-        elif (
-            opcode == "st" and ".param" in modifiers and (place := _PLACE.fullmatch(result)) and (block, place[1]) in self._holds
-        ):
+        elif opcode == "st" and (place := _PLACE.fullmatch(result)) and (block, place[1]) in self._holds:
             self._holds[block, place[1]] |= self._variables(",".join(operands), block)
         elif opcode == "call":
             self.written |= self._given_away(text, block)
@@ -255,7 +275,9 @@ def _visible(text: str) -> Form:
             depth += 1
         elif token in ")}":
             depth -= 1
-        elif token == ".global" and not depth and not names.isdisjoint(_NAME.findall(text[match.end() :].partition(";")[0])):
+        elif (
+            token == ".global" and not depth and not names.isdisjoint(_names_in(text[match.end() : text.find(";", match.end())]))
+        ):
             parts += [text[start : match.start()], ".visible "]
             start = match.start()
     return Form("".join([*parts, text[start:]]).encode() + b"\0", names)

@@ -160,7 +160,7 @@ def test_ptx_is_loaded_with_names_that_can_be_found() -> None:
     text = (VARIABLES / "variables.ptx").read_text()
     ((code, names),) = forms(text.encode() + b"\0", 90)
     assert names == WRITTEN_BY_MODULE["conformance/data/variables.ptx"]
-    changed = [line for line in code.decode().splitlines() if line not in text.splitlines()]
+    changed = [line for line in code.decode().rstrip("\0").splitlines() if line not in text.splitlines()]
     assert [line.split()[:2] for line in changed] == [[".visible", ".global"]] * 4
     assert code.decode().replace(".visible .global", ".global") == text + "\0"
 
@@ -176,7 +176,7 @@ def test_a_fatbin_comes_before_its_ptx() -> None:
     (unit,) = read_image(data).units
     first, second = forms(unit, 90)
     assert first.code == unit
-    assert second.code.startswith(b"//") or second.code.startswith(b".version")
+    assert second.code.split()[0] == b".version"
     assert first.variables >= second.variables == WRITTEN_BY_MODULE["conformance/data/variables.ptx"]
     assert {entry.sm for bundle in fatbin.read_fatbins(unit) for entry in bundle.entries} == {75, 90}
     assert forms(unit, 70) == [first]

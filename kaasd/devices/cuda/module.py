@@ -154,8 +154,9 @@ class Unit:
         """Unload all copies. Idempotent."""
         self._closed = True
         self._idle.clear()
-        while self._copies:
-            self._copies.pop().close()
+        with ExitStack() as undo:
+            while self._copies:
+                undo.callback(self._copies.pop().close)
 
 
 def with_own_variables(launches: Sequence[Launch], undo: ExitStack) -> tuple[Sequence[Launch], list[Move]]:

@@ -164,8 +164,8 @@ class CudaRun:
         begun_ns = perf_counter_ns()
         tracer.precede(lane.stream)
         stream, names = stream_of(lane.stream, "kernels"), buffer_names(self._launches)
-        for call in self._moves.variables():
-            call.enqueue(lane.stream)
+        for reset in self._moves.variables():
+            reset.enqueue(lane.stream)
         with tracer.working(stream):
             for kind, buffer, move in self._moves.singly_before():
                 with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):

@@ -47,8 +47,8 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
 SILENT = (
     "cuInit", "cuDevicePrimaryCtxSetFlags", "cuCtxSetCurrent", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuFuncLoad",
     "cuStreamSynchronize", "cuStreamQuery", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventQuery",
-    "cuMemsetD8Async", "cuMemcpyDtoDAsync", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
-    "cuGraphLaunch", "cuMemHostRegister",
+    "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
+    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync",
 )  # fmt: skip
 """Functions that return their status alone."""
 
