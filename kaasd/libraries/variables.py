@@ -45,7 +45,7 @@ _LIST = re.compile(r"\{([^{};]*)\}")
 _DECLARATION = re.compile(r"(?<![\w$%.:])\.global(?![\w:])([^;]*)")
 _HANDLE = re.compile(r"\.(?:tex|sampler|surf)ref\b")
 """What is bound by the host; it has no bytes that a kernel could write."""
-_DECLARED = re.compile(r"([\w$%]+)\s*(?:<\s*(\d+)\s*>\s*)?(?:\[[^\]]*\]\s*)*$")
+_DECLARED = re.compile(r"(?<![\w$%])([\w$%]++)\s*+(?:<\s*+(\d+)\s*+>\s*+)?(?:\[[^\]]*\]\s*+)*+$")
 _NAME = re.compile(r"[\w$%]+")
 _BEFORE_STATEMENT = re.compile(
     r"\s*(?:(?:\.loc\b[\s\d]*(?:,\s*(?:function_name\s+[\w$]+(?:\s*\+\s*\d+)?|inlined_at[\s\d]+)\s*)*+"
@@ -61,35 +61,37 @@ def writable_in_ptx(text: str) -> frozenset[str]:
         return frozenset()
     text = _OUTSIDE_CODE.sub(lambda match: '""' if match[0][0] == '"' else " ", text)
     replaced = 1
-    while replaced:
+    for _ in range(_MAX_NESTING):
         text, replaced = _LIST.subn(r"(\1)", text)
     names = frozenset(_declared_names(text))
-    if not names:
+    if replaced or not names:
         return names
     written: set[str] = set()
+    reading = dict(_READING_CALLS)
     functions: dict[int, list[_Statement]] = {}
     for statement in _statements(text):
         if statement.opcode == ".reg" and not statement.function:
             return names  # it would be the same register in all functions
+        if not statement.function and ".func" in statement.text and ".extern" not in statement.text:
+            for name in _NAME.findall(statement.text):
+                reading.pop(name, None)  # it is the module's own
         if statement.opcode.startswith("."):
             _, initialised, value = statement.text.partition("=")
             if initialised:
                 written |= names.intersection(_NAME.findall(value))
         if statement.function:
             functions.setdefault(statement.function, []).append(statement)
-    own = re.compile(rf"\.func\b[^;{{]*\b({'|'.join(_READING_CALLS)})\b[^;{{]*\{{").findall(text)
-    calls = {name: count for name, count in _READING_CALLS.items() if name not in own}
     for statements in functions.values():
         used = names.intersection(name for statement in statements for name in _NAME.findall(statement.text))
         if used - written:
-            written |= _Flow(used, statements, calls).written
+            written |= _Flow(used, statements, reading).written
     return frozenset(written)
 
 
 def _declared_names(text: str) -> Iterator[str]:
     for match in _DECLARATION.finditer(text):
-        if _HANDLE.search(match[1]) or text[: match.start()].rstrip().endswith(".ptr"):
-            continue
+        if _HANDLE.search(match[1]) or text[max(0, match.start() - 80) : match.start()].rstrip().endswith(".ptr"):
+            continue  # a parameter, which points there
         yield from _names_in(match[1])
 
 
@@ -147,6 +149,11 @@ def _statements(text: str) -> Iterator[_Statement]:
         start = match.end()
 
 
+_MAX_NESTING = 8
+"""Of braces without a statement in them. Where there are more, or a chain of registers is longer than ``_MAX_ROUNDS`` against the
+order of the text, every variable counts: nobody can keep a worker busy with a text."""
+_MAX_ROUNDS = 64
+
 _READS = frozenset({"ld", "ldu", "prefetch", "prefetchu", "setp", "set", "isspacep"})
 _COMPUTES = frozenset(
     {
@@ -191,10 +198,13 @@ class _Flow:
         self.written: set[str] = set()
         """Those that may be written, or whose addresses go where they are not followed."""
         instructions = [statement for statement in statements if not statement.opcode.startswith(".")]
-        known = -1
-        while known != (known := sum(map(len, self._holds.values()))):
+        known = 0
+        for _ in range(_MAX_ROUNDS):
             for statement in instructions:
                 self._follow(statement)
+            if known == (known := sum(map(len, self._holds.values()))):
+                return
+        self.written |= set(names)
 
     def _variables(self, text: str, block: int) -> set[str]:
         """Return the variables whose addresses may be in operands."""

@@ -143,6 +143,23 @@ def test_every_order_of_a_chain_is_followed() -> None:
         assert writable_in_ptx(module("\n".join(order))) == {"x"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        module(".reg .b64 %q<9999>;\nmov.u64 %q0, x;\n" + "\n".join(f"mov.u64 %q{i}, %q{i - 1};" for i in range(9000, 0, -1))),
+        module("{" * 100_000 + "}" * 100_000),
+        module("", ".global .u32 x;\n.global .u64 y[1] = " + "{" * 100_000 + "x" + "}" * 100_000 + ";"),
+        module("", ".global .u32 x" + " " * 300_000 + "!, " + "a" * 300_000 + "!;"),
+        module(".func " * 100_000),
+        module("a " * 100_000 + ": " * 100_000),
+        module("", "".join(f".param .u64 .ptr .global p{i}\n" for i in range(20_000))),
+    ],
+    ids=["chain", "blocks", "initialiser", "declaration", "functions", "labels", "parameters"],
+)
+def test_any_text_has_its_answer_soon(text: str) -> None:
+    assert writable_in_ptx(text) <= {"x", "y", "a"}
+
+
 def test_a_cubin_names_its_variables() -> None:
     data = (VARIABLES / "variables.sm_90.cubin").read_bytes()
     assert set(read_elf(data).variables) == {"$str", "arrived", "counter", "kept", "place", CALLS}

@@ -41,7 +41,6 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuMemGetInfo": (1 << 20, 80 << 30),
     "cuStreamGetId": (7,),
     "cuGraphAddKernelNode": ("node",),
-    "cuModuleGetFunction": (driver.CUfunction(2),),
 }
 """What functions return beside their status, where that is something."""
 SILENT = (
@@ -65,7 +64,15 @@ class FakeDriver:
         self.variables: dict[bytes, tuple[int, int]] = {}
         """Addresses, relative to the module's, and sizes of the module variables that it knows, by name."""
         self._memory: dict[int, Any] = {}
-        for name in ("cuFuncGetParamInfo", "cuModuleGetGlobal", *FREED_BY, *FREED_BY.values(), *ANSWERS, *SILENT):
+        for name in (
+            "cuFuncGetParamInfo",
+            "cuModuleGetFunction",
+            "cuModuleGetGlobal",
+            *FREED_BY,
+            *FREED_BY.values(),
+            *ANSWERS,
+            *SILENT,
+        ):
             monkeypatch.setattr(driver, name, self._function(name))
         monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (SUCCESS, b""))
         monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
@@ -106,6 +113,8 @@ class FakeDriver:
                 self.held[name] += 1
             if name == "cuFuncGetParamInfo":
                 return (SUCCESS, 0, 8) if arguments[1] < 3 else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
+            if name == "cuModuleGetFunction":
+                return SUCCESS, driver.CUfunction(arguments[0])
             if name == "cuModuleGetGlobal":
                 if arguments[1] not in self.variables:
                     return driver.CUresult.CUDA_ERROR_NOT_FOUND, None, None

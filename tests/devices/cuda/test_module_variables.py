@@ -17,6 +17,7 @@ from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
 from kaasd.devices.cuda.module import MAX_IDLE_COPIES, CudaModule
 from kaasd.devices.cuda.run import CudaRun
+from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.libraries import UnsupportedLibrary
 from tests.conformance.launching import library
 from tests.devices.cuda.fake_driver import FREED_BY, OUT_OF_MEMORY, SUCCESS, FakeDriver
@@ -55,19 +56,22 @@ def calls(fake: FakeDriver, name: str) -> int:
     return fake.calls.count(name)
 
 
-def moved(monkeypatch: pytest.MonkeyPatch, run: CudaRun) -> list[tuple[int, int, int]]:
-    """Return what the first launch of a run that starts now moves."""
+def moved(monkeypatch: pytest.MonkeyPatch, run: CudaRun, tracer: CudaTracer | None = None) -> list[tuple[int, int, int]]:
+    """Return what the first launch of a run that starts now moves. The second is of the kernel of the same copy of the code."""
     tables: list[list[Any]] = []
+    functions: list[int] = []
 
     def cuLaunchKernel(*arguments: Any) -> tuple[Any, ...]:
         table = ctypes.string_at(ctypes.c_uint64.from_address(arguments[-2]).value, 768)
+        functions.append(int(arguments[0]))
         tables.append([each for each in struct.iter_unpack("<QQQ", table) if each != (0, 0, 0)])
         return (SUCCESS,)
 
     with monkeypatch.context() as patch:
         patch.setattr(driver, "cuLaunchKernel", cuLaunchKernel)
-        run.start()
+        run.start(tracer=tracer)
         run.wait()
+    assert functions[1] << 16 == tables[0][0][0] - 0x100
     return tables[0]
 
 
@@ -119,6 +123,15 @@ def test_variables_are_moved_before_the_launches(fake: FakeDriver, monkeypatch: 
             assert all(size < 16 or to % 16 == of % 16 == 0 for to, of, size in moves)
             seen.append(moves)
     assert seen[0] == seen[2] != seen[1]
+
+
+def test_a_traced_run_begins_with_them_too(fake: FakeDriver, device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        closing(device.load(PTX)) as module,
+        closing(prepare(device, module)) as run,
+        closing(device.tracer()) as tracer,
+    ):
+        assert [size for _, _, size in moved(monkeypatch, run, tracer)] == [4104, 4]
 
 
 def test_ranges_that_begin_anywhere_are_moved_in_two(
