@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -30,6 +31,14 @@ _BY_CODE: dict[str, type[errors.KaasError]] = {
     )
 }
 """For a reason that this client does not know yet: the code still tells what kind of failure it is."""
+
+_LOST = re.compile("Cancelling all calls|Stream removed|Socket closed|Connection reset|GOAWAY|ping timeout")
+"""What gRPC says where a connection ended, with a call on it. Only the words of our message depend on it."""
+_REFUSED = re.compile(
+    r"failed to connect to all addresses; last error: \w+: \S+ "
+    r"(?:connect failed: addr: \S+ error: |Failed to connect to remote host: )(.*)"
+)
+"""What gRPC says where there was no connection: the address again, twice for a socket, and the reason."""
 
 
 def from_rpc_error(error: RpcError, address: str) -> errors.KaasError:
@@ -74,7 +83,12 @@ def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> err
 def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
     """Return the exception for a failure that gRPC or a proxy reported, not kaasd."""
     if code == "UNAVAILABLE":
-        return errors.ConnectionFailedError(f"cannot reach a server at {address}: {details}", {"address": address})
+        if _LOST.search(details):
+            message = f"lost the connection to the server at {address}: {details}"
+        else:
+            refused = _REFUSED.fullmatch(details)
+            message = f"cannot reach a server at {address}: {refused[1] if refused else details}; is kaasd running?"
+        return errors.ConnectionFailedError(message, {"address": address})
     if code == "RESOURCE_EXHAUSTED":
         return errors.MessageTooLargeError(f"{details}; use put and get for large values")
     if code in ("DEADLINE_EXCEEDED", "CANCELLED"):

@@ -193,7 +193,8 @@ class DrainingError(UnavailableError):
 
 
 class WorkerRestartingError(UnavailableError):
-    """The worker that served the request died or is restarting. Nothing was changed."""
+    """The worker that served the request died or is restarting. Nothing was changed, unless the worker died by itself: then all
+    outputs of the request may have been stored, or none."""
 
     reason = "WORKER_RESTARTING"
 

@@ -69,7 +69,9 @@ class BufferMentions:
     def _merge(self, name: str, mentions: list[_Mention]) -> BufferSpec:
         size = self._agreed(name, mentions, "size", lambda mention: mention.size)
         if not any(mention.has_size for mention in mentions):
-            self._found.add(mentions[0].path, f"buffer {shown(name)} needs a size in at least one place")
+            self._found.add(
+                mentions[0].path, f"buffer {shown(name)} has no size: no entry of `buffers` and no argument gives one"
+            )
         return BufferSpec(
             name=name,
             size_bytes=size or 0,

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -25,7 +26,8 @@ CORES_FOR_ONE = 2
 CORES_FOR_TWO = 4
 """That front and worker may, also beside other calls."""
 STOP_GRACE_S = 5.0
-"""After the drain: how long calls that only read may go on."""
+"""After the drain: how long the calls that are left may go on before they are cancelled. Those are calls that only read, and
+requests that the drain has not waited for."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ async def serve(settings: Settings) -> None:
         supervisors = [Supervisor(_worker_config(settings, device), settings.max_queue) for device in devices]
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
-        await asyncio.gather(*(supervisor.start() for supervisor in supervisors))
+        if not await _started(supervisors, stop):
+            return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll)
         server = await start_server(
@@ -73,12 +76,26 @@ async def serve(settings: Settings) -> None:
         await _drain(server, settings.drain_timeout_s)
 
 
+async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bool:
+    """Wait until all workers are ready, or until the daemon is to stop; return whether they are."""
+    starting: asyncio.Future[list[None]] = asyncio.gather(*(supervisor.start() for supervisor in supervisors))
+    stopping: asyncio.Future[bool] = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+        return starting.done()
+    finally:
+        starting.cancel()
+        stopping.cancel()
+
+
 async def _drain(server: Server, timeout_s: float) -> None:
     _log.info("draining")
     try:
         await asyncio.wait_for(server.drain(), timeout_s)
     except TimeoutError:
-        _log.warning("requests still run after %g s; they are cancelled", timeout_s)
+        _log.warning("requests still run after %g s; what still runs in another %g s is cancelled", timeout_s, STOP_GRACE_S)
 
 
 def _worker_config(settings: Settings, device: str) -> worker_pb2.WorkerConfig:

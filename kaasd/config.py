@@ -42,12 +42,12 @@ class SettingsError(Exception):
 
 
 def parse_size(value: object) -> int:
-    """Return a size in bytes, from 1 up to 8 EiB: a number, or text such as ``64GiB`` or ``1.5 MB``. Raises ``ValueError``."""
+    """Return a size in bytes, at least 1 and less than 2^63: a number, or text such as ``64GiB``. Raises ``ValueError``."""
     size = int(_parse_quantity(value, _SIZE_UNITS, "a size such as 16MiB"))
     if size < 1:
         raise ValueError("must be at least 1 byte")
     if size >= 1 << 63:
-        raise ValueError("must be less than 8 EiB")
+        raise ValueError("must be less than 8388608TiB")
     return size
 
 
@@ -73,10 +73,15 @@ def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> 
     return number * units[match[2]]
 
 
-def _size_up_to(limit: int) -> Callable[[object], int]:
+def _size_from(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of sizes from ``least`` to ``most`` bytes."""
+
     def parse(value: object) -> int:
-        if (size := parse_size(value)) > limit:
-            raise ValueError(f"must be at most {limit} bytes")
+        size = parse_size(value)
+        if size < least:
+            raise ValueError(f"must be at least {least} bytes")
+        if size > most:
+            raise ValueError(f"must be at most {most} bytes")
         return size
 
     return parse
@@ -191,20 +196,23 @@ class Settings:
     """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
     emulated devices where there is none."""
     store: Annotated[Path, _Option("store", "DIR", _parse_path)]
-    """Directory of the key-value store. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or ~/.local/state."""
-    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", parse_size)] = 64 << 30
+    """Directory of the key-value store, an absolute path. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or
+    ~/.local/state."""
+    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", _size_from(1 << 20, 64 << 40))] = 64 << 30
     """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
     durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
-    """What a crash of the machine may lose. full: nothing that was answered; meta: the last commits; none: the last commits,
-    and the store where the file system reorders writes. Default meta."""
-    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the
+    outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default
+    meta."""
+    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_from(4096, 1 << 30))] = 16 << 20
     """Larger values are kept in chunks of this size. Default 16MiB."""
     library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
-    """Directory below which requests may name libraries by path. Default: none, so that only uploaded ones can be used."""
+    """Directory, an absolute path, below which requests may name libraries by path. Default: none, so that only uploaded ones can
+    be used."""
     allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", _parse_switch, switch=True)] = False
     """Run wrappers: shared objects whose functions launch kernels themselves. They are host code, which can do all that the
-    daemon's user can: whoever can connect has that user's rights. Default: not."""
-    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_up_to(1 << 30))] = 16 << 20
+    daemon's user can: whoever can connect has that user's rights. Default: off."""
+    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_from(1, 1 << 30))] = 16 << 20
     """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
@@ -213,10 +221,10 @@ class Settings:
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0
     """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
-    """How long running requests may go on after SIGTERM before they are cancelled. Default 30s."""
+    """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16
-    """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller had 90
-    requests of 3000 kernels a second done, 16 callers 950."""
+    """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller completed 90
+    requests (3000 kernels each) per second, and 16 callers 950."""
     busy_poll_s: Annotated[float, _Option("spin", "TIME", _parse_busy_poll)] = 0.001
     """How long after a request the daemon polls for the next one instead of sleeping: to be woken costs each process 20 to 100
     microseconds of every request. From four cores up both do, on two and three a worker that serves one caller alone. 0 saves
@@ -235,18 +243,18 @@ class Settings:
     """What the emulated device looks for beside faults. races: two threads of different warps that touch the same byte between
     barriers, one of them writing; init: reads of shared, local or temporary memory that nothing wrote. Default: neither."""
     emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", _parse_seed)] = None
-    """Blocks and warps of the emulated device run in a random order of this seed. Default: in a fixed order."""
+    """Seed of the random order in which the emulated device runs blocks and warps. Default: none, the order is fixed."""
     emulator_compute_capability: Annotated[
         tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
     ] = _EMULATOR.compute_capability
-    """What the emulated device calls itself. Default 9.0, as an H100."""
+    """Compute capability of the emulated device. Default 9.0, as an H100."""
     emulator_ptx_version: Annotated[tuple[int, int], _Option("emulator_ptx_version", "X.Y", _parse_ptx_version)] = (
         _EMULATOR.ptx_version
     )
     """The newest PTX that the emulated device takes. Default 9.5, that of CUDA 13.5."""
     emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = _EMULATOR.multiprocessors
-    """Of the emulated device: as many blocks are under way at a time as fit them. Default 132, as an H100."""
-    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_up_to(1 << 30))] = (
+    """Multiprocessors of the emulated device: as many blocks are under way at a time as fit on them. Default 132, as an H100."""
+    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_from(1, 1 << 30))] = (
         _EMULATOR.shared_memory_bytes
     )
     """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
@@ -282,7 +290,7 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
             raise SettingsError(f"{origin}: {error}") from None
     settings = Settings(**chosen)  # type: ignore[arg-type]
     if AUTO in settings.devices and len(settings.devices) > 1:
-        raise SettingsError("device: auto already means every device, so it cannot be given with others")
+        raise SettingsError("--device: auto already means every device, so it cannot be given with others")
     return settings
 
 

@@ -12,7 +12,12 @@ const CHUNK_BYTES = 1 << 20;
 
 const services = ["executor", "library", "kv"].map((name) => `kaas/v1/${name}.proto`);
 const { v1 } = grpc.loadPackageDefinition(loader.loadSync(services, { includeDirs: [repository("proto")], keepCase: true })).kaas;
-const connect = (Service) => new Service(process.argv[2] ?? process.env.KAAS_ADDRESS, grpc.credentials.createInsecure());
+const address = process.argv[2] ?? process.env.KAAS_ADDRESS;
+if (!address) {
+  console.error("first_request.js: set KAAS_ADDRESS to the address that kaasd prints, or give it as an argument");
+  process.exit(2);
+}
+const connect = (Service) => new Service(address, grpc.credentials.createInsecure());
 const [executor, library, kv] = [v1.ExecutorService, v1.LibraryService, v1.KvService].map(connect);
 
 // Sends a header, then the bytes in chunks, and resolves to the reply.

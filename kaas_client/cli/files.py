@@ -1,4 +1,4 @@
-"""Local files as arguments: ``NAME=FILE``, ``-`` for the standard streams, and files that are written whole or not at all."""
+"""Local files as arguments: ``KEY=FILE``, ``-`` for the standard streams, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ STANDARD_STREAM = "-"
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """``NAME=VALUE`` on a command line."""
+    """``KEY=FILE`` on a command line, or another pair."""
 
     name: str
     value: str
 
 
-def parse_assignments(option: str, texts: Sequence[str]) -> list[Assignment]:
-    """Return the values of a repeated option. A name ends at the first ``=``, and may be given only once."""
+def parse_assignments(option: str, form: str, texts: Sequence[str]) -> list[Assignment]:
+    """Return the values of a repeated option of the form ``KEY=FILE`` or another.
+
+    What stands before the first ``=`` may be given only once.
+    """
     found: dict[str, Assignment] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not name or not equals or not value:
-            raise typer.BadParameter(f"{text!r} is not of the form NAME=VALUE", param_hint=option)
+            raise typer.BadParameter(f"{text!r} is not of the form {form}", param_hint=option)
         if name in found:
             raise typer.BadParameter(f"{name!r} is given twice", param_hint=option)
         found[name] = Assignment(name, value)

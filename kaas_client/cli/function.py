@@ -54,9 +54,9 @@ def invoke(
     trace: TraceOption = None,
 ) -> None:
     """Run a registered function once."""
-    sources = parse_assignments("--input", inputs or [])
-    rebound = parse_assignments("--key", keys or [])
-    targets = parse_assignments("--output", outputs or [])
+    sources = parse_assignments("--input", "BUFFER=FILE", inputs or [])
+    rebound = parse_assignments("--key", "BUFFER=KEY", keys or [])
+    targets = parse_assignments("--output", "BUFFER=FILE", outputs or [])
     if both := {source.name for source in sources} & {key.name for key in rebound}:
         raise typer.BadParameter(f"{min(both)!r} is given both a file and a key", param_hint="--key")
     check_readable([source.value for source in sources])

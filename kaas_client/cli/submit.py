@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from kaas_client.cli.files import (
 from kaas_client.cli.output import Printer
 from kaas_client.cli.progress import transfer
 from kaas_client.cli.session import connected
+from kaas_core.uses import buffer_uses
 
 RequestFile = Annotated[str, typer.Argument(metavar="REQUEST", help="A file with the request's JSON; - is standard input.")]
 DeviceOption = Annotated[str, typer.Option(metavar="NAME", help="Where to run; default: the server chooses.")]
@@ -34,6 +36,17 @@ def read_request(path: str) -> Request:
     """Return the request of a JSON file. Raises ``InvalidRequestError``, ``typer.BadParameter``."""
     with open_input(path) as file:
         return Request.from_json(file.read())
+
+
+def check_keys_are_read(request: Request, keys: Sequence[str]) -> None:
+    """Refuse keys whose value the request neither loads nor keeps in part. Raises ``typer.BadParameter``."""
+    uses = buffer_uses(request.spec)
+    stored = [spec for spec in request.spec.buffers if spec.name in uses and not spec.ephemeral]
+    read = list(dict.fromkeys(spec.store_key for spec in stored if not uses[spec.name].replaces_value(spec)))
+    for key in keys:
+        if key not in read:
+            known = f"the keys that it reads are {', '.join(read)}" if read else "it reads no key"
+            raise typer.BadParameter(f"the request does not read the key {key!r}; {known}", param_hint="--input")
 
 
 def print_printed(result: Result) -> None:
@@ -62,26 +75,29 @@ def submit(
     request: RequestFile,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="KEY=FILE", help="Before that store this file under this key. Repeatable."),
+        typer.Option(
+            "--input", metavar="KEY=FILE", help="Store this file first under this key, which the request reads. Repeatable."
+        ),
     ] = None,
     outputs: Annotated[
         list[str] | None,
         typer.Option(
             "--output",
             metavar="KEY=FILE",
-            help="At the end write this key's value to this file; - is standard output. Repeatable.",
+            help="Write this key's value to this file at the end; - is standard output. Repeatable.",
         ),
     ] = None,
     device: DeviceOption = "",
     trace: TraceOption = None,
 ) -> None:
     """Run a request once: put inputs, run, get outputs."""
-    sources = parse_assignments("--input", inputs or [])
-    targets = parse_assignments("--output", outputs or [])
+    sources = parse_assignments("--input", "KEY=FILE", inputs or [])
+    targets = parse_assignments("--output", "KEY=FILE", outputs or [])
     check_readable([request, *(source.value for source in sources)])
     written = [*(target.value for target in targets), *([] if trace is None else [trace])]
     check_writable(written)
     spec = read_request(request)
+    check_keys_are_read(spec, [source.name for source in sources])
     with connected(ctx) as (client, printer):
         for source in sources:
             with open_input(source.value) as file, transfer(source.name) as progress:

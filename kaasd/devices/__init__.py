@@ -1,1 +1,1 @@
-"""Where kernels run: one protocol, a registry, and a folder a kind of device."""
+"""Where kernels run: one protocol, a registry, and a package per kind of device."""

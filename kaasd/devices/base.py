@@ -9,7 +9,8 @@ of them uses, no other may write until it is done, unless it was begun ``after``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -205,6 +206,21 @@ class OutOfMemory(Exception):
 
 class DeviceUnavailable(Exception):
     """A device cannot be opened on this machine; the message says why."""
+
+
+@contextmanager
+def undone_on_failure() -> Iterator[ExitStack]:
+    """Yield what a set-up is to be undone with: by its owner, or here where the ``with`` block fails.
+
+    The block's own error is raised, whatever fails while it is undone.
+    """
+    undo = ExitStack()
+    try:
+        yield undo
+    except BaseException:
+        with suppress(Exception):
+            undo.close()
+        raise
 
 
 class Device(Protocol):

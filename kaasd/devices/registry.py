@@ -1,4 +1,4 @@
-"""The kinds of device that there are, and devices by name: a new kind is a folder and an entry in ``KINDS``.
+"""The kinds of device that there are, and devices by name: a new kind is a package and an entry in ``KINDS``.
 
 A kind from another package is an entry point of the group ``kaasd.devices``, a ``DeviceKind``.
 """
@@ -60,11 +60,17 @@ def available(names: Sequence[str], emulator_count: int = 1) -> list[str]:
 def options_to_text(name: str, settings: object) -> str:
     """Return the settings of a device's kind as JSON, to be given to another process.
 
-    They are the attributes of ``settings`` whose names begin with the kind's. Raises ``ValueError``.
+    They are the attributes of ``settings`` whose names begin with the kind's. Raises ``ValueError`` for a name that is none,
+    ``DeviceUnavailable`` where ``settings`` lacks one.
     """
     kind = kind_of(name)
-    names = [field.name for field in fields(kind.options)] if kind.options else []
-    return json.dumps({each: getattr(settings, f"{kind.name}_{each}") for each in names})
+    values = {}
+    for each in [field.name for field in fields(kind.options)] if kind.options else []:
+        setting = f"{kind.name}_{each}"
+        if not hasattr(settings, setting):
+            raise DeviceUnavailable(f"{name} cannot be used: kaasd has no setting {setting} for its option {each!r}")
+        values[each] = getattr(settings, setting)
+    return json.dumps(values)
 
 
 def options_from_text(name: str, text: str) -> Any:

@@ -110,6 +110,11 @@ class CallQueue:
         self._ready = True
         return self._next()
 
+    def sent_again(self, call: int) -> None:
+        """The worker has not begun a call, and got it anew: it comes behind the others that are there."""
+        if call in self._sent:
+            self._sent.move_to_end(call)
+
     def answered(self, call: int, *, device_lost: bool = False) -> list[Decision]:
         """The worker has answered a call; where it has lost its device meanwhile, it begins no other."""
         if device_lost:

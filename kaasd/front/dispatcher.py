@@ -156,14 +156,16 @@ class Dispatcher:
         return reply
 
     async def prepare(self, request: SerializedRequest) -> None:
-        """Check a request against its libraries and every device, and have each that can run it ready to do so.
+        """Check a request against its libraries and every device whose worker is ready, and have each that can run it prepare it.
 
-        Raises ``KaasError`` where none can.
+        Waits for the workers where none is ready. Raises ``KaasError`` where none can run it.
         """
         prepare = worker_pb2.Prepare()
+        everyone = self._supervisors.values()
+        ready = [s for s in everyone if s.info.state == admin_pb2.WORKER_STATE_READY]
         with self._in_flight:
             results = await asyncio.gather(
-                *(s.call(worker_pb2.ToWorker(prepare=prepare), request) for s in self._supervisors.values()),
+                *(s.call(worker_pb2.ToWorker(prepare=prepare), request) for s in ready or everyone),
                 return_exceptions=True,
             )
         errors = [result for result in results if isinstance(result, BaseException)]

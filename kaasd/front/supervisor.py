@@ -130,6 +130,7 @@ class Supervisor:
             case "ready":
                 self._worker_ready(message.ready.device)
             case "unknown_request" if message.id in self._calls:
+                self._queue.sent_again(message.id)
                 self._send(message.id, with_content=True)
             case "failed":
                 self._failed(message)

@@ -1,4 +1,4 @@
-"""What the engine and the API ask of a store.
+"""What a worker and the API ask of a store.
 
 Keys live in namespaces, so that values, libraries and functions share one store, one writer and one limit. Versions grow over the
 whole store and are never used twice, even after a delete.
@@ -33,9 +33,9 @@ class Durability(Enum):
     FULL = "full"
     """Nothing that was answered."""
     META = "meta"
-    """The last commits; the store stays whole."""
+    """The last transaction, which may hold the outputs of several requests; the store stays whole."""
     NONE = "none"
-    """The last commits, and the store where the file system reorders writes."""
+    """The last transactions, and the store where the file system reorders writes."""
 
 
 @dataclass(frozen=True, slots=True)

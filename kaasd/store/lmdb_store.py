@@ -29,7 +29,8 @@ class LmdbStore:
     What a crash of the machine can lose (a crash of processes loses nothing that was answered):
 
     * ``Durability.FULL``: nothing. Each commit waits for the data and for LMDB's root page.
-    * ``Durability.META`` (``MDB_NOMETASYNC``): the last commit before the crash, which then is undone; the store stays whole.
+    * ``Durability.META`` (``MDB_NOMETASYNC``): the last transaction before the crash, which may hold several commits
+      and is undone; the store stays whole.
     * ``Durability.NONE`` (``MDB_NOSYNC``): the commits of the last moments; the whole store where the file system writes
       pages back in another order than they were written. Closing writes everything.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import threading
+from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Protocol
 
@@ -14,6 +16,8 @@ REPEAT_S = 0.01
 """A call is cancelled again until it has ended: the kernel that is to stop may not have begun when the cancellation came."""
 GRACE_S = 0.2
 """From a deadline to the loss of a device that cannot stop a kernel. The front kills a worker that does not let go of it."""
+
+_log = logging.getLogger(__name__)
 
 
 class Cancellation:
@@ -41,9 +45,20 @@ class CancellableCalls(Protocol):
         """Have all calls end that are under way."""
 
 
-def listen(channel: WorkerChannel, calls: CancellableCalls) -> None:
-    """Start the thread that cancels calls as the front says; once the front has gone, all of them."""
-    threading.Thread(target=_listen, args=(channel, calls), name="cancellations", daemon=True).start()
+def listen(channel: WorkerChannel, calls: CancellableCalls, on_failure: Callable[[], object]) -> None:
+    """Start the thread that cancels calls as the front says; once the front has gone, all of them.
+
+    ``on_failure`` is called by that thread where a defect ends it: a worker without it must not go on.
+    """
+
+    def run() -> None:
+        try:
+            _listen(channel, calls)
+        except BaseException:
+            _log.critical("cancellations are not heard any more", exc_info=True)
+            on_failure()
+
+    threading.Thread(target=run, name="cancellations", daemon=True).start()
 
 
 def _listen(channel: WorkerChannel, calls: CancellableCalls) -> None:

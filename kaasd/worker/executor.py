@@ -175,4 +175,5 @@ def _explain_fault(fault: KernelFault, plan: Plan) -> KernelFaultError:
         metadata["report"] = fault.report
     if fault.suspects > 1:
         metadata["suspects"] = str(fault.suspects)
-    return KernelFaultError(f"kernels[{index}] ({kernel}) faulted: {fault.fault}: {fault.message}", metadata)
+    who = f"kernels[{index}] ({kernel})" if index >= 0 else "one of the request's kernels"
+    return KernelFaultError(f"{who} faulted: {fault.fault}: {fault.message}", metadata)

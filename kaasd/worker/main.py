@@ -6,6 +6,7 @@ The main thread owns the device, receives calls and answers them: no hand-over b
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ from kaasd.worker.executor import Executor
 from kaasd.worker.loop import CommitSignal, Loop
 
 EXIT_DEVICE_LOST = 70
+EXIT_DEAF = 71
+"""It hears of no cancellation any more, by a defect."""
 SWITCH_INTERVAL_S = 1e-4
 """While the main thread polls, the writer of the store gets its turn after this long. With 5 ms, 31 commits a second were all."""
 
@@ -50,7 +53,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
         serving = Loop(calls, executor, commits, config)
-        listen(cancellations, serving)
+        listen(cancellations, serving, on_failure=lambda: os._exit(EXIT_DEAF))
         calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
         serving.run()
         if executor.device_lost:
@@ -101,13 +104,23 @@ def _describe(properties: DeviceProperties) -> admin_pb2.Device:
     )
 
 
+def _inherited(descriptor: int) -> socket.socket:
+    """Return an inherited socket under the lowest free number.
+
+    It has the number that it had in the front, which may hold thousands of connections, and ``select`` takes none from 1024 on.
+    """
+    low = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(descriptor)
+    return socket.socket(fileno=low)
+
+
 def main(arguments: list[str]) -> int:
     """Serve the front at the other ends of two inherited sockets."""
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    calls, cancellations = (WorkerChannel(socket.socket(fileno=int(descriptor))) for descriptor in arguments)
+    calls, cancellations = (WorkerChannel(_inherited(int(descriptor))) for descriptor in arguments)
     first = calls.receive()
     if first is None:  # The front has gone already.
         return 0

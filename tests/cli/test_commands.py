@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2
+from kaas_client import Kernel, Request, inp, out
 from kaas_core import __version__
 from tests.cli.conftest import Done
 from tests.client.fake_server import FakeServer
@@ -201,7 +202,8 @@ def test_submit_prints_a_table(kaasctl: Kaasctl, server: FakeServer) -> None:
 
 
 def test_submit_puts_inputs_first_and_gets_outputs_last(kaasctl: Kaasctl, server: FakeServer) -> None:
-    Path("request.json").write_text(REQUEST.to_json())
+    arguments = [inp("a", 16), inp("b", 2), out("c", 4, key="result")]
+    Path("request.json").write_text(Request([Kernel(LIBRARY_ID, "add", grid=1, block=1, args=arguments)]).to_json())
     Path("a.bin").write_bytes(bytes(16))
     server.expect("Put", kv_pb2.PutResponse(entry=entry_message("a")))
     server.expect("Put", kv_pb2.PutResponse(entry=entry_message("b")))

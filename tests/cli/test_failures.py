@@ -11,9 +11,10 @@ import pytest
 from grpc_status import rpc_status
 
 from kaas.v1 import executor_pb2, kv_pb2
+from kaas_client import Kernel, Request, inout, inp, out, tmp
 from tests.cli.conftest import Done
 from tests.client.fake_server import Failure, FakeServer
-from tests.client.test_calls import REQUEST, entry_message
+from tests.client.test_calls import LIBRARY_ID, REQUEST, entry_message
 
 Kaasctl = Callable[..., Done]
 
@@ -47,7 +48,7 @@ def test_a_failed_call(kaasctl: Kaasctl, server: FakeServer, failure: Failure, c
 def test_no_server(kaasctl: Kaasctl, address: str) -> None:
     done = kaasctl("kv", "ls")
     assert (done.code, done.stdout) == (3, b"")
-    assert done.stderr.startswith(f"kaasctl: cannot reach a server at {address}: ")
+    assert done.stderr == f"kaasctl: cannot reach a server at {address}: No such file or directory; is kaasd running?\n"
 
 
 def test_the_own_version_needs_no_server(kaasctl: Kaasctl) -> None:
@@ -144,6 +145,7 @@ def test_a_bad_request_is_a_failure_before_any_call(
         ["submit", "request.json", "--input", "=a"],
         ["submit", "request.json", "--input", "a="],
         ["submit", "request.json", "--input", "a=missing"],
+        ["submit", "request.json", "--input", "c=request.json"],
         ["submit", "request.json", "--input", "a=request.json", "--input", "a=request.json"],
         ["submit", "-", "--input", "a=-"],
         ["submit", "request.json", "--output", "c=missing/c"],
@@ -165,6 +167,38 @@ def test_wrong_usage_and_unreadable_files(kaasctl: Kaasctl, server: FakeServer, 
     assert (done.code, done.stdout) == (2, b"")
     assert done.stderr
     assert server.calls == []
+
+
+def test_an_input_that_the_request_does_not_read(kaasctl: Kaasctl, server: FakeServer) -> None:
+    """A key whose value the request writes into, or keeps around what it writes, is one that it reads."""
+    arguments = [
+        inp("a", 16),
+        inout("b", 8, key="B"),
+        out("c", 4),
+        out("d", 4, offset=4),
+        out("e", 4, ephemeral=True),
+        tmp("t", 8),
+    ]
+    Path("request.json").write_text(Request([Kernel(LIBRARY_ID, "k", grid=1, block=1, args=arguments)]).to_json())
+    Path("value").write_bytes(b"x")
+    for key in ("q", "b", "c", "e", "t"):
+        done = kaasctl("submit", "request.json", "--input", f"{key}=value")
+        assert (done.code, done.stdout, server.calls) == (2, b"", [])
+        assert f"'{key}'" in done.stderr and "a, B, d" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "form"),
+    [
+        (["submit", "request.json", "--input", "a"], "KEY=FILE"),
+        (["submit", "request.json", "--output", "a"], "KEY=FILE"),
+        (["function", "invoke", "f", "--input", "a"], "BUFFER=FILE"),
+        (["function", "invoke", "f", "--key", "a"], "BUFFER=KEY"),
+        (["function", "invoke", "f", "--output", "a"], "BUFFER=FILE"),
+    ],
+)
+def test_a_value_of_another_form(kaasctl: Kaasctl, arguments: list[str], form: str) -> None:
+    assert f"'a' is not of the form {form}" in kaasctl(*arguments).stderr
 
 
 def test_a_request_that_fails_leaves_no_trace(kaasctl: Kaasctl, server: FakeServer) -> None:

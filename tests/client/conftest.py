@@ -98,12 +98,12 @@ def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     """A function that returns a client of either kind, with the options given."""
     clients: list[Any] = []
     if request.param == "threads":
-        yield lambda **options: clients.append(Client(address, **options)) or clients[-1]
+        yield lambda **options: clients.append(Client(**{"address": address} | options)) or clients[-1]
     else:
         loop = request.getfixturevalue("loop")
 
         async def make(options: dict[str, Any]) -> AsyncClient:
-            return AsyncClient(address, **options)
+            return AsyncClient(**{"address": address} | options)
 
         def connect(**options: Any) -> Blocking:
             return Blocking(loop, asyncio.run_coroutine_threadsafe(make(options), loop).result())

@@ -74,9 +74,14 @@ def execute(
 
 
 def launch(
-    device: Device, module: Module, calls: Sequence[Call], buffers: Mapping[str, np.ndarray], iterations: int = 1
+    device: Device,
+    module: Module,
+    calls: Sequence[Call],
+    buffers: Mapping[str, np.ndarray],
+    iterations: int = 1,
+    printed: list[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """As ``execute``, with a module that is loaded."""
+    """As ``execute``, with a module that is loaded. What device code printed is added to ``printed``."""
     with ExitStack() as stack:
         on_device: dict[str, DeviceBuffer] = {}
         for name, content in buffers.items():
@@ -103,6 +108,8 @@ def launch(
         run.start()
         run.wait()
         run.done()
+        if printed is not None:
+            printed.append(run.printed)
         results: dict[str, np.ndarray] = {}
         for name, content in buffers.items():
             raw = bytearray(content.nbytes)

@@ -252,7 +252,7 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     (
         "buffer unknown",
         one_kernel(arguments=[["x", "i"]]),
-        [("kernels[0].arguments[0]", "'x' needs a size in at least one place")],
+        [("kernels[0].arguments[0]", "'x' has no size: no entry of `buffers` and no argument gives one")],
     ),
     ("buffer as number", one_kernel(arguments=[[3, "i"]]), [("kernels[0].arguments[0]", "a buffer must be an object, not 3")]),
     ("buffer without name", one_kernel(arguments=[[{"size": 1}, "i"]]), [("kernels[0].arguments[0].name", "missing")]),

@@ -25,10 +25,15 @@ class Corpus:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._modules: dict[str, Module] = {}
+        self.printed = ""
+        """By the kernels of the last ``run``, where the device keeps it: on a GPU it goes to standard output."""
 
     def run(self, name: str, *calls: Call, iterations: int = 1, **buffers: np.ndarray) -> Arrays:
         """Run ``calls`` of kernels of ``cuda/NAME.ptx`` with buffers that start as given; return what they are afterwards."""
-        return launch(self._device, self._module(f"cuda/{name}.ptx"), calls, buffers, iterations)
+        printed: list[str] = []
+        results = launch(self._device, self._module(f"cuda/{name}.ptx"), calls, buffers, iterations, printed)
+        self.printed = "".join(printed)
+        return results
 
     def run_triton(self, name: str, grid: Dim3 | int, arguments: Mapping[str, Use | bytes], **buffers: np.ndarray) -> Arrays:
         """Run a Triton kernel; its arguments are those of its signature, and a buffer of each pointer's name holds its data."""
@@ -43,11 +48,6 @@ class Corpus:
             facts["shared_memory_bytes"],
         )
         return launch(self._device, self._module(f"triton/{name}.ptx"), [call], buffers | scratch)
-
-    @property
-    def printed(self) -> str:
-        """What the kernels of the last run printed, where the device keeps it: on a GPU it goes to standard output."""
-        return str(getattr(self._device, "printed", ""))
 
     def _module(self, path: str) -> Module:
         if path not in self._modules:

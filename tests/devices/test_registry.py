@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,14 @@ def test_an_emulated_device_has_its_name_and_its_options() -> None:
 def test_a_kind_without_options_is_told_none() -> None:
     text = opening.options_to_text("cuda:0", SimpleNamespace())
     assert opening.options_from_text("cuda:0", text) is None
+
+
+def test_an_option_that_is_no_setting_of_the_daemon_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = replace(opening.kind_of("emulator"), name="small", pattern="small")
+    monkeypatch.setattr(opening, "KINDS", (kind,))
+    settings = SimpleNamespace(small_memory_bytes=1 << 20)
+    with pytest.raises(DeviceUnavailable, match="small cannot be used: kaasd has no setting small_checks for its option"):
+        opening.options_to_text("small", settings)
 
 
 def test_the_registry_loads_neither_driver_nor_compiler() -> None:

@@ -252,3 +252,16 @@ def test_a_request_is_new_to_a_worker_once() -> None:
     assert [seen.add(digest) for digest in (b"c", b"a")] == [True, True]  # a third has made it forget
     seen.clear()
     assert seen.add(b"c")
+
+
+def test_a_call_that_is_sent_again_comes_behind_the_others() -> None:
+    """The worker asked for its content, and has begun the other meanwhile."""
+    queue = ready_queue()
+    queue.submit(1)
+    queue.submit(2)
+    queue.sent_again(1)
+    assert queue.cancel(1, CancelReason.CANCELLED)[0] != Cancel(1, CancelReason.CANCELLED)
+    decisions = queue.worker_lost()
+    assert [type(decision) for decision in decisions] == [Fail]
+    assert decisions[0].call == 2  # it was being served
+    assert queue.worker_ready() == []

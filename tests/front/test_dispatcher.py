@@ -190,6 +190,16 @@ class TestPrepare:
 
         run(body())
 
+    def test_a_worker_that_is_not_ready_holds_nobody_up(self, tmp_path: Path) -> None:
+        async def body() -> None:
+            async with dispatching(tmp_path, "", "die in second life") as (dispatcher, workers):
+                os.kill(workers[1].info.worker_pid, signal.SIGKILL)
+                await until(lambda: workers[1].info.state != admin_pb2.WORKER_STATE_READY)
+                await dispatcher.prepare(REQUEST)
+                assert workers[1].queue.load == 0
+
+        run(body())
+
     def test_it_fails_where_none_can(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with dispatching(tmp_path, "unable", "unable") as (dispatcher, _):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.interop.conftest import NODE_EXAMPLES, ROOT, output_of
 
@@ -41,6 +43,20 @@ def test_node_invokes_what_python_registered(node_environ: dict[str, str]) -> No
     output_of(["python", "-c", block("python")], node_environ)
     output = output_of(["node", "--input-type=module", "-"], node_environ, cwd=NODE_EXAMPLES, stdin=block("js"))
     assert output.split() == [str(DOT)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "program", "code"), [(["first_request.js"], "", 2), (["--input-type=module", "-"], block("js"), 1)]
+)
+def test_node_says_what_to_do_without_an_address(
+    node_environ: dict[str, str], arguments: list[str], program: str, code: int
+) -> None:
+    environ = {name: value for name, value in node_environ.items() if name != "KAAS_ADDRESS"}
+    child = subprocess.run(
+        ["node", *arguments], cwd=NODE_EXAMPLES, env=environ, input=program, capture_output=True, text=True, timeout=100
+    )
+    assert (child.returncode, child.stdout) == (code, "")
+    assert "set KAAS_ADDRESS to the address that kaasd prints" in child.stderr
 
 
 def test_node_puts_uploads_submits_and_gets(node_environ: dict[str, str]) -> None:

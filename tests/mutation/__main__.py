@@ -1,4 +1,4 @@
-"""Mutation testing of the daemon's rooms: ``python -m tests.mutation [--sample N] [--seed S] [--rooms store,front]``.
+"""Mutation testing of the daemon's packages: ``python -m tests.mutation [--sample N] [--seed S] [--packages store,front]``.
 
 A random sample of small changes, one at a time, each in a copy of the tree, each met by the tests that run the changed line. The
 changes are mutmut's, used as a library; the rest is ours, because much of the daemon runs in child processes. mutmut chooses
@@ -26,7 +26,7 @@ from tests.mutation import plugin
 from tests.mutation.coverage_map import ROOT, CoverageMap, Tree, files_of_tree, measure, test_file_hashes
 from tests.mutation.mutants import Candidate, Mutant, Source
 
-ROOMS = ("front", "worker", "store", "request", "api", "ipc")
+PACKAGES = ("front", "worker", "store", "request", "api", "ipc")
 BUILD = ROOT / "build/mutation"
 ACCEPTED = Path(__file__).with_name("accepted.toml")
 WANTED = 0.9
@@ -52,9 +52,9 @@ class Runner:
         self._coverage = CoverageMap()
         self._sources: dict[str, Source] = {}
 
-    def sources(self, rooms: Iterable[str]) -> list[Source]:
-        """Return the source files of rooms, or of parts of them as in ``store/writer.py``."""
-        wanted = tuple(f"kaasd/{room}" for room in rooms)
+    def sources(self, packages: Iterable[str]) -> list[Source]:
+        """Return the source files of packages, or of parts of them as in ``store/writer.py``."""
+        wanted = tuple(f"kaasd/{package}" for package in packages)
         return [self.source(name) for name in self._names if name.startswith(wanted) and name.endswith(".py")]
 
     def source(self, path: str) -> Source:
@@ -123,11 +123,11 @@ class Runner:
         of_file: defaultdict[str, float] = defaultdict(float)
         for test in tests:
             of_file[test.partition("::")[0]] += seconds[test]
-        room = f"tests/{mutant.path.split('/')[1]}/"
+        package = f"tests/{mutant.path.split('/')[1]}/"
 
         def rank(test: str) -> tuple[Any, ...]:
             file = test.partition("::")[0]
-            return not test.startswith(room), of_file[file], file, not tests[test], seconds[test]
+            return not test.startswith(package), of_file[file], file, not tests[test], seconds[test]
 
         chosen: dict[str, float] = {}
         spent = 0.0
@@ -188,16 +188,16 @@ def report(results: list[tuple[Mutant, str, str]], seed: int) -> tuple[str, bool
     entries = tomllib.loads(ACCEPTED.read_text()).get("mutant", [])
     reasons = {(entry["file"], entry["line"], entry["mutation"]): entry["reason"] for entry in entries}
     lines = ["# Mutation testing", "", f"{len(results)} mutants, `--seed {seed}`.", ""]
-    lines += [f"| room | {' | '.join(OUTCOMES)} | accepted |", "|---|" + "--:|" * (len(OUTCOMES) + 1)]
+    lines += [f"| package | {' | '.join(OUTCOMES)} | accepted |", "|---|" + "--:|" * (len(OUTCOMES) + 1)]
     total: Counter[str] = Counter()
-    for room in ROOMS:
+    for package in PACKAGES:
         count = Counter(
             "accepted" if outcome in ("survived", "no coverage") and mutant.key in reasons else outcome
             for mutant, outcome, _ in results
-            if mutant.path.startswith(f"kaasd/{room}/")
+            if mutant.path.startswith(f"kaasd/{package}/")
         )
         total += count
-        lines.append(f"| {room} | " + " | ".join(str(count[outcome]) for outcome in (*OUTCOMES, "accepted")) + " |")
+        lines.append(f"| {package} | " + " | ".join(str(count[outcome]) for outcome in (*OUTCOMES, "accepted")) + " |")
     lines.append("| all | " + " | ".join(str(total[outcome]) for outcome in (*OUTCOMES, "accepted")) + " |")
     killed = total["killed"] + total["timed out"]
     judged = total.total() - total["accepted"]
@@ -227,7 +227,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.partition("\n\n")[2])
     parser.add_argument("--sample", type=int, default=300, metavar="N", help="how many mutants (default: 300)")
     parser.add_argument("--seed", type=int, default=None, help="of the random sample (default: another each time)")
-    parser.add_argument("--rooms", default=",".join(ROOMS), help="rooms or parts of them, as in store,front/call_queue.py")
+    parser.add_argument("--packages", default=",".join(PACKAGES), help="or parts of them, as in store,front/call_queue.py")
     parser.add_argument("--again", action="store_true", help="the mutants that were not killed the last time, and no others")
     parser.add_argument("--budget", type=float, default=120, metavar="S", help="seconds of tests for one mutant (default: 120)")
     arguments = parser.parse_args()
@@ -235,18 +235,18 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kaasd-mut-", ignore_cleanup_errors=True) as folder:
         runner = Runner(Path(folder), arguments.budget)
-        sources = runner.sources(ROOMS)
-        rooms = runner.sources(arguments.rooms.split(","))
-        if not rooms:
-            parser.error(f"no file is in {arguments.rooms}; the rooms are {', '.join(ROOMS)}")
+        sources = runner.sources(PACKAGES)
+        chosen = runner.sources(arguments.packages.split(","))
+        if not chosen:
+            parser.error(f"no file is in {arguments.packages}; the packages are {', '.join(PACKAGES)}")
         if arguments.again:
             last = json.loads((BUILD / "survivors.json").read_text())
             seed, keys = last["seed"], {tuple(key) for key in last["keys"]}
-            rooms = [source for source in sources if source.path in {path for path, _, _ in keys}]
-            every = (source.mutant(candidate) for source in rooms for candidate in source.candidates())
+            chosen = [source for source in sources if source.path in {path for path, _, _ in keys}]
+            every = (source.mutant(candidate) for source in chosen for candidate in source.candidates())
             mutants = list({mutant.key: mutant for mutant in every if mutant is not None and mutant.key in keys}.values())
         else:
-            mutants = sample(rooms, arguments.sample, seed)
+            mutants = sample(chosen, arguments.sample, seed)
         runner.measure()
         results = []
         for result in runner.run(mutants):

@@ -21,7 +21,7 @@ from tests.mutation import plugin
 
 ROOT = Path(__file__).parents[2]
 EXCLUDED_TESTS = ("tests/benchmarks", "tests/corpus", "tests/devices", "tests/fuzz", "tests/interop", "tests/mutation")
-"""They are slow, and tell little about the rooms that are changed."""
+"""They are slow, and tell little about the packages that are changed."""
 WHAT_COUNTS = ("kaas_client/", "kaas_core/", "kaasd/", "examples/", "proto/", "tests/")
 """A change elsewhere does not change what a test runs."""
 MARKS = "not gpu and not slow"

@@ -104,7 +104,7 @@ class Worker:
         self._commits = CommitSignal()
         self._closed = False
         self.serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG)
-        listen(WorkerChannel(cancellations[1]), self.serving)
+        listen(WorkerChannel(cancellations[1]), self.serving, on_failure=lambda: None)
         self._thread = threading.Thread(target=self.serving.run)
         self._thread.start()
 

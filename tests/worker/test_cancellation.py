@@ -41,7 +41,8 @@ class Front:
 
     def __init__(self, calls: Calls) -> None:
         self._socket, workers = socket.socketpair()
-        listen(WorkerChannel(workers), calls)
+        self.failed = threading.Event()
+        listen(WorkerChannel(workers), calls, on_failure=self.failed.set)
 
     def send(self, *calls: tuple[int, bool]) -> None:
         """Cancel calls, each by its deadline or not, in one piece."""
@@ -139,3 +140,14 @@ def test_once_the_front_has_gone_all_calls_are_cancelled_again_and_again(calls: 
     wait_until(lambda: len(calls.all_cancelled) >= 3)
     assert set(calls.all_cancelled) == {"the front went away"}
     assert not calls.cancelled
+
+
+def test_a_defect_of_the_thread_is_told() -> None:
+    class Broken(Calls):
+        def cancel(self, call_id: int, error: KaasError, *, overdue: bool = False) -> bool:
+            raise RuntimeError("a defect")
+
+    front = Front(Broken())
+    front.send((1, False))
+    assert front.failed.wait(30)
+    front.close()

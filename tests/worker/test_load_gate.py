@@ -174,13 +174,15 @@ def test_stopped_kernels_say_why(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize(("index", "kernel"), [(0, "prodKern"), (-1, "unknown")])
-def test_a_fault_is_told_with_all_that_is_known(bench: Bench, index: int, kernel: str, lost: bool) -> None:
+@pytest.mark.parametrize(
+    ("index", "kernel", "who"), [(0, "prodKern", "kernels[0] (prodKern)"), (-1, "unknown", "one of the request's kernels")]
+)
+def test_a_fault_is_told_with_all_that_is_known(bench: Bench, index: int, kernel: str, who: str, lost: bool) -> None:
     plan = bench.executor.programs.get(bench.multiply(SMALL)).plan
     fault = KernelFault("CUDA_ERROR_TRAP", index, "it trapped", device_lost=lost)
     error = bench.executor.explain(fault, plan, Cancellation())
     assert isinstance(error, KernelFaultError)
-    assert error.message == f"kernels[{index}] ({kernel}) faulted: CUDA_ERROR_TRAP: it trapped"
+    assert error.message == f"{who} faulted: CUDA_ERROR_TRAP: it trapped"
     assert error.metadata == {"fault": "CUDA_ERROR_TRAP", "kernel_index": str(index), "kernel": kernel}
     assert bench.executor.device_lost is lost
     more = bench.executor.explain(KernelFault("x", index, "", report="where", suspects=2), plan, Cancellation())

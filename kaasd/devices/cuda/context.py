@@ -10,8 +10,8 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceLost, OutOfMemory
-from kaasd.devices.cuda.driver import Check, CudaError, Release, check, undone_on_failure
+from kaasd.devices.base import DeviceLost, OutOfMemory, undone_on_failure
+from kaasd.devices.cuda.driver import Check, CudaError, Release, check
 
 MAX_IDLE_BYTES = 1 << 30
 """Of page-locked memory, kept for the next who asks. On an H100's host 4 KiB to 1 MiB take 4 microseconds, 16 MiB 5.6 ms, 256 MiB

@@ -10,12 +10,13 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceBuffer, DeviceLost, DeviceUnavailable, Launch, MappedFile, OutOfMemory
+from kaasd.devices.base import DeviceBuffer, DeviceLost, DeviceUnavailable, Launch, MappedFile, OutOfMemory, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.driver import CudaError, check, initialize, undone_on_failure
+from kaasd.devices.cuda.driver import CudaError, check, initialize
+from kaasd.devices.cuda.kernel import with_own_variables
 from kaasd.devices.cuda.mapped import RegisteredFile
-from kaasd.devices.cuda.module import CudaModule, with_own_variables
+from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer

@@ -1,9 +1,8 @@
-"""Calls of the CUDA driver: the one place where their status is read, and how a set-up that fails half-way is undone."""
+"""Calls of the CUDA driver: the one place where their status is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from cuda.bindings import driver
@@ -61,21 +60,6 @@ def check(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     if len(values) == 1:
         return values[0]
     return tuple(values) if values else None
-
-
-@contextmanager
-def undone_on_failure() -> Iterator[ExitStack]:
-    """Yield what a set-up is to be undone with: by its owner, or here where the ``with`` block fails.
-
-    The block's own error is raised, whatever fails while it is undone.
-    """
-    undo = ExitStack()
-    try:
-        yield undo
-    except BaseException:
-        with suppress(Exception):
-            undo.close()
-        raise
 
 
 def _describe(status: Any) -> str:

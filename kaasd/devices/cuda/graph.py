@@ -7,7 +7,8 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.cuda.driver import CudaError, Release, check, undone_on_failure
+from kaasd.devices.base import undone_on_failure
+from kaasd.devices.cuda.driver import CudaError, Release, check
 from kaasd.devices.cuda.launch import KernelCall
 
 MAX_REPEATED_LAUNCHES = 256

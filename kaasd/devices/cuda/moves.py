@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from kaasd.devices.base import DeviceBuffer
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import PinnedMemory
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import KernelCall
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.trace import SpanKind
 
 RANGES = 32

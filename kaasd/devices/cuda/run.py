@@ -8,13 +8,13 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import KernelFault, Launch, OutOfMemory, Transfer, buffer_names
+from kaasd.devices.base import KernelFault, Launch, OutOfMemory, Transfer, buffer_names, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.context import CudaContext, Lane
-from kaasd.devices.cuda.driver import CudaError, check, undone_on_failure
+from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.moves import Moved, Moves
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostFunction

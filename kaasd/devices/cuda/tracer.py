@@ -8,8 +8,9 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from kaasd.devices.base import undone_on_failure
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.driver import check, undone_on_failure
+from kaasd.devices.cuda.driver import check
 from kaasd.devices.trace import Stream, Tracer
 
 SINGLE_LAUNCHES = (

@@ -15,7 +15,8 @@ from cuda.bindings import driver
 from kaasd.devices.base import Launch, OutOfMemory
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
-from kaasd.devices.cuda.module import MAX_IDLE_COPIES, CudaModule
+from kaasd.devices.cuda.kernel import MAX_IDLE_COPIES
+from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.libraries import UnsupportedLibrary

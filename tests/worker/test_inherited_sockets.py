@@ -1,0 +1,83 @@
+"""A worker as a front with thousands of connections starts it: its sockets have numbers that ``select`` does not take."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from kaas.worker.v1 import worker_pb2
+from kaas_core.protobuf import request_to_proto
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
+from kaasd.ipc.messages import SerializedRequest
+from tests.conformance.launching import KERNELS
+
+HIGH = 1100
+"""Beyond FD_SETSIZE, 1024."""
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[0] < 2 * HIGH:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2 * HIGH, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def endless(library: str) -> SerializedRequest:
+    kernel = KernelSpec(library, "spinKern", (1, 1, 1), (1, 1, 1), (BufferArgument("out", Access.OUTPUT),))
+    request = Request((kernel,), (BufferSpec("out", 4),))
+    return SerializedRequest.of(request_to_proto(request).SerializeToString(deterministic=True))
+
+
+def test_it_hears_of_calls_and_of_cancellations(tmp_path: Path, many_descriptors: None) -> None:
+    with ExitStack() as stack:
+        pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(2)]
+        high = [fcntl.fcntl(worker.fileno(), fcntl.F_DUPFD, HIGH) for _, worker in pairs]
+        process = subprocess.Popen([sys.executable, "-m", "kaasd.worker.main", *map(str, high)], pass_fds=high)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        calls, cancellations = (front for front, _ in pairs)
+        config = worker_pb2.WorkerConfig(
+            device="emulator",
+            store_path=str(tmp_path / "store"),
+            store_limit_bytes=64 << 20,
+            durability="none",
+            chunk_bytes=1 << 20,
+            library_roots=[str(KERNELS)],
+            device_options="{}",
+            log_level="ERROR",
+            busy_poll_s=0.001,
+            busy_poll_beside_others=True,
+            concurrency=1,
+        )
+        send(calls, worker_pb2.ToWorker(configure=config))
+        assert answer(calls).HasField("ready")
+        request = endless(str(KERNELS / "faults.ptx"))
+        named = worker_pb2.SerializedRequest(digest=request.digest, content=request.content)
+        for call_id in (1, 2):
+            send(calls, worker_pb2.ToWorker(id=call_id, only_call=True, execute=worker_pb2.Execute(request=named)))
+            send(cancellations, worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel()))
+            failed = answer(calls)
+            assert (failed.id, failed.failed.reason) == (call_id, "CANCELLED")
+        for front in (calls, cancellations):
+            front.shutdown(socket.SHUT_RDWR)
+        assert process.wait(60) == 0
+
+
+def send(front: socket.socket, message: worker_pb2.ToWorker) -> None:
+    data = message.SerializeToString()
+    front.sendall(len(data).to_bytes(4, "little") + data)
+
+
+def answer(front: socket.socket) -> worker_pb2.FromWorker:
+    length = int.from_bytes(front.recv(4, socket.MSG_WAITALL), "little")
+    return worker_pb2.FromWorker.FromString(front.recv(length, socket.MSG_WAITALL))
