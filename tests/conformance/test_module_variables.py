@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kaas_client import Client, Kernel, Request, inout, inp, out, tmp, u32
-from kaas_core.errors import DeadlineExceededError, KaasError, KernelFaultError
+from kaas_core.errors import DeadlineExceededError, InvalidLibraryError, KaasError, KernelFaultError, UnavailableError
 
 PTX = Path(__file__).parent / "data/variables.ptx"
 CUBIN = Path(__file__).parent / "data/variables.sm_90.cubin"
@@ -35,8 +36,17 @@ def peek(library: str) -> Kernel:
     return Kernel(library, "peekKern", grid=N // 128, block=128, args=[u32(N), out("seen", 4 * N, ephemeral=True)])
 
 
+def submit(kaas: Client, request: Request, inputs: Mapping[str, np.ndarray], output: str) -> np.ndarray:
+    """Return one output; where an earlier request took the device with it, once its worker is back."""
+    while True:
+        try:
+            return kaas.submit(request, inputs=inputs, returns=[output]).array(output, "u4")
+        except UnavailableError:
+            continue
+
+
 def seen(kaas: Client, library: str) -> np.ndarray:
-    return kaas.submit(Request([peek(library)]), returns=["seen"]).array("seen", "u4")
+    return submit(kaas, Request([peek(library)]), {}, "seen")
 
 
 def test_what_a_request_leaves_is_gone(kaas: Client, variables: str) -> None:
@@ -94,11 +104,11 @@ def total(library: str, hang: int) -> Request:
 
 def test_a_reduction_that_a_deadline_cut_off(kaas: Client, variables: str) -> None:
     inputs = {"x": np.ones(640, np.uint32)}
-    assert kaas.submit(total(variables, 0), inputs=inputs, returns=["total"]).array("total", "u4").tolist() == [640]
+    assert submit(kaas, total(variables, 0), inputs, "total").tolist() == [640]
     with pytest.raises(DeadlineExceededError):
         kaas.submit(total(variables, 1), inputs=inputs, timeout=1)
     for _ in range(3):
-        assert kaas.submit(total(variables, 0), inputs=inputs, returns=["total"]).array("total", "u4").tolist() == [640]
+        assert submit(kaas, total(variables, 0), inputs, "total").tolist() == [640]
 
 
 def test_two_clients_at_once(address: str, kaas: Client, variables: str) -> None:
@@ -132,10 +142,11 @@ def test_what_is_printed_belongs_to_its_request(kaas: Client, variables: str, de
         assert printed == ["it is 1\n", "it is 2\n"] * 2
 
 
-@pytest.mark.gpu
 def test_a_library_of_machine_code(kaas: Client, device_name: str) -> None:
     if not device_name.startswith("cuda"):
-        pytest.skip("the emulated device runs PTX")
+        with pytest.raises(InvalidLibraryError, match="only machine code"):
+            kaas.upload(CUBIN)
+        return
     library = kaas.upload(CUBIN)
     for _ in range(4):
         both = kaas.submit(Request([leave(library), peek(library), count(library)]), inputs={"secret": SECRET}, returns=["seen"])
