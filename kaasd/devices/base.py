@@ -56,6 +56,10 @@ class LoadedKernel(Protocol):
     @property
     def attributes(self) -> KernelAttributes: ...
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run of it can be prepared without loading code. One with module variables of its own may need it again."""
+
 
 class Module(Protocol):
     """Loaded GPU code."""
@@ -247,7 +251,7 @@ class Device(Protocol):
         zeroed: Sequence[DeviceBuffer] = (),
         downloads: Sequence[DeviceBuffer] = (),
     ) -> Run:
-        """Make a run of all ``launches`` in order, ``iterations`` times.
+        """Make a run of all ``launches`` in order, ``iterations`` times. Module variables start each as the library has them.
 
         Before them ``uploads`` are filled from host memory and ``zeroed`` with zeros; after them ``downloads`` are copied back.
         For small buffers: their host memory stays taken. Raises ``OutOfMemory``.

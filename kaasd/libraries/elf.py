@@ -1,5 +1,5 @@
 """Just enough of ELF to find the section of a host library that holds GPU code, the functions that it exports, and to tell which
-GPU a cubin is for.
+GPU a cubin is for and what it has in global memory.
 
 Layout: System V ABI, chapter 4 (64-bit, little-endian). What CUDA adds was read off the output of nvcc and ptxas 12 and 13.
 """
@@ -7,7 +7,7 @@ Layout: System V ABI, chapter 4 (64-bit, little-endian). What CUDA adds was read
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kaasd.libraries import UnsupportedLibrary
@@ -21,7 +21,11 @@ _SEGMENT_SIZE = 56
 _CLASS64, _LITTLE_ENDIAN = 2, 1
 _TYPE_RELOCATABLE, _TYPE_SHARED = 1, 3
 _MACHINE_CUDA = 190
-_SECTION_DYNAMIC_SYMBOLS = 11
+_SECTION_SYMBOLS, _SECTION_DYNAMIC_SYMBOLS = 2, 11
+_OBJECT = 1
+"""STT_OBJECT."""
+_GLOBAL_MEMORY = b".nv.global"
+"""Begins the names of the sections of variables: ``.nv.global`` of those that start as zeros, ``.nv.global.init`` of others."""
 _FUNCTION, _BINDS_OUTSIDE, _SEEN_OUTSIDE = 2, (1, 2), (0, 3)
 """STT_FUNC; STB_GLOBAL, STB_WEAK; STV_DEFAULT, STV_PROTECTED."""
 _OF_THE_LINKER = {"_init", "_fini"}
@@ -43,6 +47,8 @@ class Elf:
     """Name and content, in order, of those that have content."""
     functions: tuple[str, ...]
     """Of a host's shared object: the names of the functions that it exports, sorted."""
+    variables: tuple[str, ...]
+    """Of a cubin: the names of its variables in global memory, sorted."""
 
     def section(self, name: bytes) -> memoryview | None:
         """Return the content of the first section of this name."""
@@ -66,46 +72,71 @@ def read_elf(data: bytes) -> Elf:
 
     view = memoryview(data)
     contents: list[tuple[int, memoryview]] = []
+    is_cubin = machine == _MACHINE_CUDA
+    wanted = _SECTION_SYMBOLS if is_cubin else _SECTION_DYNAMIC_SYMBOLS
     symbols: list[tuple[memoryview, int]] = []
-    """Tables of dynamic symbols, each with the index of the section that has their names."""
+    """Tables of symbols, each with the index of the section that has their names."""
     for index, (name_at, section_type, _, _, offset, size, names_at, *_) in enumerate(headers):
         if section_type in _SECTION_WITHOUT_BYTES:
             size = 0
         _need(data, f"section {index}", offset if size else 0, size)
         contents.append((name_at, view[offset : offset + size]))
-        if section_type == _SECTION_DYNAMIC_SYMBOLS:
+        if section_type == wanted:
             symbols.append((contents[-1][1], names_at))
     names = bytes(contents[names_index][1]) if names_index < len(contents) else b""
 
-    is_cubin = machine == _MACHINE_CUDA
     functions: set[str] = set()
-    if kind == _TYPE_SHARED and not is_cubin:
-        for table, names_index in symbols:
-            functions.update(_exported(table, contents[names_index][1] if names_index < len(contents) else b""))
+    variables: set[str] = set()
+    sections = [names[at : names.find(b"\0", at)] for at, _ in contents]
+    for table, names_index in symbols if is_cubin or kind == _TYPE_SHARED else ():
+        text = contents[names_index][1] if names_index < len(contents) else b""
+        if is_cubin:
+            variables.update(_in_global_memory(table, text, sections))
+        else:
+            functions.update(_exported(table, text))
     # Up to CUDA 12 the architecture is in the lowest byte of the flags, from version 8 of the ABI in the second.
     sm = (flags >> 8 if identity[8] >= 8 else flags) & 0xFF
     return Elf(
         is_cubin=is_cubin,
         is_relocatable=kind == _TYPE_RELOCATABLE,
         sm=sm if is_cubin else 0,
-        sections=tuple((names[at : names.find(b"\0", at)], content) for at, content in contents if content.nbytes),
+        sections=tuple((name, content) for name, (_, content) in zip(sections, contents, strict=True) if content.nbytes),
         functions=tuple(sorted(functions - _OF_THE_LINKER)),
+        variables=tuple(sorted(variables)),
     )
 
 
-def _exported(table: memoryview, names: memoryview | bytes) -> Iterator[str]:
-    """Yield the functions that a table of dynamic symbols defines for others."""
+def _symbols(table: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Yield of each symbol where its name begins, type and binding, visibility, and the index of its section."""
     if len(table) % _SYMBOL.size:
         raise UnsupportedLibrary(
             f"malformed ELF: a symbol table of {len(table)} bytes, which is not a multiple of {_SYMBOL.size}"
         )
-    text = bytes(names)
     for name_at, info, visibility, section, _, _ in _SYMBOL.iter_unpack(table):
+        yield name_at, info, visibility, section
+
+
+def _name(text: bytes, at: int, what: str) -> str:
+    end = text.find(b"\0", at)
+    if end <= at:
+        raise UnsupportedLibrary(f"malformed ELF: the name of a {what} would be at byte {at} of {len(text)}")
+    return text[at:end].decode(errors="replace")
+
+
+def _exported(table: memoryview, names: memoryview | bytes) -> Iterator[str]:
+    """Yield the functions that a table of dynamic symbols defines for others."""
+    text = bytes(names)
+    for name_at, info, visibility, section in _symbols(table):
         if info & 15 == _FUNCTION and info >> 4 in _BINDS_OUTSIDE and visibility & 3 in _SEEN_OUTSIDE and section:
-            end = text.find(b"\0", name_at)
-            if end <= name_at:
-                raise UnsupportedLibrary(f"malformed ELF: the name of a function would be at byte {name_at} of {len(text)}")
-            yield text[name_at:end].decode(errors="replace")
+            yield _name(text, name_at, "function")
+
+
+def _in_global_memory(table: memoryview, names: memoryview | bytes, sections: Sequence[bytes]) -> Iterator[str]:
+    """Yield the variables of a table of symbols."""
+    text = bytes(names)
+    for name_at, info, _, section in _symbols(table):
+        if info & 15 == _OBJECT and section < len(sections) and sections[section].startswith(_GLOBAL_MEMORY):
+            yield _name(text, name_at, "variable")
 
 
 def _need(data: bytes, what: str, offset: int, size: int) -> None:

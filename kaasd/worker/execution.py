@@ -125,6 +125,8 @@ class Execution:
         program.requests += 1
         try:
             try:
+                if not program.idle:
+                    yield from executor.until_loadable(lambda: program.is_ready, cancellation)
                 if invocation.trace_from_ns:
                     self._tracer = executor.device.tracer()
                 bound = yield from self._bind(program, plan)

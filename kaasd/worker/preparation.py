@@ -25,6 +25,7 @@ def prepare(executor: Executor, request: SerializedRequest, cancellation: Cancel
     program.requests += 1
     later = suppress(KeyNotFoundError, ValueTooShortError, SnapshotChanged, NoRoomError, OutOfMemory, KernelFault)
     try:
+        yield from executor.until_loadable(lambda: program.is_ready, cancellation)
         with later, closing(BoundRequest(executor, program, program.plan, {})) as bound:
             bound.run.warm()
     finally:

@@ -100,6 +100,11 @@ class Program:
     """It serves no new request."""
     _rebound: LRUCache[tuple[tuple[str, str], ...], Plan] = field(default_factory=lambda: LRUCache(MAX_REBOUND))
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``take_instance`` gives one, or makes one, without loading code."""
+        return bool(self.idle) or all(kernel.is_ready for kernel in self.kernels)
+
     def with_keys(self, keys: Mapping[str, str]) -> Plan:
         """Return the plan with other keys, by buffer name. Raises ``InvalidRequestError``."""
         if not keys:

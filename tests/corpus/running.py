@@ -20,7 +20,7 @@ Check = Callable[..., None]
 
 
 class Corpus:
-    """The corpus on one device. A library is loaded once, so variables of its module keep their values between runs."""
+    """The corpus on one device. A library is loaded once; variables of its module start each run as it has them."""
 
     def __init__(self, device: Device) -> None:
         self._device = device

@@ -124,10 +124,11 @@ def test_expressions(corpus: Corpus) -> None:
 
 def test_variables_of_the_module(corpus: Corpus) -> None:
     call = Call("variablesKern", 2, 48, [out("counts"), out("y")])
-    results = corpus.run("memory", call, counts=np.zeros(96, np.uint32), y=np.zeros(7))
-    assert np.array_equal(np.sort(results["counts"]), 40 + 2 * np.arange(96))
     expected = [-1 + 10 * -5, 0.5 - 1.25, 1e300, ord("e") + 256 * ord("n"), ord("x") * 2.5, 0x12345678, 7]
-    assert results["y"].tolist() == expected
+    for _ in range(2):
+        results = corpus.run("memory", call, counts=np.zeros(96, np.uint32), y=np.zeros(7))
+        assert np.array_equal(np.sort(results["counts"]), 40 + 2 * np.arange(96))
+        assert results["y"].tolist() == expected
 
 
 def test_polynomials_of_constant_memory(corpus: Corpus, same_as_gpu: Check) -> None:

@@ -27,7 +27,7 @@ def expect(n: int, value: int, a: np.ndarray) -> None:
 
 
 KERNELS = {
-    name: SimpleNamespace(attributes=KernelAttributes(name, parameter_size_bytes, 0, 1024), function=function)
+    name: SimpleNamespace(attributes=KernelAttributes(name, parameter_size_bytes, 0, 1024), is_ready=True, function=function)
     for name, parameter_size_bytes, function in (("prodKern", (8, 8, 8, 8), multiply), ("expectKern", (8, 4, 8), expect))
 }
 

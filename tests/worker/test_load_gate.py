@@ -20,6 +20,7 @@ from kaas_core.errors import (
 from kaas_core.request import BufferSpec, Request
 from kaasd.devices.base import DeviceLost, KernelFault, Stopped
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.module import EmulatedKernel
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, execute
 from kaasd.worker.executor import CYCLE, FIRST_HOLD_S, LoadGate
@@ -106,6 +107,29 @@ def test_a_new_library_waits_and_a_known_one_does_not(device: BusyDevice, bench:
     assert bench.run(known, {"a": "a", "b": "a", "p": "p"}).versions.keys() == {"p"}
     bench.put("long", np.zeros(SMALL + 4, np.uint32))
     assert bench.run(another, {"a": "long", "b": "a", "p": "p"}).versions.keys() == {"p"}
+
+
+def test_a_run_that_needs_a_copy_of_its_code_waits_and_one_that_has_one_does_not(
+    device: BusyDevice, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As kernels do that write module variables, on a GPU."""
+    bench.put("a", np.full(SMALL, 3, np.uint32))
+    known = bench.multiply(SMALL)
+    bench.run(known, {"a": "a", "b": "a", "p": "p"})
+    monkeypatch.setattr(EmulatedKernel, "is_ready", False)
+    device.busy = True
+    bench.run(known, {"a": "a", "b": "a", "p": "p"})
+    program = bench.executor.programs.get(known)
+    bench.executor.memory.drop(program.idle[0])
+    waits = bench.begin(known, {"a": "a", "b": "a", "p": "p"})
+    prepares = Job(prepare(bench.executor, known, Cancellation()))
+    for job in (waits, prepares) * 3:
+        assert job.poll() is None
+    assert bench.executor.load_gate.waiting == 2
+    device.busy = False
+    assert finish([waits])[0].versions.keys() == {"p"}
+    assert prepares.poll()
+    assert bench.executor.load_gate.waiting == 0
 
 
 def test_who_waits_while_another_loses_the_device_runs_again(device: BusyDevice, bench: Bench) -> None:

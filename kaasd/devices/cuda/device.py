@@ -14,6 +14,7 @@ from kaasd.devices.base import DeviceBuffer, DeviceLost, DeviceUnavailable, Laun
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import CudaError, check, initialize
+from kaasd.devices.cuda.kernel import with_own_variables
 from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
@@ -99,7 +100,7 @@ class CudaDevice:
 
         Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
         """
-        module = CudaModule(image, self._properties, self._host_code, self._context, self._open.discard)
+        module = CudaModule(image, self._properties, self._host_code, self._context, self._open.discard, self.allocate)
         self._open.add(module)
         return module
 
@@ -159,10 +160,16 @@ class CudaDevice:
             arrived = self.allocate(4)
             undo.callback(arrived.close)
             arrived.zero()
-            moved = Moved(uploads, zeroed, downloads)
-            run = CudaRun(
-                self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, self._open.discard
-            )
+            copies = ExitStack()
+            undo.callback(copies.close)
+            launches, initial = with_own_variables(launches, copies)
+            moved = Moved(uploads, zeroed, downloads, initial)
+
+            def forget(run: CudaRun) -> None:
+                self._open.discard(run)
+                copies.close()
+
+            run = CudaRun(self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, forget)
         self._open.add(run)
         return run
 

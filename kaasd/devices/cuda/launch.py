@@ -13,7 +13,7 @@ from kaas_core.request import Dim3
 from kaasd.devices.base import Launch
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
-from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.wrapper import HostFunction
 
 

@@ -10,33 +10,17 @@ from cuda.bindings import driver
 
 from kaas_core.request import Dim3
 from kaasd.devices.base import undone_on_failure
+from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import Check, CudaError, check
+from kaasd.devices.cuda.kernel import CudaKernel, Unit, find_variables
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
+from kaasd.libraries.variables import Form, forms
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
-_SHARED_WITHOUT_OPT_IN = 48 << 10
-"""Static and dynamic shared memory that every kernel may have; more must be asked for."""
 _LOG_BYTES = 8192
-
-
-class CudaKernel:
-    """One entry point."""
-
-    def __init__(self, function: Any, attributes: KernelAttributes) -> None:
-        self.function = function
-        """The driver's handle; valid while the module is loaded."""
-        self.attributes = attributes
-        self._dynamic_limit = max(0, _SHARED_WITHOUT_OPT_IN - attributes.static_shared_memory_bytes)
-
-    def allow_dynamic_shared_memory(self, size_bytes: int) -> None:
-        """Let launches have this much dynamic shared memory. Raises ``CudaError``."""
-        if size_bytes > self._dynamic_limit:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            check(driver.cuFuncSetAttribute, self.function, attribute, size_bytes)
-            self._dynamic_limit = size_bytes
 
 
 class CudaModule:
@@ -49,10 +33,13 @@ class CudaModule:
         host_code: HostCode,
         context: CudaContext,
         forget: Callable[[CudaModule], None],
+        allocate: Callable[[int], CudaBuffer],
     ) -> None:
         """Load ``data`` for a device of these properties; its host code, when it is asked for, is loaded by ``host_code``.
 
-        When it has closed it is given to ``forget``. Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
+        When it has closed it is given to ``forget``. ``allocate`` is the device's.
+
+        Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
         """
         self._data = data
         self._max_threads_per_block = properties.max_threads_per_block
@@ -63,12 +50,20 @@ class CudaModule:
         kernels: dict[str, CudaKernel] = {}
         with undone_on_failure() as undo:
             undo.callback(forget, self)
-            for unit in image.units:
-                handle = _load(unit, image, properties.compute_capability, context.check)
-                undo.callback(context.release, driver.cuModuleUnload, handle)
-                for attributes, function in _kernels(handle, required_blocks, context.check):
+            for code in image.units:
+                form, handle = _load(code, image, properties.compute_capability, context)
+                with undone_on_failure() as undo_unit:
+                    undo_unit.callback(context.release, driver.cuModuleUnload, handle)
+                    found = _kernels(handle, required_blocks, context.check)
+                    unit = None
+                    if form.variables:
+                        undo_unit.pop_all()  # it is the unit's
+                        unit = Unit(form, handle, {each.name: each for each, _ in found}, context, allocate)
+                        undo_unit.callback(unit.close)
+                    undo.push(undo_unit.pop_all())
+                for attributes, function in found:
                     # A template's kernel may be in several units, always the same.
-                    kernels.setdefault(attributes.name, CudaKernel(function, attributes))
+                    kernels.setdefault(attributes.name, CudaKernel(function, attributes, unit))
         self._undo = undo
         self._kernels = kernels
 
@@ -86,13 +81,29 @@ class CudaModule:
         self._undo.close()
 
 
-def _load(unit: bytes, image: Image, capability: tuple[int, int], check: Check) -> Any:
-    """Return the driver's handle of one unit."""
+def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaContext) -> tuple[Form, Any]:
+    """Return the form of a unit that was loaded, and the driver's handle."""
+    for form in forms(unit, 10 * capability[0] + capability[1]):
+        handle = _load_form(form.code, image, capability, context.check)
+        with undone_on_failure() as undo:
+            undo.callback(context.release, driver.cuModuleUnload, handle)
+            if find_variables(handle, form.variables, context.check) is not None:
+                undo.pop_all()
+                return form, handle
+        undo.close()
+    names = ", ".join(sorted(form.variables)[:20])
+    raise UnsupportedLibrary(
+        f"its kernels write module variables, which start each request anew, and the driver cannot tell where all of these are: "
+        f"{names}; declare them outside functions, and bring the library as PTX"
+    )
+
+
+def _load_form(code: bytes, image: Image, capability: tuple[int, int], check: Check) -> Any:
     option = driver.CUjit_option
     log = bytearray(_LOG_BYTES)
     options = {option.CU_JIT_ERROR_LOG_BUFFER: log, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: len(log)}
     try:
-        return check(driver.cuModuleLoadDataEx, unit, len(options), list(options), list(options.values()))
+        return check(driver.cuModuleLoadDataEx, code, len(options), list(options), list(options.values()))
     except CudaError as error:
         raise UnsupportedLibrary(_explain(error, _one_line(log), image, capability)) from error
 

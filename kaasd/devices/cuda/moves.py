@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from kaasd.devices.base import DeviceBuffer
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import PinnedMemory
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import KernelCall
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.trace import SpanKind
 
 RANGES = 32
@@ -20,7 +20,7 @@ _THREADS = 256
 _BYTES_A_BLOCK = _THREADS * 16 * 4
 _MAX_BLOCKS = 1024
 Move = tuple[int, int, int]
-"""Address to write, address to read or 0 for zeros, size in bytes. Both begin at a multiple of 16."""
+"""Address to write, address to read or 0 for zeros, size in bytes. 16 bytes and more begin at a multiple of 16, both."""
 
 
 def move_calls(kernel: CudaKernel, moves: Iterable[Move], arrived: int = 0, flag: int = 0) -> Iterator[KernelCall]:
@@ -50,6 +50,8 @@ class Moved:
     uploads: Sequence[DeviceBuffer]
     zeroed: Sequence[DeviceBuffer]
     downloads: Sequence[DeviceBuffer]
+    variables: Sequence[Move] = ()
+    """What gives the module variables their initial values."""
 
     @property
     def host_bytes(self) -> int:
@@ -83,10 +85,14 @@ class Moves:
         self._moves_behind = [
             (to, _address(of), of.size_bytes) for to, of in zip(addresses[count:], moved.downloads, strict=True)
         ]
-        self.before = list(move_calls(mover, self._moves_before))
-        """What fills the buffers, in as few launches as can be."""
+        self.before = list(move_calls(mover, [*moved.variables, *self._moves_before]))
+        """What fills module variables and buffers, in as few launches as can be."""
         self.behind = list(move_calls(mover, self._moves_behind, *self._signal))
         """What copies back, and sets the flag."""
+
+    def variables(self) -> Iterator[KernelCall]:
+        """Yield what fills the module variables alone."""
+        return move_calls(self._mover, self._moved.variables)
 
     def singly_before(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
         """Yield what fills each buffer, a launch each, for a run whose moves are to be told apart."""

@@ -13,8 +13,8 @@ from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.context import CudaContext, Lane
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.moves import Moved, Moves
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostFunction
@@ -164,6 +164,8 @@ class CudaRun:
         begun_ns = perf_counter_ns()
         tracer.precede(lane.stream)
         stream, names = stream_of(lane.stream, "kernels"), buffer_names(self._launches)
+        for reset in self._moves.variables():
+            reset.enqueue(lane.stream)
         with tracer.working(stream):
             for kind, buffer, move in self._moves.singly_before():
                 with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):

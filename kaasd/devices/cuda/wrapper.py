@@ -22,6 +22,8 @@ void *stream)``. The GIL is released while it runs."""
 class HostFunction:
     """A function of a shared object, in place of a kernel."""
 
+    is_ready = True
+
     def __init__(self, name: str, function: Wrapper, max_threads_per_block: int) -> None:
         self.function = function
         self.attributes = KernelAttributes(name, None, 0, max_threads_per_block)

@@ -47,7 +47,7 @@ SILENT = (
     "cuInit", "cuDevicePrimaryCtxSetFlags", "cuCtxSetCurrent", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuFuncLoad",
     "cuStreamSynchronize", "cuStreamQuery", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventQuery",
     "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
-    "cuGraphLaunch", "cuMemHostRegister",
+    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync",
 )  # fmt: skip
 """Functions that return their status alone."""
 
@@ -61,8 +61,18 @@ class FakeDriver:
         """What is made and not freed, by the function that made it."""
         self.fails: Callable[[int, str], Any] = lambda index, name: SUCCESS
         """Told a call's number and name, returns its status."""
+        self.variables: dict[bytes, tuple[int, int]] = {}
+        """Addresses, relative to the module's, and sizes of the module variables that it knows, by name."""
         self._memory: dict[int, Any] = {}
-        for name in ("cuFuncGetParamInfo", *FREED_BY, *FREED_BY.values(), *ANSWERS, *SILENT):
+        for name in (
+            "cuFuncGetParamInfo",
+            "cuModuleGetFunction",
+            "cuModuleGetGlobal",
+            *FREED_BY,
+            *FREED_BY.values(),
+            *ANSWERS,
+            *SILENT,
+        ):
             monkeypatch.setattr(driver, name, self._function(name))
         monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (SUCCESS, b""))
         monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32")
@@ -103,6 +113,13 @@ class FakeDriver:
                 self.held[name] += 1
             if name == "cuFuncGetParamInfo":
                 return (SUCCESS, 0, 8) if arguments[1] < 3 else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
+            if name == "cuModuleGetFunction":
+                return SUCCESS, driver.CUfunction(arguments[0])
+            if name == "cuModuleGetGlobal":
+                if arguments[1] not in self.variables:
+                    return driver.CUresult.CUDA_ERROR_NOT_FOUND, None, None
+                offset, size = self.variables[arguments[1]]
+                return SUCCESS, (arguments[0] << 16) + offset, size
             if name == "cuMemHostAlloc":
                 memory = ctypes.create_string_buffer(arguments[0])
                 self._memory[ctypes.addressof(memory)] = memory

@@ -12,8 +12,8 @@ from cuda.bindings import driver
 from kaasd.devices.cuda.context import MAX_IDLE_BYTES, PinnedPool, capacity_of
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES, CallRefused, CudaGraph, split_iterations
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import KernelCall
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.devices.cuda.moves import RANGES, move_calls
 from kaasd.request.device_checks import KernelAttributes
 

@@ -16,7 +16,8 @@ from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelF
 from kaasd.devices.cuda.buffers import CudaBuffer, address_of
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
-from kaasd.devices.cuda.module import CudaKernel, CudaModule
+from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.libraries import UnsupportedLibrary

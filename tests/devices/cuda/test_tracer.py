@@ -15,7 +15,7 @@ from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, Launch
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.module import CudaKernel
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer

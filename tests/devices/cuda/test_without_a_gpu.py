@@ -14,8 +14,8 @@ from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError, check, initialize
+from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import call_of, faulted_launch
-from kaasd.devices.cuda.module import CudaKernel
 from kaasd.request.device_checks import KernelAttributes
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS

@@ -26,7 +26,9 @@ STREAM = 0x7F00_1234_5678
 
 
 def module(name: str, host_code: HostCode | None = None) -> CudaModule:
-    return CudaModule((DATA / name).read_bytes(), PROPERTIES, host_code or HostCode(), cast(CudaContext, None), lambda _: None)
+    return CudaModule(
+        (DATA / name).read_bytes(), PROPERTIES, host_code or HostCode(), cast(CudaContext, None), lambda _: None, cast(Any, None)
+    )
 
 
 @pytest.fixture

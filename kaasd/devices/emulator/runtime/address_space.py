@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from kaas_core import ReadableBuffer
 from kaasd.devices.base import OutOfMemory
 from kaasd.devices.emulator.codegen.structures import OFFSET_BITS, OFFSET_MASK, SEGMENT, SEGMENT_COUNT, Segment
 from kaasd.devices.emulator.runtime.shadows import Shadows
 
+CLEARED_BY_HAND = 1 << 20
+"""Bytes: more is cleared by giving its pages back, of which the next use has to get anew those that it touches."""
 _ALIGNMENT = 256
 _LONGEST_STRING = 1 << 16
 _LIBC = ctypes.CDLL(None)
@@ -29,6 +32,15 @@ class HostMemory:
             start = -ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) % _ALIGNMENT
         self.view = memoryview(self._owner)[start : start + size]
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) + start
+
+    def filler(self, content: bytes) -> Callable[[], object]:
+        """Return what fills it with ``content`` and zeros behind, in one call."""
+        size = len(self.view)
+        if content:
+            return partial(ctypes.memmove, self.address, content.ljust(size, b"\0"), size)
+        if size > CLEARED_BY_HAND and isinstance(self._owner, mmap.mmap):
+            return partial(self._owner.madvise, mmap.MADV_DONTNEED)
+        return partial(ctypes.memset, self.address, 0, size)
 
     def close(self) -> None:
         """Free it. Idempotent."""
@@ -72,6 +84,12 @@ class Allocation:
     def zero(self) -> None:
         """Fill with zeros."""
         ctypes.memset(self.host_address, 0, len(self._range(0, self.size_bytes)))
+
+    def filler(self, content: bytes) -> Callable[[], object]:
+        """Return what fills it with ``content`` and zeros behind, for as long as it is open."""
+        if self._memory is None:
+            raise ValueError("the buffer is closed")
+        return self._memory.filler(content)
 
     def write(self, data: ReadableBuffer, offset_bytes: int = 0) -> None:
         """Copy ``data`` in."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 
@@ -19,6 +19,7 @@ from kaasd.devices.emulator.ptx.resolver import Resolver
 from kaasd.devices.emulator.ptx.routine import Routine, Storage, Unsupported, signature_of, storage_of
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.variables import writable_in_ptx
 from kaasd.request.device_checks import KernelAttributes
 
 MAX_THREADS = 1024
@@ -27,6 +28,9 @@ _CLUSTER = ("explicitcluster", "reqnctapercluster", "blocksareclusters")
 
 class EmulatedKernel:
     """One entry point."""
+
+    is_ready = True
+    """One run at a time is under way, so that all have the same variables."""
 
     def __init__(self, unit: PtxUnit, compiled: CompiledKernel) -> None:
         self.unit = unit
@@ -56,6 +60,8 @@ class PtxUnit:
         self._space = space
         self._checks = checks
         self._allocations: list[Allocation] = []
+        self._initial: dict[int, bytes] = {}
+        """By address: the values of the variables that have any."""
         try:
             self.syntax = parse(text)
         except PtxSyntaxError as error:
@@ -65,6 +71,8 @@ class PtxUnit:
             raise UnsupportedLibrary("PTX with 32-bit addresses is not supported on the emulated device")
         try:
             self.kernels = self._link()
+            self.resets = self._resets(writable_in_ptx(text))
+            """To be called before a run: each gives a variable that kernels may write its initial value."""
         except BaseException:
             self.close()
             raise
@@ -144,6 +152,11 @@ class PtxUnit:
                 if len(data) > storage.size:
                     raise Unsupported(variable.line, f"{variable.name} has more values than places")
                 by_address[storage.offset].write(data)
+                self._initial[storage.offset] = data
+
+    def _resets(self, written: Collection[str]) -> tuple[Callable[[], object], ...]:
+        variables = [each for each in self._allocations if each.name in written and not each.read_only]
+        return tuple(variable.filler(self._initial.get(variable.address, b"")) for variable in variables)
 
     def close(self) -> None:
         """Free the variables and the code. Idempotent."""

@@ -55,6 +55,9 @@ class Prepared:
             self.residents = max(self.residents, count)
             self.most_blocks = max(self.most_blocks, blocks)
             self.most_warps = max(self.most_warps, blocks * -(-struct.threads // WARP_SIZE))
+        units = dict.fromkeys(launch.kernel.unit for launch in launches if isinstance(launch.kernel, EmulatedKernel))
+        self.resets = [reset for unit in units for reset in unit.resets]
+        """To be called before a run: they give the module variables their initial values."""
         self.place(launches)
 
     def place(self, launches: Sequence[Launch]) -> None:

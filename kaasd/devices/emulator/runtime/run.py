@@ -12,7 +12,7 @@ from typing import Any
 
 from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
 from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
-from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation, HostMemory
+from kaasd.devices.emulator.runtime.address_space import CLEARED_BY_HAND, AddressSpace, Allocation, HostMemory
 from kaasd.devices.emulator.runtime.fault_report import kernel_fault
 from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
 from kaasd.devices.emulator.runtime.printing import format_printed
@@ -28,8 +28,6 @@ PRINTED_IN_REPORT = 2000
 """Characters, the last ones: a report travels with an error, which is to be small."""
 HEAP_BYTES = 8 << 20
 """For what device code may hold of ``malloc`` at a time: CUDA's default."""
-CLEARED_BY_HAND = 1 << 20
-"""Bytes: more is cleared by giving its pages back, of which the next use has to get anew those that it touches."""
 
 _EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
 
@@ -193,6 +191,7 @@ class EmulatedRun(Ended):
         # The buffers' own views, which raise ``ValueError`` once a buffer is closed.
         self._copies = [(buffer.view, content) for buffer, content in zip(uploads, self.uploads, strict=True)]
         self._cleared = [(buffer.view, buffer.host_address) for buffer in zeroed]
+        self._resets = prepared.resets
         self.printed = ""
 
     def update(self, launches: Sequence[Launch]) -> None:
@@ -205,6 +204,8 @@ class EmulatedRun(Ended):
     def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
         self._processor.context.stop = 0
+        for reset in self._resets:
+            reset()
         if tracer is not None:
             self._run_traced(tracer)
             return

@@ -1,0 +1,189 @@
+"""Kernels that the driver has loaded, and the variables of their module, which each run has for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from cuda.bindings import driver
+
+from kaasd.devices.base import Launch, undone_on_failure
+from kaasd.devices.cuda.buffers import CudaBuffer
+from kaasd.devices.cuda.context import CudaContext
+from kaasd.devices.cuda.driver import Check, CudaError, check
+from kaasd.libraries.variables import Form
+from kaasd.request.device_checks import KernelAttributes
+
+_SHARED_WITHOUT_OPT_IN = 48 << 10
+"""Static and dynamic shared memory that every kernel may have; more must be asked for."""
+_ALIGNMENT = 16
+"""Of what is moved."""
+
+
+class CudaKernel:
+    """One entry point."""
+
+    def __init__(self, function: Any, attributes: KernelAttributes, unit: Unit | None = None) -> None:
+        self.function = function
+        """The driver's handle; valid while the module is loaded."""
+        self.attributes = attributes
+        self.unit = unit
+        """Where kernels write module variables: what gives each run a kernel with variables of its own, to launch instead."""
+        self._dynamic_limit = max(0, _SHARED_WITHOUT_OPT_IN - attributes.static_shared_memory_bytes)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a run of it can be made without loading code."""
+        return self.unit is None or self.unit.has_idle
+
+    def allow_dynamic_shared_memory(self, size_bytes: int) -> None:
+        """Let launches have this much dynamic shared memory. Raises ``CudaError``."""
+        if size_bytes > self._dynamic_limit:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            check(driver.cuFuncSetAttribute, self.function, attribute, size_bytes)
+            self._dynamic_limit = size_bytes
+
+
+MAX_IDLE_COPIES = 4
+"""Of a unit, loaded and kept for the next run."""
+Range = tuple[int, int]
+"""Address and size in bytes."""
+Move = tuple[int, int, int]
+"""As ``moves.Move``."""
+
+
+class UnitCopy:
+    """A unit loaded for one run at a time, so that its variables are that run's own."""
+
+    def __init__(
+        self,
+        handle: Any,
+        names: Collection[str],
+        attributes: Mapping[str, KernelAttributes],
+        context: CudaContext,
+        allocate: Callable[[int], CudaBuffer],
+    ) -> None:
+        """Take over the driver's module, whose variables of these names are as they were loaded.
+
+        Raises as ``CudaContext.check``.
+        """
+        with undone_on_failure() as undo:
+            undo.callback(context.release, driver.cuModuleUnload, handle)
+            self.kernels: dict[str, CudaKernel] = {}
+            for name, known in attributes.items():
+                function = context.check(driver.cuModuleGetFunction, handle, name.encode())
+                context.check(driver.cuFuncLoad, function)
+                self.kernels[name] = CudaKernel(function, known)
+            ranges = find_variables(handle, names, context.check) or ()
+            kept = allocate(sum(size + _ALIGNMENT for _, size in ranges) or 1)
+            undo.callback(kept.close)
+            self.moves: list[Move] = []
+            """What gives the variables their initial values before a run."""
+            stream, at = context.copies_in, kept.address
+            for address, size in ranges:
+                at += (address - at) % _ALIGNMENT
+                context.check(driver.cuMemcpyDtoDAsync, at, address, size, stream)
+                # Less than 16 bytes may begin anywhere, and behind them both addresses are multiples of 16.
+                head = min(size, -address % _ALIGNMENT)
+                self.moves += [each for each in ((address, at, head), (address + head, at + head, size - head)) if each[2]]
+                at += size
+            context.check(driver.cuStreamSynchronize, stream)
+        self._undo = undo
+
+    def close(self) -> None:
+        """Unload. Idempotent."""
+        self._undo.close()
+
+
+class Unit:
+    """A unit of a library whose kernels write module variables. There are as many copies of it as runs that exist at a time."""
+
+    def __init__(
+        self,
+        form: Form,
+        handle: Any,
+        attributes: Mapping[str, KernelAttributes],
+        context: CudaContext,
+        allocate: Callable[[int], CudaBuffer],
+    ) -> None:
+        """``handle`` is its first copy. Raises as ``CudaContext.check``."""
+        self._form = form
+        self._attributes = attributes
+        self._context = context
+        self._allocate = allocate
+        self._closed = False
+        self._idle: list[UnitCopy] = []
+        self._copies: set[UnitCopy] = set()
+        self._idle.append(self._add(handle))
+
+    def _add(self, handle: Any) -> UnitCopy:
+        copy = UnitCopy(handle, self._form.variables, self._attributes, self._context, self._allocate)
+        self._copies.add(copy)
+        return copy
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether ``take`` loads nothing."""
+        return bool(self._idle)
+
+    def take(self) -> UnitCopy:
+        """Return a copy that no run has, or a new one: the driver waits for all kernels to load it. Raises ``OutOfMemory``."""
+        if self._idle:
+            return self._idle.pop()
+        return self._add(self._context.check(driver.cuModuleLoadDataEx, self._form.code, 0, [], []))
+
+    def give(self, copy: UnitCopy) -> None:
+        """Take back a copy whose run has ended."""
+        if self._closed:
+            return
+        if len(self._idle) < MAX_IDLE_COPIES:
+            self._idle.append(copy)
+        else:
+            self._copies.discard(copy)
+            copy.close()
+
+    def close(self) -> None:
+        """Unload all copies. Idempotent."""
+        self._closed = True
+        self._idle.clear()
+        with ExitStack() as undo:
+            while self._copies:
+                undo.callback(self._copies.pop().close)
+
+
+def with_own_variables(launches: Sequence[Launch], undo: ExitStack) -> tuple[Sequence[Launch], list[Move]]:
+    """Return launches of copies that no other run has, until ``undo`` closes, and what initialises their variables before a run.
+
+    Where kernels write no module variables they are the same launches. Raises as ``CudaContext.check``.
+    """
+    copies: dict[Unit, UnitCopy] = {}
+    own: list[Launch] = []
+    for launch in launches:
+        unit = launch.kernel.unit if isinstance(launch.kernel, CudaKernel) else None
+        if unit is not None and unit not in copies:
+            copies[unit] = copy = unit.take()
+            undo.callback(unit.give, copy)
+        own.append(launch if unit is None else replace(launch, kernel=copies[unit].kernels[launch.kernel.attributes.name]))
+    return own if copies else launches, [move for copy in copies.values() for move in copy.moves]
+
+
+def find_variables(handle: Any, names: Collection[str], check: Check) -> list[Range] | None:
+    """Return where variables are, those together that follow each other; None where the driver does not know one of them."""
+    found: list[Range] = []
+    for name in names:
+        try:
+            address, size = check(driver.cuModuleGetGlobal, handle, name.encode())
+        except CudaError as error:
+            if error.name == "CUDA_ERROR_NOT_FOUND":
+                return None
+            raise
+        found.append((int(address), int(size)))
+    ranges: list[Range] = []
+    for address, size in sorted(found):
+        if ranges and sum(ranges[-1]) == address:
+            ranges[-1] = ranges[-1][0], ranges[-1][1] + size
+        elif size:
+            ranges.append((address, size))
+    return ranges
