@@ -14,7 +14,7 @@ from kaasd.libraries.variables import forms, writable_in_ptx, writable_variables
 
 TESTS = Path(__file__).parents[1]
 VARIABLES = TESTS / "conformance/data"
-CALLS = "_ZZN42_INTERNAL_c3575040_12_variables_cu_counter5timesEvE5calls"
+CALLS = "_ZZN42_INTERNAL_aacdf2e3_12_variables_cu_counter5timesEvE5calls"
 WRITTEN_BY_MODULE = {
     "corpus/cuda/language.ptx": {"_ZTV8Triangle", "_ZTV9Rectangle"},  # tables of virtual functions, whose addresses are stored
     "corpus/cuda/memory.ptx": {"counter", "shorts", *(f"$str{n}" for n in ("", "$1", "$2", "$3", "$4"))},

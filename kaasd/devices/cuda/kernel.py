@@ -170,7 +170,10 @@ def with_own_variables(launches: Sequence[Launch], undo: ExitStack) -> tuple[Seq
 
 
 def find_variables(handle: Any, names: Collection[str], check: Check) -> list[Range] | None:
-    """Return where variables are, those together that follow each other; None where the driver does not know one of them."""
+    """Return where variables are, in order; None where the driver does not know one of them.
+
+    Those that follow each other stay apart: they may be of two allocations, and the driver refuses a copy across their edge.
+    """
     found: list[Range] = []
     for name in names:
         try:
@@ -179,11 +182,6 @@ def find_variables(handle: Any, names: Collection[str], check: Check) -> list[Ra
             if error.name == "CUDA_ERROR_NOT_FOUND":
                 return None
             raise
-        found.append((int(address), int(size)))
-    ranges: list[Range] = []
-    for address, size in sorted(found):
-        if ranges and sum(ranges[-1]) == address:
-            ranges[-1] = ranges[-1][0], ranges[-1][1] + size
-        elif size:
-            ranges.append((address, size))
-    return ranges
+        if size:
+            found.append((int(address), int(size)))
+    return sorted(found)
