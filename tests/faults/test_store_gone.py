@@ -30,11 +30,20 @@ NEVER = "3600"
 class Daemon:
     """A daemon on a socket and a store of its own."""
 
-    def __init__(self, folder: Path, library_root: Path, stack: ExitStack, name: str = "kaasd", interval: str = "0.05") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        library_root: Path,
+        stack: ExitStack,
+        name: str = "kaasd",
+        interval: str = "0.05",
+        before: str = "pass",
+    ) -> None:
+        """``before`` is code that its front runs first."""
         self.address = f"unix:{folder}/{name}.sock"
         self.store = folder / "store"
         code = (
-            f"import sys; from kaasd.front import store_watch; store_watch.INTERVAL_S = {interval};"
+            f"import sys; from kaasd.front import store_watch; store_watch.INTERVAL_S = {interval}; {before};"
             " from kaasd.__main__ import main; sys.exit(main())"
         )
         options = ["--listen", self.address, "--store", str(self.store), "--device", "emulator"]
@@ -148,6 +157,18 @@ def test_no_worker_is_started_for_it(lose: Callable[[Path], None], start: Start,
     before = sorted(path.name for path in daemon.store.iterdir()) if daemon.store.exists() else None
     os.kill(pid, signal.SIGKILL)
     assert daemon.process.wait(60) == 1
+    assert (sorted(path.name for path in daemon.store.iterdir()) if daemon.store.exists() else None) == before
+
+
+@pytest.mark.parametrize("lose", [remove, replace_directory])
+def test_a_worker_opens_no_other_store_and_makes_none(lose: Callable[[Path], None], start: Start) -> None:
+    """Also where the front has looked too early."""
+    daemon = start(before="store_watch.StoreWatch.check = lambda self: None")
+    lose(daemon.store)
+    before = sorted(path.name for path in daemon.store.iterdir()) if daemon.store.exists() else None
+    os.kill(daemon.kaas.devices()[0].worker_pid, signal.SIGKILL)
+    refusal = f"ERROR kaasd.front.supervisor: worker of emulator: {daemon.store} "
+    wait_until(lambda: refusal in daemon.log())
     assert (sorted(path.name for path in daemon.store.iterdir()) if daemon.store.exists() else None) == before
 
 
