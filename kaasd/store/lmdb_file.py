@@ -65,7 +65,12 @@ class LmdbFile:
 
     def main_entries(self) -> dict[bytes, bytes]:
         """Return what the main database holds; nothing where that is more than one page, as it never is in a store of ours."""
-        return dict(self._entries(self.meta.main_root)) if self.meta.main_depth == 1 else {}
+        if self.meta.main_depth != 1:
+            return {}
+        try:
+            return dict(self._below(self.meta.main_root, self.meta.page_bytes, 1))
+        except (struct.error, IndexError):
+            raise self._damaged("its main database is broken") from None
 
     def _check(self) -> Meta:
         while True:
@@ -78,16 +83,15 @@ class LmdbFile:
         return meta
 
     def _problem(self, meta: Meta) -> StoreForeignError | None:
+        size_bytes = os.fstat(self._descriptor).st_size
         try:
-            missing = self._missing_pages(meta)
-        except StoreForeignError as error:
-            return error
-        if not missing:
-            return None
-        held = os.fstat(self._descriptor).st_size
+            if self._is_whole(meta, size_bytes):
+                return None
+        except (struct.error, IndexError):  # the list of free pages lies beyond the end too
+            pass
         return StoreForeignError(
-            f"{self._path} is cut short: it has {held} bytes of {(meta.last_page + 1) * meta.page_bytes}, and {missing} pages in"
-            " use are missing; nothing was written to it. Put back a whole copy of it"
+            f"{self._path} is cut short: it has {size_bytes} bytes of {(meta.last_page + 1) * meta.page_bytes}, and some that are"
+            " in use are missing; nothing was written to it. Put back a whole copy of it"
         )
 
     def _meta(self) -> Meta:
@@ -115,26 +119,20 @@ class LmdbFile:
             raise StoreForeignError(f"{self._path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
         return Meta(page_bytes, last_page, transaction, free_root, main_root, depth)
 
-    def _missing_pages(self, meta: Meta) -> int:
-        """Return how many pages in use lie beyond the file's end. Free ones may: LMDB does not write what it freed at once."""
-        first_missing = os.fstat(self._descriptor).st_size // meta.page_bytes
+    def _is_whole(self, meta: Meta, size_bytes: int) -> bool:
+        """Whether all pages that lie beyond the end are free: LMDB does not write what one transaction takes and frees again."""
+        first_missing = size_bytes // meta.page_bytes
         missing = meta.last_page + 1 - first_missing
         if missing <= 0:
-            return 0
+            return True
         free: set[int] = set()
-        for _, value in self._entries(meta.free_root, meta.page_bytes):
+        for _, value in self._below(meta.free_root, meta.page_bytes, _MAX_DEPTH):
             pages = [number for (number,) in _NUMBER.iter_unpack(value)][1:]  # behind their number
             free.update(page for page in pages if first_missing <= page <= meta.last_page)
-        return missing - len(free)
-
-    def _entries(self, root: int, page_bytes: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the keys and values of the database at ``root``."""
-        try:
-            yield from self._below(root, page_bytes or self.meta.page_bytes, _MAX_DEPTH)
-        except (struct.error, IndexError):  # of a page's content, or of what it lacks
-            raise self._damaged("one of its trees is broken") from None
+        return missing == len(free)
 
     def _below(self, number: int, page_bytes: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keys and values below a page, at most ``depth`` pages deep. Raises ``struct.error`` or ``IndexError``."""
         if number == _NO_PAGE:
             return
         page = self._read(number * page_bytes, page_bytes)
