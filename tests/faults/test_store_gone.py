@@ -56,7 +56,7 @@ class Daemon:
         stack.callback(self.process.kill)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == f"listening on {self.address}\n"
-        self.kaas = stack.enter_context(Client(self.address))
+        self.kaas = stack.enter_context(Client(self.address, wait_for_ready=True))
         channel = stack.enter_context(grpc.insecure_channel(self.address))
         self.executor = executor_pb2_grpc.ExecutorServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
@@ -116,6 +116,7 @@ def test_the_daemon_fails_what_runs_and_ends(lose: Callable[[Path], None], start
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     lose(daemon.store)
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
     for call in (running, *waiting):
         assert call.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert isinstance(as_kaas_error(call.exception(), daemon.address), StoreGoneError)
