@@ -80,6 +80,7 @@ def server_info(message: admin_pb2.GetServerInfoResponse) -> types.ServerInfo:
         store_limit_bytes=message.store_limit_bytes,
         durability=message.durability,
         draining=message.draining,
+        store_id=message.store_id,
     )
 
 

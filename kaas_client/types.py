@@ -169,6 +169,8 @@ class ServerInfo:
     durability: str
     """``full``, ``meta`` or ``none``."""
     draining: bool
+    store_id: str
+    """128 random bits in hexadecimal, made with the store; empty where the server does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,18 @@ class NotEnabledError(FailedPreconditionError):
     reason = "NOT_ENABLED"
 
 
+class StoreForeignError(FailedPreconditionError):
+    """What lies in the store's directory is not a store of kaasd, or is damaged. Nothing was written to it."""
+
+    reason = "STORE_FOREIGN"
+
+
+class StoreGoneError(FailedPreconditionError):
+    """The store is no longer in its directory: it was removed, replaced or emptied."""
+
+    reason = "STORE_GONE"
+
+
 class ResourceExhaustedError(KaasError):
     """A limit is reached."""
 
@@ -205,7 +217,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         InternalError, InvalidArgumentError, InvalidRequestError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError,
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
-        KernelFaultError, DrainingError, WorkerRestartingError,
+        KernelFaultError, DrainingError, WorkerRestartingError, StoreForeignError, StoreGoneError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

@@ -12,13 +12,17 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import StoreGoneError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.store_watch import StoreWatch
 from kaasd.front.supervisor import Supervisor
 from kaasd.libraries.registry import Libraries
+from kaasd.store.directory import LOCK_FILE, StoreIdentity
+from kaasd.store.environment import make_private
 from kaasd.store.lmdb_store import LmdbStore
 
 CORES_FOR_ONE = 2
@@ -47,7 +51,7 @@ async def serve(settings: Settings) -> None:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
     async with AsyncExitStack() as stack:
         settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stack.enter_context(_locked(settings.store / "kaasd.lock"))
+        stack.enter_context(_locked(settings.store / LOCK_FILE))
         store = LmdbStore(
             settings.store,
             limit_bytes=settings.store_limit_bytes,
@@ -55,7 +59,10 @@ async def serve(settings: Settings) -> None:
             chunk_bytes=settings.chunk_bytes,
         )
         stack.callback(store.close)
-        supervisors = [Supervisor(_worker_config(settings, device), settings.max_queue) for device in devices]
+        watch = StoreWatch(store.identity)
+        supervisors = [
+            Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check) for device in devices
+        ]
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)
         if not await _started(supervisors, stop):
@@ -68,12 +75,29 @@ async def serve(settings: Settings) -> None:
             functions=FunctionRegistry(store),
             libraries=Libraries(store, settings.library_roots),
             dispatcher=dispatcher,
+            watch=watch,
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
-        await stop.wait()
+        gone = await _stopped_or_gone(stop, watch)
+        if gone is not None:
+            _log.critical("the store is gone, so all requests fail and kaasd ends: %s", gone)
+            dispatcher.give_up(gone)
         await _drain(server, settings.drain_timeout_s)
+        if gone is not None:
+            raise gone
+
+
+async def _stopped_or_gone(stop: asyncio.Event, watch: StoreWatch) -> StoreGoneError | None:
+    """Return when the daemon is to stop: with an error where its store is gone."""
+    stopped, gone = asyncio.create_task(stop.wait()), asyncio.create_task(watch.until_gone())
+    try:
+        await asyncio.wait((stopped, gone), return_when=asyncio.FIRST_COMPLETED)
+        return gone.result() if gone.done() else None
+    finally:
+        stopped.cancel()
+        gone.cancel()
 
 
 async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bool:
@@ -98,7 +122,7 @@ async def _drain(server: Server, timeout_s: float) -> None:
         _log.warning("requests still run after %g s; what still runs in another %g s is cancelled", timeout_s, STOP_GRACE_S)
 
 
-def _worker_config(settings: Settings, device: str) -> worker_pb2.WorkerConfig:
+def _worker_config(settings: Settings, device: str, store: StoreIdentity) -> worker_pb2.WorkerConfig:
     return worker_pb2.WorkerConfig(
         device=device,
         store_path=str(settings.store),
@@ -113,6 +137,13 @@ def _worker_config(settings: Settings, device: str) -> worker_pb2.WorkerConfig:
         concurrency=settings.concurrency if kind_of(device).runs_aside else 1,
         device_memory_bytes=settings.device_memory_bytes,
         allow_host_wrappers=settings.allow_host_wrappers,
+        store=worker_pb2.StoreIdentity(
+            store_id=store.store_id,
+            files=[
+                worker_pb2.FileIdentity(name=name, device=device_number, inode=inode)
+                for name, (device_number, inode) in store.files.items()
+            ],
+        ),
     )
 
 
@@ -125,6 +156,7 @@ def _locked(path: Path) -> ExitStack:
     stack = ExitStack()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, descriptor)
+    make_private(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -28,6 +28,7 @@ class AdminServicer:
             store_limit_bytes=settings.store_limit_bytes,
             durability=settings.durability.value,
             draining=self._core.dispatcher.draining,
+            store_id=self._core.store.store_id,
         )
         response.start_time.FromNanoseconds(self._core.start_time_ns)
         return response

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
 from kaas_core.errors import DrainingError
+from kaasd.api.shared import finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry, RequestValidator
+from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -28,6 +33,7 @@ class Core:
     functions: FunctionRegistry
     libraries: Libraries
     dispatcher: Dispatcher
+    watch: StoreWatch
     validator: RequestValidator = field(default_factory=RequestValidator)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
@@ -40,9 +46,19 @@ class Core:
     _drained: asyncio.Task[None] | None = None
 
     def refuse_if_draining(self) -> None:
-        """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered."""
+        """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered.
+
+        Raises ``StoreGoneError`` where that is why.
+        """
+        self.watch.refuse_if_gone()
         if self.dispatcher.draining:
             raise DrainingError("the server is draining")
+
+    async def write(self, change: Awaitable[T]) -> T:
+        """Await a change of the store, to its end. Raises ``StoreGoneError`` where the store is gone, and the change with it."""
+        result = await finish(change)
+        self.watch.check()
+        return result
 
     async def drain(self) -> None:
         """Turn health to NOT_SERVING, refuse new work, and return when none is left. A cancelled caller does not stop it."""

@@ -11,7 +11,7 @@ from kaas.v1 import executor_pb2
 from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.api.core import Core
 from kaasd.api.errors import as_kaas_error, to_stream_error
-from kaasd.api.shared import finish, page
+from kaasd.api.shared import page
 from kaasd.front.functions import ValidatedRequest, describe, item_path
 
 REPLY_OVERHEAD_BYTES = 64 << 10
@@ -39,7 +39,7 @@ class ExecutorServicer:
         self._core.refuse_if_draining()
         registered = describe(request.name, request.request)
         await self._core.dispatcher.prepare(registered.validated.serialized)
-        await finish(self._core.functions.register(registered))
+        await self._core.write(self._core.functions.register(registered))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)
 
     async def GetFunction(
@@ -64,7 +64,7 @@ class ExecutorServicer:
         self, request: executor_pb2.DeleteFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.DeleteFunctionResponse:
         self._core.refuse_if_draining()
-        await finish(self._core.functions.delete(request.name))
+        await self._core.write(self._core.functions.delete(request.name))
         return executor_pb2.DeleteFunctionResponse()
 
     async def Invoke(self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext) -> executor_pb2.InvokeResponse:

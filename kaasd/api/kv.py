@@ -11,7 +11,7 @@ from kaas.v1 import kv_pb2
 from kaas_core.errors import DeadlineExceededError, InvalidArgumentError
 from kaas_core.validation import key_problem
 from kaasd.api.core import Core
-from kaasd.api.shared import finish, in_thread, page, read_upload
+from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.store import base as store
 
 CHUNK_BYTES = 1 << 20
@@ -47,6 +47,7 @@ class KvServicer:
         return kv_pb2.PutResponse(entry=_entry(entry))
 
     async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> None:
+        self._core.watch.refuse_if_gone()
         _check_key(request.key)
         size = request.size_bytes if request.HasField("size_bytes") else None
         with self._core.store.snapshot() as snapshot:
@@ -62,11 +63,13 @@ class KvServicer:
             await context.write(kv_pb2.GetResponse(chunk=value))
 
     async def Stat(self, request: kv_pb2.StatRequest, context: grpc.aio.ServicerContext) -> kv_pb2.StatResponse:
+        self._core.watch.refuse_if_gone()
         _check_key(request.key)
         with self._core.store.snapshot() as snapshot:
             return kv_pb2.StatResponse(entry=_entry(snapshot.stat(request.key)))
 
     async def List(self, request: kv_pb2.ListRequest, context: grpc.aio.ServicerContext) -> kv_pb2.ListResponse:
+        self._core.watch.refuse_if_gone()
         with self._core.store.snapshot() as snapshot:
             entries, token = page(
                 request.page_size,
@@ -80,11 +83,11 @@ class KvServicer:
     async def Delete(self, request: kv_pb2.DeleteRequest, context: grpc.aio.ServicerContext) -> kv_pb2.DeleteResponse:
         self._core.refuse_if_draining()
         _check_key(request.key)
-        await finish(asyncio.wrap_future(self._core.store.delete(request.key)))
+        await self._core.write(asyncio.wrap_future(self._core.store.delete(request.key)))
         return kv_pb2.DeleteResponse()
 
     async def _commit(self, key: str, pieces: list[bytes] | store.Staged) -> store.Entry:
-        entries = await finish(asyncio.wrap_future(self._core.store.commit([store.Write(key, pieces)])))
+        entries = await self._core.write(asyncio.wrap_future(self._core.store.commit([store.Write(key, pieces)])))
         return entries[key]
 
     async def _send_held(

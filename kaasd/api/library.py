@@ -9,7 +9,7 @@ import grpc
 from kaas.v1 import library_pb2
 from kaas_core.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
 from kaasd.api.core import Core
-from kaasd.api.shared import finish, in_thread, page, read_upload
+from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
 
 
@@ -48,7 +48,7 @@ class LibraryServicer:
         self, request: library_pb2.DeleteLibraryRequest, context: grpc.aio.ServicerContext
     ) -> library_pb2.DeleteLibraryResponse:
         self._core.refuse_if_draining()
-        await finish(self._delete(request.id))
+        await self._core.write(self._delete(request.id))
         return library_pb2.DeleteLibraryResponse()
 
     async def _delete(self, library_id: str) -> None:
@@ -63,7 +63,7 @@ class LibraryServicer:
         except LibraryNotFoundError:
             library = await in_thread(libraries.describe, content, file_name)
         await self._core.dispatcher.inspect("", content)
-        await in_thread(libraries.put, library, content)
+        await self._core.write(in_thread(libraries.put, library, content))
         return library
 
 

@@ -55,12 +55,12 @@ class _InFlight:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
-        self.refused = False
-        """Whether further calls fail with ``DrainingError``."""
+        self.refusal: KaasError | None = None
+        """What further calls fail with."""
 
     def __enter__(self) -> None:
-        if self.refused:
-            raise DrainingError("the server is draining")
+        if self.refusal is not None:
+            raise self.refusal.with_traceback(None)
         self._count += 1
         self._none.clear()
         self._keep_awake()
@@ -101,8 +101,8 @@ class Dispatcher:
 
     @property
     def draining(self) -> bool:
-        """True once ``drain`` was called: new calls fail."""
-        return self._in_flight.refused
+        """True once ``drain`` or ``give_up`` was called: new calls fail."""
+        return self._in_flight.refusal is not None
 
     async def execute(
         self,
@@ -186,8 +186,15 @@ class Dispatcher:
 
     async def drain(self) -> None:
         """Take no new call, and return when none is left. Idempotent."""
-        self._in_flight.refused = True
+        if self._in_flight.refusal is None:
+            self._in_flight.refusal = DrainingError("the server is draining")
         await self._in_flight.none_left()
+
+    def give_up(self, error: KaasError) -> None:
+        """Fail all calls, those that run too and those to come, with ``error``."""
+        self._in_flight.refusal = error
+        for supervisor in self._supervisors.values():
+            supervisor.give_up(error)
 
     async def readiness(self) -> AsyncIterator[bool]:
         """Yield whether the worker of any device is ready: now, and whenever that has changed. For one reader."""

@@ -43,7 +43,10 @@ class PendingCall:
 class Supervisor:
     """The worker of one device, as the front sees it."""
 
-    def __init__(self, config: worker_pb2.WorkerConfig, max_queued: int) -> None:
+    def __init__(
+        self, config: worker_pb2.WorkerConfig, max_queued: int, check_store: Callable[[], object] = lambda: None
+    ) -> None:
+        """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more."""
         self._loop = asyncio.get_running_loop()
         self._queue = CallQueue(max_queued, config.concurrency)
         self._calls: dict[int, PendingCall] = {}
@@ -51,9 +54,11 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._seen = SeenRequests(MAX_KNOWN_REQUESTS)
         self._ids = itertools.count(1)
+        self._check_store = check_store
         self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._closing = False
+        self._refusal: KaasError | None = None
+        """What calls fail with from now on."""
         self._restarting: asyncio.Task[None] | None = None
         self.counters: Counter[str] = Counter()
         """``succeeded``, ``failed``, ``kernels_launched`` and ``run_ns`` of executed requests."""
@@ -80,8 +85,8 @@ class Supervisor:
         ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
         cancelled the call is cancelled too. Raises ``KaasError``.
         """
-        if self._closing:
-            raise DrainingError("the server is shutting down")
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
@@ -104,10 +109,14 @@ class Supervisor:
         if self._process.calls is not None:
             self._process.calls.send(worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id)))
 
+    def give_up(self, error: KaasError) -> None:
+        """Fail all calls, and those to come, with ``error``. What the worker still answers is lost, and it gets no successor."""
+        self._refusal = error
+        self._act(self._queue.fail_all(error))
+
     async def close(self) -> None:
         """Stop the worker; calls that are left fail. Idempotent."""
-        self._closing = True
-        self._act(self._queue.fail_all(DrainingError("the server is shutting down")))
+        self.give_up(DrainingError("the server is shutting down"))
         if self._restarting is not None:
             self._restarting.cancel()
         if self._timer is not None:
@@ -172,12 +181,19 @@ class Supervisor:
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
         decisions = self._queue.worker_lost()
-        if not self._closing:
+        if self._refusal is None:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             if not self._ready.done():
                 self._ready.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
-            self._restarting = self._loop.create_task(self._process.restart(was_ready))
+            self._restarting = self._loop.create_task(self._restart(was_ready))
         self._act(decisions)
+
+    async def _restart(self, was_ready: bool) -> None:
+        try:
+            await self._process.restart(was_ready, self._check_store)
+        except KaasError as error:
+            self.give_up(error)
+            self._set_state(admin_pb2.WORKER_STATE_STOPPED)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -91,16 +91,17 @@ class WorkerProcess:
         self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
         self.calls.send(worker_pb2.ToWorker(configure=self._config))
 
-    async def restart(self, was_ready: bool) -> None:
+    async def restart(self, was_ready: bool, check: Callable[[], object]) -> None:
         """Start a process in place of one that has ended, as soon as ``policy`` allows; again and again where that fails.
 
-        ``was_ready``: the one that ended had served.
+        ``was_ready``: the one that ended had served. ``check`` is called before each start; what it raises ends this.
         """
         delay_s = self.policy.lost(was_ready)
         _log.warning("worker of %s (pid %d) ended; a new one starts in %.2f s", self._config.device, self.pid, delay_s)
         await self._reap(0.0)
         while True:
             await asyncio.sleep(delay_s)
+            check()
             try:
                 await self.start()
             except OSError as error:

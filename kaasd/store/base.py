@@ -130,6 +130,10 @@ class KeyValueStore(Protocol):
     """A store that several threads and processes use at once."""
 
     @property
+    def store_id(self) -> str:
+        """128 random bits in hexadecimal, the same as long as the store lives."""
+
+    @property
     def mapped(self) -> StoreMapping | None:
         """Where the views of the snapshots lie that are open now; None where that is not known."""
 

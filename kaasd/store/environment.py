@@ -8,20 +8,34 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
 import lmdb
 
-from kaas_core.errors import InternalError, InvalidArgumentError, KaasError, QueueFullError, StoreFullError
+from kaas_core.errors import (
+    InternalError,
+    InvalidArgumentError,
+    KaasError,
+    QueueFullError,
+    StoreFullError,
+    StoreGoneError,
+)
 from kaasd.store.base import Durability, Namespace, StoreMapping
-from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, Counters
+from kaasd.store.directory import (
+    DATA_FILE,
+    DATABASES,
+    LMDB_MAJOR_VERSION,
+    MIN_LIMIT_BYTES,
+    OWNERS_FILE,
+    StoreIdentity,
+    prepare,
+)
+from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 
-DATA_FILE = "data.mdb"
-MIN_LIMIT_BYTES = 1 << 20
 _RESIZE_TIMEOUT_S = 10.0
 """Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -41,7 +55,16 @@ def reserve_bytes(limit_bytes: int) -> int:
 class Environment:
     """An open LMDB environment. One a process for each path, and never used across a fork."""
 
-    def __init__(self, path: Path, *, limit_bytes: int, durability: Durability, max_readers: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limit_bytes: int,
+        durability: Durability,
+        max_readers: int,
+        identity: StoreIdentity | None = None,
+    ) -> None:
+        """``identity``: only this store is opened, and none is made."""
         if limit_bytes < MIN_LIMIT_BYTES:
             raise InvalidArgumentError(
                 f"limit_bytes: must be at least {MIN_LIMIT_BYTES}, not {limit_bytes}", {"field": "limit_bytes"}
@@ -56,21 +79,29 @@ class Environment:
         self._closed = False
         with ExitStack() as stack:
             try:
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if identity is None:
+                    prepare(path, sync=durability is not Durability.NONE)
+                else:
+                    identity.check()
                 self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
                 self.mapped = find_mapping(path / DATA_FILE)
                 """Changes only while no transaction is open."""
+                if identity is not None:
+                    self._compare_id(identity)
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.page_bytes = self.lmdb.stat()["psize"]
-                self.owner = self._join()
+                self.owner, store_id = self._join()
             except lmdb.Error as error:
                 raise translate(error, path) from error
             # Opened last: closing any descriptor of this file frees the locks of the process, and a second environment of this
             # path in the process has failed before it comes here.
-            self._owners = (path / "owners").open("ab")
+            self._owners = os.open(path / OWNERS_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, self._owners)
+            make_private(self._owners)
             fcntl.lockf(self._owners, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.owner)
+            self.identity = StoreIdentity.of(path, store_id)
             stack.pop_all()
 
     def _open_environment(self, durability: Durability, max_readers: int) -> lmdb.Environment:
@@ -81,22 +112,32 @@ class Environment:
             # A limit below what is stored already must still let deletes work.
             map_size=max(self.limit_bytes, size + reserve_bytes(size) if size > self.limit_bytes else 0),
             mode=0o600,
-            max_dbs=len(Namespace) + 2,
+            max_dbs=len(DATABASES),
             max_readers=max_readers,
             sync=durability is not Durability.NONE,
             metasync=durability is Durability.FULL,
+            lib_version=LMDB_MAJOR_VERSION,
         )
 
-    def _join(self) -> int:
-        """Check the store's format and return an id for this process."""
+    def _compare_id(self, identity: StoreIdentity) -> None:
+        """Raises ``StoreGoneError`` where LMDB has opened another store than this, or has just made a file."""
+        with self.lmdb.begin() as txn:
+            found = txn.get(STORE_ID_KEY)
+        if found is None or found.hex() != identity.store_id:
+            raise StoreGoneError(f"{self.path} is not the store that kaasd opened")
+
+    def _join(self) -> tuple[int, str]:
+        """Check the store's format, and return an id for this process and the id of the store; an older one gets one."""
         with self.write() as txn:
-            raw = txn.get(STATE_KEY)
-            number, state = Counters.unpack(raw) if raw is not None else (FORMAT, Counters())
+            number, state = Counters.unpack(txn.get(STATE_KEY, b""))
             if number != FORMAT:
                 raise InternalError(f"{self.path}: the store has format {number}, but this version reads only format {FORMAT}")
             state.id += 1
             txn.put(STATE_KEY, state.pack())
-        return state.id
+            if (store_id := bytes(txn.get(STORE_ID_KEY, b""))) == b"":
+                store_id = os.urandom(STORE_ID_BYTES)
+                txn.put(STORE_ID_KEY, store_id)
+        return state.id, store_id.hex()
 
     def begin(self, *, write: bool = False) -> Transaction:
         """Begin a transaction; one that reads must end in ``end``.
@@ -184,7 +225,7 @@ class Environment:
             self._closed = True
         self.lmdb.sync(True)
         self.lmdb.close()
-        self._owners.close()
+        os.close(self._owners)
 
     def check_process(self) -> None:
         """Raises ``InternalError`` in a process forked from the one that opened this."""
@@ -220,6 +261,12 @@ class Environment:
             finally:
                 self._resizing = False
                 self._turn.notify_all()
+
+
+def make_private(descriptor: int) -> None:
+    """Keep a file from everybody but its owner; one that another user owns stays as it is."""
+    with suppress(PermissionError):
+        os.fchmod(descriptor, 0o600)
 
 
 def find_mapping(path: Path) -> StoreMapping | None:

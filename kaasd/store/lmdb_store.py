@@ -10,6 +10,7 @@ import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
 from kaasd.store.base import Durability, Entry, Namespace, StoreMapping, StoreStats, Write
+from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
@@ -48,20 +49,25 @@ class LmdbStore:
         max_readers: int = 1024,
         held_timeout_s: float = 1.0,
         sweep_interval_s: float = 60.0,
+        identity: StoreIdentity | None = None,
     ) -> None:
-        """Open or create the store.
+        """Open the store, or create it where nothing is. With an ``identity`` only that store is opened, and none is created.
 
         ``max_readers`` bounds the snapshots open at once, over all processes; ``held_timeout_s`` is how long a full store waits
         for snapshots to close whose pages it could use.
 
-        Raises ``InvalidArgumentError`` (a setting), ``InternalError`` (open in this process already, or damaged), ``OSError``.
+        Raises ``InvalidArgumentError`` (a setting), ``InternalError`` (open in this process already, or damaged),
+        ``StoreForeignError`` (another program's, or damaged), ``StoreGoneError`` (not the one of ``identity``; or no store, where
+        one was), ``OSError``.
         """
         if chunk_bytes < MIN_CHUNK_BYTES:
             raise InvalidArgumentError(
                 f"chunk_bytes: must be at least {MIN_CHUNK_BYTES}, not {chunk_bytes}", {"field": "chunk_bytes"}
             )
         self._chunk_bytes = chunk_bytes
-        self._environment = Environment(Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers)
+        self._environment = Environment(
+            Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers, identity=identity
+        )
         self._writer = Writer(
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
         )
@@ -72,6 +78,15 @@ class LmdbStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def identity(self) -> StoreIdentity:
+        """What tells this store from all others."""
+        return self._environment.identity
+
+    @property
+    def store_id(self) -> str:
+        return self.identity.store_id
 
     @property
     def mapped(self) -> StoreMapping | None:

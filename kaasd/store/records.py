@@ -4,6 +4,7 @@
 database       key                                       value
 =============  ========================================  ==========================================================
 (main)         ``state``                                 format, last version, last id
+(main)         ``store_id``                              128 random bits, which no other store has
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, and then
 namespace                                                the value itself (no extents) or its extents in order
 ``chunks``     id, big-endian                            bytes of a value, at most ``chunk_bytes``
@@ -19,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from kaas_core import ReadableBuffer
 from kaas_core.errors import InvalidArgumentError
@@ -27,6 +28,8 @@ from kaas_core.validation import MAX_KEY_BYTES
 
 FORMAT = 1
 STATE_KEY = b"state"
+STORE_ID_KEY = b"store_id"
+STORE_ID_BYTES = 16
 CHUNKS = b"chunks"
 LOOSE = b"loose"
 NOBODY = 0
@@ -48,6 +51,8 @@ class Extent(NamedTuple):
 @dataclass(slots=True)
 class Counters:
     """The counters of a store."""
+
+    SIZE_BYTES: ClassVar[int] = _STATE.size
 
     version: int = 0
     id: int = 0

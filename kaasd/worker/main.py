@@ -26,6 +26,7 @@ from kaasd.libraries.registry import Libraries
 from kaasd.process import keep_freed_memory, start_log
 from kaasd.request.device_checks import DeviceProperties
 from kaasd.store.base import Durability
+from kaasd.store.directory import StoreIdentity
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import listen
 from kaasd.worker.executor import Executor
@@ -68,6 +69,11 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
         limit_bytes=config.store_limit_bytes,
         durability=Durability(config.durability),
         chunk_bytes=config.chunk_bytes,
+        identity=StoreIdentity(
+            Path(config.store_path),
+            config.store.store_id,
+            {file.name: (file.device, file.inode) for file in config.store.files},
+        ),
     )
     stack.callback(store.close)
     device = open_device(

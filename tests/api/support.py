@@ -30,6 +30,7 @@ from kaas_core.errors import DrainingError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.store_watch import StoreWatch
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries
 from kaasd.store.lmdb_store import LmdbStore
@@ -218,6 +219,7 @@ def running_server(
             functions=FunctionRegistry(store),
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
+            watch=StoreWatch(store.identity),
         )
 
     try:

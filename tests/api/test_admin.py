@@ -28,6 +28,7 @@ def test_server_info(tmp_path: Path) -> None:
     assert list(info.addresses) == [f"unix:{tmp_path}/kaasd.sock"]
     assert (info.max_message_bytes, info.store_limit_bytes) == (5 << 20, 7 << 30)
     assert (info.durability, info.draining) == ("meta", False)
+    assert info.store_id == server.store.store_id
 
 
 def test_devices(server: Running) -> None:

@@ -302,9 +302,11 @@ def test_server_info(client: Any, server: FakeServer) -> None:
             store_limit_bytes=128,
             durability="meta",
             draining=True,
+            store_id="5" * 32,
         ),
     )
     info = client.server_info()
+    assert info.store_id == "5" * 32
     assert (info.version, info.start_time, info.addresses) == ("1.2.3", NOON, ("unix:/a", "localhost:1"))
     assert (info.max_message_bytes, info.store_limit_bytes, info.durability, info.draining) == (64, 128, "meta", True)
 

@@ -23,6 +23,7 @@ from kaas_core.errors import (
     KernelFaultError,
     QueueFullError,
     StoreFullError,
+    StoreGoneError,
     WorkerRestartingError,
 )
 from kaasd.front import supervisor as module
@@ -430,3 +431,37 @@ def test_unable_to_prepare(tmp_path: Path) -> None:
                 await worker.call(worker_pb2.ToWorker(prepare=worker_pb2.Prepare()), REQUEST)
 
     run(body())
+
+
+def test_no_worker_is_started_where_the_store_is_gone(tmp_path: Path) -> None:
+    checks = []
+
+    def check() -> None:
+        checks.append("look")
+        raise StoreGoneError("it is gone")
+
+    async def test() -> None:
+        worker = Supervisor(config(tmp_path), 10, check)
+        await worker.start()
+        assert checks == []
+        with pytest.raises(WorkerRestartingError):
+            await call(worker, "die")
+        with pytest.raises(StoreGoneError, match="it is gone"):
+            await call(worker, "after")
+        assert (len(checks), worker.info.restarts, worker.info.state) == (1, 0, STOPPED)
+        await worker.close()
+
+    run(test())
+
+
+def test_a_worker_that_is_given_up_serves_nobody_any_more(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with supervised(tmp_path) as worker:
+            calls = [asyncio.create_task(call(worker, "deaf")) for _ in range(3)]
+            await until(lambda: worker.queue.load == 3)
+            worker.give_up(StoreGoneError("it is gone"))
+            for each in (*calls, call(worker, "later")):
+                with pytest.raises(StoreGoneError, match="it is gone"):
+                    await each
+
+    run(test())

@@ -65,12 +65,15 @@ def read() -> Callable[..., bytes]:
 
 @pytest.fixture
 def start(store_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Start another process that has opened ``store`` and runs the code given; it is killed at the end of the test."""
+    """Start another process that has opened ``store`` (not with ``bare="yes"``) and runs the code given.
+
+    It is killed at the end of the test.
+    """
     prologue = f"""
 import os, sys, threading
 from kaasd.store.base import *
 from kaasd.store.lmdb_store import LmdbStore
-store = LmdbStore(
+store = None if "bare" in os.environ else LmdbStore(
     {str(store_path)!r},
     limit_bytes=int(os.environ.get("LIMIT_BYTES", {LIMIT_BYTES})),
     durability=Durability[os.environ.get("DURABILITY", "NONE")],

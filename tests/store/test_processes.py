@@ -309,13 +309,6 @@ store.close()
     assert read(store, "b") == b"x" * 5_000_000
 
 
-def test_no_lmdb_environment(store_path: Path, open_store: Callable) -> None:
-    store_path.mkdir()
-    (store_path / "data.mdb").write_bytes(b"no LMDB file" * 1000)
-    with pytest.raises(InternalError, match="damaged, or is not an LMDB environment"):
-        open_store()
-
-
 def test_format_of_another_version(store_path: Path, open_store: Callable) -> None:
     open_store().close()
     with lmdb.open(str(store_path)) as environment, environment.begin(write=True) as txn:

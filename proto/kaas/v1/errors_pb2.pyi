@@ -31,6 +31,8 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_INTERNAL: _ClassVar[Reason]
     REASON_CANCELLED: _ClassVar[Reason]
     REASON_MESSAGE_TOO_LARGE: _ClassVar[Reason]
+    REASON_STORE_FOREIGN: _ClassVar[Reason]
+    REASON_STORE_GONE: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_INVALID_LIBRARY: Reason
@@ -52,6 +54,8 @@ REASON_NOT_ENABLED: Reason
 REASON_INTERNAL: Reason
 REASON_CANCELLED: Reason
 REASON_MESSAGE_TOO_LARGE: Reason
+REASON_STORE_FOREIGN: Reason
+REASON_STORE_GONE: Reason
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "details")

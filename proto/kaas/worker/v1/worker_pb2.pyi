@@ -92,7 +92,7 @@ class ForgetLibrary(_message.Message):
     def __init__(self, library: _Optional[str] = ...) -> None: ...
 
 class WorkerConfig(_message.Message):
-    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers")
+    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STORE_PATH_FIELD_NUMBER: _ClassVar[int]
     STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class WorkerConfig(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALLOW_HOST_WRAPPERS_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     device: str
     store_path: str
     store_limit_bytes: int
@@ -119,7 +120,26 @@ class WorkerConfig(_message.Message):
     concurrency: int
     device_memory_bytes: int
     allow_host_wrappers: bool
-    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ...) -> None: ...
+    store: StoreIdentity
+    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ..., store: _Optional[_Union[StoreIdentity, _Mapping]] = ...) -> None: ...
+
+class StoreIdentity(_message.Message):
+    __slots__ = ("store_id", "files")
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    files: _containers.RepeatedCompositeFieldContainer[FileIdentity]
+    def __init__(self, store_id: _Optional[str] = ..., files: _Optional[_Iterable[_Union[FileIdentity, _Mapping]]] = ...) -> None: ...
+
+class FileIdentity(_message.Message):
+    __slots__ = ("name", "device", "inode")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    device: int
+    inode: int
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
     __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request")

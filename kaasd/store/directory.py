@@ -1,0 +1,132 @@
+"""The directory of a store: what lies in it, making a new one, and whether it is still the one that was opened."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+
+from kaas_core.errors import StoreForeignError, StoreGoneError
+from kaasd.store.base import Namespace
+from kaasd.store.lmdb_file import LmdbFile
+from kaasd.store.records import CHUNKS, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
+
+DATA_FILE = "data.mdb"
+OWNERS_FILE = "owners"
+"""Its bytes are locked by the processes that have the store open. Made last: where it is, a store was opened."""
+LOCK_FILE = "kaasd.lock"
+"""Locked by the daemon."""
+MIN_LIMIT_BYTES = 1 << 20
+LMDB_MAJOR_VERSION = 0
+"""Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
+DATABASES = (*(namespace.name.lower().encode() for namespace in Namespace), CHUNKS, LOOSE)
+_FILES = ("", DATA_FILE, "lock.mdb", OWNERS_FILE, LOCK_FILE)
+"""What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreIdentity:
+    """A store that is open, told from all others at its path."""
+
+    path: Path
+    store_id: str
+    """128 random bits, in hexadecimal."""
+    files: Mapping[str, tuple[int, int]]
+    """Device and inode of the directory (named by nothing) and of the files in it, which nobody gets while they are open."""
+
+    @classmethod
+    def of(cls, path: Path, store_id: str) -> StoreIdentity:
+        """Return the identity of the store that this process has opened at ``path``."""
+        files = {}
+        for name in _FILES:
+            with suppress(FileNotFoundError):  # The daemon's lock is not there where a store is used without it.
+                stat = (path / name).stat()
+                files[name] = (stat.st_dev, stat.st_ino)
+        return cls(path, store_id, files)
+
+    def check(self) -> None:
+        """Raises ``StoreGoneError`` where the path does not lead to this store any more."""
+        for name, expected in self.files.items():
+            file = f"{self.path}/{name}" if name else str(self.path)
+            try:
+                stat = os.stat(file)  # noqa: PTH116 (a Path would take twice as long, at every Put)
+            except OSError as error:
+                raise StoreGoneError(f"{file} is no longer there ({error.strerror})") from None
+            if (stat.st_dev, stat.st_ino) != expected:
+                raise StoreGoneError(f"{file} was replaced: it is not the one that kaasd opened")
+
+    def open_file(self) -> str:
+        """Return where the data are that this process has open, in words."""
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):  # The one that lists them is closed already.
+                stat = link.stat()
+                if (stat.st_dev, stat.st_ino) == self.files[DATA_FILE]:
+                    if stat.st_nlink:
+                        return f"its data are in {link.readlink()}"
+                    return (
+                        "its data file was deleted, and is lost when this process ends; until then it can be copied from"
+                        f" /proc/{os.getpid()}/fd/{link.name}"
+                    )
+        return "its data are not open any more"
+
+
+def prepare(path: Path, *, sync: bool) -> None:
+    """Make a store at ``path`` where nothing is, or see that what is there is one.
+
+    Raises ``StoreForeignError`` (it is not, or is damaged), ``StoreGoneError`` (one was there), ``OSError``; nothing is changed.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = path / DATA_FILE
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        if (path / OWNERS_FILE).exists():
+            raise StoreGoneError(
+                f"{file} is missing, but {path / OWNERS_FILE} shows that a store was here. Put {DATA_FILE} back; to"
+                " begin an empty store instead, empty the directory"
+            ) from None
+        _create(path, sync=sync)
+        return
+    if size == 0:
+        raise StoreGoneError(
+            f"{file} is empty: what it held was cut off or is not copied yet. Put back a copy of it; to begin an empty store"
+            " instead, empty the directory"
+        )
+    with LmdbFile(file) as found:
+        entries = found.main_entries()
+    if len(entries.get(STATE_KEY, b"")) != Counters.SIZE_BYTES or not entries.keys() >= set(DATABASES):
+        raise StoreForeignError(
+            f"{file} is a file of LMDB, but not one of kaasd's stores; nothing was written to it. Use another directory (--store)"
+        )
+
+
+def _create(path: Path, *, sync: bool) -> None:
+    """Put an empty store at ``path``, whole or not at all; none where another process is faster."""
+    descriptor, name = tempfile.mkstemp(prefix="new-", suffix=".mdb", dir=path)
+    os.close(descriptor)
+    try:
+        with (
+            lmdb.open(
+                name,
+                subdir=False,
+                lock=False,
+                map_size=MIN_LIMIT_BYTES,
+                max_dbs=len(DATABASES),
+                sync=sync,
+                lib_version=LMDB_MAJOR_VERSION,
+            ) as environment,
+            environment.begin(write=True) as txn,
+        ):
+            for database in DATABASES:
+                environment.open_db(database, txn=txn)
+            txn.put(STATE_KEY, Counters().pack())
+            txn.put(STORE_ID_KEY, os.urandom(STORE_ID_BYTES))
+        with suppress(FileExistsError):
+            os.link(name, path / DATA_FILE)
+    finally:
+        Path(name).unlink()

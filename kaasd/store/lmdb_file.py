@@ -1,0 +1,165 @@
+"""Reads LMDB's file without mapping it: whether it is whole, and what its main database holds.
+
+A page that a file lacks kills the process that reads it through a map, and LMDB itself makes a new environment of an empty file.
+The layout is that of LMDB 0.9 on machines of 64 bits with the low byte first.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from kaas_core.errors import StoreForeignError
+
+MAGIC = 0xBEEFC0DE
+VERSION = 1
+_HEADER_BYTES = 16
+_FLAGS_AT, _LOWER_AT = 10, 12
+_BRANCH, _LEAF, _META = 0x01, 0x02, 0x08
+_BIG_DATA = 0x01
+_META_PAGE = struct.Struct("<II8xQ")  # magic, version, (address,) size of the map
+_DATABASE = struct.Struct("<IHHQQQQQ")  # page size or none, flags, depth, pages of three kinds, entries, root
+_LAST = struct.Struct("<QQ")  # last page, transaction
+_NODE = struct.Struct("<HHHH")  # size or page, low and high; flags or page, highest; size of the key
+_NUMBER = struct.Struct("<Q")
+_NO_PAGE = 2**64 - 1
+_MAX_DEPTH = 32
+_PAGE_SIZES = [1 << bits for bits in range(8, 17)]
+
+
+class Meta(NamedTuple):
+    """One of the two pages that say what the file holds; the one of the later transaction counts."""
+
+    page_bytes: int
+    last_page: int
+    transaction: int
+    free_root: int
+    main_root: int
+    main_depth: int
+
+
+class LmdbFile:
+    """A file of LMDB, open for reading. Everything raises ``StoreForeignError`` where the file is damaged, and ``OSError``."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ``StoreForeignError`` where it is not a file of LMDB, or cut short."""
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.meta = self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LmdbFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def main_entries(self) -> dict[bytes, bytes]:
+        """Return what the main database holds; nothing where that is more than one page, as it never is in a store of ours."""
+        if self.meta.main_depth != 1:
+            return {}
+        try:
+            return dict(self._below(self.meta.main_root, self.meta.page_bytes, 1))
+        except (struct.error, IndexError):
+            raise self._damaged("its main database is broken") from None
+
+    def _check(self) -> Meta:
+        while True:
+            meta = self._meta()
+            problem = self._problem(meta)
+            if self._meta() == meta:  # else a process that has the store open has committed meanwhile
+                break
+        if problem is not None:
+            raise problem
+        return meta
+
+    def _problem(self, meta: Meta) -> StoreForeignError | None:
+        size_bytes = os.fstat(self._descriptor).st_size
+        try:
+            if self._is_whole(meta, size_bytes):
+                return None
+        except (struct.error, IndexError):  # the list of free pages lies beyond the end too
+            pass
+        return StoreForeignError(
+            f"{self._path} is cut short: it has {size_bytes} bytes of {(meta.last_page + 1) * meta.page_bytes}, and some that are"
+            " in use are missing; nothing was written to it. Put back a whole copy of it"
+        )
+
+    def _meta(self) -> Meta:
+        first = self._read_meta(0)
+        second = self._read_meta(first.page_bytes)
+        if first.page_bytes != second.page_bytes:
+            raise self._damaged("its two meta pages do not agree")
+        return max(first, second, key=lambda meta: meta.transaction)
+
+    def _read_meta(self, offset: int) -> Meta:
+        raw = os.pread(self._descriptor, _HEADER_BYTES + _META_PAGE.size + 2 * _DATABASE.size + _LAST.size, offset)
+        where = f"no meta page of LMDB is at byte {offset}"
+        try:
+            (flags,) = struct.unpack_from("<H", raw, _FLAGS_AT)
+            magic, version, _ = _META_PAGE.unpack_from(raw, _HEADER_BYTES)
+            databases = _HEADER_BYTES + _META_PAGE.size
+            page_bytes, _, _, *_, free_root = _DATABASE.unpack_from(raw, databases)
+            _, _, depth, *_, main_root = _DATABASE.unpack_from(raw, databases + _DATABASE.size)
+            last_page, transaction = _LAST.unpack_from(raw, databases + 2 * _DATABASE.size)
+        except struct.error:
+            raise self._damaged(where) from None
+        if not flags & _META or magic != MAGIC or page_bytes not in _PAGE_SIZES:
+            raise self._damaged(where)
+        if version != VERSION:
+            raise StoreForeignError(f"{self._path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
+        return Meta(page_bytes, last_page, transaction, free_root, main_root, depth)
+
+    def _is_whole(self, meta: Meta, size_bytes: int) -> bool:
+        """Whether all pages that lie beyond the end are free: LMDB does not write what one transaction takes and frees again."""
+        first_missing = size_bytes // meta.page_bytes
+        missing = meta.last_page + 1 - first_missing
+        if missing <= 0:
+            return True
+        free: set[int] = set()
+        for _, value in self._below(meta.free_root, meta.page_bytes, _MAX_DEPTH):
+            pages = [number for (number,) in _NUMBER.iter_unpack(value)][1:]  # behind their number
+            free.update(page for page in pages if first_missing <= page <= meta.last_page)
+        return missing == len(free)
+
+    def _below(self, number: int, page_bytes: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keys and values below a page, at most ``depth`` pages deep. Raises ``struct.error`` or ``IndexError``."""
+        if number == _NO_PAGE:
+            return
+        page = self._read(number * page_bytes, page_bytes)
+        flags, lower = struct.unpack_from("<HH", page, _FLAGS_AT)
+        if not flags & (_BRANCH | _LEAF) or not depth or lower > page_bytes:
+            raise IndexError(number)
+        for (offset,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower // 2 * 2]):
+            low, high, node_flags, key_bytes = _NODE.unpack_from(page, offset)
+            if flags & _BRANCH:
+                yield from self._below(low | high << 16 | node_flags << 32, page_bytes, depth - 1)
+                continue
+            start, size = offset + _NODE.size, low | high << 16
+            key = page[start : start + key_bytes]
+            if node_flags & _BIG_DATA:
+                (overflow,) = _NUMBER.unpack_from(page, start + key_bytes)
+                yield key, self._read(overflow * page_bytes + _HEADER_BYTES, size)
+            else:
+                yield key, page[start + key_bytes : start + key_bytes + size]
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, offset) if offset < 1 << 63 else b""
+        if len(data) < size:
+            raise IndexError(offset)
+        return data
+
+    def _damaged(self, what: str) -> StoreForeignError:
+        return StoreForeignError(
+            f"{self._path} is not a file of LMDB, or is damaged: {what}; nothing was written to it. Put back a copy of the"
+            " store's file, or use another directory (--store)"
+        )
