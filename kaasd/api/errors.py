@@ -18,7 +18,7 @@ MAX_DETAILS_BYTES = 2048
 """A client drops a call whose trailing metadata pass 8 KiB, and this travels in base64, beside the message: once percent-encoded
 (three bytes a byte at worst) and once within the status."""
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def as_kaas_error(error: Exception) -> KaasError:
@@ -26,7 +26,7 @@ def as_kaas_error(error: Exception) -> KaasError:
     if isinstance(error, KaasError):
         return error
     incident = secrets.token_hex(4)
-    log.error("incident %s", incident, exc_info=error)
+    _log.error("incident %s", incident, exc_info=error)
     return InternalError(f"a defect of kaasd; its log has the details as incident {incident}", {"incident": incident})
 
 

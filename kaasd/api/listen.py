@@ -17,7 +17,7 @@ MAX_SOCKET_PATH_BYTES = 107
 """Linux' ``sun_path`` without its zero."""
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ListenError(Exception):
@@ -39,7 +39,7 @@ def listen(server: grpc.aio.Server, address: str) -> str:
     port = _bind(server, address, address)
     host = address.rpartition(":")[0]
     if host not in LOOPBACK:
-        log.warning("%s:%d is neither encrypted nor authenticated: whoever reaches it can run kernels", host, port)
+        _log.warning("%s:%d is neither encrypted nor authenticated: whoever reaches it can run kernels", host, port)
     return f"{host}:{port}"
 
 

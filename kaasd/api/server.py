@@ -31,7 +31,7 @@ SERVICES = {
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: AdminServicer,
 }
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Server:

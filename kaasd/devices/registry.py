@@ -23,7 +23,7 @@ KINDS: tuple[DeviceKind, ...] = (cuda.KIND, emulator.KIND)
 """In the order in which ``auto`` looks for devices: it stands for all of the first kind that has any."""
 ENTRY_POINTS = "kaasd.devices"
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def kind_of(name: str) -> DeviceKind:
@@ -104,6 +104,6 @@ def _automatic(found: Any) -> list[str]:
         if note:
             notes.append(note)
         if names:
-            _logger.info("Device auto: using %s; %s", ", ".join(names), "; ".join(notes))
+            _log.info("Device auto: using %s; %s", ", ".join(names), "; ".join(notes))
             return list(names)
     raise DeviceUnavailable("; ".join(notes))

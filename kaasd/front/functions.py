@@ -40,7 +40,7 @@ MAX_NAME_LENGTH = 200
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{MAX_NAME_LENGTH}}}")
 _PAGE = 1000
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +193,7 @@ class FunctionRegistry:
             try:
                 await asyncio.wrap_future(self._store.delete(name, Namespace.FUNCTIONS))
             except KeyNotFoundError:
-                log.warning("function %s was in memory but not in the store", name)
+                _log.warning("function %s was in memory but not in the store", name)
             del self._functions[name]
 
     def _load(self) -> None:
@@ -210,7 +210,7 @@ class FunctionRegistry:
             function = executor_pb2.Function.FromString(stored)
             request = request_from_proto(function.request)
         except (DecodeError, KaasError) as error:
-            log.warning("function %s in the store cannot be used: %s", name, error)
+            _log.warning("function %s in the store cannot be used: %s", name, error)
             return
         self._functions[name] = RegisteredFunction(function, _validated(request, function))
 

@@ -62,7 +62,7 @@ class _Uses:
 
 
 @dataclass(slots=True)
-class _Record:
+class _Known:
     size_bytes: int
     cost_s: float
     uses: _Uses
@@ -78,7 +78,7 @@ class Residency(Generic[K]):
         """By all holdings."""
         self.in_use_bytes = 0
         """By those that are pinned."""
-        self._holdings: dict[K, _Record] = {}
+        self._holdings: dict[K, _Known] = {}
         self._remembered: OrderedDict[K, _Uses] = OrderedDict()
         self._now = 0
 
@@ -103,7 +103,7 @@ class Residency(Generic[K]):
             uses = _Uses(self._now)
         else:
             uses.again(self._now)
-        self._holdings[key] = _Record(size_bytes, cost_s, uses)
+        self._holdings[key] = _Known(size_bytes, cost_s, uses)
         self.held_bytes += size_bytes
         self.in_use_bytes += size_bytes
 
@@ -162,11 +162,11 @@ class Residency(Generic[K]):
         return gone
 
     @staticmethod
-    def _worth(holding: _Record, now: int) -> tuple[float, int]:
+    def _worth(holding: _Known, now: int) -> tuple[float, int]:
         """Return what keeping a holding saves, a byte and a use; of equals the one used last goes first."""
         return holding.cost_s / (holding.size_bytes * holding.uses.distance(now)), -holding.uses.last
 
-    def _pin(self, holding: _Record) -> None:
+    def _pin(self, holding: _Known) -> None:
         if holding.pins == 0:
             self.in_use_bytes += holding.size_bytes
         holding.pins += 1

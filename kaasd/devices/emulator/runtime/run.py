@@ -18,7 +18,7 @@ from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
 from kaasd.devices.emulator.runtime.printing import format_printed
 from kaasd.devices.trace import SpanKind, Stream, Tracer
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 KERNELS = Stream("kernels")
 """Where all runs are, one after the other."""
@@ -158,7 +158,7 @@ class Processor:
         printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
         if context.printed_lost:
             printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
-        _LOG.info("device code printed:\n%s", printed)
+        _log.info("device code printed:\n%s", printed)
         return printed
 
     def close(self) -> None:
