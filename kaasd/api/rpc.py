@@ -22,6 +22,9 @@ from kaasd.api.errors import as_kaas_error, to_status
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
+DEADLINE_SLACK_S = 0.05
+"""A caller counts from when it called, the server from when that arrived."""
+
 
 def service_handler(servicer: object, service: ServiceDescriptor, failures: Counter[str]) -> grpc.GenericRpcHandler:
     """Return the handler of all RPCs of ``service``. A servicer that lacks one is an ``AttributeError``."""
@@ -47,8 +50,9 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Co
         try:
             return await behaviour(parse_each(request) if method.client_streaming else parse(request), context)
         except asyncio.CancelledError:
-            # gRPC cancels both when the caller goes away and when its deadline passes.
-            failures["DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"] += 1
+            # gRPC cancels both when the caller goes away and when its deadline passes, which it may tell before our clock does.
+            left_s = context.time_remaining()
+            failures["CANCELLED" if left_s is None or left_s > DEADLINE_SLACK_S else "DEADLINE_EXCEEDED"] += 1
             raise
         except Exception as error:
             # Writing to a caller that went away fails before the cancellation arrives here.

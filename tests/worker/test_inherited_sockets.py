@@ -16,7 +16,10 @@ import pytest
 from kaas.worker.v1 import worker_pb2
 from kaas_core.protobuf import request_to_proto
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
+from kaasd.app import _worker_config
+from kaasd.config import load_settings
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.store.lmdb_store import LmdbStore
 from tests.conformance.launching import KERNELS
 
 HIGH = 1100
@@ -46,19 +49,12 @@ def test_it_hears_of_calls_and_of_cancellations(tmp_path: Path, many_descriptors
         stack.callback(process.wait)
         stack.callback(process.kill)
         calls, cancellations = (front for front, _ in pairs)
-        config = worker_pb2.WorkerConfig(
-            device="emulator",
-            store_path=str(tmp_path / "store"),
-            store_limit_bytes=64 << 20,
-            durability="none",
-            chunk_bytes=1 << 20,
-            library_roots=[str(KERNELS)],
-            device_options="{}",
-            log_level="ERROR",
-            busy_poll_s=0.001,
-            busy_poll_beside_others=True,
-            concurrency=1,
+        store = stack.enter_context(LmdbStore(tmp_path / "store", limit_bytes=64 << 20))
+        settings = load_settings(
+            {"store": str(tmp_path / "store"), "library_root": [str(KERNELS)]}, None, {"HOME": str(tmp_path)}
         )
+        config = _worker_config(settings, "emulator", store.identity)
+        config.busy_poll_s, config.busy_poll_beside_others = 0.001, True
         send(calls, worker_pb2.ToWorker(configure=config))
         assert answer(calls).HasField("ready")
         request = endless(str(KERNELS / "faults.ptx"))
