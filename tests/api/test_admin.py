@@ -63,6 +63,7 @@ def held_call(server: Running, timeout: float) -> grpc.Future:
 def test_a_call_whose_caller_went_away_is_counted_as_cancelled(server: Running) -> None:
     held_call(server, WAIT_S).cancel()
     wait_for_failure(server, "CANCELLED")
+    assert failures(server) == {"CANCELLED": 1}
 
 
 def test_a_call_whose_deadline_passed_is_counted_as_that(server: Running) -> None:
