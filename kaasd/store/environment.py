@@ -7,10 +7,10 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import lmdb
 
@@ -35,6 +35,7 @@ from kaasd.store.directory import (
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
+T = TypeVar("T")
 
 _RESIZE_TIMEOUT_S = 10.0
 """Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
@@ -144,11 +145,36 @@ class Environment:
 
         Raises ``lmdb.Error``, ``InternalError`` (closed, or after a fork).
         """
+        return self._entered(lambda: self.lmdb.begin(write=write, buffers=True))
+
+    def copy(self, descriptor: int) -> None:
+        """Write what the last transaction has left to a file of its own, which LMDB can open.
+
+        Holds a snapshot until it returns, and keeps nobody from writing. Raises ``lmdb.Error``, ``InternalError``.
+        """
+        try:
+            self._copy(descriptor, compact=True)
+        except lmdb.IncompatibleError:
+            # A page is neither free nor in use, as defects of LMDB have left some. A copy of all pages does not count them; it
+            # keeps others from writing until it has begun.
+            self._copy(descriptor, compact=False)
+
+    def _copy(self, descriptor: int, *, compact: bool) -> None:
+        def copy() -> None:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            self.lmdb.copyfd(descriptor, compact=compact)
+
+        self._entered(copy)
+        self._leave()
+
+    def _entered(self, begin: Callable[[], T]) -> T:
+        """Do what begins a transaction, and again where the map must grow before. ``_leave`` is to be called at its end."""
         checked = False
         while True:
             self._enter()
             try:
-                return self.lmdb.begin(write=write, buffers=True)
+                return begin()
             except lmdb.MapResizedError:
                 # Another process has a larger limit and has used it.
                 self._leave()
@@ -290,7 +316,8 @@ def translate(error: Exception, path: Path) -> KaasError:
     if isinstance(error, KaasError):
         return error
     kind: type[KaasError]
-    code = getattr(error, "code", 0)  # py-lmdb's own errors, which LMDB does not know, have none
+    # py-lmdb's own errors, which LMDB does not know, have no code; those of the system have another name for it.
+    code = getattr(error, "code", 0) or getattr(error, "errno", 0)
     match error:
         case lmdb.MapFullError():
             kind, text = StoreFullError, "the store is full: open snapshots still hold the pages that could be used again"
