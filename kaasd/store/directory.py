@@ -13,19 +13,21 @@ import lmdb
 
 from kaas_core.errors import StoreForeignError, StoreGoneError
 from kaasd.store.base import Namespace
+from kaasd.store.disk_room import take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import CHUNKS, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 DATA_FILE = "data.mdb"
 OWNERS_FILE = "owners"
 """Its bytes are locked by the processes that have the store open. Made last: where it is, a store was opened."""
+LMDB_LOCK_FILE = "lock.mdb"
 LOCK_FILE = "kaasd.lock"
 """Locked by the daemon."""
 MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 DATABASES = (*(namespace.name.lower().encode() for namespace in Namespace), CHUNKS, LOOSE)
-_FILES = ("", DATA_FILE, "lock.mdb", OWNERS_FILE, LOCK_FILE)
+_FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
 
 
@@ -126,6 +128,7 @@ def _create(path: Path, *, sync: bool) -> None:
                 environment.open_db(database, txn=txn)
             txn.put(STATE_KEY, Counters().pack())
             txn.put(STORE_ID_KEY, os.urandom(STORE_ID_BYTES))
+        take_first_room(Path(name))
         with suppress(FileExistsError):
             os.link(name, path / DATA_FILE)
     finally:

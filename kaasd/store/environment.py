@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import shutil
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,31 +25,23 @@ from kaasd.store.base import Durability, Namespace, StoreMapping
 from kaasd.store.directory import (
     DATA_FILE,
     DATABASES,
+    LMDB_LOCK_FILE,
     LMDB_MAJOR_VERSION,
     MIN_LIMIT_BYTES,
     OWNERS_FILE,
     StoreIdentity,
     prepare,
 )
+from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, take_lock_file
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 T = TypeVar("T")
 
+_MAX_OWNER = 2**62
+"""Bytes of a file can be locked up to 2^63. Nobody meets another's number by chance."""
 _RESIZE_TIMEOUT_S = 10.0
 """Snapshots are held for milliseconds; one that blocks a resize for so long will not end."""
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_BELOW_BYTES = 64 << 20
-"""Some chunks: a full disk cuts a write short, which LMDB calls EIO, and what it had taken is free again afterwards."""
-
-
-def reserve_bytes(limit_bytes: int) -> int:
-    """Return how much of a store only deletes may use.
-
-    LMDB keeps the numbers of free pages in pages, at most 8 bytes for 4096 (1/512), and a delete rewrites about ten pages before
-    the ones it frees can be used again.
-    """
-    return max(limit_bytes // 128, 256 << 10)
 
 
 class Environment:
@@ -72,7 +63,7 @@ class Environment:
             )
         self.path = path
         self.limit_bytes = limit_bytes
-        self.quota_bytes = limit_bytes - reserve_bytes(limit_bytes)
+        self.quota_bytes = limit_bytes - keep_for_deletes(limit_bytes)
         self._pid = os.getpid()
         self._turn = threading.Condition()
         self._open = 0
@@ -84,7 +75,9 @@ class Environment:
                     prepare(path, sync=durability is not Durability.NONE)
                 else:
                     identity.check()
+                take_lock_file(path / LMDB_LOCK_FILE, max_readers)
                 self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
+                fill_lock_file(path / LMDB_LOCK_FILE)
                 self.mapped = find_mapping(path / DATA_FILE)
                 """Changes only while no transaction is open."""
                 if identity is not None:
@@ -93,11 +86,18 @@ class Environment:
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.page_bytes = self.lmdb.stat()["psize"]
-                self.owner, store_id = self._join()
-            except lmdb.Error as error:
+                self._disk = self._open_disk()
+                stack.callback(self._disk.close)
+                store_id = self._join()
+                if identity is None:
+                    self._take_first_room()
+            except (lmdb.Error, OSError) as error:
+                if isinstance(error, OSError) and not is_full(error, path):
+                    raise
                 raise translate(error, path) from error
             # Opened last: closing any descriptor of this file frees the locks of the process, and a second environment of this
             # path in the process has failed before it comes here.
+            self.owner = secrets.randbelow(_MAX_OWNER) + 1
             self._owners = os.open(path / OWNERS_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, self._owners)
             make_private(self._owners)
@@ -111,7 +111,7 @@ class Environment:
         return lmdb.open(
             str(self.path),
             # A limit below what is stored already must still let deletes work.
-            map_size=max(self.limit_bytes, size + reserve_bytes(size) if size > self.limit_bytes else 0),
+            map_size=max(self.limit_bytes, size + keep_for_deletes(size) if size > self.limit_bytes else 0),
             mode=0o600,
             max_dbs=len(DATABASES),
             max_readers=max_readers,
@@ -127,18 +127,34 @@ class Environment:
         if found is None or found.hex() != identity.store_id:
             raise StoreGoneError(f"{self.path} is not the store that kaasd opened")
 
-    def _join(self) -> tuple[int, str]:
-        """Check the store's format, and return an id for this process and the id of the store; an older one gets one."""
+    def _join(self) -> str:
+        """Check the store's format, and return its id; an older one gets one. Writes nothing else: the disk may be full."""
         with self.write() as txn:
-            number, state = Counters.unpack(txn.get(STATE_KEY, b""))
+            number, _ = Counters.unpack(txn.get(STATE_KEY, b""))
             if number != FORMAT:
                 raise InternalError(f"{self.path}: the store has format {number}, but this version reads only format {FORMAT}")
-            state.id += 1
-            txn.put(STATE_KEY, state.pack())
             if (store_id := bytes(txn.get(STORE_ID_KEY, b""))) == b"":
                 store_id = os.urandom(STORE_ID_BYTES)
                 txn.put(STORE_ID_KEY, store_id)
-        return state.id, store_id.hex()
+        return store_id.hex()
+
+    def _open_disk(self) -> DiskRoom:
+        return DiskRoom(
+            self.path / DATA_FILE,
+            page_bytes=self.page_bytes,
+            limit_bytes=self.lmdb.info()["map_size"],
+            last_page=lambda: self.lmdb.info()["last_pgno"],
+        )
+
+    def _take_first_room(self) -> None:
+        """Raises ``StoreFullError`` where not even a delete would have room."""
+        with self.write() as txn:
+            self._disk.fill_holes()
+            self.take_disk_room(self.used_bytes(txn), 0, 0)
+
+    def take_disk_room(self, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
+        """See ``DiskRoom.take``. Only within a write transaction."""
+        self._disk.take(used_bytes, size_bytes, asked_bytes)
 
     def begin(self, *, write: bool = False) -> Transaction:
         """Begin a transaction; one that reads must end in ``end``.
@@ -251,6 +267,7 @@ class Environment:
             self._closed = True
         self.lmdb.sync(True)
         self.lmdb.close()
+        self._disk.close()
         os.close(self._owners)
 
     def check_process(self) -> None:
@@ -311,20 +328,23 @@ def find_mapping(path: Path) -> StoreMapping | None:
     return None
 
 
+def is_out_of_room(error: Exception, path: Path) -> bool:
+    """Whether LMDB has found no page: in its map, or on the disk."""
+    return isinstance(error, lmdb.MapFullError) or is_full(error, path)
+
+
 def translate(error: Exception, path: Path) -> KaasError:
     """Return what a caller should see of ``error``, met in the environment at ``path``; it becomes the cause."""
     if isinstance(error, KaasError):
         return error
     kind: type[KaasError]
-    # py-lmdb's own errors, which LMDB does not know, have no code; those of the system have another name for it.
-    code = getattr(error, "code", 0) or getattr(error, "errno", 0)
     match error:
         case lmdb.MapFullError():
             kind, text = StoreFullError, "the store is full: open snapshots still hold the pages that could be used again"
         case lmdb.ReadersFullError():
             kind, text = QueueFullError, "too many snapshots of the store are open"
-        case _ if code in _NO_SPACE or (code == errno.EIO and _is_full(path)):
-            kind, text = StoreFullError, "the file system that holds the store is full"
+        case _ if is_full(error, path):
+            kind, text = StoreFullError, f"the file system that holds the store is full: {path}"
         case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.InvalidError() | lmdb.VersionMismatchError():
             kind, text = InternalError, f"{path} is damaged, or is not an LMDB environment that this version can read"
         case lmdb.Error():
@@ -334,7 +354,3 @@ def translate(error: Exception, path: Path) -> KaasError:
     translated = kind(f"{text} ({error})")
     translated.__cause__ = error
     return translated
-
-
-def _is_full(path: Path) -> bool:
-    return shutil.disk_usage(path).free < _FULL_BELOW_BYTES

@@ -8,7 +8,7 @@ from functools import partial
 
 import lmdb
 
-from kaasd.store.environment import Environment
+from kaasd.store.environment import Environment, is_out_of_room
 from kaasd.store.records import loose_key, unpack_loose_key
 from kaasd.store.write_transaction import WriteTransaction
 
@@ -39,8 +39,9 @@ def reuse_freed_pages(environment: Environment, timeout_s: float) -> None:
         try:
             with environment.write() as txn:
                 WriteTransaction(environment, txn).finish()
-        except lmdb.MapFullError:
-            pass
+        except lmdb.Error as error:
+            if not is_out_of_room(error, environment.path):
+                raise
         if not environment.is_held() or time.monotonic() > deadline:
             return
         time.sleep(_HELD_POLL_S)

@@ -76,6 +76,7 @@ class WriteTransaction:
         assert state is not None  # written when the environment was opened
         self._counters = Counters.unpack(state)[1]
         self._now_ns = time.time_ns()
+        self._asked_bytes = 0
         self.left_garbage = False
         """Whether chunks were left for ``free_loose(NOBODY)``."""
 
@@ -95,6 +96,8 @@ class WriteTransaction:
                 f"the store is full: {size_bytes} bytes are needed, {used} of {limit} are in use, {kept} are kept for deletes",
                 {"asked_bytes": str(size_bytes), "used_bytes": str(used), "limit_bytes": str(limit)},
             )
+        self._asked_bytes += size_bytes
+        environment.take_disk_room(used, size_bytes, self._asked_bytes)
 
     def check(self, changes: Sequence[Change]) -> None:
         """Raises ``KeyNotFoundError``, ``ValueTooShortError`` or ``StoreFullError`` where ``changes`` cannot all be applied."""

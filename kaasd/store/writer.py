@@ -15,7 +15,7 @@ import lmdb
 
 from kaas_core.errors import InternalError, KaasError, StoreFullError
 from kaasd.store.base import Entry
-from kaasd.store.environment import Environment, translate
+from kaasd.store.environment import Environment, is_out_of_room, translate
 from kaasd.store.maintenance import reuse_freed_pages, sweep
 from kaasd.store.records import NOBODY, Extent, Pieces
 from kaasd.store.write_transaction import FREED_AT_ONCE, PendingCommit, PendingWrite, WriteTransaction, max_inline_bytes
@@ -50,6 +50,8 @@ class Writer:
         self._tasks: deque[SteppedTask] = deque()
         self._add_sweep()
         self._dropped: deque[Extent] = deque()
+        self._not_dropped: list[Extent] = []
+        """What could not be freed; the next sweep tries again."""
         self._garbage_left = False
         self._closing = False
         self._failure: BaseException | None = None
@@ -106,7 +108,7 @@ class Writer:
         self._thread.join()
 
     def run(self, work: Callable[[WriteTransaction], T]) -> T:
-        """Do ``work`` in a transaction of its own; where LMDB's map is full, make room and repeat it. Raises ``KaasError``.
+        """Do ``work`` in a transaction of its own; where no page is found, make room and repeat it. Raises ``KaasError``.
 
         Only for the writer's thread.
         """
@@ -122,7 +124,9 @@ class Writer:
             except StoreFullError:
                 if not self._free_all():
                     raise
-            except lmdb.MapFullError as error:
+            except lmdb.Error as error:
+                if not is_out_of_room(error, self._environment.path):
+                    raise translate(error, self._environment.path) from error
                 if not made_room:
                     reuse_freed_pages(self._environment, self._held_timeout_s)
                     made_room = True
@@ -131,8 +135,6 @@ class Writer:
                     chunk_bytes = max(chunk_bytes // 4, _MIN_CHUNK_BYTES)
                 else:
                     raise translate(error, self._environment.path) from error
-            except lmdb.Error as error:
-                raise translate(error, self._environment.path) from error
 
     # The thread
 
@@ -242,6 +244,7 @@ class Writer:
 
     def _free_some(self) -> int:
         """Free some of the chunks that uploads and overwritten values have left; return how many."""
+        batch: list[Extent] = []
         try:
             if self._dropped:
                 batch = [self._dropped.popleft() for _ in range(min(len(self._dropped), FREED_AT_ONCE))]
@@ -252,8 +255,9 @@ class Writer:
                 self._garbage_left = freed > 0
                 return freed
         except Exception:
-            # They stay loose, and are swept later: those of this process when it is gone.
+            # They stay loose until the next sweep, or that of another process when this one is gone.
             _log.warning("cannot free chunks in %s", self._environment.path, exc_info=True)
+            self._not_dropped += batch
             self._garbage_left = False
         return 0
 
@@ -298,6 +302,8 @@ class Writer:
         if not future.set_running_or_notify_cancel():
             return
         freed = 0
+        self._dropped.extend(self._not_dropped)
+        self._not_dropped.clear()
         try:
             self._environment.lmdb.reader_check()
             while count := self._free_some():

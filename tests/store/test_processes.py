@@ -303,7 +303,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 store.commit([Write("b", [b"x" * 5_000_000])]).result()
 store.close()
 """)
-    assert said(child) == "InternalError NoneType"
+    assert said(child) == "StoreFullError NoneType"
     assert child.wait() == 0
     assert read(store, "a") == b"1" * 10_000
     assert read(store, "b") == b"x" * 5_000_000

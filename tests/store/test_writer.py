@@ -185,6 +185,27 @@ def test_what_cannot_be_freed_is_left_to_the_sweep(
     assert store.stats().used_bytes == 0
 
 
+def test_chunks_of_a_failed_upload_that_could_not_be_freed_are_freed_by_the_next_sweep(
+    open_store: Callable, payload: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when the process has ended: it may run for months."""
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError("no")
+
+    store = open_store(sweep_interval_s=3600.0)
+    store.sweep().result()
+    staged = store.stage()
+    staged.append(payload(1_000_000))
+    with monkeypatch.context() as patched:
+        patched.setattr(WriteTransaction, "drop_loose", fail)
+        staged.close()
+        wait_until(lambda: not store._writer._has_work())
+    assert store.stats().used_bytes > 900_000
+    store.sweep().result()
+    assert store.stats().used_bytes == 0
+
+
 def test_chunks_left_by_an_overwrite_and_a_delete_are_told_apart(
     store: LmdbStore, payload: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
