@@ -114,6 +114,16 @@ def stats(message: admin_pb2.GetStatsResponse) -> types.Stats:
     )
 
 
+def compaction(message: admin_pb2.CompactStoreResponse) -> types.Compaction:
+    return types.Compaction(
+        file_before_bytes=message.file_before_bytes,
+        file_after_bytes=message.file_after_bytes,
+        disk_before_bytes=message.disk_before_bytes,
+        disk_after_bytes=message.disk_after_bytes,
+        only_end=message.only_end,
+    )
+
+
 def health(message: health_pb2.HealthCheckResponse) -> str:
     status = health_pb2.HealthCheckResponse.ServingStatus
     return status.Name(message.status) if message.status in status.values() else _unknown(message.status)

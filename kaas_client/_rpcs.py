@@ -243,6 +243,10 @@ def backup_store(download: BackupDownload) -> Rpc[int]:
     return Rpc(attrgetter("admin.BackupStore"), admin_pb2.BackupStoreRequest(), lambda _: download.result())
 
 
+def compact_store() -> Rpc[types.Compaction]:
+    return Rpc(attrgetter("admin.CompactStore"), admin_pb2.CompactStoreRequest(), _convert.compaction)
+
+
 def health(service: str) -> Rpc[str]:
     message = health_pb2.HealthCheckRequest(service=service)
     return Rpc(attrgetter("health.Check"), message, _convert.health)

@@ -30,6 +30,7 @@ from kaas_core.errors import (
     UploadIncompleteError,
     ValueTooShortError,
     Violation,
+    WorkerBusyError,
     WorkerRestartingError,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "UnavailableError",
     "DrainingError",
     "WorkerRestartingError",
+    "WorkerBusyError",
     "ConnectionFailedError",
     "Violation",
 ]

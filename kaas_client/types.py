@@ -220,3 +220,17 @@ class Stats:
     store_limit_bytes: int
     functions: int
     failures_by_reason: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction has changed of a store's file."""
+
+    file_before_bytes: int
+    file_after_bytes: int
+    """Includes holes, which take up no disk."""
+    disk_before_bytes: int
+    """What the disk held of it."""
+    disk_after_bytes: int
+    only_end: bool
+    """The file system cannot give back blocks from within a file: at most its end was cut off."""

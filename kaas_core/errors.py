@@ -211,13 +211,19 @@ class WorkerRestartingError(UnavailableError):
     reason = "WORKER_RESTARTING"
 
 
+class WorkerBusyError(UnavailableError):
+    """A worker did not come to it in time, because of the requests that it runs. Nothing was changed."""
+
+    reason = "WORKER_BUSY"
+
+
 BY_REASON: Mapping[str, type[KaasError]] = {
     kind.reason: kind
     for kind in (
         InternalError, InvalidArgumentError, InvalidRequestError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError,
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
-        KernelFaultError, DrainingError, WorkerRestartingError, StoreForeignError, StoreGoneError,
+        KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

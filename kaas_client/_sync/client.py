@@ -16,7 +16,7 @@ from kaas_client._sync.function import Function
 from kaas_client._threads import created, opened
 from kaas_client._transfer import BackupDownload, Bytes, Data, Download, Progress, Writable
 from kaas_client.builders import Request
-from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
+from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,3 +271,11 @@ class Client:
         with created(into) as file:
             download = BackupDownload(file, progress)
             return self._connection.download(_rpcs.backup_store(download), download, timeout)
+
+    def compact_store(self, *, timeout: float | None = None) -> Compaction:
+        """Give the disk back what is free in the store, while the server goes on; return what has changed.
+
+        Raises ``WorkerBusyError`` where a worker does not let go of the store's pages in time, and then nothing was done,
+        ``QueueFullError`` while another call is under way, ``NotEnabledError`` over TCP.
+        """
+        return self._connection.unary(_rpcs.compact_store(), timeout)

@@ -27,3 +27,10 @@ def backup(
     check_writable([file])
     with connected(ctx) as (client, _), transfer("backup") as progress, open_output(file, private=True) as target:
         client.backup_store(target, progress=progress)
+
+
+@app.command("compact")
+def compact(ctx: typer.Context) -> None:
+    """Give the disk back what is free in the store."""
+    with connected(ctx) as (client, printer):
+        printer.record(client.compact_store())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import closing
 
@@ -24,6 +25,7 @@ class AdminServicer:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._one_backup = OneAtATime("a backup")
+        self._one_compaction = OneAtATime("a compaction")
 
     async def GetServerInfo(
         self, request: admin_pb2.GetServerInfoRequest, context: grpc.aio.ServicerContext
@@ -63,6 +65,24 @@ class AdminServicer:
         check_local(context)
         await self._core.drain()
         return admin_pb2.DrainResponse()
+
+    async def CompactStore(
+        self, request: admin_pb2.CompactStoreRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CompactStoreResponse:
+        check_local(context)
+        self._core.refuse_if_draining()
+        stopped = threading.Event()
+        with self._one_compaction:
+            async with self._core.dispatcher.pages_released():
+                done = await finish(asyncio.to_thread(self._core.store.compact, stopped.is_set), stop=stopped.set)
+        self._core.watch.check()
+        return admin_pb2.CompactStoreResponse(
+            file_before_bytes=done.file_before_bytes,
+            file_after_bytes=done.file_after_bytes,
+            disk_before_bytes=done.disk_before_bytes,
+            disk_after_bytes=done.disk_after_bytes,
+            only_end=done.only_end,
+        )
 
     async def BackupStore(self, request: admin_pb2.BackupStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)

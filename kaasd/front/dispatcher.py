@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from time import perf_counter_ns
 
 from google.protobuf import duration_pb2
@@ -13,6 +14,9 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DrainingError, InvalidRequestError, KaasError
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
+
+RELEASE_TIMEOUT_S = 10.0
+"""A worker whose place for calls is taken by long kernels comes to it only when one has ended."""
 
 
 class BusyPoll:
@@ -183,6 +187,23 @@ class Dispatcher:
         """Tell every worker that an uploaded library was deleted: no call that is sent from now on finds it."""
         for supervisor in self._supervisors.values():
             supervisor.forget_library(library_id)
+
+    @asynccontextmanager
+    async def pages_released(self) -> AsyncIterator[None]:
+        """No device holds on to pages of the store in the ``with`` block, other than by a snapshot. Requests go on.
+
+        Raises ``WorkerBusyError``, ``WorkerRestartingError``.
+        """
+        supervisors = self._supervisors.values()
+        try:
+            results = await asyncio.gather(*(s.release_pages(RELEASE_TIMEOUT_S) for s in supervisors), return_exceptions=True)
+            for error in results:
+                if error is not None:
+                    raise error
+            yield
+        finally:
+            for supervisor in supervisors:
+                supervisor.hold_pages()
 
     async def drain(self) -> None:
         """Take no new call, and return when none is left. Idempotent."""

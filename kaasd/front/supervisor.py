@@ -17,7 +17,7 @@ from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerRestartingError
+from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
 from kaasd.front.call_queue import CallQueue, Cancel, CancelReason, Deadlines, Decision, Fail, Kill, SeenRequests, Send
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
@@ -60,6 +60,11 @@ class Supervisor:
         self._refusal: KaasError | None = None
         """What calls fail with from now on."""
         self._restarting: asyncio.Task[None] | None = None
+        self._may_hold_pages = True
+        self._hold_pages_id = 0
+        """Of the last message that said so."""
+        self._released: asyncio.Future[None] | None = None
+        """Done when the worker has answered that message, where somebody waits for that."""
         self.counters: Counter[str] = Counter()
         """``succeeded``, ``failed``, ``kernels_launched`` and ``run_ns`` of executed requests."""
         self.info = admin_pb2.Device(name=config.device, state=admin_pb2.WORKER_STATE_STARTING)
@@ -109,6 +114,41 @@ class Supervisor:
         if self._process.calls is not None:
             self._process.calls.send(worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id)))
 
+    async def release_pages(self, timeout_s: float) -> None:
+        """Have the worker's device let go of the store's pages, and hold on to none until ``hold_pages``; no later one's either.
+
+        Its requests go on. Raises ``WorkerBusyError`` where it has not done so in time, ``WorkerRestartingError`` where its
+        process is about to end.
+        """
+        self._may_hold_pages = False
+        if not self._process.is_running or self.info.state == admin_pb2.WORKER_STATE_STARTING:
+            return  # It holds none, and is told before its first call.
+        if self.info.state != admin_pb2.WORKER_STATE_READY:
+            raise WorkerRestartingError(f"the worker of {self.info.name} is restarting; nothing was changed")
+        self._released = self._loop.create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._send_hold_pages()
+                await self._released
+        except TimeoutError:
+            raise WorkerBusyError(
+                f"the worker of {self.info.name} has not let go of the store's pages within {timeout_s:g} s, because of the"
+                " requests that it runs; nothing was changed"
+            ) from None
+        finally:
+            self._released = None
+
+    def hold_pages(self) -> None:
+        """Let the worker's device hold on to the store's pages again."""
+        self._may_hold_pages = True
+        self._send_hold_pages()
+
+    def _send_hold_pages(self) -> None:
+        if self._process.calls is not None:
+            self._hold_pages_id = next(self._ids)
+            allowed = worker_pb2.HoldPages(allowed=self._may_hold_pages)
+            self._process.calls.send(worker_pb2.ToWorker(id=self._hold_pages_id, hold_pages=allowed))
+
     def give_up(self, error: KaasError) -> None:
         """Fail all calls, and those to come, with ``error``. What the worker still answers is lost, and it gets no successor."""
         self._refusal = error
@@ -141,6 +181,8 @@ class Supervisor:
             case "unknown_request" if message.id in self._calls:
                 self._queue.sent_again(message.id)
                 self._send(message.id, with_content=True)
+            case "pages_released":
+                self._pages_released(message.id, None)
             case "failed":
                 self._failed(message)
             case _:
@@ -152,8 +194,19 @@ class Supervisor:
         self._process.policy.ready()
         if not self._ready.done():
             self._ready.set_result(None)
+        if not self._may_hold_pages:
+            self._send_hold_pages()
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
+
+    def _pages_released(self, message_id: int, error: KaasError | None) -> None:
+        """The worker's device has let go of the store's pages, or could not."""
+        if self._released is None or self._released.done() or message_id != self._hold_pages_id:
+            return  # Nobody waits for it any more.
+        if error is None:
+            self._released.set_result(None)
+        else:
+            self._released.set_exception(error)
 
     def _failed(self, message: worker_pb2.FromWorker) -> None:
         failed = message.failed
@@ -163,6 +216,8 @@ class Supervisor:
             if not self._ready.done():
                 self._ready.set_exception(error)
             return
+        if message.id == self._hold_pages_id:
+            self._pages_released(message.id, error_from_failed(failed))
         if failed.device_lost:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             by_another = failed.reason == WorkerRestartingError.reason
@@ -180,6 +235,9 @@ class Supervisor:
 
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
+        self._pages_released(
+            self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
+        )
         decisions = self._queue.worker_lost()
         if self._refusal is None:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)

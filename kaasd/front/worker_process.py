@@ -73,6 +73,11 @@ class WorkerProcess:
         """The latest process's, 0 before the first."""
         return 0 if self._process is None else self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the latest process has not ended yet."""
+        return self._process is not None and self._process.poll() is None
+
     async def start(self) -> None:
         """Start a process and send it its settings. Raises ``OSError`` where the machine has no room for one."""
         with ExitStack() as on_failure:

@@ -6,7 +6,7 @@ whole store and are never used twice, even after a delete.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -81,6 +81,19 @@ class StoreMapping:
     address: int
     size_bytes: int
     """Of the mapping; the file may be shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What a compaction has changed of the store's file."""
+
+    file_before_bytes: int
+    file_after_bytes: int
+    disk_before_bytes: int
+    """That the disk holds of it."""
+    disk_after_bytes: int
+    only_end: bool
+    """The file system cannot give back blocks from within a file, so at most the end was cut off."""
 
 
 class Staged(Protocol):
@@ -184,6 +197,14 @@ class KeyValueStore(Protocol):
 
     def backup(self) -> Backup:
         """Begin a copy of the whole store. Raises ``StoreFullError``, ``InternalError``."""
+
+    def compact(self, is_stopped: Callable[[], bool] = lambda: False) -> Compaction:
+        """Give the disk back the blocks of what is free, while the store is used; blocks meanwhile. May be repeated.
+
+        What snapshots see stays, and so does some room for deletes. ``is_stopped`` is asked before each short step. Nobody may
+        hold on to pages of the map other than by a snapshot: a driver that has registered them would go on seeing what they were.
+        Raises ``StoreFullError``, ``InternalError``.
+        """
 
     def close(self) -> None:
         """Finish what is being written, then close. Idempotent. Open snapshots must be closed before."""

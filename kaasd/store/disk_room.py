@@ -13,11 +13,14 @@ import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from kaas_core.errors import StoreFullError
+from kaasd.store.lmdb_file import LmdbFile, Meta
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READER_BYTES, _READERS_BEFORE = 64, 2
@@ -29,6 +32,16 @@ _MIN_KEPT_BYTES, _MAX_KEPT_BYTES = 256 << 10, 8 << 20
 _TREE_BYTES = 64 << 10
 """Pages that a transaction rewrites beside what it writes."""
 _MIN_STEP_BYTES, _MAX_STEP_BYTES = 64 << 10, 16 << 20
+
+_MAX_FILLED_BYTES = 16 << 20
+"""Of holes, when a store is opened; what makes larger ones is that they were given back."""
+_FILL_BYTES, _FILL_EVERY_BYTES, _FILL_EVERY = 16 << 20, 4 << 20, 64
+"""In a file with holes that much more of the free pages has blocks, and again after so many bytes, or transactions of 64 KiB
+beside their values: so four processes may write at once and leave what is kept for deletes. It takes a millisecond or two."""
+_BLOCK_BYTES = 512
+"""Of ``st_blocks``, whatever the file system."""
+_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
+"""Of ``fallocate`` in Linux."""
 
 _fallocate = ctypes.CDLL(None, use_errno=True).fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -43,74 +56,168 @@ def keep_for_deletes(size_bytes: int) -> int:
     return max(size_bytes // 128, _MIN_KEPT_BYTES)
 
 
-class DiskRoom:
-    """The room that LMDB's file has. Used by who holds LMDB's write lock, so that nobody else changes the file meanwhile."""
+class FileSize(NamedTuple):
+    """Of a file."""
 
-    def __init__(self, file: Path, *, page_bytes: int, limit_bytes: int, last_page: Callable[[], int]) -> None:
-        """``file`` grows to ``limit_bytes`` at most. ``last_page`` returns the last one in use. Raises ``OSError``."""
+    file_bytes: int
+    """How long it is."""
+    disk_bytes: int
+    """How much the disk has of it. May be more, by what tells where it is."""
+
+    @property
+    def has_holes(self) -> bool:
+        """Whether some of it is not on the disk."""
+        return self.disk_bytes < self.file_bytes
+
+
+class DiskRoom:
+    """The room that LMDB's file has. Used by who holds LMDB's write lock, so that nobody else changes the file meanwhile.
+
+    LMDB takes the pages that are free, and only then those behind the last. So room is kept in both places.
+    """
+
+    def __init__(self, file: Path, *, page_bytes: int, limit_bytes: int) -> None:
+        """``file`` grows to ``limit_bytes`` at most. Raises ``OSError``, ``StoreForeignError``."""
         self._file = file
         self._page_bytes = page_bytes
         self._limit_bytes = limit_bytes // page_bytes * page_bytes
-        self._last_page = last_page
         self._descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
-        self._size_bytes = 0
-        """Of the file, at least: it never shrinks."""
+        try:
+            self.pages = LmdbFile(file, self._descriptor)
+            """The same file, to be read."""
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        self._filled_at = -_FILL_EVERY
+        """The transaction after which the free pages that come first were given blocks, where there were holes."""
+        self._asked_bytes = 0
+        """Of this process since then."""
 
     def close(self) -> None:
+        self.pages.close()
         os.close(self._descriptor)
 
-    def take(self, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
+    @property
+    def size(self) -> FileSize:
+        """How long the file is, and how much of it is on the disk."""
+        status = os.fstat(self._descriptor)
+        return FileSize(status.st_size, status.st_blocks * _BLOCK_BYTES)
+
+    def take(self, last_page: int, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
         """Have blocks for ``size_bytes`` beside the ``used_bytes`` of all values; one transaction takes ``asked_bytes`` in all.
 
-        Raises ``StoreFullError`` where there are none, neither on the disk nor among the pages that are free in the file.
+        ``last_page`` is the last one in use, or free. Raises ``StoreFullError`` where there are none, neither on the disk nor
+        among the pages that are free in the file.
         """
-        end = (self._last_page() + 1) * self._page_bytes
-        if self._wanted(end + asked_bytes) <= self._size_bytes:
-            return
-        status = os.fstat(self._descriptor)
-        self._size_bytes = status.st_size
+        end = (last_page + 1) * self._page_bytes
         wanted = self._wanted(end + asked_bytes)
-        if wanted <= self._size_bytes:
+        size = self.size
+        if wanted <= size.file_bytes and not size.has_holes:
             return
-        step = min(max(self._size_bytes // 16, _MIN_STEP_BYTES), _MAX_STEP_BYTES)
-        for size in (self._whole_pages(wanted + step), wanted):
-            try:
-                _take_blocks(self._descriptor, self._size_bytes, size)
-            except OSError as error:
-                if error.errno not in NO_SPACE:
-                    raise
-                refusal = error
-            else:
-                self._size_bytes = size
-                return
-        blocks = min(status.st_size, status.st_blocks * 512)  # without the holes
-        if self._wanted(used_bytes + size_bytes) > blocks:
-            raise StoreFullError(
-                f"the file system that holds the store is full: {size_bytes} bytes are needed, {used_bytes} are in use,"
-                f" and {self._file} has {blocks} bytes and cannot grow ({refusal.strerror})",
-                {"asked_bytes": str(size_bytes), "used_bytes": str(used_bytes)},
-            )
+        try:
+            if size.has_holes:
+                self._fill_before(asked_bytes, end)
+            if wanted > size.file_bytes:
+                self._grow(size.file_bytes, wanted)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            blocks = min(size)  # without the holes
+            if self._wanted(used_bytes + size_bytes) > blocks:
+                raise StoreFullError(
+                    f"the file system that holds the store is full: {size_bytes} bytes are needed, {used_bytes} are in use,"
+                    f" and {self._file} has {blocks} bytes and cannot grow ({error.strerror})",
+                    {"asked_bytes": str(size_bytes), "used_bytes": str(used_bytes)},
+                ) from None
 
     def fill_holes(self) -> None:
         """Have blocks for the whole file: LMDB leaves out pages that one transaction takes and frees again.
 
-        Where there are not enough, the holes stay. Raises ``OSError`` where something else is wrong.
+        Where there are not enough the holes stay, and so where they are what was given back. Raises ``OSError`` where something
+        else is wrong.
         """
-        status = os.fstat(self._descriptor)
-        if status.st_blocks * 512 < status.st_size:
+        size = self.size
+        if 0 < size.file_bytes - size.disk_bytes <= _MAX_FILLED_BYTES:
             try:
-                _take_blocks(self._descriptor, 0, status.st_size)
+                _take_blocks(self._descriptor, 0, size.file_bytes)
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
 
+    def give_back(self, first_page: int, end_page: int) -> bool:
+        """Give the disk back the blocks of a range of pages, which read as zeros from then on.
+
+        Returns False where the file system cannot do that. Raises ``OSError``.
+        """
+        start = first_page * self._page_bytes
+        return _fallocated(self._descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, end_page * self._page_bytes - start)
+
+    def cut(self, end_page: int) -> None:
+        """Cut off what is behind ``end_page`` pages. Raises ``OSError``."""
+        if end_page * self._page_bytes < self.size.file_bytes:
+            os.ftruncate(self._descriptor, end_page * self._page_bytes)
+
+    def keep(self, meta: Meta) -> None:
+        """Cut off what is more than is kept behind the last page, and have blocks for as much of what is free.
+
+        Raises ``OSError``.
+        """
+        end = (meta.last_page + 1) * self._page_bytes
+        self.cut(self._wanted(end) // self._page_bytes)
+        try:
+            self._fill_first(meta, _TREE_BYTES + _kept(end))
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+
+    def _fill_before(self, asked_bytes: int, end: int) -> None:
+        """Have blocks for the free pages that LMDB takes first, for a transaction and the next ones. Raises ``OSError``."""
+        meta = self.pages.latest_meta()
+        self._asked_bytes += asked_bytes
+        if self._asked_bytes > _FILL_EVERY_BYTES or meta.transaction - self._filled_at > _FILL_EVERY:
+            self._fill_first(meta, asked_bytes + _FILL_BYTES + _kept(end))
+            self._filled_at, self._asked_bytes = meta.transaction, 0
+
+    def _fill_first(self, meta: Meta, size_bytes: int) -> None:
+        """Have blocks for so much of the free pages, those first that LMDB takes first. Raises ``OSError``."""
+        missing = -(-size_bytes // self._page_bytes)
+        for _, pages in self.pages.free_pages(meta):
+            for first, end in runs(pages[-missing:]):
+                _take_blocks(self._descriptor, first * self._page_bytes, end * self._page_bytes)
+            missing -= len(pages)
+            if missing <= 0:
+                return
+
+    def _grow(self, size_bytes: int, wanted: int) -> None:
+        """Have blocks up to ``wanted``, or some more. Raises ``OSError``."""
+        step = min(max(size_bytes // 16, _MIN_STEP_BYTES), _MAX_STEP_BYTES)
+        try:
+            _take_blocks(self._descriptor, size_bytes, self._whole_pages(wanted + step))
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            _take_blocks(self._descriptor, size_bytes, wanted)
+
     def _wanted(self, used_bytes: int) -> int:
         """Return how long the file must be for so much, with what is kept for deletes."""
-        needed = used_bytes + _TREE_BYTES
-        return self._whole_pages(needed + min(keep_for_deletes(needed), _MAX_KEPT_BYTES))
+        return self._whole_pages(used_bytes + _TREE_BYTES + _kept(used_bytes + _TREE_BYTES))
 
     def _whole_pages(self, size_bytes: int) -> int:
         return min(-(-size_bytes // self._page_bytes) * self._page_bytes, self._limit_bytes)
+
+
+def runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the runs without a gap of numbers that fall: the least of each, and one more than its greatest. They fall too."""
+    at = 0
+    while at < len(pages):
+        sum_in_run = pages[at] + at  # along a run the number falls by one where the index grows by one
+        end = bisect_right(range(len(pages)), -sum_in_run, at, key=lambda index: -pages[index] - index)
+        yield pages[end - 1], pages[at] + 1
+        at = end
+
+
+def _kept(size_bytes: int) -> int:
+    return min(keep_for_deletes(size_bytes), _MAX_KEPT_BYTES)
 
 
 def take_first_room(file: Path) -> None:
@@ -182,9 +289,15 @@ def _take_blocks(descriptor: int, start: int, end: int) -> None:
     ``os.posix_fallocate`` is something else: where the file system cannot, the C library reads bytes and writes them back, which
     is not safe while another process writes.
     """
-    while _fallocate(descriptor, 0, start, end - start) != 0:
+    _fallocated(descriptor, 0, start, end - start)
+
+
+def _fallocated(descriptor: int, mode: int, start: int, size: int) -> bool:
+    """Return whether the file system can do so. Raises ``OSError``."""
+    while _fallocate(descriptor, mode, start, size) != 0:
         code = ctypes.get_errno()
         if code in (errno.EOPNOTSUPP, errno.ENOSYS):
-            return
+            return False
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+    return True

@@ -33,6 +33,7 @@ from kaasd.store.directory import (
     prepare,
 )
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, take_lock_file
+from kaasd.store.lmdb_file import Meta
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
@@ -69,6 +70,8 @@ class Environment:
         self._open = 0
         self._resizing = False
         self._closed = False
+        self._synced = -1
+        """A transaction with which all of the file was on the disk."""
         with ExitStack() as stack:
             try:
                 if identity is None:
@@ -86,8 +89,8 @@ class Environment:
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.page_bytes = self.lmdb.stat()["psize"]
-                self._disk = self._open_disk()
-                stack.callback(self._disk.close)
+                self.disk = self._open_disk()
+                stack.callback(self.disk.close)
                 store_id = self._join()
                 if identity is None:
                     self._take_first_room()
@@ -143,18 +146,17 @@ class Environment:
             self.path / DATA_FILE,
             page_bytes=self.page_bytes,
             limit_bytes=self.lmdb.info()["map_size"],
-            last_page=lambda: self.lmdb.info()["last_pgno"],
         )
 
     def _take_first_room(self) -> None:
         """Raises ``StoreFullError`` where not even a delete would have room."""
         with self.write() as txn:
-            self._disk.fill_holes()
+            self.disk.fill_holes()
             self.take_disk_room(self.used_bytes(txn), 0, 0)
 
     def take_disk_room(self, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
         """See ``DiskRoom.take``. Only within a write transaction."""
-        self._disk.take(used_bytes, size_bytes, asked_bytes)
+        self.disk.take(self.lmdb.info()["last_pgno"], used_bytes, size_bytes, asked_bytes)
 
     def begin(self, *, write: bool = False) -> Transaction:
         """Begin a transaction; one that reads must end in ``end``.
@@ -242,9 +244,38 @@ class Environment:
         """Whether a snapshot of any process sees an older state than the last, so that pages cannot be used again."""
         with self._turn:  # the map does not move meanwhile
             last = self.lmdb.info()["last_txnid"]
-            table = self.lmdb.readers()
-        rows = (line.split() for line in table.splitlines()[1:])
-        return any(len(row) == 3 and row[2].isdigit() and int(row[2]) < last for row in rows)
+            return self._oldest_snapshot(last) < last
+
+    def _oldest_snapshot(self, last: int) -> int:
+        """Return the oldest transaction that a snapshot of any process sees, at most ``last``."""
+        rows = (line.split() for line in self.lmdb.readers().splitlines()[1:])
+        return min([last, *(int(row[2]) for row in rows if len(row) == 3 and row[2].isdigit())])
+
+    def sync(self) -> None:
+        """Have the disk take all that is committed. Raises ``lmdb.Error``."""
+        self._entered(lambda: self.lmdb.sync(True))
+        self._leave()
+
+    @contextmanager
+    def nobody_writes(self) -> Iterator[tuple[Meta, int]]:
+        """Keep all processes from writing. Yields the last meta page, and the last transaction whose free pages nobody sees.
+
+        All that is committed is on the disk, and these pages are those that LMDB's next transaction might take: they are of no
+        use to the last state and to the one before, nor to any snapshot, open or still to come. Raises ``lmdb.Error``.
+        """
+        txn = self.begin(write=True)
+        try:
+            meta = self.disk.pages.latest_meta()
+            if self._synced != meta.transaction:
+                self.lmdb.sync(True)
+                self._synced = meta.transaction
+            if txn.id() != meta.transaction + 1:
+                raise InternalError(f"{self.path}: transaction {txn.id()} follows on {meta.transaction}, which cannot be")
+            with self._turn:  # the map does not move meanwhile
+                oldest = self._oldest_snapshot(meta.transaction)
+            yield meta, oldest - 1
+        finally:
+            self.end(txn)
 
     def is_alive(self, owner: int) -> bool:
         """Whether the process of this id runs: it then holds a lock, which the kernel frees at its end, whatever it dies of."""
@@ -267,7 +298,7 @@ class Environment:
             self._closed = True
         self.lmdb.sync(True)
         self.lmdb.close()
-        self._disk.close()
+        self.disk.close()
         os.close(self._owners)
 
     def check_process(self) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
+from operator import gt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +46,16 @@ class Meta(NamedTuple):
 class LmdbFile:
     """A file of LMDB, open for reading. Everything raises ``StoreForeignError`` where the file is damaged, and ``OSError``."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ``StoreForeignError`` where it is not a file of LMDB, or cut short."""
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
+        """Raises ``StoreForeignError`` where it is not a file of LMDB, or cut short.
+
+        A ``descriptor`` is one of the file, by who has checked it and has it open in LMDB.
+        """
         self._path = path
+        if descriptor is not None:
+            self._descriptor = os.dup(descriptor)
+            self.meta = self.latest_meta()
+            return
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.meta = self._check()
@@ -72,11 +81,34 @@ class LmdbFile:
         except (struct.error, IndexError):
             raise self._damaged("its main database is broken") from None
 
+    def free_pages(self, meta: Meta, last: int = _NO_PAGE, *, latest_first: bool = False) -> Iterator[tuple[int, array[int]]]:
+        """Yield each transaction up to ``last`` that has left free pages, and their numbers, which fall.
+
+        LMDB takes those of the first transaction first, and there the last ones. Only while nobody writes.
+        """
+
+        def is_wanted(key: bytes) -> bool:
+            return not key or _NUMBER.unpack(key)[0] <= last  # the first key of a page of branches is not set
+
+        try:
+            for key, value in self._below(meta.free_root, meta.page_bytes, _MAX_DEPTH, is_wanted, backwards=latest_first):
+                numbers = array("Q", value)
+                pages = numbers[1:]
+                if (
+                    numbers[0] != len(pages)
+                    or not all(map(gt, pages, pages[1:]))
+                    or not 2 <= pages[-1] <= pages[0] <= meta.last_page
+                ):
+                    raise IndexError
+                yield _NUMBER.unpack(key)[0], pages
+        except (struct.error, IndexError, ValueError):
+            raise self._damaged("its list of free pages is broken") from None
+
     def _check(self) -> Meta:
         while True:
-            meta = self._meta()
+            meta = self.latest_meta()
             problem = self._problem(meta)
-            if self._meta() == meta:  # else a process that has the store open has committed meanwhile
+            if self.latest_meta() == meta:  # else a process that has the store open has committed meanwhile
                 break
         if problem is not None:
             raise problem
@@ -94,7 +126,8 @@ class LmdbFile:
             " in use are missing; nothing was written to it. Put back a whole copy of it"
         )
 
-    def _meta(self) -> Meta:
+    def latest_meta(self) -> Meta:
+        """Read the meta page of the last transaction."""
         first = self._read_meta(0)
         second = self._read_meta(first.page_bytes)
         if first.page_bytes != second.page_bytes:
@@ -131,21 +164,36 @@ class LmdbFile:
             free.update(page for page in pages if first_missing <= page <= meta.last_page)
         return missing == len(free)
 
-    def _below(self, number: int, page_bytes: int, depth: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the keys and values below a page, at most ``depth`` pages deep. Raises ``struct.error`` or ``IndexError``."""
+    def _below(
+        self,
+        number: int,
+        page_bytes: int,
+        depth: int,
+        is_wanted: Callable[[bytes], bool] = lambda key: True,
+        *,
+        backwards: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the keys and values below a page, at most ``depth`` pages deep. Raises ``struct.error`` or ``IndexError``.
+
+        ``is_wanted`` is asked of each key, and of the least key of each part of the tree: where not, all of that is left out.
+        """
         if number == _NO_PAGE:
             return
         page = self._read(number * page_bytes, page_bytes)
         flags, lower = struct.unpack_from("<HH", page, _FLAGS_AT)
         if not flags & (_BRANCH | _LEAF) or not depth or lower > page_bytes:
             raise IndexError(number)
-        for (offset,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower // 2 * 2]):
+        offsets = [offset for (offset,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower // 2 * 2])]
+        for offset in reversed(offsets) if backwards else offsets:
             low, high, node_flags, key_bytes = _NODE.unpack_from(page, offset)
-            if flags & _BRANCH:
-                yield from self._below(low | high << 16 | node_flags << 32, page_bytes, depth - 1)
-                continue
             start, size = offset + _NODE.size, low | high << 16
             key = page[start : start + key_bytes]
+            if not is_wanted(key):
+                continue
+            if flags & _BRANCH:
+                child = low | high << 16 | node_flags << 32
+                yield from self._below(child, page_bytes, depth - 1, is_wanted, backwards=backwards)
+                continue
             if node_flags & _BIG_DATA:
                 (overflow,) = _NUMBER.unpack_from(page, start + key_bytes)
                 yield key, self._read(overflow * page_bytes + _HEADER_BYTES, size)

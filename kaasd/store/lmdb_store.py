@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
 from kaasd.store.backup import StoreBackup
-from kaasd.store.base import Durability, Entry, Namespace, StoreMapping, StoreStats, Write
+from kaasd.store.base import Compaction, Durability, Entry, Namespace, StoreMapping, StoreStats, Write
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
 from kaasd.store.records import Extent, Pieces, encode_key
@@ -150,6 +150,17 @@ class LmdbStore:
 
     def backup(self) -> StoreBackup:
         return StoreBackup(self._environment)
+
+    def compact(self, is_stopped: Callable[[], bool] = lambda: False) -> Compaction:
+        environment = self._environment
+        try:
+            environment.sync()  # here, so that the writer need not wait for all of it
+            before = environment.disk.size
+            can_punch = self._writer.compact(is_stopped).result()
+            after = environment.disk.size
+        except (lmdb.Error, OSError) as error:
+            raise translate(error, environment.path) from error
+        return Compaction(before.file_bytes, after.file_bytes, before.disk_bytes, after.disk_bytes, only_end=not can_punch)
 
     def close(self) -> None:
         """Finish what was asked for, drop what is staged, close. Idempotent.

@@ -15,6 +15,7 @@ import lmdb
 
 from kaas_core.errors import InternalError, KaasError, StoreFullError
 from kaasd.store.base import Entry
+from kaasd.store.compaction import give_back
 from kaasd.store.environment import Environment, is_out_of_room, translate
 from kaasd.store.maintenance import reuse_freed_pages, sweep
 from kaasd.store.records import NOBODY, Extent, Pieces
@@ -96,6 +97,13 @@ class Writer:
         """Free chunks whose process is gone, soon; the future has their number."""
         future: Future[int] = Future()
         if not self._queue(lambda: self._add_sweep(future)):
+            future.set_exception(self._ended_error())
+        return future
+
+    def compact(self, is_stopped: Callable[[], bool]) -> Future[bool]:
+        """Give the disk back what is free; the future has whether the file system takes it from within a file."""
+        future: Future[bool] = Future()
+        if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._compact(future, is_stopped)))):
             future.set_exception(self._ended_error())
         return future
 
@@ -316,6 +324,18 @@ class Writer:
             future.set_exception(translate(error, self._environment.path))
         else:
             future.set_result(freed)
+
+    def _compact(self, future: Future[bool], is_stopped: Callable[[], bool]) -> Iterator[None]:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            yield from self._sweep(Future())
+            self.run(lambda _: None)  # what the last transaction has freed LMDB uses after one more
+            can_punch = yield from give_back(self._environment, is_stopped)
+        except Exception as error:
+            future.set_exception(translate(error, self._environment.path))
+        else:
+            future.set_result(can_punch)
 
     # The queue
 

@@ -16,7 +16,7 @@ from kaas_core.errors import CancelledError, KaasError, KernelFaultError, OutOfD
 from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
 from kaasd.libraries.registry import Libraries
 from kaasd.request.plan import Plan
-from kaasd.store.base import KeyValueStore
+from kaasd.store.base import KeyValueStore, StoreMapping
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import DeviceMemory, NoRoomError
 from kaasd.worker.programs import Programs
@@ -115,8 +115,23 @@ class Executor:
         self.waiting_for_memory: deque[object] = deque()
         """Requests that found too little, in the order in which they get it."""
         self.load_gate = LoadGate()
+        self._may_hold_pages = True
         self.device_lost = False
         """True once the device is of no more use to this process: after a fault, or marked as lost."""
+
+    @property
+    def mapped(self) -> StoreMapping | None:
+        """Pages that the device may hold on to; None where it may not."""
+        return self.store.mapped if self._may_hold_pages else None
+
+    def hold_pages(self, *, allowed: bool) -> None:
+        """Say whether the device may hold on to the store's pages from now on; where not, it has let go of them on return.
+
+        Raises ``DeviceLost``.
+        """
+        self._may_hold_pages = allowed
+        if not allowed:
+            self.device.unmap()
 
     def until_loadable(self, is_loaded: Callable[[], bool], cancellation: Cancellation) -> Steps[None]:
         """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``LoadGate``.

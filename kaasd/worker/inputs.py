@@ -127,7 +127,7 @@ class BoundRequest:
     def _upload(self, slot: Slot, buffer: DeviceBuffer, pieces: Iterable[memoryview]) -> Transfer:
         spec = slot.spec
         with nullcontext() if self._tracer is None else self._tracer.upload(spec.name, spec.size_bytes):
-            transfer = self._executor.device.upload(buffer, pieces, self._executor.store.mapped)
+            transfer = self._executor.device.upload(buffer, pieces, self._executor.mapped)
         self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
         return transfer

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from kaas.v1 import library_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError, WorkerRestartingError
+from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
 from kaasd.worker.cancellation import Cancellation
@@ -217,10 +218,22 @@ class Loop:
                     self._begin(message.id, _UnderWay(inspection, _inspected, cancellation))
                 case "forget_library":
                     self._executor.programs.forget_library(message.forget_library.library)
+                case "hold_pages":
+                    self._hold_pages(message)
                 case unknown:
                     raise InternalError(f"the front sent a call that this worker does not know: {unknown}")
         except Exception as error:
             self._fail(message.id, error)
+
+    def _hold_pages(self, message: worker_pb2.ToWorker) -> None:
+        allowed = message.hold_pages.allowed
+        try:
+            self._executor.hold_pages(allowed=allowed)
+        except DeviceLost:  # This process ends, and its pages with it.
+            self._executor.mark_device_lost()
+            raise
+        if not allowed:
+            self._calls.send(worker_pb2.FromWorker(id=message.id, pages_released=worker_pb2.PagesReleased()))
 
     def _begin(self, call_id: int, call: _UnderWay) -> None:
         """Have a call polled from now on. Raises the reason where it was cancelled before."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,13 @@ class FakeDispatcher:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.draining = False
+        self.pages_are_released = False
         self.idle = asyncio.Event()
         self.ready_changes: asyncio.Queue[bool] = asyncio.Queue()
         """Whether a worker is ready, from the second answer of ``readiness`` on."""
-        self._expected: dict[str, deque[Any]] = {"execute": deque(), "prepare": deque(), "inspect": deque()}
+        self._expected: dict[str, deque[Any]] = {
+            method: deque() for method in ("execute", "prepare", "inspect", "pages_released")
+        }
 
     def expect(self, method: str, *results: Any) -> None:
         """Have the next calls of ``method`` return, or raise, or run ``results``."""
@@ -133,6 +136,15 @@ class FakeDispatcher:
 
     def forget_library(self, library_id: str) -> None:
         self.calls.append(Call("forget_library", {"library_id": library_id}))
+
+    @asynccontextmanager
+    async def pages_released(self) -> AsyncIterator[None]:
+        await self._answer("pages_released")
+        self.pages_are_released = True
+        try:
+            yield
+        finally:
+            self.pages_are_released = False
 
     async def drain(self) -> None:
         self.draining = True

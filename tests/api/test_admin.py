@@ -144,6 +144,7 @@ class TestDrain:
             lambda: server.stubs.kv.Put(iter([header])),
             lambda: server.stubs.kv.Delete(kv_pb2.DeleteRequest(key="k")),
             lambda: server.stubs.library.UploadLibrary(iter([upload])),
+            lambda: server.stubs.admin.CompactStore(admin_pb2.CompactStoreRequest()),
         ):
             failed = failure(call)
             assert (failed.code, failed.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")

@@ -5,24 +5,28 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 
 from kaas.v1 import admin_pb2, admin_pb2_grpc
+from kaas_core.errors import WorkerBusyError
 from kaasd.api import admin
-from kaasd.store.base import Write
+from kaasd.store.base import Compaction, Write
 from kaasd.store.lmdb_store import LmdbStore
 from tests.api.support import WAIT_S, FakeDispatcher, Running, failure, running_server
 from tests.faults.support import wait_until
 
 BACKUP = admin_pb2.BackupStoreRequest()
+COMPACT = admin_pb2.CompactStoreRequest()
 
 
 @pytest.mark.parametrize(
     ("method", "request_"),
-    [("Drain", admin_pb2.DrainRequest()), ("BackupStore", BACKUP)],
+    [("Drain", admin_pb2.DrainRequest()), ("BackupStore", BACKUP), ("CompactStore", COMPACT)],
 )
 def test_over_tcp_it_is_not_enabled(method: str, request_: object, tmp_path: Path) -> None:
     with (
@@ -92,3 +96,55 @@ def test_a_caller_who_leaves_while_the_copy_is_made(server: Running) -> None:
     wait_until(lambda: not copies_under_way(server))
     server.store.delete("a").result(WAIT_S)
     assert not server.store._environment.is_held()
+
+
+def hole_of(server: Running, size_bytes: int) -> None:
+    """Have the store's file get free pages of that many bytes."""
+    server.store.commit([Write("a", [os.urandom(size_bytes)])]).result(WAIT_S)
+    server.store.delete("a").result(WAIT_S)
+
+
+def test_a_compaction_says_what_it_gave_back(server: Running) -> None:
+    hole_of(server, 20 << 20)
+    server.dispatcher.expect("pages_released", None)
+    done = server.stubs.admin.CompactStore(COMPACT)
+    status = (server.store.identity.path / "data.mdb").stat()
+    assert done.disk_after_bytes == status.st_blocks * 512 < done.disk_before_bytes - (15 << 20)
+    assert done.file_after_bytes == status.st_size <= done.file_before_bytes
+    assert not done.only_end
+
+
+def test_workers_that_hold_on_to_pages_keep_the_store_as_it_is(server: Running) -> None:
+    hole_of(server, 20 << 20)
+    server.dispatcher.expect("pages_released", WorkerBusyError("it is busy; nothing was changed"))
+    failed = failure(lambda: server.stubs.admin.CompactStore(COMPACT))
+    assert (failed.code, failed.reason, failed.retry_s) == (grpc.StatusCode.UNAVAILABLE, "WORKER_BUSY", 1.0)
+    assert (server.store.identity.path / "data.mdb").stat().st_blocks * 512 > 20 << 20
+
+
+class HeldCompaction:
+    """In place of ``compact``: goes on until it is to stop."""
+
+    def __init__(self, server: Running) -> None:
+        self.began, self.released_until_its_end = threading.Event(), False
+        self._dispatcher = server.dispatcher
+
+    def __call__(self, is_stopped: Callable[[], bool]) -> Compaction:
+        self.began.set()
+        wait_until(is_stopped)
+        self.released_until_its_end = self._dispatcher.pages_are_released
+        return Compaction(4, 3, 2, 1, only_end=True)
+
+
+def test_a_caller_who_leaves_ends_the_compaction(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers may hold on to pages again only when it has ended. Meanwhile there is no other."""
+    held = HeldCompaction(server)
+    monkeypatch.setattr(server.store, "compact", held)
+    server.dispatcher.expect("pages_released", None)
+    call = server.stubs.admin.CompactStore.future(COMPACT)
+    assert held.began.wait(WAIT_S)
+    refused = failure(lambda: server.stubs.admin.CompactStore(COMPACT))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    call.cancel()
+    wait_until(lambda: not server.dispatcher.pages_are_released)
+    assert held.released_until_its_end

@@ -17,6 +17,7 @@ from kaas_core import __version__
 from tests.cli.conftest import Done
 from tests.client.fake_server import FakeServer
 from tests.client.test_calls import (
+    COMPACTED,
     FUNCTION_MESSAGE,
     LIBRARY_ID,
     NOON_MESSAGE,
@@ -334,6 +335,19 @@ def test_store_backup(kaasctl: Kaasctl, server: FakeServer) -> None:
     assert Path("all.tar").read_bytes() == b"a tar file"
     assert Path("all.tar").stat().st_mode & 0o777 == 0o600
     assert succeed(kaasctl("store", "backup", "-")).stdout == b"a tar file"
+
+
+def test_store_compact(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("CompactStore", COMPACTED)
+    assert succeed(kaasctl("store", "compact")).text.splitlines() == [
+        "file before  5.0 MiB",
+        "file after   4.0 MiB",
+        "disk before  3.0 MiB",
+        "disk after   2.0 MiB",
+        "only end     yes",
+    ]
+    assert json.loads(succeed(kaasctl("-o", "json", "store", "compact")).text)["disk_after_bytes"] == 2 << 20
 
 
 # server

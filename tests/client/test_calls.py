@@ -15,7 +15,7 @@ import kaas_client
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import Kernel, Key, Request, aio, errors, inp, out, u64
 from kaas_client import client as threads_module
-from kaas_client.types import Span, Trace
+from kaas_client.types import Compaction, Span, Trace
 from tests.client.fake_server import SERVICES, FakeServer, Recorded
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
@@ -67,6 +67,7 @@ METHOD_OF_RPC = {
     "GetStats": "stats",
     "Drain": "drain",
     "BackupStore": "backup_store",
+    "CompactStore": "compact_store",
     "Check": "health",
 }
 OTHER_MEMBERS = {"close"}
@@ -379,6 +380,16 @@ def test_health_and_drain(client: Any, server: FakeServer) -> None:
     assert server.only_call("Check").request.service == "kaas.v1.KvService"
     server.expect("Drain", admin_pb2.DrainResponse())
     assert client.drain() is None
+
+
+COMPACTED = admin_pb2.CompactStoreResponse(
+    file_before_bytes=5 << 20, file_after_bytes=4 << 20, disk_before_bytes=3 << 20, disk_after_bytes=2 << 20, only_end=True
+)
+
+
+def test_compact_store(client: Any, server: FakeServer) -> None:
+    server.expect("CompactStore", COMPACTED)
+    assert client.compact_store() == Compaction(5 << 20, 4 << 20, 3 << 20, 2 << 20, only_end=True)
 
 
 UNKNOWN = 7

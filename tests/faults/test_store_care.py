@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 from examples.local_daemon import local_daemon, server_process
+from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client, Kernel, Request, inp, out, tmp, u64
+from kaas_client.errors import UnavailableError
 from tests.faults.conftest import KERNELS
+from tests.faults.support import spin, wait_until
 
 KAASCTL = [sys.executable, "-m", "kaas_client.cli.main"]
 N = 1024
@@ -101,3 +108,63 @@ def test_a_copy_that_has_a_name_is_gone_at_the_next_start(tmp_path: Path) -> Non
     (store / "backup-x").write_bytes(b"half a copy")
     with daemon_on(store):
         assert not (store / "backup-x").exists()
+
+
+def test_a_compaction_gives_back_what_was_deleted(own_address: str) -> None:
+    store = Path(own_address.removeprefix("unix:")).parent / "store"
+    with Client(own_address) as kaas:
+        kept = np.random.default_rng(2).bytes(3_000_000)
+        kaas.put("kept", kept)
+        kaas.put("large", bytes(40_000_000))
+        kaas.delete("large")
+        done = kaasctl(own_address, "-o", "json", "store", "compact")
+        assert (done.returncode, done.stderr) == (0, b"")
+        sizes = json.loads(done.stdout)
+        assert sizes["disk_after_bytes"] < sizes["disk_before_bytes"] - 30_000_000
+        assert (store / "data.mdb").stat().st_blocks * 512 == sizes["disk_after_bytes"]
+        assert kaas.get("kept") == kept
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_busy_with_a_kernel_keeps_its_pages(own_address: str, library_root: Path) -> None:
+    """The emulated device does nothing else while a kernel runs."""
+    with Client(own_address) as kaas, grpc.insecure_channel(own_address) as channel:
+        library = kaas.upload(KERNELS / "faults.ptx")
+        message = spin(library_root)
+        message.request.kernels[0].library = library
+        running = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(message, timeout=120)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        done = kaasctl(own_address, "store", "compact")
+        assert done.returncode == 1
+        assert b"has not let go of the store's pages" in done.stderr
+        running.cancel()
+        wait_until(lambda: kaas.stats().devices[0].running == 0)
+        kaas.compact_store()
+
+
+def test_a_worker_that_is_killed_while_the_store_is_compacted(own_address: str) -> None:
+    with Client(own_address) as kaas:
+        register_dot(kaas)
+        dot = kaas.function("dot")
+        for seed in range(2):
+            a, b = np.random.default_rng(seed).integers(0, 2**32, (2, N), dtype=np.uint32)
+            kaas.put("a", a)
+            kaas.put("b", b)
+            kaas.put("large", bytes(30_000_000))
+            kaas.delete("large")
+            compacting = threading.Thread(target=kaasctl, args=(own_address, "store", "compact"))
+            compacting.start()
+            os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
+            compacting.join()
+            wait_until(lambda: kaas.devices()[0].state == "ready")
+            assert dot().array("c", "u4")[0] == np.sum(a * b, dtype=np.uint32)
+        wait_until(lambda: compacts(kaas))
+        assert dot().array("c", "u4")[0] == np.sum(a * b, dtype=np.uint32)
+
+
+def compacts(kaas: Client) -> bool:
+    try:
+        kaas.compact_store()
+    except UnavailableError:
+        return False
+    return True

@@ -20,6 +20,7 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import (
     CancelledError,
     DeadlineExceededError,
+    InternalError,
     InvalidLibraryError,
     KaasError,
     KernelFaultError,
@@ -96,8 +97,23 @@ class ScriptedWorker:
                     device=f"{self._config.device} {message.inspect.library} {message.inspect.content!r} {has_content}"
                 )
                 self._calls.send(worker_pb2.FromWorker(id=message.id, inspected=inspected))
+            case "hold_pages":
+                self._log.append(["hold_pages", message.hold_pages.allowed])
+                if not message.hold_pages.allowed:
+                    self._release_pages(message.id)
             case "forget_library":
                 self._log.append(["forget_library", message.forget_library.library])
+
+    def _release_pages(self, message_id: int) -> None:
+        match self._config.device_options:
+            case "keeps pages":
+                return
+            case "cannot release pages":
+                self._fail(message_id, InternalError("they are held"))
+            case "dies of releasing pages" if self._life == 1:
+                os._exit(3)
+            case _:
+                self._calls.send(worker_pb2.FromWorker(id=message_id, pages_released=worker_pb2.PagesReleased()))
 
     def _execute(self, message: worker_pb2.ToWorker) -> None:
         execute = message.execute

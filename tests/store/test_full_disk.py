@@ -211,3 +211,35 @@ say("done")
     disk.fill(json.loads(child.stdout.readline())[0])
     output, _ = child.communicate("go\n")
     assert (child.returncode, output) == (0, '["done"]\n')
+
+
+def test_deletes_work_after_a_compaction_on_a_disk_that_others_have_filled(disk: SmallDisk, start: Callable) -> None:
+    """What was given back is gone, but some room for deletes is kept; what these free can be given back again."""
+    child = start("""
+with open_store() as store:
+    values = {f"k{i}": payload(100_000) for i in range(35)}
+    for key, value in values.items():
+        store.commit([Write(key, [value])]).result()
+    for key in list(values)[:30]:
+        store.delete(key).result()
+        del values[key]
+    store.compact()
+    say(os.getpid())
+    sys.stdin.readline()
+    for key in list(values)[:2]:
+        store.delete(key).result()
+        del values[key]
+    store.compact()
+    for key in values:
+        assert read(store, key) == values[key]
+        store.delete(key).result()
+    store.compact()
+    store.commit([Write("again", [payload(200_000)])]).result()
+    store.delete("again").result()
+    store.sweep().result()
+    assert store.stats().used_bytes == 0
+say("done")
+""")
+    disk.fill(json.loads(child.stdout.readline())[0])
+    output, _ = child.communicate("go\n")
+    assert (child.returncode, output) == (0, '["done"]\n')

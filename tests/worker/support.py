@@ -86,6 +86,13 @@ class HeldExecutor:
         self.device = DeafDevice()
         self.programs = ForgetfulPrograms()
         self.device_lost = False
+        self.holds_pages = True
+        self.fails_to_release: Exception | None = None
+
+    def hold_pages(self, *, allowed: bool) -> None:
+        if self.fails_to_release is not None:
+            raise self.fails_to_release
+        self.holds_pages = allowed
 
     def begin(self, invocation: Invocation) -> HeldJob:
         self.jobs.append(self._kinds.pop(0)(invocation.cancellation))

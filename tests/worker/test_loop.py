@@ -6,9 +6,21 @@ from collections.abc import Callable
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DeadlineExceededError, WorkerRestartingError
+from kaasd.devices.base import DeviceLost
 from kaasd.worker.execution import Result
 from kaasd.worker.programs import UnknownRequest
-from tests.worker.support import DeafJob, HeldExecutor, HeldJob, Worker, execute, first_answer, reason, reasons, wait_for_jobs
+from tests.worker.support import (
+    DeafJob,
+    HeldExecutor,
+    HeldJob,
+    Worker,
+    execute,
+    first_answer,
+    reason,
+    reasons,
+    wait_for_jobs,
+    wait_until,
+)
 
 
 def test_a_call_that_heeds_its_deadline_leaves_the_device_to_the_others(serve: Callable[[HeldExecutor], Worker]) -> None:
@@ -71,3 +83,40 @@ def test_a_cancellation_that_comes_while_a_request_is_asked_for_is_heeded(serve:
     worker.send(execute(1))
     assert reasons([worker.answer()]) == {1: (reason(DeadlineExceededError), False)}
     assert not executor.jobs[1].begun
+
+
+def hold_pages(message_id: int, *, allowed: bool) -> worker_pb2.ToWorker:
+    return worker_pb2.ToWorker(id=message_id, hold_pages=worker_pb2.HoldPages(allowed=allowed))
+
+
+def test_pages_are_let_go_of_between_the_calls(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob)
+    worker = serve(executor)
+    worker.send(execute(1))
+    wait_for_jobs(executor, 1)
+    worker.send(hold_pages(7, allowed=False))
+    assert worker.answer() == worker_pb2.FromWorker(id=7, pages_released=worker_pb2.PagesReleased())
+    assert not executor.holds_pages
+    worker.send(hold_pages(8, allowed=True))
+    wait_until(lambda: executor.holds_pages)
+    executor.jobs[0].ended.set()
+    assert worker.answer().id == 1
+
+
+def test_pages_that_cannot_be_let_go_of(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor()
+    executor.fails_to_release = RuntimeError("they are held")
+    worker = serve(executor)
+    worker.send(hold_pages(7, allowed=False))
+    answer = worker.answer()
+    assert (answer.id, answer.failed.reason, answer.failed.device_lost) == (7, "INTERNAL", False)
+
+
+def test_a_device_that_is_lost_while_it_lets_go(serve: Callable[[HeldExecutor], Worker]) -> None:
+    """The process ends, and its pages with it."""
+    executor = HeldExecutor()
+    executor.fails_to_release = DeviceLost()
+    worker = serve(executor)
+    worker.send(hold_pages(7, allowed=False))
+    assert worker.answer().failed.device_lost
+    worker.join()

@@ -161,3 +161,21 @@ class BackupStoreResponse(_message.Message):
     header: BackupHeader
     chunk: bytes
     def __init__(self, header: _Optional[_Union[BackupHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class CompactStoreRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CompactStoreResponse(_message.Message):
+    __slots__ = ("file_before_bytes", "file_after_bytes", "disk_before_bytes", "disk_after_bytes", "only_end")
+    FILE_BEFORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILE_AFTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BEFORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_AFTER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ONLY_END_FIELD_NUMBER: _ClassVar[int]
+    file_before_bytes: int
+    file_after_bytes: int
+    disk_before_bytes: int
+    disk_after_bytes: int
+    only_end: bool
+    def __init__(self, file_before_bytes: _Optional[int] = ..., file_after_bytes: _Optional[int] = ..., disk_before_bytes: _Optional[int] = ..., disk_after_bytes: _Optional[int] = ..., only_end: bool = ...) -> None: ...

@@ -60,6 +60,11 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.FromString,
                 _registered_method=True)
+        self.CompactStore = channel.unary_unary(
+                '/kaas.v1.AdminService/CompactStore',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -107,6 +112,16 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompactStore(self, request, context):
+        """Gives the disk blocks of the store's free pages back, while the server goes on serving; inputs are meanwhile copied slower to
+        a GPU. What open readers see stays, and is given back by a later call. Errors: WORKER_BUSY or WORKER_RESTARTING where a worker
+        does not let go of the store's pages in time, and then nothing was done; QUEUE_FULL while another call is under way. May be
+        repeated. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +149,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.BackupStore,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.SerializeToString,
+            ),
+            'CompactStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompactStore,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +292,33 @@ class AdminService(object):
             '/kaas.v1.AdminService/BackupStore',
             kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompactStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/CompactStore',
+            kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

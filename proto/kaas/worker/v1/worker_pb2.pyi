@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "only_call")
+    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "hold_pages", "only_call")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class ToWorker(_message.Message):
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     FORGET_LIBRARY_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
+    HOLD_PAGES_FIELD_NUMBER: _ClassVar[int]
     ONLY_CALL_FIELD_NUMBER: _ClassVar[int]
     id: int
     execute: Execute
@@ -26,8 +27,9 @@ class ToWorker(_message.Message):
     cancel: Cancel
     forget_library: ForgetLibrary
     configure: WorkerConfig
+    hold_pages: HoldPages
     only_call: bool
-    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., only_call: bool = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., hold_pages: _Optional[_Union[HoldPages, _Mapping]] = ..., only_call: bool = ...) -> None: ...
 
 class SerializedRequest(_message.Message):
     __slots__ = ("digest", "content")
@@ -91,6 +93,12 @@ class ForgetLibrary(_message.Message):
     library: str
     def __init__(self, library: _Optional[str] = ...) -> None: ...
 
+class HoldPages(_message.Message):
+    __slots__ = ("allowed",)
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    allowed: bool
+    def __init__(self, allowed: bool = ...) -> None: ...
+
 class WorkerConfig(_message.Message):
     __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -142,7 +150,7 @@ class FileIdentity(_message.Message):
     def __init__(self, name: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request")
+    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released")
     ID_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EXECUTED_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +158,7 @@ class FromWorker(_message.Message):
     INSPECTED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PAGES_RELEASED_FIELD_NUMBER: _ClassVar[int]
     id: int
     ready: Ready
     executed: Executed
@@ -157,7 +166,8 @@ class FromWorker(_message.Message):
     inspected: _library_pb2.InspectLibraryResponse
     failed: Failed
     unknown_request: UnknownRequest
-    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ...) -> None: ...
+    pages_released: PagesReleased
+    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("device",)
@@ -180,6 +190,10 @@ class Prepared(_message.Message):
     def __init__(self) -> None: ...
 
 class UnknownRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PagesReleased(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
