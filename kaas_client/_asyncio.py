@@ -6,6 +6,7 @@ Both are written by hand. All other code of the client is one source: see ``kaas
 from __future__ import annotations
 
 import asyncio
+import os
 from asyncio import Future, Queue, Semaphore
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 
 import grpc.aio
 
-from kaas_client._transfer import Data, Source, Upload, is_buffer, open_source
+from kaas_client._files import open_target
+from kaas_client._transfer import Data, Source, Upload, Writable, is_buffer, open_source
 
 T = TypeVar("T")
 
@@ -24,6 +26,7 @@ __all__ = [
     "Queue",
     "Semaphore",
     "call_blocking",
+    "created",
     "is_cancelled",
     "join",
     "new_future",
@@ -58,6 +61,19 @@ async def opened(data: Data, size_bytes: int | None = None) -> AsyncIterator[Sou
     with ExitStack() as stack:
         opening = open_source(data, size_bytes)
         yield stack.enter_context(opening) if is_buffer(data) else await asyncio.to_thread(stack.enter_context, opening)
+
+
+@asynccontextmanager
+async def created(into: str | os.PathLike[str] | Writable) -> AsyncIterator[Writable]:
+    """Open a target, and end it, without holding up the event loop while the disk takes what was written."""
+    target = open_target(into)
+    file = await asyncio.to_thread(target.__enter__)
+    try:
+        yield file
+    except BaseException as error:
+        await asyncio.shield(asyncio.to_thread(target.__exit__, type(error), error, error.__traceback__))
+        raise
+    await asyncio.to_thread(target.__exit__, None, None, None)
 
 
 async def send(method: Any, upload: Upload[Any], options: Mapping[str, Any]) -> Any:

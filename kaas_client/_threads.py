@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 
+from kaas_client._files import open_target as created
 from kaas_client._transfer import Upload
 from kaas_client._transfer import open_source as opened
 
@@ -25,6 +26,7 @@ __all__ = [
     "Queue",
     "Semaphore",
     "call_blocking",
+    "created",
     "is_cancelled",
     "join",
     "new_future",

@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from kaas.v1.admin_pb2 import BackupStoreResponse
 from kaas.v1.kv_pb2 import GetResponse
 from kaas_client import errors
 
@@ -113,6 +114,17 @@ def _plain(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[An
         return array
     # Dates and times, structures that hold them, and types of other packages such as ml_dtypes' bfloat16.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+class Receiver(Protocol):
+    """Takes the messages of a stream that answers a call."""
+
+    @property
+    def blocking(self) -> bool:
+        """Whether feeding it may wait for a file."""
+
+    def feed(self, message: Any) -> None:
+        """Take the next message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +269,34 @@ class Download:
             self._target = memoryview(bytearray(total_bytes))
         elif self._target is not None and total_bytes > len(self._target):
             raise ValueError(f"{total_bytes} bytes do not fit into a buffer of {len(self._target)}")
+
+
+class BackupDownload:
+    """Receives a backup: writes the messages of a ``BackupStore``, in order, to a file."""
+
+    blocking = True
+
+    def __init__(self, file: Writable, progress: Progress | None) -> None:
+        self._file = file
+        self._progress = progress
+        self._total_bytes: int | None = None
+        self._done_bytes = 0
+
+    def feed(self, message: BackupStoreResponse) -> None:
+        """Take the next message."""
+        if message.WhichOneof("part") == "header":
+            self._total_bytes = message.header.size_bytes
+            return
+        self._file.write(message.chunk)
+        self._done_bytes += len(message.chunk)
+        if self._progress and self._total_bytes is not None:
+            self._progress(self._done_bytes, self._total_bytes)
+
+    def result(self) -> int:
+        """Return how many bytes were written."""
+        if self._done_bytes != self._total_bytes:
+            raise errors.InternalError(f"the server sent {self._done_bytes} of {self._total_bytes} bytes")
+        return self._done_bytes
 
 
 def _numpy_dtype(dtype: DTypeLike) -> np.dtype[Any]:

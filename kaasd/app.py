@@ -21,6 +21,7 @@ from kaasd.front.functions import FunctionRegistry
 from kaasd.front.store_watch import StoreWatch
 from kaasd.front.supervisor import Supervisor
 from kaasd.libraries.registry import Libraries
+from kaasd.store.backup import remove_left_copies
 from kaasd.store.directory import LOCK_FILE, StoreIdentity
 from kaasd.store.environment import make_private
 from kaasd.store.lmdb_store import LmdbStore
@@ -52,6 +53,7 @@ async def serve(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_locked(settings.store / LOCK_FILE))
+        remove_left_copies(settings.store)
         store = LmdbStore(
             settings.store,
             limit_bytes=settings.store_limit_bytes,

@@ -11,7 +11,7 @@ from kaas_client import _rpcs
 from kaas_client._asyncio import call_blocking, open_channel, send
 from kaas_client._rpcs import Page, Rpc
 from kaas_client._status import from_rpc_error
-from kaas_client._transfer import Download, Upload
+from kaas_client._transfer import Receiver, Upload
 from kaas_core.address import default_connect_address, parse_address
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class Connection:
             raise upload.error
         return rpc.read(answer)
 
-    async def download(self, rpc: Rpc[T], download: Download, timeout: float | None) -> T:
+    async def download(self, rpc: Rpc[T], download: Receiver, timeout: float | None) -> T:
         """Make a call whose answer is a stream of messages for ``download``."""
         answers = rpc.method(self.stubs)(rpc.request, **self.options(timeout))
         try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +13,8 @@ from kaas_client import _rpcs
 from kaas_client._rpcs import Binding
 from kaas_client._sync.connection import Connection
 from kaas_client._sync.function import Function
-from kaas_client._threads import opened
-from kaas_client._transfer import Bytes, Data, Download, Progress, Writable
+from kaas_client._threads import created, opened
+from kaas_client._transfer import BackupDownload, Bytes, Data, Download, Progress, Writable
 from kaas_client.builders import Request
 from kaas_client.types import DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
 
@@ -248,5 +249,25 @@ class Client:
         return self._connection.unary(_rpcs.health(service), timeout)
 
     def drain(self, *, timeout: float | None = None) -> None:
-        """Make the server refuse new requests, and return when none is left. Raises ``DeadlineExceededError``."""
+        """Make the server refuse new requests, and return when none is left.
+
+        Raises ``DeadlineExceededError``, ``NotEnabledError`` over TCP.
+        """
         return self._connection.unary(_rpcs.drain(), timeout)
+
+    def backup_store(
+        self,
+        into: str | os.PathLike[str] | Writable,
+        *,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Write a copy of the whole store, as a tar file, to a path or a binary file; return its size in bytes.
+
+        At a path it appears, or takes the place of a file, only when it is complete. Unpacked in an empty directory it is a store
+        for ``kaasd --store``. Raises ``StoreFullError`` where the server's disk has no room for the copy, ``QueueFullError``
+        while another is made, ``NotEnabledError`` over TCP, ``OSError``.
+        """
+        with created(into) as file:
+            download = BackupDownload(file, progress)
+            return self._connection.download(_rpcs.backup_store(download), download, timeout)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import typer
+
+from kaas_client._files import whole_file
 
 STANDARD_STREAM = "-"
 
@@ -79,25 +79,11 @@ def open_input(path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_output(path: str) -> Iterator[BinaryIO]:
-    """Open a file, or standard output, to write. A file appears, or is replaced, only if nothing fails."""
+def open_output(path: str, *, private: bool = False) -> Iterator[BinaryIO]:
+    """Open a file, or standard output, to write. A file appears, or is replaced, only if nothing fails; see ``whole_file``."""
     if path == STANDARD_STREAM:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():  # A device or a pipe: nothing to replace.
-        with target.open("wb") as file:
-            yield file
-        return
-    part = target.with_name(f".{target.name[:200]}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-        if target.exists():
-            shutil.copymode(target, part)
-        part.replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+    with whole_file(path, private=private) as file:
+        yield file

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import closing
 
 import grpc
 
 from kaas.v1 import admin_pb2
 from kaas_core import __version__
+from kaas_core.errors import DeadlineExceededError
 from kaasd.api.core import Core
+from kaasd.api.shared import OneAtATime, check_local, finish, in_thread
+
+STALLED_S = 300.0
+"""A backup whose reader takes nothing for so long ends: its copy takes up disk."""
 
 
 class AdminServicer:
@@ -16,6 +23,7 @@ class AdminServicer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._one_backup = OneAtATime("a backup")
 
     async def GetServerInfo(
         self, request: admin_pb2.GetServerInfoRequest, context: grpc.aio.ServicerContext
@@ -52,5 +60,26 @@ class AdminServicer:
         return response
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: grpc.aio.ServicerContext) -> admin_pb2.DrainResponse:
+        check_local(context)
         await self._core.drain()
         return admin_pb2.DrainResponse()
+
+    async def BackupStore(self, request: admin_pb2.BackupStoreRequest, context: grpc.aio.ServicerContext) -> None:
+        check_local(context)
+        self._core.watch.refuse_if_gone()
+        with self._one_backup, closing(self._core.store.backup()) as backup:
+            await finish(asyncio.to_thread(backup.make), stop=backup.stop)
+            header = admin_pb2.BackupHeader(size_bytes=backup.size_bytes)
+            await _write(context, admin_pb2.BackupStoreResponse(header=header))
+            pieces = backup.pieces()
+            while (piece := await in_thread(next, pieces, None)) is not None:
+                await _write(context, admin_pb2.BackupStoreResponse(chunk=piece))
+
+
+async def _write(context: grpc.aio.ServicerContext, response: admin_pb2.BackupStoreResponse) -> None:
+    """Send a part of a backup, unless its reader has stopped: one that never goes on would keep all others from theirs."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await context.write(response)
+    except TimeoutError:
+        raise DeadlineExceededError(f"the reader of the backup took nothing for {STALLED_S:g} s") from None

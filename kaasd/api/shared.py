@@ -1,4 +1,4 @@
-"""What several servicers share: pages of a listing, the shape of an upload, and work that is not to be left half done."""
+"""What several servicers share: pages of a listing, the shape of an upload, who may call, and work not to be left half done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from kaas_core.errors import InvalidArgumentError, InvalidRequestError, UploadIncompleteError
+import grpc
+
+from kaas_core.errors import (
+    InvalidArgumentError,
+    InvalidRequestError,
+    NotEnabledError,
+    QueueFullError,
+    UploadIncompleteError,
+)
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -82,12 +90,16 @@ async def _chunks(messages: AsyncIterator[Any], size_bytes: int) -> AsyncIterato
         raise UploadIncompleteError(f"the stream ended after {received} of {size_bytes} bytes; nothing was stored")
 
 
-async def finish(work: Awaitable[T]) -> T:
-    """Await ``work`` to its end even when cancelled meanwhile, so that what it uses may be closed after."""
+async def finish(work: Awaitable[T], stop: Callable[[], object] = lambda: None) -> T:
+    """Await ``work`` to its end even when cancelled meanwhile, so that what it uses may be closed after.
+
+    ``stop`` is called when it is cancelled: it has the work end sooner.
+    """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        stop()
         while not task.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([task])
@@ -99,3 +111,26 @@ async def finish(work: Awaitable[T]) -> T:
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:
     """Run ``function`` in a thread, to its end."""
     return await finish(asyncio.to_thread(function, *arguments))
+
+
+class OneAtATime:
+    """Refuses a second call of a kind that takes much of a machine, for as long as the first is in its ``with`` block."""
+
+    def __init__(self, what: str) -> None:
+        """``what`` it is, for the refusal."""
+        self._what = what
+        self._taken = False
+
+    def __enter__(self) -> None:
+        if self._taken:
+            raise QueueFullError(f"{self._what} is under way already; there is one at a time")
+        self._taken = True
+
+    def __exit__(self, *_: object) -> None:
+        self._taken = False
+
+
+def check_local(context: grpc.aio.ServicerContext) -> None:
+    """Refuse callers who are not on this machine: who they are is not known. Raises ``NotEnabledError``."""
+    if not context.peer().startswith("unix:"):
+        raise NotEnabledError("this call is answered over unix sockets only, where the socket's mode says who may make it")

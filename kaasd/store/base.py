@@ -126,6 +126,28 @@ class Snapshot(Protocol):
         """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
 
 
+class Backup(Protocol):
+    """A copy of the whole store, as it is at one moment, beside it; it goes when this is closed, or with the process."""
+
+    size_bytes: int
+    """Of the tar file, once the copy is made."""
+
+    def make(self) -> None:
+        """Copy the store, which takes a second for each GiB or so; meanwhile, and only then, a snapshot is held.
+
+        Raises ``StoreFullError`` (the disk has no room for it), ``CancelledError`` (stopped), ``InternalError``.
+        """
+
+    def stop(self) -> None:
+        """Have ``make`` fail soon. From any thread; idempotent."""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the copy as a tar file, in pieces of at most 1 MiB. Each is read from the disk when it is asked for."""
+
+    def close(self) -> None:
+        """Remove the copy; not while it is made. Idempotent."""
+
+
 class KeyValueStore(Protocol):
     """A store that several threads and processes use at once."""
 
@@ -159,6 +181,9 @@ class KeyValueStore(Protocol):
         """Delete a key. Works when the store is full. Fails with ``KeyNotFoundError``."""
 
     def stats(self) -> StoreStats: ...
+
+    def backup(self) -> Backup:
+        """Begin a copy of the whole store. Raises ``StoreFullError``, ``InternalError``."""
 
     def close(self) -> None:
         """Finish what is being written, then close. Idempotent. Open snapshots must be closed before."""

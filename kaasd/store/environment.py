@@ -6,10 +6,10 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import lmdb
 
@@ -36,6 +36,7 @@ from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_de
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
+T = TypeVar("T")
 
 _MAX_OWNER = 2**62
 """Bytes of a file can be locked up to 2^63. Nobody meets another's number by chance."""
@@ -160,11 +161,36 @@ class Environment:
 
         Raises ``lmdb.Error``, ``InternalError`` (closed, or after a fork).
         """
+        return self._entered(lambda: self.lmdb.begin(write=write, buffers=True))
+
+    def copy(self, descriptor: int) -> None:
+        """Write what the last transaction has left to a file of its own, which LMDB can open.
+
+        Holds a snapshot until it returns, and keeps nobody from writing. Raises ``lmdb.Error``, ``InternalError``.
+        """
+        try:
+            self._copy(descriptor, compact=True)
+        except lmdb.IncompatibleError:
+            # A page is neither free nor in use, as defects of LMDB have left some. A copy of all pages does not count them; it
+            # keeps others from writing until it has begun.
+            self._copy(descriptor, compact=False)
+
+    def _copy(self, descriptor: int, *, compact: bool) -> None:
+        def copy() -> None:
+            os.ftruncate(descriptor, 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            self.lmdb.copyfd(descriptor, compact=compact)
+
+        self._entered(copy)
+        self._leave()
+
+    def _entered(self, begin: Callable[[], T]) -> T:
+        """Do what begins a transaction, and again where the map must grow before. ``_leave`` is to be called at its end."""
         checked = False
         while True:
             self._enter()
             try:
-                return self.lmdb.begin(write=write, buffers=True)
+                return begin()
             except lmdb.MapResizedError:
                 # Another process has a larger limit and has used it.
                 self._leave()

@@ -9,6 +9,7 @@ from pathlib import Path
 import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
+from kaasd.store.backup import StoreBackup
 from kaasd.store.base import Durability, Entry, Namespace, StoreMapping, StoreStats, Write
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
@@ -146,6 +147,9 @@ class LmdbStore:
                 environment.end(txn)
         except lmdb.Error as error:
             raise translate(error, environment.path) from error
+
+    def backup(self) -> StoreBackup:
+        return StoreBackup(self._environment)
 
     def close(self) -> None:
         """Finish what was asked for, drop what is staged, close. Idempotent.

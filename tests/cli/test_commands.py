@@ -25,6 +25,7 @@ from tests.client.test_calls import (
     TIMING_MESSAGE,
     entry_message,
 )
+from tests.client.test_transfers import backup_reply
 
 Kaasctl = Callable[..., Done]
 
@@ -321,6 +322,21 @@ def test_stats(kaasctl: Kaasctl, server: FakeServer) -> None:
     assert printed["uptime_ns"] == 3725 * 10**9
     assert printed["devices"][0]["requests_succeeded"] == 5
     assert printed["failures_by_reason"] == {"KERNEL_FAULT": 3}
+
+
+# store
+
+
+def test_store_backup(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("BackupStore", backup_reply(b"a tar ", b"file"))
+    assert succeed(kaasctl("store", "backup", "all.tar")).stdout == b""
+    assert Path("all.tar").read_bytes() == b"a tar file"
+    assert Path("all.tar").stat().st_mode & 0o777 == 0o600
+    assert succeed(kaasctl("store", "backup", "-")).stdout == b"a tar file"
+
+
+# server
 
 
 @pytest.mark.parametrize(("status", "code"), [("SERVING", 0), ("NOT_SERVING", 1)])

@@ -247,3 +247,14 @@ def test_a_device_is_written_to_as_it_is(kaasctl: Kaasctl, server: FakeServer) -
 def test_a_disk_that_is_full(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("Get", [kv_pb2.GetResponse(entry=entry_message("k")), kv_pb2.GetResponse(chunk=b"new")])
     assert kaasctl("kv", "get", "k", "/dev/full") == Done(1, b"", "kaasctl: No space left on device\n")
+
+
+def test_a_failed_backup_leaves_the_one_before(kaasctl: Kaasctl, server: FakeServer) -> None:
+    Path("all.tar").write_bytes(b"the one of yesterday")
+    server.expect("BackupStore", Failure("RESOURCE_EXHAUSTED", "a backup is under way already", "QUEUE_FULL"))
+    assert kaasctl("store", "backup", "all.tar") == Done(1, b"", "kaasctl: a backup is under way already\n")
+    assert [(path.name, path.read_bytes()) for path in Path().iterdir()] == [("all.tar", b"the one of yesterday")]
+
+
+def test_a_backup_in_a_folder_that_is_missing(kaasctl: Kaasctl, server: FakeServer) -> None:
+    assert kaasctl("store", "backup", "nowhere/all.tar").code == 2

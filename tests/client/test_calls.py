@@ -66,6 +66,7 @@ METHOD_OF_RPC = {
     "ListDevices": "devices",
     "GetStats": "stats",
     "Drain": "drain",
+    "BackupStore": "backup_store",
     "Check": "health",
 }
 OTHER_MEMBERS = {"close"}

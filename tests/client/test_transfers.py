@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kaas.v1 import kv_pb2
-from kaas_client.errors import InvalidArgumentError, KeyNotFoundError
+from kaas.v1 import admin_pb2, kv_pb2
+from kaas_client.errors import InternalError, InvalidArgumentError, KeyNotFoundError, StoreFullError
 from tests.client.fake_server import Failure, FakeServer
 
 MIB = 1 << 20
@@ -293,3 +293,63 @@ def test_get_of_a_missing_key(client: Any, server: FakeServer) -> None:
     server.expect("Get", Failure("NOT_FOUND", "no key 'k'", "KEY_NOT_FOUND"))
     with pytest.raises(KeyNotFoundError, match="no key 'k'"):
         client.get("k")
+
+
+def backup_reply(*chunks: bytes, size_bytes: int | None = None) -> list[admin_pb2.BackupStoreResponse]:
+    size = sum(map(len, chunks)) if size_bytes is None else size_bytes
+    header = admin_pb2.BackupStoreResponse(header=admin_pb2.BackupHeader(size_bytes=size))
+    return [header, *(admin_pb2.BackupStoreResponse(chunk=chunk) for chunk in chunks)]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_backup_at_a_path(client: Any, server: FakeServer, tmp_path: Path, kind: type) -> None:
+    server.expect("BackupStore", backup_reply(b"abc", b"", b"de"))
+    seen: list[tuple[int, int]] = []
+    path = tmp_path / "backup.tar"
+    assert client.backup_store(kind(path), progress=lambda *done: seen.append(done)) == 5
+    assert path.read_bytes() == b"abcde"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert seen[-1] == (5, 5)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_backup_in_a_file(client: Any, server: FakeServer) -> None:
+    server.expect("BackupStore", backup_reply(b"abc"))
+    target = io.BytesIO()
+    assert client.backup_store(target) == 3
+    assert target.getvalue() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Failure("RESOURCE_EXHAUSTED", "no room", "STORE_FULL"), StoreFullError),
+        (backup_reply(b"abc", size_bytes=4), InternalError),
+        (backup_reply()[1:], InternalError),
+    ],
+)
+def test_a_backup_that_fails_leaves_what_was_there(
+    client: Any, server: FakeServer, tmp_path: Path, answer: Any, kind: type[Exception]
+) -> None:
+    path = tmp_path / "backup.tar"
+    path.write_bytes(b"the one of yesterday")
+    server.expect("BackupStore", answer)
+    with pytest.raises(kind):
+        client.backup_store(path)
+    assert path.read_bytes() == b"the one of yesterday"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_backup_that_cannot_be_written_ends_the_call(client: Any, server: FakeServer) -> None:
+    ended = threading.Event()
+
+    def endless(request: Any, context: Any) -> Iterator[admin_pb2.BackupStoreResponse]:
+        context.add_callback(ended.set)
+        yield backup_reply(size_bytes=1 << 40)[0]
+        while not ended.is_set():
+            yield admin_pb2.BackupStoreResponse(chunk=bytes(MIB))
+
+    server.expect("BackupStore", endless)
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left"):
+        client.backup_store(full)
+    assert ended.wait(60)

@@ -55,6 +55,11 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.BackupStore = channel.unary_stream(
+                '/kaas.v1.AdminService/BackupStore',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -85,6 +90,18 @@ class AdminServiceServicer(object):
     def Drain(self, request, context):
         """Stops taking requests: health turns NOT_SERVING, new calls fail with UNAVAILABLE, running ones finish. Returns when none
         is left, or at the call's deadline with DEADLINE_EXCEEDED (the drain goes on). Idempotent. The server does not exit by it.
+        Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupStore(self, request, context):
+        """Copies the whole store, as it is at one moment, and sends the copy as a tar file. Unpacked in an empty directory it is a store
+        with the same id. The copy is first finished, in a file that needs as much of the store's disk as what is stored, and is
+        gone when the call ends. Errors: STORE_FULL where the disk has too little room, QUEUE_FULL while another backup is under
+        way, DEADLINE_EXCEEDED where the caller reads nothing for some minutes. Changes nothing, may be repeated. Only over a unix
+        socket; elsewhere NOT_ENABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,6 +129,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'BackupStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupStore,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +245,33 @@ class AdminService(object):
             '/kaas.v1.AdminService/Drain',
             kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kaas.v1.AdminService/BackupStore',
+            kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.BackupStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,
