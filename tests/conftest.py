@@ -13,9 +13,7 @@ from kaasd.devices.registry import open_device
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", help="Run the tests that run on every device on this one, named as for kaasd --device.")
-    parser.addoption(
-        "--kills", type=int, default=20, help="How many workers, and how many daemons, tests/faults/test_kills.py kills."
-    )
+    parser.addoption("--kills", type=int, help="How many workers, and then daemons, are killed, however long it takes.")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -29,12 +27,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def device_name(request: pytest.FixtureRequest) -> str:
     """A device's name. Every test that uses it runs on the emulated device, and with ``-m gpu`` on a GPU instead."""
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def kills(request: pytest.FixtureRequest) -> int:
-    """How many processes a test is to kill."""
-    return int(request.config.getoption("--kills"))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """kill -9 of workers and daemons at random moments, while clients write: what was acknowledged stays, and nothing is torn.
 
-`make soak` does it more often.
+`make soak` does it more often, and as long as that takes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ OUTPUTS = {"small": 128, "large": 40_000}
 """Elements of what a request writes: in the record, and in forty chunks."""
 LIMIT_BYTES = 256 << 20
 TIMEOUT_S = 60
+KILLS, KILLS_S = 20, 30.0
+"""At most, where the command line says nothing; on a busy machine there are fewer."""
+MIN_KILLS = 5
 
 
 class Daemon:
@@ -208,6 +211,16 @@ def daemon(tmp_path: Path, library_root: Path) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def kills(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Count the kills."""
+    wanted, start = request.config.getoption("--kills"), time.monotonic()
+    return itertools.takewhile(
+        lambda kill: wanted is not None or kill < MIN_KILLS or time.monotonic() - start < KILLS_S,
+        range(KILLS if wanted is None else wanted),
+    )
+
+
+@pytest.fixture
 def callers(library_root: Path) -> list[Caller]:
     versions = Versions()
     return [Caller(name, str(library_root / "dot.ptx"), versions) for name in ("one", "two", "three")]
@@ -274,10 +287,10 @@ def pages(store: LmdbStore) -> list[tuple[int, int]]:
         environment.end(txn)
 
 
-def test_killed_workers(daemon: Daemon, callers: list[Caller], kills: int) -> None:
+def test_killed_workers(daemon: Daemon, callers: list[Caller], kills: Iterator[int]) -> None:
     moments = random.Random()
     with running(callers, daemon) as check, Client(daemon.address) as kaas:
-        for restarts in range(1, kills + 1):
+        for restarts in (kill + 1 for kill in kills):
             advance(callers, check)
             time.sleep(moments.uniform(0, 0.1))
             os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
@@ -286,11 +299,11 @@ def test_killed_workers(daemon: Daemon, callers: list[Caller], kills: int) -> No
     assert_nothing_is_left(daemon)
 
 
-def test_killed_daemons(daemon: Daemon, callers: list[Caller], kills: int) -> None:
+def test_killed_daemons(daemon: Daemon, callers: list[Caller], kills: Iterator[int]) -> None:
     """Every other one before it is ready; and some with their workers, as a system that is short of memory does."""
     moments = random.Random()
     with running(callers, daemon) as check:
-        for kill in range(kills):
+        for kill in kills:
             if kill % 2:
                 time.sleep(moments.uniform(0, 1))
             else:
