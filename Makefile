@@ -32,7 +32,7 @@ WORKER_PROTOS := $(wildcard proto/kaas/worker/v1/*.proto)
 GENERATED ?= proto
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
+.PHONY: help venv demo test test-gpu soak mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,9 @@ test: $(DEV) ## Run the tests; no GPU is needed
 
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
+
+soak: $(DEV) ## Kill 200 workers and 200 daemons while clients write, and look for what is lost, as in ARGS="--kills 1000"
+	@$(PY) -m pytest tests/faults/test_kills.py --kills 200 --timeout 0 $(ARGS)
 
 mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50"
 	@$(PY) -m tests.mutation $(ARGS)

@@ -182,7 +182,7 @@ class CallQueue:
         return [Kill()] if call in self._served() and self._sent[call].cancelled is CancelReason.DEADLINE else []
 
     def fail_all(self, error: KaasError) -> list[Decision]:
-        """No worker will come any more."""
+        """No worker will come, or none soon."""
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
         self._sent.clear()
         self._queued.clear()

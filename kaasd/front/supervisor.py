@@ -26,6 +26,9 @@ CANCEL_GRACE_S = 0.5
 """From a deadline to the killing of a worker that neither stops its kernel nor marks its device lost. The emulated device stops
 within 0.1 s, a GPU is marked lost after 0.2."""
 
+MAX_FAILED_STARTS = 3
+"""In a row; they take some seconds. After as many, calls do not wait for the next."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,10 @@ class Supervisor:
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._refusal: KaasError | None = None
         """What calls fail with from now on."""
+        self._start_error: KaasError | None = None
+        """Why the last worker has not started, if it could say so."""
+        self._not_starting: KaasError | None = None
+        """What calls fail with until a worker has started."""
         self._restarting: asyncio.Task[None] | None = None
         self._may_hold_pages = True
         self._hold_pages_id = 0
@@ -90,8 +97,8 @@ class Supervisor:
         ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
         cancelled the call is cancelled too. Raises ``KaasError``.
         """
-        if self._refusal is not None:
-            raise self._refusal.with_traceback(None)
+        if (refusal := self._refusal or self._not_starting) is not None:
+            raise refusal.with_traceback(None)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
@@ -192,6 +199,7 @@ class Supervisor:
         self.info.CopyFrom(device)
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._process.policy.ready()
+        self._start_error = self._not_starting = None
         if not self._ready.done():
             self._ready.set_result(None)
         if not self._may_hold_pages:
@@ -213,6 +221,7 @@ class Supervisor:
         if message.id == 0:  # The device cannot be opened.
             error = error_from_failed(failed)
             _log.error("worker of %s: %s", self.info.name, error)
+            self._start_error = error
             if not self._ready.done():
                 self._ready.set_exception(error)
             return
@@ -243,6 +252,13 @@ class Supervisor:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             if not self._ready.done():
                 self._ready.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
+            failed_starts = 0 if was_ready else self._process.policy.failures + 1
+            if failed_starts >= MAX_FAILED_STARTS:
+                self._not_starting = WorkerRestartingError(
+                    f"the worker of {self.info.name} has not started {failed_starts} times in a row"
+                    f"{f': {self._start_error}' if self._start_error else ''}; kaasd goes on trying"
+                )
+                decisions += self._queue.fail_all(self._not_starting)
             self._restarting = self._loop.create_task(self._restart(was_ready))
         self._act(decisions)
 

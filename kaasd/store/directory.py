@@ -133,3 +133,16 @@ def _create(path: Path, *, sync: bool) -> None:
             os.link(name, path / DATA_FILE)
     finally:
         Path(name).unlink()
+    if sync:
+        _sync_directory(path)
+        with suppress(PermissionError):  # Who may not read it did not make the store's directory in it.
+            _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Have the names in a directory on the disk. Raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

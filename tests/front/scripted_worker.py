@@ -63,7 +63,7 @@ class ScriptedWorker:
     def _begin(self, script: str) -> None:
         if script == "die" or (script == "die in second life" and self._life == 2):
             os._exit(3)
-        if script == "fail":
+        if script == "fail" or (script == "fail until told" and self._life > 1 and not (self._notes / "start").exists()):
             self._fail(0, StoreFullError("no room here"))
             os._exit(1)
         if script == "deaf":

@@ -210,6 +210,28 @@ class TestLoss:
 
         run(body())
 
+    def test_calls_do_not_wait_for_one_that_does_not_start_again_and_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """They hear why, instead of waiting until their deadlines; and once one has started all is well again."""
+
+        async def body() -> None:
+            monkeypatch.setattr(worker_process, "RestartPolicy", lambda: RestartPolicy(first_delay_s=0.001, longest_delay_s=0.01))
+            async with supervised(tmp_path, "fail until told") as worker:
+                states = note_states(worker)
+                await fails(later(worker, "die"), WorkerRestartingError)
+                waiting = [later(worker, "look") for _ in range(2)]
+                for waited in waiting:
+                    text = await fails(waited, WorkerRestartingError)
+                    assert "has not started 3 times in a row: no room here" in text
+                assert states.count(STARTING) == 3
+                await fails(later(worker, "look"), WorkerRestartingError)
+                (tmp_path / "scripted" / "start").touch()
+                await until(lambda: worker.info.state == READY)
+                await call(worker, "look")
+
+        run(body())
+
     def test_a_process_that_the_machine_has_no_room_for_is_tried_again(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
