@@ -265,7 +265,7 @@ class Device(Protocol):
         """
 
     def unmap(self) -> None:
-        """Let go of a mapped file. To be called before its mapping goes."""
+        """Let go of a mapped file. To be called before its mapping goes, or what its pages are."""
 
     def download(self, buffer: DeviceBuffer) -> DeviceDownload:
         """Begin to copy a buffer to host memory. Raises ``OutOfMemory``."""
