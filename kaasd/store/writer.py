@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -115,10 +116,10 @@ class Writer:
             self._wake.notify_all()
         self._thread.join()
 
-    def run(self, work: Callable[[WriteTransaction], T]) -> T:
+    def run(self, work: Callable[[WriteTransaction], T], wait_until: float = math.inf) -> T:
         """Do ``work`` in a transaction of its own; where no page is found, make room and repeat it. Raises ``KaasError``.
 
-        Only for the writer's thread.
+        It waits for snapshots that hold pages, until ``wait_until`` of the monotonic clock at most. Only for the writer's thread.
         """
         chunk_bytes, made_room = self._chunk_bytes, False
         while True:
@@ -136,7 +137,8 @@ class Writer:
                 if not is_out_of_room(error, self._environment.path):
                     raise translate(error, self._environment.path) from error
                 if not made_room:
-                    reuse_freed_pages(self._environment, self._held_timeout_s)
+                    timeout_s = min(self._held_timeout_s, max(wait_until - time.monotonic(), 0.0))
+                    reuse_freed_pages(self._environment, timeout_s)
                     made_room = True
                 elif chunk_bytes > _MIN_CHUNK_BYTES:
                     # Enough pages may be free, but not as many in a row.
@@ -207,8 +209,10 @@ class Writer:
                 if done:
                     transaction.finish()
         except Exception:
+            # They wait for snapshots once, and not each behind the others.
+            wait_until = time.monotonic() + self._held_timeout_s
             for pending in group:
-                self._commit_alone(pending)
+                self._commit_alone(pending, wait_until)
             return
         self._garbage_left |= transaction.left_garbage
         for pending, result in done:
@@ -219,13 +223,13 @@ class Writer:
             else:
                 self._fail(pending, refusal)
 
-    def _commit_alone(self, pending: PendingWrite[Any]) -> None:
+    def _commit_alone(self, pending: PendingWrite[Any], wait_until: float = math.inf) -> None:
         def work(transaction: WriteTransaction) -> object:
             pending.check(transaction)
             return pending.apply(transaction)
 
         try:
-            result = self.run(work)
+            result = self.run(work, wait_until)
         except Exception as error:
             self._fail(pending, error)
         else:

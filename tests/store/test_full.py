@@ -9,8 +9,12 @@ from itertools import count
 import pytest
 
 from kaas_core.errors import StoreFullError
+from kaasd.store import writer
 from kaasd.store.base import Write
+from kaasd.store.environment import Environment
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.store.maintenance import reuse_freed_pages
+from tests.store.support import writer_held_up
 
 LIMIT_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 10
@@ -159,6 +163,31 @@ def test_a_full_store_waits_for_snapshots_to_close(
     for commit in commits:
         commit.result()
     assert read(store, "n2") == value
+
+
+def test_commits_that_wait_together_wait_for_snapshots_once(
+    open_store: Callable, payload: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each would hold up the next, and a request behind them all would miss its deadline."""
+    store = open_store(**SETTINGS, held_timeout_s=0.2)
+    timeouts = []
+
+    def reuse(environment: Environment, timeout_s: float) -> None:
+        timeouts.append(timeout_s)
+        reuse_freed_pages(environment, timeout_s)
+
+    monkeypatch.setattr(writer, "reuse_freed_pages", reuse)
+    values = fill(store, payload, 1_000_000)
+    with store.snapshot():
+        for key in values:
+            store.delete(key).result()
+        timeouts.clear()
+        with writer_held_up(store):
+            commits = [store.commit([Write(f"n{i}", [payload(CHUNK_BYTES // 8)])]) for i in range(80)]
+        failed = [commit for commit in commits if isinstance(commit.exception(), StoreFullError)]
+    assert len(failed) >= 8
+    assert len(timeouts) >= len(failed)
+    assert timeouts.count(0.0) >= 6  # of those that were taken up together
 
 
 def test_limit_below_what_is_stored(open_store: Callable, payload: Callable, read: Callable) -> None:
