@@ -24,7 +24,7 @@ from kaas.v1 import (
 )
 from kaas_client import _convert, errors, types
 from kaas_client._status import from_stream_error
-from kaas_client._transfer import BackupDownload, Bytes, Data, Download, Progress, Source, Upload, flat_view
+from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Source, Upload, flat_view
 from kaas_client.builders import Request
 from kaas_client.types import Key
 from kaas_core.protobuf import request_to_proto
@@ -236,6 +236,11 @@ def stats() -> Rpc[types.Stats]:
 
 def drain() -> Rpc[None]:
     return Rpc(attrgetter("admin.Drain"), admin_pb2.DrainRequest(), _nothing)
+
+
+def check_store(answers: CheckAnswers) -> Rpc[types.StoreCheck]:
+    """The answer's messages go to ``answers``, and so the conversion is its result."""
+    return Rpc(attrgetter("admin.CheckStore"), admin_pb2.CheckStoreRequest(), lambda _: answers.result())
 
 
 def backup_store(download: BackupDownload) -> Rpc[int]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from kaas.v1.admin_pb2 import BackupStoreResponse
+from kaas.v1.admin_pb2 import BackupStoreResponse, CheckProgress, CheckStoreResponse
 from kaas.v1.kv_pb2 import GetResponse
 from kaas_client import errors
+from kaas_client.types import DamagedEntry, StoreCheck
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,6 +298,33 @@ class BackupDownload:
         if self._done_bytes != self._total_bytes:
             raise errors.InternalError(f"the server sent {self._done_bytes} of {self._total_bytes} bytes")
         return self._done_bytes
+
+
+class CheckAnswers:
+    """Receives what a ``CheckStore`` finds."""
+
+    blocking = False
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._damaged: list[DamagedEntry] = []
+        self._last: CheckProgress | None = None
+
+    def feed(self, message: CheckStoreResponse) -> None:
+        """Take the next message."""
+        if message.WhichOneof("part") == "damaged":
+            self._damaged.append(DamagedEntry(message.damaged.kind, message.damaged.key, message.damaged.problem))
+            return
+        self._last = message.progress
+        if self._progress:
+            done = self._last.used_bytes if self._last.finished else min(self._last.checked_bytes, self._last.used_bytes)
+            self._progress(done, self._last.used_bytes)
+
+    def result(self) -> StoreCheck:
+        """Return what was found."""
+        if self._last is None or not self._last.finished:
+            raise errors.InternalError("the server has not looked at all of its store")
+        return StoreCheck(self._last.entries, self._last.checked_bytes, tuple(self._damaged))
 
 
 def _numpy_dtype(dtype: DTypeLike) -> np.dtype[Any]:

@@ -234,3 +234,26 @@ class Compaction:
     disk_after_bytes: int
     only_end: bool
     """The file system cannot give back blocks from within a file: at most its end was cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class DamagedEntry:
+    """Something stored that cannot be read as it was written."""
+
+    kind: str
+    """``value``, ``library``, ``function``, or ``store`` for the store itself."""
+    key: str
+    """Or id, or name; empty for the store itself."""
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCheck:
+    """What a check of a store has found."""
+
+    entries: int
+    """Values, libraries and functions that it looked at."""
+    size_bytes: int
+    """Of all of them."""
+    damaged: tuple[DamagedEntry, ...]
+    """Empty where all is well."""

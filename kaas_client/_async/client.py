@@ -13,9 +13,9 @@ from kaas_client._async.connection import Connection
 from kaas_client._async.function import Function
 from kaas_client._asyncio import created, opened
 from kaas_client._rpcs import Binding
-from kaas_client._transfer import BackupDownload, Bytes, Data, Download, Progress, Writable
+from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Writable
 from kaas_client.builders import Request
-from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
+from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats, StoreCheck
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,6 +254,14 @@ class Client:
         Raises ``DeadlineExceededError``, ``NotEnabledError`` over TCP.
         """
         return await self._connection.unary(_rpcs.drain(), timeout)
+
+    async def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
+        """Look at all that is stored, while the server goes on, and return what is damaged.
+
+        Raises ``QueueFullError`` while another call is under way, ``NotEnabledError`` over TCP.
+        """
+        answers = CheckAnswers(progress)
+        return await self._connection.download(_rpcs.check_store(answers), answers, timeout)
 
     async def backup_store(
         self,

@@ -14,9 +14,9 @@ from kaas_client._rpcs import Binding
 from kaas_client._sync.connection import Connection
 from kaas_client._sync.function import Function
 from kaas_client._threads import created, opened
-from kaas_client._transfer import BackupDownload, Bytes, Data, Download, Progress, Writable
+from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Writable
 from kaas_client.builders import Request
-from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats
+from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats, StoreCheck
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,6 +254,14 @@ class Client:
         Raises ``DeadlineExceededError``, ``NotEnabledError`` over TCP.
         """
         return self._connection.unary(_rpcs.drain(), timeout)
+
+    def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
+        """Look at all that is stored, while the server goes on, and return what is damaged.
+
+        Raises ``QueueFullError`` while another call is under way, ``NotEnabledError`` over TCP.
+        """
+        answers = CheckAnswers(progress)
+        return self._connection.download(_rpcs.check_store(answers), answers, timeout)
 
     def backup_store(
         self,

@@ -127,7 +127,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
     if isinstance(value, list | tuple):
-        return ", ".join(_cell("", item) for item in value)
+        return ", ".join(_cell("", item) for item in value) or "-"
     return printable(str(value))
 
 

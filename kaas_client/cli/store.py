@@ -18,6 +18,17 @@ def store() -> None:
     """Look after the store while the server runs. Over its unix socket only."""
 
 
+@app.command("check")
+def check(ctx: typer.Context) -> None:
+    """Look at all that is stored; exit with 1 where something is damaged, and say what."""
+    with connected(ctx) as (client, printer):
+        with transfer("check") as progress:
+            found = client.check_store(progress=progress)
+        printer.record(found)
+    if found.damaged:
+        raise typer.Exit(1)
+
+
 @app.command("backup")
 def backup(
     ctx: typer.Context,

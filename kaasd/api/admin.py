@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 
 import grpc
@@ -14,7 +15,12 @@ from kaas_core import __version__
 from kaas_core.errors import DeadlineExceededError
 from kaasd.api.core import Core
 from kaasd.api.shared import OneAtATime, check_local, finish, in_thread
+from kaasd.store import base as store
 
+KINDS = {store.Namespace.VALUES: "value", store.Namespace.LIBRARIES: "library", store.Namespace.FUNCTIONS: "function"}
+"""What the protocol calls the entries of a namespace."""
+PROGRESS_S = 1.0
+"""Between two messages that say how far a check is."""
 STALLED_S = 300.0
 """A backup whose reader takes nothing for so long ends: its copy takes up disk."""
 
@@ -24,6 +30,7 @@ class AdminServicer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._one_check = OneAtATime("a check")
         self._one_backup = OneAtATime("a backup")
         self._one_compaction = OneAtATime("a compaction")
 
@@ -66,6 +73,39 @@ class AdminServicer:
         await self._core.drain()
         return admin_pb2.DrainResponse()
 
+    async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
+        check_local(context)
+        self._core.watch.refuse_if_gone()
+        with self._one_check:
+            progress = store.CheckProgress()
+            used_bytes = self._core.store.stats().used_bytes
+            damaged = self._core.store.check(progress)
+
+            async def tell(*, finished: bool) -> None:
+                message = admin_pb2.CheckProgress(
+                    entries=progress.entries, checked_bytes=progress.checked_bytes, used_bytes=used_bytes, finished=finished
+                )
+                await context.write(admin_pb2.CheckStoreResponse(progress=message))
+
+            while (entry := await self._next(damaged, progress, tell)) is not None:
+                await context.write(admin_pb2.CheckStoreResponse(damaged=_damaged(entry)))
+            await tell(finished=True)
+
+    @staticmethod
+    async def _next(
+        damaged: Iterator[store.DamagedEntry], progress: store.CheckProgress, tell: Callable[..., Awaitable[None]]
+    ) -> store.DamagedEntry | None:
+        """Return the next damaged entry, None at the end, and ``tell`` how far that is now and then."""
+        looking = asyncio.create_task(asyncio.to_thread(next, damaged, None))
+        try:
+            while not (await asyncio.wait([looking], timeout=PROGRESS_S))[0]:
+                await tell(finished=False)
+            return looking.result()
+        finally:
+            progress.stopped = not looking.done()
+            await finish(asyncio.wait([looking]))
+            looking.exception()  # Seen: where somebody is left to hear of it, that has been raised.
+
     async def CompactStore(
         self, request: admin_pb2.CompactStoreRequest, context: grpc.aio.ServicerContext
     ) -> admin_pb2.CompactStoreResponse:
@@ -94,6 +134,12 @@ class AdminServicer:
             pieces = backup.pieces()
             while (piece := await in_thread(next, pieces, None)) is not None:
                 await _write(context, admin_pb2.BackupStoreResponse(chunk=piece))
+
+
+def _damaged(entry: store.DamagedEntry) -> admin_pb2.DamagedEntry:
+    return admin_pb2.DamagedEntry(
+        kind="store" if entry.namespace is None else KINDS[entry.namespace], key=entry.key, problem=entry.problem
+    )
 
 
 async def _write(context: grpc.aio.ServicerContext, response: admin_pb2.BackupStoreResponse) -> None:

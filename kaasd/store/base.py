@@ -84,6 +84,27 @@ class StoreMapping:
 
 
 @dataclass(frozen=True, slots=True)
+class DamagedEntry:
+    """Something stored that cannot be read as it was written."""
+
+    namespace: Namespace | None
+    """None for the trees that find all entries."""
+    key: str
+    problem: str
+
+
+@dataclass(slots=True)
+class CheckProgress:
+    """How far a check is; any thread may look."""
+
+    entries: int = 0
+    checked_bytes: int = 0
+    """Sizes of their values."""
+    stopped: bool = False
+    """Set by who wants it to end soon."""
+
+
+@dataclass(frozen=True, slots=True)
 class Compaction:
     """What a compaction has changed of the store's file."""
 
@@ -194,6 +215,12 @@ class KeyValueStore(Protocol):
         """Delete a key. Works when the store is full. Fails with ``KeyNotFoundError``."""
 
     def stats(self) -> StoreStats: ...
+
+    def check(self, progress: CheckProgress | None = None) -> Iterator[DamagedEntry]:
+        """Look at all that is stored, in short steps while others read and write; yield what is damaged.
+
+        No snapshot is open when it yields. ``progress`` is kept up to date. Raises ``InternalError``, ``QueueFullError``.
+        """
 
     def backup(self) -> Backup:
         """Begin a copy of the whole store. Raises ``StoreFullError``, ``InternalError``."""

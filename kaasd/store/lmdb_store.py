@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -10,7 +10,18 @@ import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
 from kaasd.store.backup import StoreBackup
-from kaasd.store.base import Compaction, Durability, Entry, Namespace, StoreMapping, StoreStats, Write
+from kaasd.store.base import (
+    CheckProgress,
+    Compaction,
+    DamagedEntry,
+    Durability,
+    Entry,
+    Namespace,
+    StoreMapping,
+    StoreStats,
+    Write,
+)
+from kaasd.store.check import check
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
 from kaasd.store.records import Extent, Pieces, encode_key
@@ -147,6 +158,9 @@ class LmdbStore:
                 environment.end(txn)
         except lmdb.Error as error:
             raise translate(error, environment.path) from error
+
+    def check(self, progress: CheckProgress | None = None) -> Iterator[DamagedEntry]:
+        return check(self._environment, progress or CheckProgress())
 
     def backup(self) -> StoreBackup:
         return StoreBackup(self._environment)

@@ -6,27 +6,29 @@ import io
 import os
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
 from kaas.v1 import admin_pb2, admin_pb2_grpc
-from kaas_core.errors import WorkerBusyError
+from kaas_core.errors import InternalError, WorkerBusyError
 from kaasd.api import admin
-from kaasd.store.base import Compaction, Write
+from kaasd.store.base import CheckProgress, Compaction, DamagedEntry, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 from tests.api.support import WAIT_S, FakeDispatcher, Running, failure, running_server
 from tests.faults.support import wait_until
+from tests.store.test_check import damage_chunk
 
 BACKUP = admin_pb2.BackupStoreRequest()
+CHECK = admin_pb2.CheckStoreRequest()
 COMPACT = admin_pb2.CompactStoreRequest()
 
 
 @pytest.mark.parametrize(
     ("method", "request_"),
-    [("Drain", admin_pb2.DrainRequest()), ("BackupStore", BACKUP), ("CompactStore", COMPACT)],
+    [("Drain", admin_pb2.DrainRequest()), ("BackupStore", BACKUP), ("CompactStore", COMPACT), ("CheckStore", CHECK)],
 )
 def test_over_tcp_it_is_not_enabled(method: str, request_: object, tmp_path: Path) -> None:
     with (
@@ -148,3 +150,73 @@ def test_a_caller_who_leaves_ends_the_compaction(server: Running, monkeypatch: p
     call.cancel()
     wait_until(lambda: not server.dispatcher.pages_are_released)
     assert held.released_until_its_end
+
+
+def test_a_check_answers_with_what_is_damaged_and_how_far_it_came(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a", "b", "c"):
+        server.store.commit([Write(key, [bytes(200_000)])]).result(WAIT_S)
+    server.store.commit([Write("f", [b"1"], namespace=Namespace.FUNCTIONS)]).result(WAIT_S)
+    used = server.store.stats().used_bytes
+    damage_chunk(server.store, "b", 1, None)
+    *found, last = server.stubs.admin.CheckStore(CHECK)
+    problem = "chunk 1 of 4 is missing"
+    assert [part.damaged for part in found] == [admin_pb2.DamagedEntry(kind="value", key="b", problem=problem)]
+    assert last.progress.entries == 4
+    assert last.progress.checked_bytes == 600_001
+    assert last.progress.used_bytes < used
+    assert last.progress.finished
+    kinds = iter([DamagedEntry(namespace, "k", "p") for namespace in (*Namespace, None)])
+    monkeypatch.setattr(server.store, "check", lambda progress: kinds)
+    found = list(server.stubs.admin.CheckStore(CHECK))
+    assert [part.damaged.kind for part in found[:-1]] == ["value", "library", "function", "store"]
+
+
+class EndlessCheck:
+    """In place of ``check``: finds nothing until it is to stop."""
+
+    def __init__(self) -> None:
+        self.progress: CheckProgress | None = None
+        self.ended = threading.Event()
+
+    def __call__(self, progress: CheckProgress) -> Iterator[DamagedEntry]:
+        self.progress = progress
+        wait_until(lambda: progress.stopped)
+        self.ended.set()
+        yield from ()
+
+
+def test_a_caller_who_leaves_ends_the_check(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then it says how far it is, and there is no other."""
+    monkeypatch.setattr(admin, "PROGRESS_S", 0.01)
+    endless = EndlessCheck()
+    monkeypatch.setattr(server.store, "check", endless)
+    call = server.stubs.admin.CheckStore(CHECK)
+    assert not next(call).progress.finished
+    assert endless.progress is not None
+    endless.progress.entries = 7
+    while next(call).progress.entries != 7:
+        pass
+    refused = failure(lambda: list(server.stubs.admin.CheckStore(CHECK)))
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    call.cancel()
+    assert endless.ended.wait(WAIT_S)
+    monkeypatch.undo()
+    wait_until(lambda: answers_check(server))
+
+
+def answers_check(server: Running) -> bool:
+    try:
+        return bool(list(server.stubs.admin.CheckStore(CHECK)))
+    except grpc.RpcError:
+        return False
+
+
+def test_a_check_that_fails(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(progress: CheckProgress) -> Iterator[DamagedEntry]:
+        yield DamagedEntry(None, "", "it is damaged")
+        raise InternalError("LMDB failed")
+
+    monkeypatch.setattr(server.store, "check", fail)
+    call = server.stubs.admin.CheckStore(CHECK)
+    assert next(call).damaged.problem == "it is damaged"
+    assert failure(lambda: list(call)).reason == "INTERNAL"

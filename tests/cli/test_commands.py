@@ -17,6 +17,7 @@ from kaas_core import __version__
 from tests.cli.conftest import Done
 from tests.client.fake_server import FakeServer
 from tests.client.test_calls import (
+    CHECKED,
     COMPACTED,
     FUNCTION_MESSAGE,
     LIBRARY_ID,
@@ -335,6 +336,32 @@ def test_store_backup(kaasctl: Kaasctl, server: FakeServer) -> None:
     assert Path("all.tar").read_bytes() == b"a tar file"
     assert Path("all.tar").stat().st_mode & 0o777 == 0o600
     assert succeed(kaasctl("store", "backup", "-")).stdout == b"a tar file"
+
+
+def test_store_check_of_a_store_that_is_whole(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("CheckStore", CHECKED[2:])
+    assert succeed(kaasctl("store", "check")).text.splitlines() == ["entries  3", "size     3.0 KiB", "damaged  -"]
+
+
+def test_store_check_of_a_store_that_is_damaged(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("CheckStore", CHECKED)
+    done = kaasctl("store", "check")
+    assert (done.code, done.stderr) == (1, "")
+    assert done.text.splitlines() == [
+        "entries  3",
+        "size     3.0 KiB",
+        "",
+        "KIND   KEY  PROBLEM",
+        "value  a    chunk 1 of 4 is missing",
+    ]
+    done = kaasctl("-o", "json", "store", "check")
+    assert done.code == 1
+    assert json.loads(done.text) == {
+        "entries": 3,
+        "size_bytes": 3072,
+        "damaged": [{"kind": "value", "key": "a", "problem": "chunk 1 of 4 is missing"}],
+    }
 
 
 def test_store_compact(kaasctl: Kaasctl, server: FakeServer) -> None:

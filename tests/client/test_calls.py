@@ -15,7 +15,7 @@ import kaas_client
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import Kernel, Key, Request, aio, errors, inp, out, u64
 from kaas_client import client as threads_module
-from kaas_client.types import Compaction, Span, Trace
+from kaas_client.types import Compaction, DamagedEntry, Span, StoreCheck, Trace
 from tests.client.fake_server import SERVICES, FakeServer, Recorded
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
@@ -66,6 +66,7 @@ METHOD_OF_RPC = {
     "ListDevices": "devices",
     "GetStats": "stats",
     "Drain": "drain",
+    "CheckStore": "check_store",
     "BackupStore": "backup_store",
     "CompactStore": "compact_store",
     "Check": "health",
@@ -385,6 +386,24 @@ def test_health_and_drain(client: Any, server: FakeServer) -> None:
 COMPACTED = admin_pb2.CompactStoreResponse(
     file_before_bytes=5 << 20, file_after_bytes=4 << 20, disk_before_bytes=3 << 20, disk_after_bytes=2 << 20, only_end=True
 )
+
+
+CHECKED = [
+    admin_pb2.CheckStoreResponse(progress=admin_pb2.CheckProgress(entries=1, checked_bytes=2048, used_bytes=4096)),
+    admin_pb2.CheckStoreResponse(damaged=admin_pb2.DamagedEntry(kind="value", key="a", problem="chunk 1 of 4 is missing")),
+    admin_pb2.CheckStoreResponse(progress=admin_pb2.CheckProgress(entries=3, checked_bytes=3072, used_bytes=4096, finished=True)),
+]
+
+
+def test_check_store(client: Any, server: FakeServer) -> None:
+    server.expect("CheckStore", CHECKED)
+    seen: list[tuple[int, int]] = []
+    found = client.check_store(progress=lambda *done: seen.append(done))
+    assert found == StoreCheck(3, 3072, (DamagedEntry("value", "a", "chunk 1 of 4 is missing"),))
+    assert seen == [(2048, 4096), (4096, 4096)]
+    server.expect("CheckStore", CHECKED[:-1])
+    with pytest.raises(errors.InternalError, match="not looked at all"):
+        client.check_store()
 
 
 def test_compact_store(client: Any, server: FakeServer) -> None:

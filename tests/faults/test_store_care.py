@@ -22,8 +22,10 @@ from examples.local_daemon import local_daemon, server_process
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client, Kernel, Request, inp, out, tmp, u64
 from kaas_client.errors import UnavailableError
+from kaasd.store.lmdb_store import LmdbStore
 from tests.faults.conftest import KERNELS
 from tests.faults.support import spin, wait_until
+from tests.store.test_check import damage_chunk
 
 KAASCTL = [sys.executable, "-m", "kaas_client.cli.main"]
 N = 1024
@@ -168,3 +170,40 @@ def compacts(kaas: Client) -> bool:
     except UnavailableError:
         return False
     return True
+
+
+def test_a_check_finds_what_is_damaged_while_the_daemon_serves(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with daemon_on(store) as address, Client(address) as kaas:
+        register_dot(kaas)
+        for key in ("a", "b", "c"):
+            kaas.put(key, bytes(3_000_000))
+        done = kaasctl(address, "-o", "json", "store", "check")
+        assert (done.returncode, done.stderr) == (0, b"")
+        whole = json.loads(done.stdout)
+        assert (whole["entries"], whole["damaged"]) == (5, [])
+    with LmdbStore(store, limit_bytes=1 << 30) as opened:
+        damage_chunk(opened, "b", 0, None)
+    with daemon_on(store) as address, Client(address) as kaas:
+        done = kaasctl(address, "store", "check")
+        assert (done.returncode, done.stderr) == (1, b"")
+        assert b"value  b    chunk 0 of 1 is missing" in done.stdout
+        assert kaas.get("c") == bytes(3_000_000)
+        kaas.put("b", b"whole again")
+        assert kaas.check_store().damaged == ()
+
+
+def test_a_store_is_whole_after_a_backup_and_a_compaction(own_address: str, tmp_path: Path) -> None:
+    with Client(own_address) as kaas:
+        register_dot(kaas)
+        for number in range(20):
+            kaas.put(f"k{number % 7}", bytes([number]) * 700_000)
+            kaas.compact_store()
+        before = kaas.check_store()
+        assert (before.entries, before.damaged) == (9, ())
+        kaas.backup_store(tmp_path / "all.tar")
+    restored = tmp_path / "restored"
+    with tarfile.open(tmp_path / "all.tar") as file:
+        file.extractall(restored, filter="data")
+    with daemon_on(restored) as address, Client(address) as kaas:
+        assert kaas.check_store() == before

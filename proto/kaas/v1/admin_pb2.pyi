@@ -144,6 +144,40 @@ class DrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class CheckStoreRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DamagedEntry(_message.Message):
+    __slots__ = ("kind", "key", "problem")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    key: str
+    problem: str
+    def __init__(self, kind: _Optional[str] = ..., key: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class CheckProgress(_message.Message):
+    __slots__ = ("entries", "checked_bytes", "used_bytes", "finished")
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    entries: int
+    checked_bytes: int
+    used_bytes: int
+    finished: bool
+    def __init__(self, entries: _Optional[int] = ..., checked_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., finished: bool = ...) -> None: ...
+
+class CheckStoreResponse(_message.Message):
+    __slots__ = ("damaged", "progress")
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    damaged: DamagedEntry
+    progress: CheckProgress
+    def __init__(self, damaged: _Optional[_Union[DamagedEntry, _Mapping]] = ..., progress: _Optional[_Union[CheckProgress, _Mapping]] = ...) -> None: ...
+
 class BackupStoreRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

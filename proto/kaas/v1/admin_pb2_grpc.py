@@ -55,6 +55,11 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.CheckStore = channel.unary_stream(
+                '/kaas.v1.AdminService/CheckStore',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.CheckStoreResponse.FromString,
+                _registered_method=True)
         self.BackupStore = channel.unary_stream(
                 '/kaas.v1.AdminService/BackupStore',
                 request_serializer=kaas_dot_v1_dot_admin__pb2.BackupStoreRequest.SerializeToString,
@@ -96,6 +101,15 @@ class AdminServiceServicer(object):
         """Stops taking requests: health turns NOT_SERVING, new calls fail with UNAVAILABLE, running ones finish. Returns when none
         is left, or at the call's deadline with DEADLINE_EXCEEDED (the drain goes on). Idempotent. The server does not exit by it.
         Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStore(self, request, context):
+        """Looks at all that is stored, and answers with each entry that is damaged, as it is found, and with how far it is. Others read
+        and write meanwhile; what they change is looked at as it is then. Errors: QUEUE_FULL while another call is under way. Changes
+        nothing, may be repeated. Only over a unix socket; elsewhere NOT_ENABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +158,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'CheckStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckStore,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.CheckStoreResponse.SerializeToString,
             ),
             'BackupStore': grpc.unary_stream_rpc_method_handler(
                     servicer.BackupStore,
@@ -265,6 +284,33 @@ class AdminService(object):
             '/kaas.v1.AdminService/Drain',
             kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kaas.v1.AdminService/CheckStore',
+            kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.CheckStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,
