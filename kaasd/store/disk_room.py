@@ -163,7 +163,8 @@ class DiskRoom:
         Raises ``OSError``.
         """
         end = (meta.last_page + 1) * self._page_bytes
-        self.cut(self._wanted(end) // self._page_bytes)
+        # A process with a larger limit may have made it longer than this one would.
+        self.cut(max(self._wanted(end) // self._page_bytes, meta.last_page + 1))
         try:
             self._fill_first(meta, _TREE_BYTES + _kept(end))
         except OSError as error:

@@ -333,3 +333,25 @@ def test_runs_are_those_of_the_numbers(gap: float) -> None:
     assert [page for first, end in found for page in range(end - 1, first - 1, -1)] == pages
     assert all(first > end for (first, _), (_, end) in pairwise(found))
     assert list(runs([])) == []
+
+
+def test_what_another_process_has_stored_beyond_the_limit_of_this_one_stays(
+    open_store: Callable, start: Start, read: Callable
+) -> None:
+    """The file is longer than this process would ever make it."""
+    store = open_store(limit_bytes=2 * MIB)
+    child = start(
+        """
+store.commit([Write("big", [bytes(range(250)) * 40_000])]).result()
+say("written")
+sys.stdin.readline()
+with store.snapshot() as snapshot:
+    say(b"".join(snapshot.pieces("big")) == bytes(range(250)) * 40_000)
+""",
+        LIMIT_BYTES=str(64 * MIB),
+    )
+    assert said(child) == "written"
+    store.compact()
+    assert read(store, "big") == bytes(range(250)) * 40_000
+    tell(child)
+    assert said(child) == "True"
