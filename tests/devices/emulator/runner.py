@@ -14,8 +14,11 @@ from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.devices.emulator.runtime.module import EmulatedModule
+from kaasd.request.device_checks import DeviceProperties
 
-HEADER = ".version 8.8\n.target sm_90\n.address_size 64\n"
+HEADER = ".version 9.5\n.target sm_90\n.address_size 64\n"
+EVERYTHING = "sm_100f"
+"""A target for which the emulated device has every instruction that it knows."""
 
 Array = np.ndarray[Any, Any]
 
@@ -53,20 +56,28 @@ def run_launches(device: EmulatedDevice, launches: Sequence[Launch], iterations:
     return run.printed
 
 
-def kernel(body: str, parameters: str = ".param .u64 p0", name: str = "k", before: str = "") -> bytes:
+def device_for(target: str) -> EmulatedDevice:
+    """Return a device that takes PTX for a target."""
+    number = int(target.removeprefix("sm_").rstrip("af"))
+    return EmulatedDevice(DeviceProperties("emulator", "a test's", 1 << 30, compute_capability=divmod(number, 10)))
+
+
+def kernel(body: str, parameters: str = ".param .u64 p0", name: str = "k", before: str = "", target: str = "sm_90") -> bytes:
     """Return a module with one kernel that loads its 64-bit parameter ``p0`` into ``%p0`` and the thread's index into ``%i``."""
     head = (
         ".reg .b64 %p0, %at;\n.reg .b32 %i, %n;\n.reg .pred %q;\nld.param.u64 %p0, [p0];\n"
         "mov.u32 %i, %ctaid.x;\nmov.u32 %n, %ntid.x;\nmul.lo.u32 %i, %i, %n;\nmov.u32 %n, %tid.x;\nadd.u32 %i, %i, %n;\n"
     )
-    return f"{HEADER}{before}\n.visible .entry {name}({parameters})\n{{\n{head}{body}\nret;\n}}\n".encode()
+    return (
+        f"{HEADER.replace('sm_90', target)}{before}\n.visible .entry {name}({parameters})\n{{\n{head}{body}\nret;\n}}\n".encode()
+    )
 
 
 def _register(kind: np.dtype[Any]) -> str:
     return "pred" if kind == np.bool_ else f"b{max(16, kind.itemsize * 8)}"
 
 
-def evaluate(code: str, results: Any, *inputs: Array, block: int = 128, before: str = "") -> Any:
+def evaluate(code: str, results: Any, *inputs: Array, block: int = 128, before: str = "", target: str = "sm_90") -> Any:
     """Run ``code`` with the inputs' elements in ``%a``, ``%b``, … and return what it leaves in ``%d`` (``%d0``, … for several).
 
     ``results`` is a dtype or a list of them; booleans travel as predicates. The number of elements is that of the first input.
@@ -91,8 +102,8 @@ def evaluate(code: str, results: Any, *inputs: Array, block: int = 128, before: 
         else:
             lines.append(f"st.global.{'u8' if kind.itemsize == 1 else f'b{kind.itemsize * 8}'} [%at], {name};")
     parameters = ["p0", *(f"p{index + 1}" for index in range(len(places))), *(f"o{index}" for index in range(len(kinds)))]
-    text = kernel("\n".join(lines), ", ".join(f".param .u64 {name}" for name in parameters), before=before)
-    device = EmulatedDevice()
+    text = kernel("\n".join(lines), ", ".join(f".param .u64 {name}" for name in parameters), before=before, target=target)
+    device = device_for(target)
     try:
         module = device.load(text)
         outputs = [buffer_of(device, np.zeros(count, kind)) for kind in kinds]

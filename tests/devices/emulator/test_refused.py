@@ -161,7 +161,7 @@ def test_versions_that_are_too_new(version: str, newest: tuple[int, int] | None)
         device.load(empty_module("sm_90").replace("9.0", version, 1).encode())
 
 
-@pytest.mark.parametrize(("version", "newest"), [("9.5", None), ("8.7", (8, 7)), ("1.0", (8, 7)), ("8.9", (9, 0))])
+@pytest.mark.parametrize(("version", "newest"), [("9.5", None), ("8.7", (8, 7)), ("7.8", (8, 7)), ("8.9", (9, 0))])
 def test_versions_that_are_taken(version: str, newest: tuple[int, int] | None) -> None:
     with closing(EmulatedDevice() if newest is None else EmulatedDevice(ptx_version=newest)) as device:
         assert list(device.load(empty_module("sm_90").replace("9.0", version, 1).encode()).kernels) == ["k"]

@@ -96,6 +96,11 @@ _VECTORS: dict[str, Callable[[Emitter, str], Any]] = {
 """Those that place a thread, by ``x``, ``y`` or ``z``."""
 
 
+def names() -> list[str]:
+    """Return the name of every special register, a vector's with its first part."""
+    return [*_READERS, *(f"{vector}.x" for vector in _VECTORS)]
+
+
 def _component(vector: str, axis: str, t: Emitter) -> Any:
     return _VECTORS[vector](t, axis)
 

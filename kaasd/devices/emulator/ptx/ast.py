@@ -135,6 +135,8 @@ class Initial:
     offset: int = 0
     generic: bool = False
     shift: int = 0
+    is_masked: bool = False
+    """It is one byte of the address."""
 
 
 @dataclass(frozen=True, slots=True)

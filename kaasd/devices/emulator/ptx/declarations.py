@@ -136,7 +136,7 @@ def _initial_element(cursor: Cursor) -> Initial:
         cursor.expect("(")
         element = _initial_element(cursor)
         cursor.expect(")")
-        return replace(element, shift=shift)
+        return replace(element, shift=shift, is_masked=True)
     if token.kind is Kind.IDENTIFIER and token.text != "WARP_SZ":
         name = cursor.advance().text
         if cursor.accept("="):  # a property of a sampler, such as addr_mode_0 = wrap

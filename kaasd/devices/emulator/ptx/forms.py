@@ -95,6 +95,12 @@ class Match:
             name = next((word for word in reversed(mnemonic.split(".")) if word in TYPES), None)
         self.type: Type = TYPES[name] if name else TYPES["b32"]
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The modifiers, in the form's own order."""
+        words = (self._groups.get(word.name) for word in self.form.words)
+        return tuple(word for word in words if word)
+
     def __getitem__(self, group: str) -> str | None:
         return self._groups.get(group)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.ptx.forms import FormOperand, InstructionSet
+from kaasd.devices.emulator.ptx.requirements import Declared, check_variable, counts_operands
 from kaasd.devices.emulator.ptx.routine import (
     Elements,
     LabelName,
@@ -40,6 +41,7 @@ class Resolver:
         functions: Mapping[str, str],
         statics: Mapping[int, Sequence[Storage]],
         instruction_set: InstructionSet,
+        declared: Declared,
     ) -> None:
         """``functions`` gives what each name of a function means, since it may be an alias; of a kernel, nothing.
 
@@ -49,6 +51,7 @@ class Resolver:
         self._functions = functions
         self._statics = statics
         self._instruction_set = instruction_set
+        self._declared = declared
         signature = signature_of(function.results, function.parameters)
         self.routine = Routine(function.name, function.line, function.is_entry, signature, directives=function.directives)
         self._scopes: list[dict[str, Register | Storage | Elements]] = [dict(names), {}]
@@ -137,6 +140,7 @@ class Resolver:
         scope[name] = Elements(tuple(items))
 
     def _declare(self, variable: ast.Variable) -> None:
+        check_variable(variable, self._declared)
         if variable.space == "reg":
             kind = type_named(variable.type, variable.line)
             for name in variable.names:
@@ -181,6 +185,8 @@ class Resolver:
         if guard is not None and not isinstance(guard, Register | Not):
             raise self._error("the guard is not a predicate")
         operands = self._assign(match.form.operands, source, match.form.parts)
+        if lack := self._declared.lacks_for(match, _beside(source, operands)):
+            raise self._error(lack)
         carry = self._carry_flag() if match.form.carry else None
         self.routine.operations.append(Operation(source, match, operands, guard, len(self.routine.operations), carry))
 
@@ -304,6 +310,8 @@ class Resolver:
             read = self._instruction_set.special_register(operand.name)
             if read is None:
                 raise self._error(f"{operand.name} is neither declared nor a special register of the emulated device")
+            if lack := self._declared.lacks_name(operand.name):
+                raise self._error(f"{operand.name} {lack}")
             return Special(operand.name, read)
         raise self._error(f"{operand.name} is not declared")
 
@@ -315,3 +323,15 @@ class Resolver:
             )
         self.routine.callees.add(function)
         return LabelName(function)
+
+
+def _beside(source: ast.Instruction, operands: Sequence[Operand | None]) -> tuple[str, ...]:
+    """Words for what an instruction has beside its mnemonic, where that matters to what it needs."""
+    if not counts_operands(source.opcode):
+        return ()
+    words = [f"#{len(source.operands)}"]
+    if source.operands and source.operands[0] == ast.Identifier("_"):
+        words.append("_")
+    if any(isinstance(operand, Register) and operand.type is TYPES["pred"] for operand in operands[1:]):
+        words.append("pred")
+    return tuple(words)

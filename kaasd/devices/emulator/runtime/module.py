@@ -15,6 +15,7 @@ from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.ptx.architecture import PtxSupport
 from kaasd.devices.emulator.ptx.lexer import PtxSyntaxError
 from kaasd.devices.emulator.ptx.parser import parse
+from kaasd.devices.emulator.ptx.requirements import Declared, check_declarations
 from kaasd.devices.emulator.ptx.resolver import Resolver
 from kaasd.devices.emulator.ptx.routine import Routine, Storage, Unsupported, signature_of, storage_of
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
@@ -70,14 +71,16 @@ class PtxUnit:
         if self.syntax.address_size != 64:
             raise UnsupportedLibrary("PTX with 32-bit addresses is not supported on the emulated device")
         try:
-            self.kernels = self._link()
+            declared = Declared(self.syntax.version, self.syntax.targets)
+            check_declarations(self.syntax, declared)
+            self.kernels = self._link(declared)
             self.resets = self._resets(writable_in_ptx(text))
             """To be called before a run: each gives a variable that kernels may write its initial value."""
         except BaseException:
             self.close()
             raise
 
-    def _link(self) -> dict[str, EmulatedKernel]:
+    def _link(self, has: Declared) -> dict[str, EmulatedKernel]:
         functions = _by_name([function for function in self.syntax.functions if function.body is not None])
         addresses = {
             name: function_address(index) for index, name in enumerate(n for n, f in functions.items() if not f.is_entry)
@@ -89,7 +92,8 @@ class PtxUnit:
         self._initialise([*placed, *inner], symbols, addresses, names)
         statics = {id(variable): storages for variable, storages in inner}
         routines = {
-            name: Resolver(function, symbols, names, statics, INSTRUCTION_SET).resolve() for name, function in functions.items()
+            name: Resolver(function, symbols, names, statics, INSTRUCTION_SET, has).resolve()
+            for name, function in functions.items()
         }
         declared = {f.name: signature_of(f.results, f.parameters) for f in self.syntax.functions if f.body is None}
         kernels = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.devices.emulator.runner import evaluate
+from tests.devices.emulator.runner import EVERYTHING, evaluate
 
 INDICES = np.arange(64, dtype="u4")
 
@@ -42,7 +42,7 @@ def test_hints_to_the_hardware_do_nothing() -> None:
     code = """
     setmaxnreg.dec.sync.aligned.u32 40; griddepcontrol.wait; pmevent 3; pmevent.mask 0xff; brkpt; membar.proxy.alias;
     mov.u32 %d, %a; griddepcontrol.launch_dependents; setmaxnreg.inc.sync.aligned.u32 232;"""
-    np.testing.assert_array_equal(evaluate(code, "u4", INDICES), INDICES)
+    np.testing.assert_array_equal(evaluate(code, "u4", INDICES, target=EVERYTHING), INDICES)
 
 
 def test_scopes_hide_names() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.devices.emulator.numbers import F32, F64, Format, edge_floats, round_fraction, same_floats
-from tests.devices.emulator.runner import Array, cross, evaluate
+from tests.devices.emulator.runner import EVERYTHING, Array, cross, evaluate
 
 FORMATS = {"f32": F32, "f64": F64}
 MODES = ["rn", "rz", "rm", "rp"]
@@ -263,7 +263,9 @@ def test_pairs(mode: str) -> None:
     }
     for name, compute in exact.items():
         operands = "%a, %b, %c" if name == "fma" else "%a, %b"
-        result = evaluate(f"{name}.{mode}.f32x2 %d, {operands};", "u8", *(v.view("u8")[:, 0] for v in (a, b, c)))
+        result = evaluate(
+            f"{name}.{mode}.f32x2 %d, {operands};", "u8", *(v.view("u8")[:, 0] for v in (a, b, c)), target=EVERYTHING
+        )
         flat = zip(a.ravel(), b.ravel(), c.ravel(), strict=True)
         expected = [round_fraction(compute(*(Fraction(float(v)) for v in numbers)), F32, mode) for numbers in flat]
         np.testing.assert_array_equal(result.view("f4"), np.array(expected, "f4"), name)

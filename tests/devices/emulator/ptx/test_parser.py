@@ -107,7 +107,8 @@ def test_variables() -> None:
     assert [element.value for element in a.initial] == [ast.Float(0x3FF0000000000000, 64), ast.Integer(2)]
     assert (s.dimensions, s.linkage) == ((None,), "extern")
     assert t.initial == (
-        ast.Initial(None, "f"), ast.Initial(None, "a", 4, True), ast.Initial(None, "a", 8), ast.Initial(None, "a", 0, False, 8),
+        ast.Initial(None, "f"), ast.Initial(None, "a", 4, True), ast.Initial(None, "a", 8),
+        ast.Initial(None, "a", 0, False, 8, True),
     )  # fmt: skip
     assert (x.name, y.name, y.initial) == ("x", "y", (ast.Initial(ast.Integer(-3)),))
 
