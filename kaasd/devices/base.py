@@ -257,6 +257,9 @@ class Device(Protocol):
         For small buffers: their host memory stays taken. Raises ``OutOfMemory``.
         """
 
+    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
+        """Return about how much device memory a run of these kernels has beside its buffers, such as variables of its own."""
+
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Transfer:
         """Begin to copy ``pieces`` to the buffer, one behind the other; they must stay until that is done.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kaasd.libraries import UnsupportedLibrary
 
@@ -28,9 +29,20 @@ _GLOBAL_MEMORY = b".nv.global"
 """Begins the names of the sections of variables: ``.nv.global`` of those that start as zeros, ``.nv.global.init`` of others."""
 _FUNCTION, _BINDS_OUTSIDE, _SEEN_OUTSIDE = 2, (1, 2), (0, 3)
 """STT_FUNC; STB_GLOBAL, STB_WEAK; STV_DEFAULT, STV_PROTECTED."""
+_ENTRY = 0x10
+"""Among the bits of a symbol's visibility: it is a kernel."""
 _OF_THE_LINKER = {"_init", "_fini"}
 # SHT_NULL, SHT_NOBITS, and what relocatable cubins have: uninitialised global, local, shared, reserved shared memory.
 _SECTION_WITHOUT_BYTES = {0, 8, 0x70000007, 0x70000009, 0x7000000A, 0x70000015}
+
+
+class Symbol(NamedTuple):
+    """A symbol of a cubin."""
+
+    name: str
+    """Empty where it has none, or none that can be read."""
+    is_function: bool
+    is_kernel: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,8 @@ class Elf:
     """Of a host's shared object: the names of the functions that it exports, sorted."""
     variables: tuple[str, ...]
     """Of a cubin: the names of its variables in global memory, sorted."""
+    symbols: tuple[Symbol, ...] = ()
+    """Of a cubin, in order: its call graph names functions by their number here."""
 
     def section(self, name: bytes) -> memoryview | None:
         """Return the content of the first section of this name."""
@@ -87,11 +101,13 @@ def read_elf(data: bytes) -> Elf:
 
     functions: set[str] = set()
     variables: set[str] = set()
+    all_symbols: list[Symbol] = []
     sections = [names[at : names.find(b"\0", at)] for at, _ in contents]
     for table, names_index in symbols if is_cubin or kind == _TYPE_SHARED else ():
         text = contents[names_index][1] if names_index < len(contents) else b""
         if is_cubin:
             variables.update(_in_global_memory(table, text, sections))
+            all_symbols += _all(table, text)
         else:
             functions.update(_exported(table, text))
     # Up to CUDA 12 the architecture is in the lowest byte of the flags, from version 8 of the ABI in the second.
@@ -103,6 +119,7 @@ def read_elf(data: bytes) -> Elf:
         sections=tuple((name, content) for name, (_, content) in zip(sections, contents, strict=True) if content.nbytes),
         functions=tuple(sorted(functions - _OF_THE_LINKER)),
         variables=tuple(sorted(variables)),
+        symbols=tuple(all_symbols),
     )
 
 
@@ -137,6 +154,13 @@ def _in_global_memory(table: memoryview, names: memoryview | bytes, sections: Se
     for name_at, info, _, section in _symbols(table):
         if info & 15 == _OBJECT and section < len(sections) and sections[section].startswith(_GLOBAL_MEMORY):
             yield _name(text, name_at, "variable")
+
+
+def _all(table: memoryview, names: memoryview | bytes) -> Iterator[Symbol]:
+    text = bytes(names)
+    for name_at, info, other, _ in _symbols(table):
+        name = text[name_at : text.find(b"\0", name_at)].decode(errors="replace") if name_at else ""
+        yield Symbol(name, info & 15 == _FUNCTION, info & 15 == _FUNCTION and bool(other & _ENTRY))
 
 
 def _need(data: bytes, what: str, offset: int, size: int) -> None:

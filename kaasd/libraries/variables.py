@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from kaasd.libraries import elf, fatbin
+from kaasd.libraries import elf, fatbin, ptx_text
 
 
 def writable_variables(unit: bytes) -> frozenset[str]:
@@ -39,50 +39,37 @@ def _writable_in_cubin(data: bytes) -> frozenset[str]:
     return frozenset(name for name in elf.read_elf(data).variables if not _COMPILERS_TEXT.fullmatch(name))
 
 
-_OUTSIDE_CODE = re.compile(r'//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\])*+(?:"|\Z)|^(?:#|@@)[^\n]*', re.DOTALL | re.MULTILINE)
-_LIST = re.compile(r"\{([^{};]*)\}")
-"""Braces without a statement in them: a vector or an initialiser."""
 _DECLARATION = re.compile(r"(?<![\w$%.:])\.global(?![\w:])([^;]*)")
 _HANDLE = re.compile(r"\.(?:tex|sampler|surf)ref\b")
 """What is bound by the host; it has no bytes that a kernel could write."""
 _DECLARED = re.compile(r"(?<![\w$%])([\w$%]++)\s*+(?:<\s*+(\d+)\s*+>\s*+)?(?:\[[^\]]*\]\s*+)*+$")
-_NAME = re.compile(r"[\w$%]+")
-_BEFORE_STATEMENT = re.compile(
-    r"\s*(?:(?:\.loc\b[\s\d]*(?:,\s*(?:function_name\s+[\w$]+(?:\s*\+\s*\d+)?|inlined_at[\s\d]+)\s*)*+"
-    r'|\.file\b\s+\d+\s*""(?:\s*,\s*\d+)*'
-    r"|[\w$%]+\s*:(?!:))\s*)*+"
-)
-_INSTRUCTION = re.compile(r"(?:@!?\s*[\w$%]+\s+)?([a-z]\w*)((?:\s*\.[\w:]+)*+)(.*)", re.DOTALL)
 
 
 def writable_in_ptx(text: str) -> frozenset[str]:
     """Return the names of the variables in global memory that a kernel may write. Constant memory is never written."""
     if not _DECLARATION.search(text):
         return frozenset()
-    text = _OUTSIDE_CODE.sub(lambda match: '""' if match[0][0] == '"' else " ", text)
-    replaced = 1
-    for _ in range(_MAX_NESTING):
-        text, replaced = _LIST.subn(r"(\1)", text)
+    text, is_plain = ptx_text.code_of(text)
     names = frozenset(_declared_names(text))
-    if replaced or not names:
+    if not is_plain or not names:
         return names
     written: set[str] = set()
     reading = dict(_READING_CALLS)
-    functions: dict[int, list[_Statement]] = {}
-    for statement in _statements(text):
+    functions: dict[int, list[ptx_text.Statement]] = {}
+    for statement in ptx_text.statements(text):
         if statement.opcode == ".reg" and not statement.function:
             return names  # it would be the same register in all functions
         if not statement.function and ".func" in statement.text and ".extern" not in statement.text:
-            for name in _NAME.findall(statement.text):
+            for name in ptx_text.NAME.findall(statement.text):
                 reading.pop(name, None)  # it is the module's own
         if statement.opcode.startswith("."):
             _, initialised, value = statement.text.partition("=")
             if initialised:
-                written |= names.intersection(_NAME.findall(value))
+                written |= names.intersection(ptx_text.NAME.findall(value))
         if statement.function:
             functions.setdefault(statement.function, []).append(statement)
     for statements in functions.values():
-        used = names.intersection(name for statement in statements for name in _NAME.findall(statement.text))
+        used = names.intersection(name for statement in statements for name in ptx_text.NAME.findall(statement.text))
         if used - written:
             written |= _Flow(used, statements, reading).written
     return frozenset(written)
@@ -96,7 +83,7 @@ def _declared_names(text: str) -> Iterator[str]:
 
 
 def _names_in(declaration: str) -> Iterator[str]:
-    for declarator in _split(declaration):
+    for declarator in ptx_text.split(declaration):
         found = _DECLARED.search(declarator.partition("=")[0])
         if found and found[2]:
             yield from (f"{found[1]}{index}" for index in range(min(int(found[2]), 1 << 16)))
@@ -104,55 +91,9 @@ def _names_in(declaration: str) -> Iterator[str]:
             yield found[1]
 
 
-def _split(text: str) -> list[str]:
-    """Return what stands between the commas that are outside brackets."""
-    parts, depth, start = [], 0, 0
-    for match in re.finditer(r"[(\[{)\]},]", text):
-        if match[0] == ",":
-            if not depth:
-                parts.append(text[start : match.start()])
-                start = match.end()
-        else:
-            depth += 1 if match[0] in "([{" else -1
-    return [*parts, text[start:]]
-
-
-class _Statement(NamedTuple):
-    function: int
-    """A number for each; 0 outside of all."""
-    block: int
-    """A number for each pair of braces."""
-    opcode: str
-    """Of a directive its first word, such as ``.param``; empty where it is not known."""
-    modifiers: str
-    text: str
-    """Of an instruction, its operands; of a directive, all."""
-
-
-def _statements(text: str) -> Iterator[_Statement]:
-    """Yield all statements; a heading of a block is one too."""
-    blocks, count, start = [0], 0, 0
-    for match in re.finditer("[;{}]", text):
-        content = text[start : match.start()]
-        content = content[_BEFORE_STATEMENT.match(content).end() :]  # type: ignore[union-attr]  # it matches anything
-        function, block = blocks[1] if len(blocks) > 1 else 0, blocks[-1]
-        if content.startswith("."):
-            yield _Statement(function, block, re.match(r"\.\w*", content)[0], "", content)  # type: ignore[index]
-        elif content:
-            instruction = _INSTRUCTION.match(content)
-            yield _Statement(function, block, *(instruction.groups() if instruction else ("", "", content)))
-        if match[0] == "{":
-            count += 1
-            blocks.append(count)
-        elif match[0] == "}" and len(blocks) > 1:
-            blocks.pop()
-        start = match.end()
-
-
-_MAX_NESTING = 8
-"""Of braces without a statement in them. Where there are more, or a chain of registers is longer than ``_MAX_ROUNDS`` against the
-order of the text, every variable counts: nobody can keep a worker busy with a text."""
 _MAX_ROUNDS = 64
+"""Where a chain of registers is longer against the order of the text, or ``ptx_text.code_of`` gives up, every variable counts:
+nobody can keep a worker busy with a text."""
 
 _READS = frozenset({"ld", "ldu", "prefetch", "prefetchu", "setp", "set", "isspacep"})
 _COMPUTES = frozenset(
@@ -187,14 +128,14 @@ _READING_CALLS = {"vprintf": 1, "__assertfail": 5}
 class _Flow:
     """Where the addresses of variables come to within one function."""
 
-    def __init__(self, names: Collection[str], statements: list[_Statement], calls: dict[str, int]) -> None:
+    def __init__(self, names: Collection[str], statements: list[ptx_text.Statement], calls: dict[str, int]) -> None:
         """``calls`` are the functions that only read, as ``_READING_CALLS`` has them."""
         self._calls = calls
         self._holds: dict[str | tuple[int, str], set[str]] = {name: {name} for name in names}
         """By register, or by block and parameter of a call: the variables whose addresses may be in it."""
         for statement in statements:
             if statement.opcode == ".param":
-                self._holds |= {(statement.block, name): set() for name in _NAME.findall(statement.text)}
+                self._holds |= {(statement.block, name): set() for name in ptx_text.NAME.findall(statement.text)}
         self.written: set[str] = set()
         """Those that may be written, or whose addresses go where they are not followed."""
         instructions = [statement for statement in statements if not statement.opcode.startswith(".")]
@@ -209,22 +150,22 @@ class _Flow:
     def _variables(self, text: str, block: int) -> set[str]:
         """Return the variables whose addresses may be in operands."""
         found: set[str] = set()
-        for name in _NAME.findall(text):
+        for name in ptx_text.NAME.findall(text):
             found |= self._holds.get(name, set()) | self._holds.get((block, name), set())
         return found
 
-    def _follow(self, statement: _Statement) -> None:
+    def _follow(self, statement: ptx_text.Statement) -> None:
         _, block, opcode, modifiers, text = statement
         variables = self._variables(text, block)
         if not variables:
             return
-        result, *operands = _split(text)
+        result, *operands = ptx_text.split(text)
         if opcode in _READS:
             if ".param" in modifiers:
                 self.written |= self._variables(",".join(operands), block)
         elif opcode in _COMPUTES:
             variables = self._variables(",".join(operands), block)
-            for name in _NAME.findall(result):
+            for name in ptx_text.NAME.findall(result):
                 self._holds[name] = self._holds.get(name, set()) | variables
         elif opcode == "st" and (place := _PLACE.fullmatch(result)) and (block, place[1]) in self._holds:
             self._holds[block, place[1]] |= self._variables(",".join(operands), block)
@@ -235,11 +176,11 @@ class _Flow:
 
     def _given_away(self, text: str, block: int) -> set[str]:
         """Return the variables whose addresses a call gives to what may write there."""
-        parts = [part.strip() for part in _split(text)]
+        parts = [part.strip() for part in ptx_text.split(text)]
         at = next((index for index, part in enumerate(parts) if not part.startswith("(")), len(parts))
         reading = self._calls.get(parts[at], 0) if at < len(parts) else 0
         if at + 1 < len(parts) and parts[at + 1].startswith("("):
-            arguments = _split(parts[at + 1].strip("()"))
+            arguments = ptx_text.split(parts[at + 1].strip("()"))
             parts[at + 1] = ",".join(arguments[reading:])
         return self._variables(",".join(parts), block)
 
@@ -270,7 +211,7 @@ def forms(unit: bytes, sm: int) -> list[Form]:
 
 
 _AT_MODULE_SCOPE = re.compile(
-    rf"{_OUTSIDE_CODE.pattern}|\.(?:visible|weak|extern|common)\s+\.global(?![\w:])|(?<![\w$%.:])\.global(?![\w:])|[(){{}}]",
+    rf"{ptx_text.OUTSIDE_CODE.pattern}|\.(?:visible|weak|extern|common)\s+\.global(?![\w:])|(?<![\w$%.:])\.global(?![\w:])|[(){{}}]",
     re.DOTALL | re.MULTILINE,
 )
 

@@ -223,12 +223,15 @@ class DeviceMemory:
         """Return what is held under a key, pinned; None where nothing is."""
         return self._held[key] if self._residency.use(key) else None
 
-    def make(self, key: Hashable, sizes: Sequence[int], cost_s: float, build: Callable[[list[DeviceBuffer]], H]) -> H:
+    def make(
+        self, key: Hashable, sizes: Sequence[int], cost_s: float, build: Callable[[list[DeviceBuffer]], H], extra_bytes: int = 0
+    ) -> H:
         """Allocate buffers, build what is held under a key that is free, and return it, pinned.
 
+        ``extra_bytes`` is what it takes beside its buffers, now or later; it counts like them.
         Raises ``NoRoomError``, ``OutOfMemory``.
         """
-        size = sum(sizes)
+        size = sum(sizes) + extra_bytes
         self._free(self._residency.make_room(size))
         buffers: list[DeviceBuffer] = []
         try:

@@ -12,10 +12,12 @@ from cachetools import LRUCache
 from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError, OutOfDeviceMemoryError
 from kaas_core.protobuf import request_from_proto
-from kaas_core.request import Request
+from kaas_core.request import KernelSpec, Request
 from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, LoadedKernel, Module, OutOfMemory, Run
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.heap import heap_users
+from kaasd.libraries.image import read_image
 from kaasd.libraries.registry import Libraries, ResolvedLibrary
 from kaasd.request.plan import Layout, Plan, make_plan, rebind
 from kaasd.worker.device_memory import DeviceMemory, Holding
@@ -149,7 +151,8 @@ class Program:
                 while key in memory:
                     key = (*key[:2], key[2] + 1)
                 sizes = [self.plan.slots[slot].spec.size_bytes for slot in self.layout.own]
-                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device))
+                extra = device.run_bytes(self.kernels)
+                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device), extra)
             instance = self.idle[-1]
         self.idle.remove(instance)
         memory.use(instance.key)
@@ -177,6 +180,8 @@ class Programs:
         self._memory = memory
         self._programs: OrderedDict[bytes, Program] = OrderedDict()
         self._modules: OrderedDict[str, Module] = OrderedDict()
+        self._heap_users: dict[str, Mapping[str, str]] = {}
+        """By library: its kernels that come to the heap of device code, with the function."""
         self._outdated: list[Program] = []
 
     def get(self, request: SerializedRequest) -> Program:
@@ -287,6 +292,7 @@ class Programs:
                     f"kernels[{index}].name: library {spec.library} has no kernel {spec.name!r}; it has {names}",
                     {"kernel_index": str(index), "kernel": spec.name},
                 )
+            self._check_heap(libraries[spec.library], spec, index)
             kernels[spec.library, spec.name] = kernel
         plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
         loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
@@ -304,10 +310,21 @@ class Programs:
                 name = self._device.properties.name
                 raise OutOfDeviceMemoryError(f"the library's code finds no room on {name}: {error}") from error
             self._modules[library.content_id] = module
+            self._heap_users[library.content_id] = heap_users(read_image(library.data).units)
         self._modules.move_to_end(library.content_id)
         if not module.kernels and module.host_functions:
             self._check_host_code_allowed(library)
         return module
+
+    def _check_heap(self, library: ResolvedLibrary, spec: KernelSpec, index: int) -> None:
+        """Raise ``InvalidLibraryError`` if a kernel uses the heap of device code."""
+        if function := self._heap_users[library.content_id].get(spec.name):
+            raise InvalidLibraryError(
+                f"kernels[{index}].name: kernel {spec.name!r} of library {spec.library} calls {function}: the heap of device "
+                "code belongs to the device's context, so what a request leaves in it would outlast the request, and others "
+                "could read it; let the kernel take its memory as a temporary buffer",
+                {"kernel_index": str(index), "kernel": spec.name, "library": spec.library},
+            )
 
     def _host_function(self, library: ResolvedLibrary, module: Module, name: str) -> LoadedKernel:
         self._check_host_code_allowed(library)
@@ -354,4 +371,5 @@ class Programs:
         surplus = [content_id for content_id in self._modules if content_id not in kept]
         for content_id in surplus[: len(self._modules) - MAX_MODULES]:
             self._retire_users(content_id)
+            self._heap_users.pop(content_id)
             self._modules.pop(content_id).close()

@@ -105,6 +105,9 @@ class SmallDevice:
     def prepare(self, launches: Sequence[Launch], iterations: int, **moved: Any) -> SmallRun:
         return SmallRun(launches, iterations, **moved)
 
+    def run_bytes(self, kernels: Iterable[Any]) -> int:
+        return 0
+
     def upload(self, buffer: Any, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:
         buffer.write(b"".join(pieces))
         return Ended()

@@ -115,6 +115,16 @@ def test_what_is_dropped_goes_when_nobody_uses_it_and_frees_its_key_at_once(memo
     assert device.taken_bytes == 0
 
 
+def test_what_is_taken_beside_the_buffers_counts(memory: DeviceMemory, device: CountingDevice) -> None:
+    held = memory.make("a", [SIZE], 1.0, lambda buffers: Holding("a", buffers), 2 * SIZE)
+    assert (memory.held_bytes, memory.in_use_bytes, device.taken_bytes) == (3 * SIZE, 3 * SIZE, SIZE)
+    with pytest.raises(NoRoomError):
+        memory.make("b", [memory.limit_bytes - 2 * SIZE], 1.0, lambda buffers: Holding("b", buffers))
+    memory.release(held)
+    memory.drop(held)
+    assert memory.held_bytes == device.taken_bytes == 0
+
+
 def test_what_cannot_be_built_leaves_nothing(memory: DeviceMemory, device: CountingDevice) -> None:
     def fail(buffers: Sequence[DeviceBuffer]) -> Holding:
         raise OutOfMemory("no graph")

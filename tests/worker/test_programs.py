@@ -219,6 +219,16 @@ def test_a_file_with_the_code_of_a_deleted_library_goes_on(bench: Bench, tmp_pat
         assert program.outdated is False
 
 
+def test_what_a_run_takes_beside_its_buffers_counts(
+    bench: Bench, device: CountingDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(bench, "a", 3)
+    monkeypatch.setattr(device, "run_bytes", lambda kernels: 1 << 20)
+    before = bench.executor.memory.held_bytes
+    bench.run(square(bench, bench.library))
+    assert 1 << 20 < bench.executor.memory.held_bytes - before < 2 << 20
+
+
 def test_only_so_many_programs_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_KNOWN_REQUESTS", 2)
     put(bench, "a", 3)

@@ -10,11 +10,20 @@ from typing import Any
 
 from cuda.bindings import driver
 
-from kaasd.devices.base import DeviceBuffer, DeviceLost, DeviceUnavailable, Launch, MappedFile, OutOfMemory, undone_on_failure
+from kaasd.devices.base import (
+    DeviceBuffer,
+    DeviceLost,
+    DeviceUnavailable,
+    Launch,
+    LoadedKernel,
+    MappedFile,
+    OutOfMemory,
+    undone_on_failure,
+)
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, address_of
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import CudaError, check, initialize
-from kaasd.devices.cuda.kernel import with_own_variables
+from kaasd.devices.cuda.kernel import CudaKernel, with_own_variables
 from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
@@ -142,6 +151,11 @@ class CudaDevice:
     def _free(self, buffer: CudaBuffer) -> None:
         self._open.discard(buffer)
         self._context.release(driver.cuMemFreeAsync, buffer.address, self._stream)
+
+    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
+        """Return about how much device memory a run has for copies of code whose kernels write module variables."""
+        units = {kernel.unit for kernel in kernels if isinstance(kernel, CudaKernel) and kernel.unit is not None}
+        return sum(unit.copy_bytes for unit in units)
 
     def prepare(
         self,

@@ -77,7 +77,8 @@ class UnitCopy:
                 context.check(driver.cuFuncLoad, function)
                 self.kernels[name] = CudaKernel(function, known)
             ranges = find_variables(handle, names, context.check) or ()
-            kept = allocate(sum(size + _ALIGNMENT for _, size in ranges) or 1)
+            self.variables_bytes = sum(size + _ALIGNMENT for _, size in ranges)
+            kept = allocate(self.variables_bytes or 1)
             undo.callback(kept.close)
             self.moves: list[Move] = []
             """What gives the variables their initial values before a run."""
@@ -116,7 +117,10 @@ class Unit:
         self._closed = False
         self._idle: list[UnitCopy] = []
         self._copies: set[UnitCopy] = set()
-        self._idle.append(self._add(handle))
+        first = self._add(handle)
+        self._idle.append(first)
+        self.copy_bytes = len(form.code) + 2 * first.variables_bytes
+        """Of device memory that a copy takes, about: code, variables, their initial values. The driver tells no size of code."""
 
     def _add(self, handle: Any) -> UnitCopy:
         copy = UnitCopy(handle, self._form.variables, self._attributes, self._context, self._allocate)

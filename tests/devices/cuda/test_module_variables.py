@@ -194,3 +194,12 @@ def test_what_fails_half_way_leaves_nothing_behind(what: str, fake: FakeDriver, 
         fake.work_again()
         for kind in ("cuMemAllocAsync", "cuModuleLoadDataEx"):
             assert fake.held[kind] == held[kind], (index, name)
+
+
+def test_what_a_run_takes_beside_its_buffers(device: CudaDevice) -> None:
+    module = device.load(PTX)
+    (kernel,) = module.kernels.values()
+    variables = sum(size for _, size in VARIABLES.values())
+    taken = device.run_bytes([kernel, kernel])
+    assert len(PTX) + 2 * variables < taken < len(PTX) + 2 * variables + 1024
+    assert device.run_bytes(device.load(library("dot")).kernels.values()) == 0

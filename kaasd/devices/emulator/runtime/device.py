@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from random import Random
 
-from kaasd.devices.base import DeviceBuffer, Launch, MappedFile
+from kaasd.devices.base import DeviceBuffer, Launch, LoadedKernel, MappedFile
 from kaasd.devices.emulator.codegen.structures import SEGMENT_COUNT
 from kaasd.devices.emulator.options import default_memory_bytes
 from kaasd.devices.emulator.ptx.architecture import NEWEST_PTX, PtxSupport
@@ -64,6 +64,10 @@ class EmulatedDevice:
     def allocate(self, size_bytes: int) -> Allocation:
         """Return new memory. Raises ``OutOfMemory``."""
         return self._space.allocate(size_bytes)
+
+    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
+        """Nothing: one run at a time is under way, and all have the same variables."""
+        return 0
 
     def prepare(
         self,
