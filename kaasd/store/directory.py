@@ -16,6 +16,7 @@ from kaasd.store.base import Namespace
 from kaasd.store.disk_room import take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import CHUNKS, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
+from kaasd.store.trees import check_trees
 
 DATA_FILE = "data.mdb"
 OWNERS_FILE = "owners"
@@ -105,6 +106,8 @@ def prepare(path: Path, *, sync: bool) -> None:
         raise StoreForeignError(
             f"{file} is a file of LMDB, but not one of kaasd's stores; nothing was written to it. Use another directory (--store)"
         )
+    with LmdbFile(file) as found:
+        check_trees(found)
 
 
 def _create(path: Path, *, sync: bool) -> None:

@@ -18,16 +18,16 @@ from kaas_core.errors import StoreForeignError
 
 MAGIC = 0xBEEFC0DE
 VERSION = 1
-_HEADER_BYTES = 16
-_FLAGS_AT, _LOWER_AT = 10, 12
-_BRANCH, _LEAF, _META = 0x01, 0x02, 0x08
-_BIG_DATA = 0x01
+HEADER_BYTES = 16
+FLAGS_AT = 10
+BRANCH, LEAF, OVERFLOW, _META = 0x01, 0x02, 0x04, 0x08
+BIG_DATA, SUB_DATABASE = 0x01, 0x02
 _META_PAGE = struct.Struct("<II8xQ")  # magic, version, (address,) size of the map
-_DATABASE = struct.Struct("<IHHQQQQQ")  # page size or none, flags, depth, pages of three kinds, entries, root
+DATABASE = struct.Struct("<IHHQQQQQ")  # page size or none, flags, depth, pages of three kinds, entries, root
 _LAST = struct.Struct("<QQ")  # last page, transaction
-_NODE = struct.Struct("<HHHH")  # size or page, low and high; flags or page, highest; size of the key
-_NUMBER = struct.Struct("<Q")
-_NO_PAGE = 2**64 - 1
+NODE = struct.Struct("<HHHH")  # size or page, low and high; flags or page, highest; size of the key
+NUMBER = struct.Struct("<Q")
+NO_PAGE = 2**64 - 1
 _MAX_DEPTH = 32
 _PAGE_SIZES = [1 << bits for bits in range(8, 17)]
 
@@ -41,6 +41,8 @@ class Meta(NamedTuple):
     free_root: int
     main_root: int
     main_depth: int
+    databases: tuple[bytes, bytes]
+    """What describes the tree of free pages, and the main one: see ``DATABASE``."""
 
 
 class LmdbFile:
@@ -77,21 +79,21 @@ class LmdbFile:
         if self.meta.main_depth != 1:
             return {}
         try:
-            return dict(self._below(self.meta.main_root, self.meta.page_bytes, 1))
+            return dict(self.below(self.meta.main_root, self.meta.page_bytes, 1))
         except (struct.error, IndexError):
-            raise self._damaged("its main database is broken") from None
+            raise self.damaged("its main database is broken") from None
 
-    def free_pages(self, meta: Meta, last: int = _NO_PAGE, *, latest_first: bool = False) -> Iterator[tuple[int, array[int]]]:
+    def free_pages(self, meta: Meta, last: int = NO_PAGE, *, latest_first: bool = False) -> Iterator[tuple[int, array[int]]]:
         """Yield each transaction up to ``last`` that has left free pages, and their numbers, which fall.
 
         LMDB takes those of the first transaction first, and there the last ones. Only while nobody writes.
         """
 
         def is_wanted(key: bytes) -> bool:
-            return not key or _NUMBER.unpack(key)[0] <= last  # the first key of a page of branches is not set
+            return not key or NUMBER.unpack(key)[0] <= last  # the first key of a page of branches is not set
 
         try:
-            for key, value in self._below(meta.free_root, meta.page_bytes, _MAX_DEPTH, is_wanted, backwards=latest_first):
+            for key, value in self.below(meta.free_root, meta.page_bytes, _MAX_DEPTH, is_wanted, backwards=latest_first):
                 numbers = array("Q", value)
                 pages = numbers[1:]
                 if (
@@ -100,9 +102,9 @@ class LmdbFile:
                     or not 2 <= pages[-1] <= pages[0] <= meta.last_page
                 ):
                     raise IndexError
-                yield _NUMBER.unpack(key)[0], pages
+                yield NUMBER.unpack(key)[0], pages
         except (struct.error, IndexError, ValueError):
-            raise self._damaged("its list of free pages is broken") from None
+            raise self.damaged("its list of free pages is broken") from None
 
     def _check(self) -> Meta:
         while True:
@@ -131,26 +133,35 @@ class LmdbFile:
         first = self._read_meta(0)
         second = self._read_meta(first.page_bytes)
         if first.page_bytes != second.page_bytes:
-            raise self._damaged("its two meta pages do not agree")
+            raise self.damaged("its two meta pages do not agree")
         return max(first, second, key=lambda meta: meta.transaction)
 
     def _read_meta(self, offset: int) -> Meta:
-        raw = os.pread(self._descriptor, _HEADER_BYTES + _META_PAGE.size + 2 * _DATABASE.size + _LAST.size, offset)
+        raw = os.pread(self._descriptor, HEADER_BYTES + _META_PAGE.size + 2 * DATABASE.size + _LAST.size, offset)
         where = f"no meta page of LMDB is at byte {offset}"
         try:
-            (flags,) = struct.unpack_from("<H", raw, _FLAGS_AT)
-            magic, version, _ = _META_PAGE.unpack_from(raw, _HEADER_BYTES)
-            databases = _HEADER_BYTES + _META_PAGE.size
-            page_bytes, _, _, *_, free_root = _DATABASE.unpack_from(raw, databases)
-            _, _, depth, *_, main_root = _DATABASE.unpack_from(raw, databases + _DATABASE.size)
-            last_page, transaction = _LAST.unpack_from(raw, databases + 2 * _DATABASE.size)
+            (flags,) = struct.unpack_from("<H", raw, FLAGS_AT)
+            magic, version, _ = _META_PAGE.unpack_from(raw, HEADER_BYTES)
+            databases = HEADER_BYTES + _META_PAGE.size
+            page_bytes, _, _, *_, free_root = DATABASE.unpack_from(raw, databases)
+            _, _, depth, *_, main_root = DATABASE.unpack_from(raw, databases + DATABASE.size)
+            last_page, transaction = _LAST.unpack_from(raw, databases + 2 * DATABASE.size)
         except struct.error:
-            raise self._damaged(where) from None
+            raise self.damaged(where) from None
         if not flags & _META or magic != MAGIC or page_bytes not in _PAGE_SIZES:
-            raise self._damaged(where)
+            raise self.damaged(where)
         if version != VERSION:
             raise StoreForeignError(f"{self._path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
-        return Meta(page_bytes, last_page, transaction, free_root, main_root, depth)
+        main = databases + DATABASE.size
+        return Meta(
+            page_bytes,
+            last_page,
+            transaction,
+            free_root,
+            main_root,
+            depth,
+            (raw[databases:main], raw[main : main + DATABASE.size]),
+        )
 
     def _is_whole(self, meta: Meta, size_bytes: int) -> bool:
         """Whether all pages that lie beyond the end are free: LMDB does not write what one transaction takes and frees again."""
@@ -159,16 +170,16 @@ class LmdbFile:
         if missing <= 0:
             return True
         free: set[int] = set()
-        for _, value in self._below(meta.free_root, meta.page_bytes, _MAX_DEPTH):
-            pages = [number for (number,) in _NUMBER.iter_unpack(value)][1:]  # behind their number
+        for _, value in self.below(meta.free_root, meta.page_bytes, _MAX_DEPTH):
+            pages = [number for (number,) in NUMBER.iter_unpack(value)][1:]  # behind their number
             free.update(page for page in pages if first_missing <= page <= meta.last_page)
         return missing == len(free)
 
-    def _below(
+    def below(
         self,
         number: int,
         page_bytes: int,
-        depth: int,
+        depth: int = _MAX_DEPTH,
         is_wanted: Callable[[bytes], bool] = lambda key: True,
         *,
         backwards: bool = False,
@@ -177,36 +188,38 @@ class LmdbFile:
 
         ``is_wanted`` is asked of each key, and of the least key of each part of the tree: where not, all of that is left out.
         """
-        if number == _NO_PAGE:
+        if number == NO_PAGE:
             return
-        page = self._read(number * page_bytes, page_bytes)
-        flags, lower = struct.unpack_from("<HH", page, _FLAGS_AT)
-        if not flags & (_BRANCH | _LEAF) or not depth or lower > page_bytes:
+        page = self.read(number * page_bytes, page_bytes)
+        flags, lower = struct.unpack_from("<HH", page, FLAGS_AT)
+        if not flags & (BRANCH | LEAF) or not depth or lower > page_bytes:
             raise IndexError(number)
-        offsets = [offset for (offset,) in struct.iter_unpack("<H", page[_HEADER_BYTES : lower // 2 * 2])]
+        offsets = [offset for (offset,) in struct.iter_unpack("<H", page[HEADER_BYTES : lower // 2 * 2])]
         for offset in reversed(offsets) if backwards else offsets:
-            low, high, node_flags, key_bytes = _NODE.unpack_from(page, offset)
-            start, size = offset + _NODE.size, low | high << 16
+            low, high, node_flags, key_bytes = NODE.unpack_from(page, offset)
+            start, size = offset + NODE.size, low | high << 16
             key = page[start : start + key_bytes]
             if not is_wanted(key):
                 continue
-            if flags & _BRANCH:
+            if flags & BRANCH:
                 child = low | high << 16 | node_flags << 32
-                yield from self._below(child, page_bytes, depth - 1, is_wanted, backwards=backwards)
+                yield from self.below(child, page_bytes, depth - 1, is_wanted, backwards=backwards)
                 continue
-            if node_flags & _BIG_DATA:
-                (overflow,) = _NUMBER.unpack_from(page, start + key_bytes)
-                yield key, self._read(overflow * page_bytes + _HEADER_BYTES, size)
+            if node_flags & BIG_DATA:
+                (overflow,) = NUMBER.unpack_from(page, start + key_bytes)
+                yield key, self.read(overflow * page_bytes + HEADER_BYTES, size)
             else:
                 yield key, page[start + key_bytes : start + key_bytes + size]
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes of the file. Raises ``IndexError`` where it does not have them all."""
         data = os.pread(self._descriptor, size, offset) if offset < 1 << 63 else b""
         if len(data) < size:
             raise IndexError(offset)
         return data
 
-    def _damaged(self, what: str) -> StoreForeignError:
+    def damaged(self, what: str) -> StoreForeignError:
+        """Return the error that says ``what`` is wrong, and what to do."""
         return StoreForeignError(
             f"{self._path} is not a file of LMDB, or is damaged: {what}; nothing was written to it. Put back a copy of the"
             " store's file, or use another directory (--store)"

@@ -228,7 +228,7 @@ def test_pages_that_are_lost_do_not_keep_it_from_being_made(
             store.commit([Write("a", [b"%d" % number * 10_000])]).result()
     file = store_path / "data.mdb"
     with LmdbFile(file) as found:
-        pages = max((value for _, value in found._below(found.meta.free_root, 4096, 32)), key=len)
+        pages = max((value for _, value in found.below(found.meta.free_root, 4096, 32)), key=len)
         root = found.meta.free_root * 4096
     content = bytearray(file.read_bytes())
     content[content.index(pages, root)] -= 1  # their number: the last one is lost

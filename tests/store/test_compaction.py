@@ -292,7 +292,7 @@ def test_a_broken_list_of_free_pages_is_noticed(open_store: Callable, store_path
         store.sweep().result()
     file = store_path / "data.mdb"
     with LmdbFile(file) as found:
-        numbers = max((value for _, value in found._below(found.meta.free_root, 4096, 32)), key=len)
+        numbers = max((value for _, value in found.below(found.meta.free_root, 4096, 32)), key=len)
     content = file.read_bytes()
     swapped = numbers[:8] + numbers[16:24] + numbers[8:16] + numbers[24:]
     file.write_bytes(content.replace(numbers, swapped))

@@ -1,0 +1,173 @@
+"""Whether the trees of LMDB's file are whole: LMDB believes what a page says, and has no checksum for it.
+
+A page that was overwritten leads LMDB to other values, into pages that are free, or out of the map. So before a store is opened,
+each page of a tree is looked at once: that it is the page that was asked for, its bounds, the order of its keys, and at the end
+that no page is used twice and that each tree has as many pages and entries as its root says. Values are not read, so this takes
+some seconds for a million keys, and little for large values.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+from kaasd.store.lmdb_file import (
+    BIG_DATA,
+    BRANCH,
+    DATABASE,
+    FLAGS_AT,
+    HEADER_BYTES,
+    LEAF,
+    NO_PAGE,
+    NODE,
+    NUMBER,
+    OVERFLOW,
+    SUB_DATABASE,
+    LmdbFile,
+    Meta,
+)
+
+_KINDS = BRANCH | LEAF | OVERFLOW | 0x08 | 0x20 | 0x40
+"""All that a page can be; the other flags say nothing in a file."""
+_PAGE_HEADER = struct.Struct("<Q2xHHH")  # own number, flags, end of the nodes' offsets, start of the nodes
+_PAGES_AT = 12
+_OVERFLOW_PAGES = struct.Struct("<I")
+
+
+class _Database(NamedTuple):
+    """A tree, as what points at it describes it."""
+
+    depth: int
+    branch_pages: int
+    leaf_pages: int
+    overflow_pages: int
+    entries: int
+    root: int
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> _Database:
+        _, _, depth, branch, leaf, overflow, entries, root = DATABASE.unpack(raw)
+        return cls(depth, branch, leaf, overflow, entries, root)
+
+
+class _Damage(Exception):
+    """A page or a tree is not as it must be; the text says where."""
+
+
+def check_trees(file: LmdbFile) -> None:
+    """Look at all pages of all trees. Raises ``StoreForeignError`` where one is damaged, and ``OSError``.
+
+    Pages may be rewritten meanwhile by a process that has the store open. What is found then counts for nothing, and such a
+    process has looked at the store when it opened it.
+    """
+    meta = file.latest_meta()
+    try:
+        _Check(file, meta).run()
+    except (_Damage, struct.error, IndexError, ValueError) as error:
+        if file.latest_meta() == meta:
+            raise file.damaged(str(error) if isinstance(error, _Damage) else "one of its pages lies beyond its end") from None
+
+
+class _Check:
+    """One look at one state of the file."""
+
+    def __init__(self, file: LmdbFile, meta: Meta) -> None:
+        self._file = file
+        self._meta = meta
+        self._used = bytearray(meta.last_page + 1)
+        self._used[:2] = b"\1\1"  # the meta pages
+        self._counts = [0, 0, 0, 0]  # of the tree that is looked at: pages of three kinds, entries
+        self._number_keys = False
+        self._sub_databases: list[bytes] = []
+
+    def run(self) -> None:
+        free, main = (_Database.unpack(raw) for raw in self._meta.databases)
+        self._tree(main, "the main tree")
+        for raw in list(self._sub_databases):
+            self._tree(_Database.unpack(raw), "a tree")
+        self._number_keys = True
+        self._tree(free, "the tree of free pages")
+        for _, value in self._file.below(self._meta.free_root, self._meta.page_bytes):
+            count, *pages = array("Q", value)
+            # A page that no list names is lost, and does no harm.
+            for page in pages[:count]:
+                self._use(page, 1)
+
+    def _tree(self, database: _Database, name: str) -> None:
+        self._counts = [0, 0, 0, 0]
+        if database.root != NO_PAGE:
+            self._page(database.root, database.depth, None, None)
+        if tuple(self._counts) != database[1:5]:
+            raise _Damage(f"{name} has {self._counts} pages and entries, but its root says {list(database[1:5])}")
+
+    def _page(self, number: int, depth: int, low: bytes | None, high: bytes | None) -> None:
+        """Look at a page and all below it, whose keys must be at least ``low`` and less than ``high``."""
+        self._use(number, 1)
+        page_bytes = self._meta.page_bytes
+        page = self._file.read(number * page_bytes, page_bytes)
+        own, flags, lower, upper = _PAGE_HEADER.unpack_from(page)
+        kind = BRANCH if depth > 1 else LEAF
+        if own != number or flags & _KINDS != kind or not HEADER_BYTES < lower <= upper <= page_bytes or lower % 2:
+            raise _Damage(f"page {number} is not a page of its tree")
+        self._counts[kind == LEAF] += 1
+        offsets = struct.unpack_from(f"<{(lower - HEADER_BYTES) // 2}H", page, HEADER_BYTES)
+        keys = []
+        for offset in offsets:
+            if offset < upper:
+                raise _Damage(f"page {number} has an entry outside its bounds")
+            key_bytes = NODE.unpack_from(page, offset)[3]
+            start = offset + NODE.size
+            keys.append(page[start : start + key_bytes])
+            if start + key_bytes > page_bytes:
+                raise _Damage(f"page {number} has an entry outside its bounds")
+        self._check_order(number, keys[1:] if kind == BRANCH else keys, low, high)
+        if kind == BRANCH:
+            bounds = [low, *keys[1:], high]
+            for i, offset in enumerate(offsets):
+                child_low, child_high, child_flags, _ = NODE.unpack_from(page, offset)
+                self._page(child_low | child_high << 16 | child_flags << 32, depth - 1, bounds[i], bounds[i + 1])
+            return
+        self._counts[3] += len(keys)
+        for offset, key in zip(offsets, keys, strict=True):
+            self._leaf(number, page, offset, len(key))
+
+    def _check_order(self, number: int, keys: list[bytes], low: bytes | None, high: bytes | None) -> None:
+        sort_key: Callable[[bytes], object] = (lambda raw: NUMBER.unpack(raw)[0]) if self._number_keys else bytes
+        ordered = [sort_key(key) for key in keys]
+        if (
+            any(not a < b for a, b in pairwise(ordered))  # type: ignore[operator]
+            or (ordered and low is not None and ordered[0] < sort_key(low))  # type: ignore[operator]
+            or (ordered and high is not None and not ordered[-1] < sort_key(high))  # type: ignore[operator]
+        ):
+            raise _Damage(f"page {number} has its keys out of order")
+
+    def _leaf(self, number: int, page: bytes, offset: int, key_bytes: int) -> None:
+        low, high, flags, _ = NODE.unpack_from(page, offset)
+        size, start = low | high << 16, offset + NODE.size + key_bytes
+        if not flags & BIG_DATA:
+            if start + size > len(page):
+                raise _Damage(f"page {number} has an entry outside its bounds")
+            if flags & SUB_DATABASE:
+                self._sub_databases.append(page[start : start + size])
+            return
+        (first,) = NUMBER.unpack_from(page, start)
+        wanted = -(-(HEADER_BYTES + size) // len(page))
+        self._use(first, wanted)
+        header = self._file.read(first * len(page), HEADER_BYTES)
+        (own,), (flags,) = NUMBER.unpack_from(header), struct.unpack_from("<H", header, FLAGS_AT)
+        (pages,) = _OVERFLOW_PAGES.unpack_from(header, _PAGES_AT)
+        # The run of a value that became smaller in its place is longer than it needs.
+        if own != first or flags & _KINDS != OVERFLOW or pages < wanted:
+            raise _Damage(f"page {first} does not begin a large entry")
+        self._use(first + wanted, pages - wanted)
+        self._counts[2] += pages
+
+    def _use(self, first: int, count: int) -> None:
+        if first < 2 or first + count > len(self._used):
+            raise _Damage(f"page {first} is used, but is not a page of the file")
+        if self._used.find(1, first, first + count) >= 0:
+            raise _Damage(f"page {first} is used twice")
+        self._used[first : first + count] = b"\1" * count
