@@ -167,6 +167,7 @@ class TestSubmit:
             "KERNEL_FAULT": "ABORTED",
             "DRAINING": "UNAVAILABLE",
             "WORKER_RESTARTING": "UNAVAILABLE",
+            "WORKER_BUSY": "UNAVAILABLE",
             "CANCELLED": "CANCELLED",
             "INTERNAL": "INTERNAL",
         }
