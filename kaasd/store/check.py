@@ -1,4 +1,4 @@
-"""Looks whether all that is stored is there, while the store is used."""
+"""Looks whether all that is stored is there, while the store is used. Bytes that were changed are not found."""
 
 from __future__ import annotations
 

@@ -102,11 +102,11 @@ def prepare(path: Path, *, sync: bool) -> None:
         )
     with LmdbFile(file) as found:
         entries = found.main_entries()
-    if len(entries.get(STATE_KEY, b"")) != Counters.SIZE_BYTES or not entries.keys() >= set(DATABASES):
-        raise StoreForeignError(
-            f"{file} is a file of LMDB, but not one of kaasd's stores; nothing was written to it. Use another directory (--store)"
-        )
-    with LmdbFile(file) as found:
+        if len(entries.get(STATE_KEY, b"")) != Counters.SIZE_BYTES or not entries.keys() >= set(DATABASES):
+            raise StoreForeignError(
+                f"{file} is a file of LMDB, but not one of kaasd's stores; nothing was written to it."
+                " Use another directory (--store)"
+            )
         check_trees(found)
 
 

@@ -19,8 +19,8 @@ from kaas_core.errors import StoreForeignError
 MAGIC = 0xBEEFC0DE
 VERSION = 1
 HEADER_BYTES = 16
-FLAGS_AT = 10
-BRANCH, LEAF, OVERFLOW, _META = 0x01, 0x02, 0x04, 0x08
+_FLAGS_AT = 10
+BRANCH, LEAF, OVERFLOW, META = 0x01, 0x02, 0x04, 0x08
 BIG_DATA, SUB_DATABASE = 0x01, 0x02
 _META_PAGE = struct.Struct("<II8xQ")  # magic, version, (address,) size of the map
 DATABASE = struct.Struct("<IHHQQQQQ")  # page size or none, flags, depth, pages of three kinds, entries, root
@@ -106,6 +106,15 @@ class LmdbFile:
         except (struct.error, IndexError, ValueError):
             raise self.damaged("its list of free pages is broken") from None
 
+    def free_lists(self, meta: Meta) -> Iterator[array[int]]:
+        """Yield the numbers of free pages, as they stand there. Raises ``struct.error``, ``IndexError`` or ``ValueError``.
+
+        A page that is neither in use nor in a list is lost, and does no harm.
+        """
+        for _, value in self.below(meta.free_root, meta.page_bytes):
+            numbers = array("Q", value)
+            yield numbers[1 : numbers[0] + 1]
+
     def _check(self) -> Meta:
         while True:
             meta = self.latest_meta()
@@ -121,7 +130,7 @@ class LmdbFile:
         try:
             if self._is_whole(meta, size_bytes):
                 return None
-        except (struct.error, IndexError):  # the list of free pages lies beyond the end too
+        except (struct.error, IndexError, ValueError):  # the list of free pages lies beyond the end too
             pass
         return StoreForeignError(
             f"{self._path} is cut short: it has {size_bytes} bytes of {(meta.last_page + 1) * meta.page_bytes}, and some that are"
@@ -140,7 +149,7 @@ class LmdbFile:
         raw = os.pread(self._descriptor, HEADER_BYTES + _META_PAGE.size + 2 * DATABASE.size + _LAST.size, offset)
         where = f"no meta page of LMDB is at byte {offset}"
         try:
-            (flags,) = struct.unpack_from("<H", raw, FLAGS_AT)
+            (flags,) = struct.unpack_from("<H", raw, _FLAGS_AT)
             magic, version, _ = _META_PAGE.unpack_from(raw, HEADER_BYTES)
             databases = HEADER_BYTES + _META_PAGE.size
             page_bytes, _, _, *_, free_root = DATABASE.unpack_from(raw, databases)
@@ -148,7 +157,7 @@ class LmdbFile:
             last_page, transaction = _LAST.unpack_from(raw, databases + 2 * DATABASE.size)
         except struct.error:
             raise self.damaged(where) from None
-        if not flags & _META or magic != MAGIC or page_bytes not in _PAGE_SIZES:
+        if not flags & META or magic != MAGIC or page_bytes not in _PAGE_SIZES:
             raise self.damaged(where)
         if version != VERSION:
             raise StoreForeignError(f"{self._path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
@@ -170,8 +179,7 @@ class LmdbFile:
         if missing <= 0:
             return True
         free: set[int] = set()
-        for _, value in self.below(meta.free_root, meta.page_bytes, _MAX_DEPTH):
-            pages = [number for (number,) in NUMBER.iter_unpack(value)][1:]  # behind their number
+        for pages in self.free_lists(meta):
             free.update(page for page in pages if first_missing <= page <= meta.last_page)
         return missing == len(free)
 
@@ -191,7 +199,7 @@ class LmdbFile:
         if number == NO_PAGE:
             return
         page = self.read(number * page_bytes, page_bytes)
-        flags, lower = struct.unpack_from("<HH", page, FLAGS_AT)
+        flags, lower = struct.unpack_from("<HH", page, _FLAGS_AT)
         if not flags & (BRANCH | LEAF) or not depth or lower > page_bytes:
             raise IndexError(number)
         offsets = [offset for (offset,) in struct.iter_unpack("<H", page[HEADER_BYTES : lower // 2 * 2])]

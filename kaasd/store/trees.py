@@ -3,24 +3,23 @@
 A page that was overwritten leads LMDB to other values, into pages that are free, or out of the map. So before a store is opened,
 each page of a tree is looked at once: that it is the page that was asked for, its bounds, the order of its keys, and at the end
 that no page is used twice and that each tree has as many pages and entries as its root says. Values are not read, so this takes
-some seconds for a million keys, and little for large values.
+longer with the number of keys, and hardly with the size of values.
 """
 
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kaasd.store.lmdb_file import (
     BIG_DATA,
     BRANCH,
     DATABASE,
-    FLAGS_AT,
     HEADER_BYTES,
     LEAF,
+    META,
     NO_PAGE,
     NODE,
     NUMBER,
@@ -30,11 +29,10 @@ from kaasd.store.lmdb_file import (
     Meta,
 )
 
-_KINDS = BRANCH | LEAF | OVERFLOW | 0x08 | 0x20 | 0x40
+_KINDS = BRANCH | LEAF | OVERFLOW | META | 0x20 | 0x40
 """All that a page can be; the other flags say nothing in a file."""
 _PAGE_HEADER = struct.Struct("<Q2xHHH")  # own number, flags, end of the nodes' offsets, start of the nodes
-_PAGES_AT = 12
-_OVERFLOW_PAGES = struct.Struct("<I")
+_OVERFLOW_HEADER = struct.Struct("<Q2xHI")  # own number, flags, pages
 
 
 class _Database(NamedTuple):
@@ -68,7 +66,7 @@ def check_trees(file: LmdbFile) -> None:
         _Check(file, meta).run()
     except (_Damage, struct.error, IndexError, ValueError) as error:
         if file.latest_meta() == meta:
-            raise file.damaged(str(error) if isinstance(error, _Damage) else "one of its pages lies beyond its end") from None
+            raise file.damaged(str(error) if isinstance(error, _Damage) else "an entry of its trees cannot be read") from None
 
 
 class _Check:
@@ -90,10 +88,8 @@ class _Check:
             self._tree(_Database.unpack(raw), "a tree")
         self._number_keys = True
         self._tree(free, "the tree of free pages")
-        for _, value in self._file.below(self._meta.free_root, self._meta.page_bytes):
-            count, *pages = array("Q", value)
-            # A page that no list names is lost, and does no harm.
-            for page in pages[:count]:
+        for pages in self._file.free_lists(self._meta):
+            for page in pages:
                 self._use(page, 1)
 
     def _tree(self, database: _Database, name: str) -> None:
@@ -135,12 +131,12 @@ class _Check:
             self._leaf(number, page, offset, len(key))
 
     def _check_order(self, number: int, keys: list[bytes], low: bytes | None, high: bytes | None) -> None:
-        sort_key: Callable[[bytes], object] = (lambda raw: NUMBER.unpack(raw)[0]) if self._number_keys else bytes
+        sort_key: Callable[[bytes], Any] = (lambda raw: NUMBER.unpack(raw)[0]) if self._number_keys else bytes
         ordered = [sort_key(key) for key in keys]
         if (
-            any(not a < b for a, b in pairwise(ordered))  # type: ignore[operator]
-            or (ordered and low is not None and ordered[0] < sort_key(low))  # type: ignore[operator]
-            or (ordered and high is not None and not ordered[-1] < sort_key(high))  # type: ignore[operator]
+            any(not a < b for a, b in pairwise(ordered))
+            or (ordered and low is not None and ordered[0] < sort_key(low))
+            or (ordered and high is not None and not ordered[-1] < sort_key(high))
         ):
             raise _Damage(f"page {number} has its keys out of order")
 
@@ -156,9 +152,7 @@ class _Check:
         (first,) = NUMBER.unpack_from(page, start)
         wanted = -(-(HEADER_BYTES + size) // len(page))
         self._use(first, wanted)
-        header = self._file.read(first * len(page), HEADER_BYTES)
-        (own,), (flags,) = NUMBER.unpack_from(header), struct.unpack_from("<H", header, FLAGS_AT)
-        (pages,) = _OVERFLOW_PAGES.unpack_from(header, _PAGES_AT)
+        own, flags, pages = _OVERFLOW_HEADER.unpack(self._file.read(first * len(page), HEADER_BYTES))
         # The run of a value that became smaller in its place is longer than it needs.
         if own != first or flags & _KINDS != OVERFLOW or pages < wanted:
             raise _Damage(f"page {first} does not begin a large entry")

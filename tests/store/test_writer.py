@@ -298,6 +298,7 @@ def test_what_was_written_is_not_held_on_to(store: LmdbStore) -> None:
     store.commit([Write("a", [value])]).result()
     store.sweep().result()  # the writer has come to what follows that commit
     value.extend(b"x")  # BufferError while something has a view of it
+    assert len(value) == 11
 
 
 def test_a_defect_fails_one_commit(store: LmdbStore, read: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

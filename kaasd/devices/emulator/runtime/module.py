@@ -80,7 +80,7 @@ class PtxUnit:
             self.close()
             raise
 
-    def _link(self, has: Declared) -> dict[str, EmulatedKernel]:
+    def _link(self, declared: Declared) -> dict[str, EmulatedKernel]:
         functions = _by_name([function for function in self.syntax.functions if function.body is not None])
         addresses = {
             name: function_address(index) for index, name in enumerate(n for n, f in functions.items() if not f.is_entry)
@@ -92,17 +92,17 @@ class PtxUnit:
         self._initialise([*placed, *inner], symbols, addresses, names)
         statics = {id(variable): storages for variable, storages in inner}
         routines = {
-            name: Resolver(function, symbols, names, statics, INSTRUCTION_SET, has).resolve()
+            name: Resolver(function, symbols, names, statics, INSTRUCTION_SET, declared).resolve()
             for name, function in functions.items()
         }
-        declared = {f.name: signature_of(f.results, f.parameters) for f in self.syntax.functions if f.body is None}
+        signatures = {f.name: signature_of(f.results, f.parameters) for f in self.syntax.functions if f.body is None}
         kernels = {}
         for name, routine in routines.items():
             if not routine.is_entry:
                 continue
             _check_cluster(routine)
             reachable = self._reachable(routine, routines)
-            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, declared, self._checks))
+            kernels[name] = EmulatedKernel(self, CompiledKernel(routine, reachable, addresses, signatures, self._checks))
         return kernels
 
     def _reachable(self, entry: Routine, routines: dict[str, Routine]) -> list[Routine]:
