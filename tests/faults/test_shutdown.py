@@ -111,13 +111,18 @@ def test_a_worker_that_hangs_while_it_starts_holds_up_no_shutdown(tmp_path: Path
     command = [sys.executable, "-m", "kaasd", "--listen", f"unix:{tmp_path}/kaasd.sock", "--store", f"{tmp_path}/store"]
     with subprocess.Popen([*command, "--device", "emulator"], stdout=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(lambda: bool(children(process.pid)))
+            wait_until(lambda: any(map(has_own_program, children(process.pid))))
             for worker in children(process.pid):
                 os.kill(worker, signal.SIGSTOP)
             process.terminate()
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def has_own_program(pid: int) -> bool:
+    """Whether a child has come to ``exec``: before that its parent waits for it in the kernel (vfork), and hears no signal."""
+    return b"kaasd.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def children(pid: int) -> list[int]:
