@@ -21,6 +21,7 @@ HAND_WRITTEN = sorted(
 BELOW = {
     "kaas_core": set(),
     "kaasd.request": {"kaas_core"},
+    "kaasd.scheduling": {"kaas_core"},
     "kaasd.libraries": {"kaas_core", "kaasd.store"},
     "kaasd.store": {"kaas_core"},
     "kaasd.ipc": {"kaas_core"},
