@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kaas_core.errors import (
     CancelledError,
+    DataDamagedError,
     DeadlineExceededError,
     DrainingError,
     FailedPreconditionError,
@@ -54,6 +55,7 @@ __all__ = [
     "NotEnabledError",
     "StoreForeignError",
     "StoreGoneError",
+    "DataDamagedError",
     "ResourceExhaustedError",
     "OutOfDeviceMemoryError",
     "StoreFullError",

@@ -134,6 +134,16 @@ class NotEnabledError(FailedPreconditionError):
     reason = "NOT_ENABLED"
 
 
+class DataDamagedError(KaasError):
+    """Something stored is not what was written, so it is not given out.
+
+    ``metadata`` has its ``kind`` and ``key``; neither where the store's trees are damaged, and not one value.
+    """
+
+    code = "DATA_LOSS"
+    reason = "DATA_DAMAGED"
+
+
 class StoreForeignError(FailedPreconditionError):
     """What lies in the store's directory is not a store of kaasd, or is damaged. Nothing was written to it."""
 
@@ -237,7 +247,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
-        GroupNotFoundError, GroupLimitError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

@@ -33,6 +33,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_MESSAGE_TOO_LARGE: _ClassVar[Reason]
     REASON_STORE_FOREIGN: _ClassVar[Reason]
     REASON_STORE_GONE: _ClassVar[Reason]
+    REASON_DATA_DAMAGED: _ClassVar[Reason]
     REASON_WORKER_BUSY: _ClassVar[Reason]
     REASON_GROUP_NOT_FOUND: _ClassVar[Reason]
     REASON_GROUP_LIMIT: _ClassVar[Reason]
@@ -59,6 +60,7 @@ REASON_CANCELLED: Reason
 REASON_MESSAGE_TOO_LARGE: Reason
 REASON_STORE_FOREIGN: Reason
 REASON_STORE_GONE: Reason
+REASON_DATA_DAMAGED: Reason
 REASON_WORKER_BUSY: Reason
 REASON_GROUP_NOT_FOUND: Reason
 REASON_GROUP_LIMIT: Reason
