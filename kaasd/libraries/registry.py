@@ -140,6 +140,14 @@ class Libraries:
         except KeyNotFoundError:
             raise _no_such_id(library_id) from None
 
+    def find_whole(self, library_id: str) -> library_pb2.Library:
+        """Return the same, once all of it has been read. Raises as ``find``."""
+        library = self.find(library_id)
+        with self._store.snapshot() as snapshot:
+            for piece in snapshot.pieces(library_id, namespace=Namespace.LIBRARIES):
+                del piece
+        return library
+
     def list(self, after: str = "", limit: int = 100) -> list[library_pb2.Library]:
         """Return at most ``limit`` uploaded libraries whose id is greater than ``after``, in order; of damaged ones only ids."""
         with self._store.snapshot() as snapshot:

@@ -35,7 +35,7 @@ def values(payload: Callable[[int], bytes]) -> Values:
 
 @pytest.fixture
 def old(store_path: Path, values: Values) -> Path:
-    """The file of a store as version 0.4 left it: no checksums; what an upload that was cut off has left."""
+    """The file of a store of the older format, without checksums; and what an upload that was cut off has left."""
     return write_old(store_path, values)
 
 
