@@ -25,6 +25,8 @@ class Partition:
         self.residents: Residents[Device] = Residents()
         self.virtual_time = 0.0
         """The lowest tag that is not served yet, or was served last."""
+        self._longest_s = 0.0
+        """The longest that a request has occupied its slot, lately."""
         self._groups = groups
         self._durations = durations
         self._sticky = sticky
@@ -78,7 +80,7 @@ class Partition:
     def list(self, flow: Flow) -> None:
         """A flow has requests that may run, or another first one."""
         if flow.entry is None:
-            flow.group.enter(self.virtual_time)
+            flow.group.enter(self.virtual_time, self._longest_s)
             self.move(flow)
         if self._sticky and flow.only is None:
             self._claim(flow)
@@ -114,7 +116,9 @@ class Partition:
             self._by_used[device.used - 1][device] = None
             self._attention[device] = None
         device.used -= 1
-        device.occupied(request.planned_s, now - request.started_at)
+        occupied_s = now - request.started_at
+        device.occupied(request.planned_s, occupied_s)
+        self._longest_s = max(occupied_s, self._longest_s * 0.999)
         if not device.used and device.first_promised() is None:
             device.free_at = now
 
