@@ -54,6 +54,28 @@ def test_a_device_with_a_kernel_that_cannot_be_stopped_is_lost(serve: Callable[[
     worker.join()
 
 
+def test_a_commit_past_its_deadline_costs_no_device(serve: Callable[[HeldExecutor], Worker]) -> None:
+    """Nor does a call that has ended since it was overdue."""
+    executor = HeldExecutor(DeafJob, HeldJob, HeldJob)
+    worker = serve(executor)
+    for call_id in (1, 2):
+        worker.send(execute(call_id))
+    wait_for_jobs(executor, 2)
+    executor.jobs[0].is_committing = True
+    worker.cancel(1)
+    worker.wait_until_overdue(1)
+    for call_id in (2, 1):
+        executor.jobs[call_id - 1].ended.set()
+        worker.notify_of_commit()
+        answer = worker.answer()
+        assert (answer.id, answer.WhichOneof("answer")) == (call_id, "executed")
+    worker.send(execute(3))
+    wait_for_jobs(executor, 3)
+    executor.jobs[2].ended.set()
+    assert worker.answer().executed.kernels_launched == 1
+    assert not executor.device_lost
+
+
 class Unknown(HeldJob):
     """Its request is not known, once the test says so."""
 
