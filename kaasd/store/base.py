@@ -133,7 +133,7 @@ class Staged(Protocol):
         """Drop what was not committed. Idempotent."""
 
 
-class Snapshot(Protocol):
+class ValueSnapshot(Protocol):
     """One consistent view. Everything it hands out is dead when it closes, so it is held shortly: LMDB cannot reuse the
     pages that a reader may still see."""
 
@@ -153,11 +153,15 @@ class Snapshot(Protocol):
         closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
         """
 
-    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
-        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
-
     def close(self) -> None:
         """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
+
+
+class Snapshot(ValueSnapshot, Protocol):
+    """One consistent view, which also knows what there is."""
+
+    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
+        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
 
 
 class Backup(Protocol):
@@ -182,12 +186,8 @@ class Backup(Protocol):
         """Remove the copy; not while it is made. Idempotent."""
 
 
-class KeyValueStore(Protocol):
-    """A store that several threads and processes use at once."""
-
-    @property
-    def store_id(self) -> str:
-        """128 random bits in hexadecimal, the same as long as the store lives."""
+class ValueStore(Protocol):
+    """What requests read and write."""
 
     @property
     def mapped(self) -> StoreMapping | None:
@@ -197,7 +197,7 @@ class KeyValueStore(Protocol):
     def last_commit(self) -> int:
         """A number that every commit of any process raises; cheap."""
 
-    def snapshot(self) -> AbstractContextManager[Snapshot]:
+    def snapshot(self) -> AbstractContextManager[ValueSnapshot]:
         """Open a read transaction."""
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
@@ -207,6 +207,17 @@ class KeyValueStore(Protocol):
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
         ``KeyNotFoundError`` (a range of a missing value), ``InvalidArgumentError`` (bad key).
         """
+
+
+class KeyValueStore(ValueStore, Protocol):
+    """A store that several threads and processes use at once."""
+
+    @property
+    def store_id(self) -> str:
+        """128 random bits in hexadecimal, the same as long as the store lives."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a read transaction."""
 
     def stage(self) -> Staged:
         """Begin a value whose bytes come bit by bit."""
