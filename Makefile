@@ -42,8 +42,8 @@ venv: $(DEV) ## Build the virtual environment with all that development needs
 demo: $(RUNTIME) ## Start a daemon, run real requests on what this machine has, and check them against NumPy
 	@$(PY) -m examples.demo $(ARGS)
 
-test: $(DEV) ## Run the tests; no GPU is needed
-	@$(PY) -m pytest $(ARGS)
+test: $(DEV) ## Run the tests, in two processes; no GPU is needed. In one, as a debugger wants it: ARGS=-n0
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)

