@@ -104,6 +104,12 @@ class FunctionNotFoundError(NotFoundError):
     reason = "FUNCTION_NOT_FOUND"
 
 
+class GroupNotFoundError(NotFoundError):
+    """There is no such group, or the caller may not use it."""
+
+    reason = "GROUP_NOT_FOUND"
+
+
 class FailedPreconditionError(KaasError):
     """The state of the server does not allow the call."""
 
@@ -126,6 +132,16 @@ class NotEnabledError(FailedPreconditionError):
     """A setting of the server forbids the call."""
 
     reason = "NOT_ENABLED"
+
+
+class DataDamagedError(KaasError):
+    """Something stored is not what was written, so it is not given out.
+
+    ``metadata`` has its ``kind`` and ``key``; neither where the store's trees are damaged, and not one value.
+    """
+
+    code = "DATA_LOSS"
+    reason = "DATA_DAMAGED"
 
 
 class StoreForeignError(FailedPreconditionError):
@@ -162,6 +178,13 @@ class QueueFullError(ResourceExhaustedError):
     """Too many requests are waiting."""
 
     reason = "QUEUE_FULL"
+
+
+class GroupLimitError(ResourceExhaustedError):
+    """A group has reached one of its limits. Metadata: ``group``, and ``limit``, the name of the field in ``kaas.v1.Group``."""
+
+    reason = "GROUP_LIMIT"
+    retry_after_s = 1.0
 
 
 class MessageTooLargeError(ResourceExhaustedError):
@@ -224,6 +247,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import StoreGoneError
+from kaas_core.errors import KaasError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
@@ -61,7 +61,7 @@ async def serve(settings: Settings) -> None:
             chunk_bytes=settings.chunk_bytes,
         )
         stack.callback(store.close)
-        watch = StoreWatch(store.identity)
+        watch = StoreWatch(store.identity, store.tree_problem)
         supervisors = [
             Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check) for device in devices
         ]
@@ -82,24 +82,24 @@ async def serve(settings: Settings) -> None:
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         for address in server.addresses:
             print(f"listening on {address}", flush=True)
-        gone = await _stopped_or_gone(stop, watch)
-        if gone is not None:
-            _log.critical("the store is gone, so all requests fail and kaasd ends: %s", gone)
-            dispatcher.give_up(gone)
+        lost = await _stopped_or_lost(stop, watch)
+        if lost is not None:
+            _log.critical("the store is lost, so all requests fail and kaasd ends: %s", lost)
+            dispatcher.give_up(lost)
         await _drain(server, settings.drain_timeout_s)
-        if gone is not None:
-            raise gone
+        if lost is not None:
+            raise lost
 
 
-async def _stopped_or_gone(stop: asyncio.Event, watch: StoreWatch) -> StoreGoneError | None:
-    """Return when the daemon is to stop: with an error where its store is gone."""
-    stopped, gone = asyncio.create_task(stop.wait()), asyncio.create_task(watch.until_gone())
+async def _stopped_or_lost(stop: asyncio.Event, watch: StoreWatch) -> KaasError | None:
+    """Return when the daemon is to stop: with an error where its store is lost."""
+    stopped, lost = asyncio.create_task(stop.wait()), asyncio.create_task(watch.until_lost())
     try:
-        await asyncio.wait((stopped, gone), return_when=asyncio.FIRST_COMPLETED)
-        return gone.result() if gone.done() else None
+        await asyncio.wait((stopped, lost), return_when=asyncio.FIRST_COMPLETED)
+        return lost.result() if lost.done() else None
     finally:
         stopped.cancel()
-        gone.cancel()
+        lost.cancel()
 
 
 async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bool:

@@ -256,9 +256,8 @@ class Client:
         return await self._connection.unary(_rpcs.drain(), timeout)
 
     async def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
-        """Look at all that is stored, while the server goes on, and return what is damaged: missing or cut short.
+        """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.
 
-        Bytes that were changed on the disk are not found.
         Raises ``QueueFullError`` while another call is under way, ``NotEnabledError`` over TCP.
         """
         answers = CheckAnswers(progress)

@@ -17,8 +17,6 @@ from kaasd.api.core import Core
 from kaasd.api.shared import OneAtATime, check_local, finish, in_thread
 from kaasd.store import base as store
 
-KINDS = {store.Namespace.VALUES: "value", store.Namespace.LIBRARIES: "library", store.Namespace.FUNCTIONS: "function"}
-"""What the protocol calls the entries of a namespace."""
 PROGRESS_S = 1.0
 """Between two messages that say how far a check is."""
 STALLED_S = 300.0
@@ -75,7 +73,7 @@ class AdminServicer:
 
     async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)
-        self._core.watch.refuse_if_gone()
+        self._core.watch.refuse_if_lost()
         with self._one_check:
             progress = store.CheckProgress()
             used_bytes = self._core.store.stats().used_bytes
@@ -89,6 +87,8 @@ class AdminServicer:
 
             while (entry := await self._next(damaged, progress, tell)) is not None:
                 await context.write(admin_pb2.CheckStoreResponse(damaged=_damaged(entry)))
+                if entry.namespace is None:
+                    self._core.watch.suspect()
             await tell(finished=True)
 
     @staticmethod
@@ -126,7 +126,7 @@ class AdminServicer:
 
     async def BackupStore(self, request: admin_pb2.BackupStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)
-        self._core.watch.refuse_if_gone()
+        self._core.watch.refuse_if_lost()
         with self._one_backup, closing(self._core.store.backup()) as backup:
             await finish(asyncio.to_thread(backup.make), stop=backup.stop)
             header = admin_pb2.BackupHeader(size_bytes=backup.size_bytes)
@@ -138,7 +138,7 @@ class AdminServicer:
 
 def _damaged(entry: store.DamagedEntry) -> admin_pb2.DamagedEntry:
     return admin_pb2.DamagedEntry(
-        kind="store" if entry.namespace is None else KINDS[entry.namespace], key=entry.key, problem=entry.problem
+        kind="store" if entry.namespace is None else entry.namespace.noun, key=entry.key, problem=entry.problem
     )
 
 

@@ -12,7 +12,8 @@ from typing import TypeVar
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
-from kaas_core.errors import DrainingError
+from kaas_core.errors import DataDamagedError, DrainingError, KaasError
+from kaasd.api.errors import as_kaas_error
 from kaasd.api.shared import finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
@@ -48,11 +49,19 @@ class Core:
     def refuse_if_draining(self) -> None:
         """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered.
 
-        Raises ``StoreGoneError`` where that is why.
+        Raises ``StoreGoneError`` or ``DataDamagedError`` where that is why.
         """
-        self.watch.refuse_if_gone()
+        self.watch.refuse_if_lost()
         if self.dispatcher.draining:
             raise DrainingError("the server is draining")
+
+    def failed(self, error: Exception) -> KaasError:
+        """Count a failed call; return what its caller should see of ``error``."""
+        known = as_kaas_error(error)
+        self.failures[known.reason] += 1
+        if isinstance(known, DataDamagedError) and not known.metadata:
+            self.watch.suspect()
+        return known
 
     async def write(self, change: Awaitable[T]) -> T:
         """Await a change of the store, to its end. Raises ``StoreGoneError`` where the store is gone, and the change with it."""

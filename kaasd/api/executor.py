@@ -10,7 +10,7 @@ import grpc
 from kaas.v1 import executor_pb2
 from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.api.core import Core
-from kaasd.api.errors import as_kaas_error, to_stream_error
+from kaasd.api.errors import to_stream_error
 from kaasd.api.shared import page
 from kaasd.front.functions import ValidatedRequest, describe, item_path
 
@@ -82,9 +82,8 @@ class ExecutorServicer:
             try:
                 response = executor_pb2.InvokeStreamResponse(id=request.id, response=await self._invoke(request.invoke, deadline))
             except Exception as error:
-                known = as_kaas_error(error)
-                self._core.failures[known.reason] += 1
-                response = executor_pb2.InvokeStreamResponse(id=request.id, error=to_stream_error(known))
+                failure = to_stream_error(self._core.failed(error))
+                response = executor_pb2.InvokeStreamResponse(id=request.id, error=failure)
             async with writing:
                 await context.write(response)
             places.release()

@@ -47,7 +47,7 @@ class KvServicer:
         return kv_pb2.PutResponse(entry=_entry(entry))
 
     async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> None:
-        self._core.watch.refuse_if_gone()
+        self._core.watch.refuse_if_lost()
         size = request.size_bytes if request.HasField("size_bytes") else None
         with self._core.store.snapshot() as snapshot:
             entry = snapshot.stat(request.key)
@@ -62,12 +62,12 @@ class KvServicer:
             await context.write(kv_pb2.GetResponse(chunk=value))
 
     async def Stat(self, request: kv_pb2.StatRequest, context: grpc.aio.ServicerContext) -> kv_pb2.StatResponse:
-        self._core.watch.refuse_if_gone()
+        self._core.watch.refuse_if_lost()
         with self._core.store.snapshot() as snapshot:
             return kv_pb2.StatResponse(entry=_entry(snapshot.stat(request.key)))
 
     async def List(self, request: kv_pb2.ListRequest, context: grpc.aio.ServicerContext) -> kv_pb2.ListResponse:
-        self._core.watch.refuse_if_gone()
+        self._core.watch.refuse_if_lost()
         with self._core.store.snapshot() as snapshot:
             entries, token = page(
                 request.page_size,

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import grpc
 
 from kaas.v1 import library_pb2
-from kaas_core.errors import InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
+from kaas_core.errors import DataDamagedError, InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
 from kaasd.api.core import Core
 from kaasd.api.shared import in_thread, page, read_upload
-from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
+from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id, describe_library
 
 
 class LibraryServicer:
@@ -56,12 +56,12 @@ class LibraryServicer:
         self._core.dispatcher.forget_library(library_id)
 
     async def _store(self, content: bytes, file_name: str) -> library_pb2.Library:
-        """Keep ``content``, if some device can load it; the library as it was where it is kept already."""
+        """Keep ``content``, if some device can load it; the library as it was where it is kept already, and not damaged."""
         libraries = self._core.libraries
         try:
-            return libraries.find(await in_thread(content_id, content))
-        except LibraryNotFoundError:
-            library = await in_thread(libraries.describe, content, file_name)
+            return await in_thread(libraries.find_whole, await in_thread(content_id, content))
+        except (LibraryNotFoundError, DataDamagedError):
+            library = await in_thread(describe_library, content, file_name)
         await self._core.dispatcher.inspect("", content)
         await self._core.write(in_thread(libraries.put, library, content))
         return library

@@ -7,7 +7,6 @@ iterator of them) and the context. It returns its one response, or writes its st
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,7 +17,8 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
 from kaas_core.errors import InvalidRequestError
-from kaasd.api.errors import as_kaas_error, to_status
+from kaasd.api.core import Core
+from kaasd.api.errors import to_status
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
@@ -26,13 +26,13 @@ DEADLINE_SLACK_S = 0.05
 """A caller counts from when it called, the server from when that arrived."""
 
 
-def service_handler(servicer: object, service: ServiceDescriptor, failures: Counter[str]) -> grpc.GenericRpcHandler:
+def service_handler(servicer: object, service: ServiceDescriptor, core: Core) -> grpc.GenericRpcHandler:
     """Return the handler of all RPCs of ``service``. A servicer that lacks one is an ``AttributeError``."""
-    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, failures) for method in service.methods}
+    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, core) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Counter[str]) -> grpc.RpcMethodHandler:
+def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) -> grpc.RpcMethodHandler:
     request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
 
     def parse(data: bytes) -> Message:
@@ -52,16 +52,14 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, failures: Co
         except asyncio.CancelledError:
             # gRPC cancels both when the caller goes away and when its deadline passes, which it may tell before our clock does.
             left_s = context.time_remaining()
-            failures["CANCELLED" if left_s is None or left_s > DEADLINE_SLACK_S else "DEADLINE_EXCEEDED"] += 1
+            core.failures["CANCELLED" if left_s is None or left_s > DEADLINE_SLACK_S else "DEADLINE_EXCEEDED"] += 1
             raise
         except Exception as error:
             # Writing to a caller that went away fails before the cancellation arrives here.
             if context.cancelled() or isinstance(error, grpc.aio.InternalError):
-                failures["CANCELLED"] += 1
+                core.failures["CANCELLED"] += 1
                 return None
-            known = as_kaas_error(error)
-            failures[known.reason] += 1
-            status = rpc_status.to_status(to_status(known))
+            status = rpc_status.to_status(to_status(core.failed(error)))
             await context.abort(status.code, status.details, status.trailing_metadata)
             raise AssertionError("abort raises") from None
 

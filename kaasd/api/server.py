@@ -79,7 +79,7 @@ async def start_server(
     core = Core(settings, store, functions, libraries, dispatcher, watch)
     server = grpc.aio.server(options=server_options(settings))
     server.add_generic_rpc_handlers(
-        tuple(service_handler(servicer(core), service, core.failures) for service, servicer in SERVICES.items())
+        tuple(service_handler(servicer(core), service, core) for service, servicer in SERVICES.items())
     )
     health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
     names = [service.full_name for service in SERVICES]

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_core.errors import (
+    DataDamagedError,
     FunctionNotFoundError,
     InvalidArgumentError,
     InvalidRequestError,
@@ -159,6 +160,8 @@ class FunctionRegistry:
     def __init__(self, store: KeyValueStore) -> None:
         self._store = store
         self._functions: dict[str, RegisteredFunction] = {}
+        self._damaged: dict[str, DataDamagedError] = {}
+        """What stands in the store under a name, but is not what was registered."""
         self._writing = asyncio.Lock()
         self._load()
 
@@ -166,10 +169,15 @@ class FunctionRegistry:
         return len(self._functions)
 
     def get(self, name: str) -> RegisteredFunction:
-        """Return a function. Raises ``FunctionNotFoundError``, ``InvalidArgumentError`` (malformed name)."""
+        """Return a function.
+
+        Raises ``FunctionNotFoundError``, ``DataDamagedError``, ``InvalidArgumentError`` (malformed name).
+        """
         found = self._functions.get(name)
         if found is None:
             check_name(name)
+            if name in self._damaged:
+                raise DataDamagedError(self._damaged[name].message, self._damaged[name].metadata)
             raise FunctionNotFoundError(f"no function is registered as {shown(name)}")
         return found
 
@@ -185,23 +193,32 @@ class FunctionRegistry:
         async with self._writing:  # The order in the store is the order in memory.
             await asyncio.wrap_future(self._store.commit([write]))
             self._functions[name] = registered
+            self._damaged.pop(name, None)
 
     async def delete(self, name: str) -> None:
         """Forget a function. Raises ``FunctionNotFoundError``, ``InvalidArgumentError`` (malformed name)."""
         async with self._writing:
-            self.get(name)
+            if name not in self._damaged:
+                self.get(name)
             try:
                 await asyncio.wrap_future(self._store.delete(name, Namespace.FUNCTIONS))
             except KeyNotFoundError:
                 _log.warning("function %s was in memory but not in the store", name)
-            del self._functions[name]
+            self._functions.pop(name, None)
+            self._damaged.pop(name, None)
 
     def _load(self) -> None:
         after = ""
         with self._store.snapshot() as snapshot:
             while entries := snapshot.list(after=after, limit=_PAGE, namespace=Namespace.FUNCTIONS):
                 for entry in entries:
-                    self._restore(entry.key, b"".join(snapshot.pieces(entry.key, namespace=Namespace.FUNCTIONS)))
+                    try:
+                        stored = b"".join(snapshot.pieces(entry.key, namespace=Namespace.FUNCTIONS))
+                    except DataDamagedError as error:
+                        _log.warning("%s", error)
+                        self._damaged[entry.key] = error
+                    else:
+                        self._restore(entry.key, stored)
                 after = entries[-1].key
 
     def _restore(self, name: str, stored: bytes) -> None:

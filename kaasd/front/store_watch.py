@@ -1,10 +1,11 @@
-"""Notices that the store's directory was removed or replaced while the daemon runs."""
+"""Notices that the store is lost while the daemon runs: its directory was removed or replaced, or its trees are damaged."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
-from kaas_core.errors import StoreGoneError
+from kaas_core.errors import DataDamagedError, KaasError, StoreGoneError
 from kaasd.store.directory import StoreIdentity
 
 INTERVAL_S = 2.0
@@ -12,35 +13,49 @@ INTERVAL_S = 2.0
 
 
 class StoreWatch:
-    """Looks at the path of one open store; once that leads elsewhere, it is gone for good."""
+    """Looks at one open store. Once that is lost, it is lost for good: nothing is answered from it, and the daemon is to end."""
 
-    def __init__(self, identity: StoreIdentity) -> None:
+    def __init__(self, identity: StoreIdentity, tree_problem: Callable[[], str]) -> None:
+        """``tree_problem`` says what is wrong with the trees that find everything, or nothing; it blocks for long."""
         self._identity = identity
-        self._found = asyncio.Event()
-        self._gone = ""
+        self._tree_problem = tree_problem
+        self._wake = asyncio.Event()
+        self._suspected = False
+        self._lost: KaasError | None = None
 
     def check(self) -> None:
-        """Look. Raises ``StoreGoneError``."""
-        if not self._gone:
+        """Look at the path. Raises ``StoreGoneError`` where it does not lead to the store any more, or as ``refuse_if_lost``."""
+        if self._lost is None:
             try:
                 self._identity.check()
             except StoreGoneError as error:
-                self._gone = f"{error}; {self._identity.open_file()}"
-                self._found.set()
-        self.refuse_if_gone()
+                self._lost = StoreGoneError(f"{error}; {self._identity.open_file()}")
+                self._wake.set()
+        self.refuse_if_lost()
 
-    def refuse_if_gone(self) -> None:
-        """Raises ``StoreGoneError`` where ``check`` has."""
-        if self._gone:
-            raise StoreGoneError(self._gone)
+    def suspect(self) -> None:
+        """Have the trees looked at soon: something could not be found where it must be."""
+        self._suspected = True
+        self._wake.set()
 
-    async def until_gone(self) -> StoreGoneError:
-        """Look now and then; return when the store is gone, by whatever look that was found."""
+    def refuse_if_lost(self) -> None:
+        """Raises ``StoreGoneError`` or ``DataDamagedError`` where the store was found to be lost."""
+        if self._lost is not None:
+            raise type(self._lost)(self._lost.message)
+
+    async def until_lost(self) -> KaasError:
+        """Look now and then; return when the store is lost, by whatever look that was found. For one caller."""
         while True:
+            if self._suspected:
+                self._suspected = False
+                if problem := await asyncio.to_thread(self._tree_problem):
+                    self._lost = DataDamagedError(problem)
             try:
                 self.check()
-                await asyncio.wait_for(self._found.wait(), INTERVAL_S)
-            except StoreGoneError as error:
+            except (StoreGoneError, DataDamagedError) as error:
                 return error
+            try:
+                await asyncio.wait_for(self._wake.wait(), INTERVAL_S)
             except TimeoutError:
-                pass
+                continue
+            self._wake.clear()

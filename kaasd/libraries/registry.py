@@ -13,12 +13,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cachetools import LRUCache
 
 from kaas.v1 import library_pb2
-from kaas_core.errors import InvalidArgumentError, InvalidLibraryError, KeyNotFoundError, LibraryNotFoundError
+from kaas_core.errors import (
+    DataDamagedError,
+    InvalidArgumentError,
+    InvalidLibraryError,
+    KeyNotFoundError,
+    LibraryNotFoundError,
+)
 from kaas_core.validation import is_content_id
 from kaas_core.violations import shown
 from kaasd.libraries import UnsupportedLibrary
@@ -60,6 +66,16 @@ class ResolvedLibrary:
     """Of the file, empty where it changed just before it was read; None for an uploaded library, whose bytes cannot change."""
 
 
+class LibrarySource(Protocol):
+    """What has the bytes of the libraries that requests name. Used by one thread."""
+
+    def resolve(self, reference: str) -> ResolvedLibrary:
+        """Return a library. Raises ``LibraryNotFoundError``, ``InvalidArgumentError``, ``InvalidLibraryError``."""
+
+    def is_current(self, resolved: ResolvedLibrary) -> bool:
+        """Return whether resolving the same reference would give the same bytes."""
+
+
 class Libraries:
     """The libraries that requests may name. The methods block. ``resolve`` is for one thread, the others for any."""
 
@@ -73,7 +89,8 @@ class Libraries:
     def resolve(self, reference: str) -> ResolvedLibrary:
         """Return the library of a content id or of an absolute path below a root.
 
-        Raises ``LibraryNotFoundError``, ``InvalidArgumentError`` (neither of the two), ``InvalidLibraryError`` (too large).
+        Raises ``LibraryNotFoundError``, ``DataDamagedError`` (an uploaded one), ``InvalidArgumentError`` (neither of the two),
+        ``InvalidLibraryError`` (too large).
         """
         known = self._resolved.get(reference)
         if known is not None and self.is_current(known):
@@ -99,18 +116,8 @@ class Libraries:
             return False
         return True
 
-    def describe(self, content: bytes, file_name: str = "") -> library_pb2.Library:
-        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is not a library."""
-        try:
-            kind = _KINDS[read_image(content).kind]
-        except UnsupportedLibrary as error:
-            raise InvalidLibraryError(f"{file_name or 'the library'}: {error}") from None
-        library = library_pb2.Library(id=content_id(content), file_name=file_name, size_bytes=len(content), kind=kind)
-        library.create_time.FromNanoseconds(time.time_ns())
-        return library
-
     def put(self, library: library_pb2.Library, content: bytes) -> None:
-        """Store what ``describe`` described. Raises ``StoreFullError``."""
+        """Store what ``describe_library`` described. Raises ``StoreFullError``."""
         described = library.SerializeToString()
         header = (len(described).to_bytes(2, "little") + described).ljust(HEADER_BYTES, b"\0")
         staged = self._store.stage()
@@ -122,7 +129,10 @@ class Libraries:
             staged.close()
 
     def find(self, library_id: str) -> library_pb2.Library:
-        """Return what is known of an uploaded library. Raises ``LibraryNotFoundError``, ``InvalidArgumentError``."""
+        """Return what is known of an uploaded library.
+
+        Raises ``LibraryNotFoundError``, ``DataDamagedError``, ``InvalidArgumentError``.
+        """
         _check_id(library_id)
         try:
             with self._store.snapshot() as snapshot:
@@ -130,11 +140,19 @@ class Libraries:
         except KeyNotFoundError:
             raise _no_such_id(library_id) from None
 
+    def find_whole(self, library_id: str) -> library_pb2.Library:
+        """Return the same, once all of it has been read. Raises as ``find``."""
+        library = self.find(library_id)
+        with self._store.snapshot() as snapshot:
+            for piece in snapshot.pieces(library_id, namespace=Namespace.LIBRARIES):
+                del piece
+        return library
+
     def list(self, after: str = "", limit: int = 100) -> list[library_pb2.Library]:
-        """Return at most ``limit`` uploaded libraries whose id is greater than ``after``, in order."""
+        """Return at most ``limit`` uploaded libraries whose id is greater than ``after``, in order; of damaged ones only ids."""
         with self._store.snapshot() as snapshot:
             entries = snapshot.list(after=after, limit=limit, namespace=Namespace.LIBRARIES)
-            return [_read_header(snapshot, entry.key) for entry in entries]
+            return [_read_listed(snapshot, entry.key) for entry in entries]
 
     def delete(self, library_id: str) -> None:
         """Delete an uploaded library. Raises ``LibraryNotFoundError``, ``InvalidArgumentError`` (malformed id)."""
@@ -187,6 +205,17 @@ class Libraries:
         return any(real_path.is_relative_to(root) for root in self._real_roots)
 
 
+def describe_library(content: bytes, file_name: str = "") -> library_pb2.Library:
+    """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is not a library."""
+    try:
+        kind = _KINDS[read_image(content).kind]
+    except UnsupportedLibrary as error:
+        raise InvalidLibraryError(f"{file_name or 'the library'}: {error}") from None
+    library = library_pb2.Library(id=content_id(content), file_name=file_name, size_bytes=len(content), kind=kind)
+    library.create_time.FromNanoseconds(time.time_ns())
+    return library
+
+
 def content_id(content: bytes) -> str:
     """Return ``sha256:`` and the hash of ``content``."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -199,6 +228,13 @@ def _stamp(status: os.stat_result) -> Stamp:
 def _read_header(snapshot: Snapshot, library_id: str) -> library_pb2.Library:
     header = b"".join(snapshot.pieces(library_id, 0, HEADER_BYTES, Namespace.LIBRARIES))
     return library_pb2.Library.FromString(header[2 : 2 + int.from_bytes(header[:2], "little")])
+
+
+def _read_listed(snapshot: Snapshot, library_id: str) -> library_pb2.Library:
+    try:
+        return _read_header(snapshot, library_id)
+    except DataDamagedError:
+        return library_pb2.Library(id=library_id)
 
 
 def _check_id(library_id: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kaas_core.errors import CancelledError, StoreFullError
-from kaasd.store.directory import DATA_FILE
+from kaasd.store.directory import DATA_FILE, NEW_FILE_PREFIX
 from kaasd.store.environment import Environment, translate
 
 PIECE_BYTES = 1 << 20
@@ -99,7 +99,8 @@ class StoreBackup:
 
 
 def remove_left_copies(path: Path) -> None:
-    """Remove copies that have names: of processes that ended before they could take them away, as only some file systems need."""
-    for file in path.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            file.unlink()
+    """Remove files that are not whole: of processes that ended before they could finish them, or take them away."""
+    for prefix in (_PREFIX, NEW_FILE_PREFIX):
+        for file in path.glob(f"{prefix}*"):
+            with suppress(OSError):
+                file.unlink()

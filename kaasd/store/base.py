@@ -26,6 +26,11 @@ class Namespace(Enum):
     FUNCTIONS = "f"
     """Registered functions, by name."""
 
+    @property
+    def noun(self) -> str:
+        """What one entry is, in words and on the wire."""
+        return self.name.lower().removesuffix("s") if self is not Namespace.LIBRARIES else "library"
+
 
 class Durability(Enum):
     """What a crash of the machine may lose; a crash of the daemon loses nothing in any mode."""
@@ -45,6 +50,7 @@ class Entry:
     key: str
     size_bytes: int
     version: int
+    """0 where the entry is damaged, so that only its key is known."""
     update_time_ns: int
     """Of the commit, since the epoch."""
 
@@ -80,7 +86,9 @@ class StoreMapping:
     path: str
     address: int
     size_bytes: int
-    """Of the mapping; the file may be shorter."""
+    """Of the mapping."""
+    grows: bool = True
+    """The file may be shorter than the mapping, and becomes longer; False where it is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +141,7 @@ class Staged(Protocol):
         """Drop what was not committed. Idempotent."""
 
 
-class Snapshot(Protocol):
+class ValueSnapshot(Protocol):
     """One consistent view. Everything it hands out is dead when it closes, so it is held shortly: LMDB cannot reuse the
     pages that a reader may still see."""
 
@@ -142,22 +150,31 @@ class Snapshot(Protocol):
         """The ``last_commit`` of the store that it sees."""
 
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
-        """Raises ``KeyNotFoundError``."""
+        """Raises ``KeyNotFoundError``, ``DataDamagedError``."""
 
     def pieces(
         self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
     ) -> Iterator[memoryview]:
         """Yield the bytes of a range as read-only views of the store's own pages, in order, none copied.
 
-        Each view is released when the snapshot closes, and what is made of one (a slice, a NumPy array) must be gone before:
-        closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``.
-        """
+        What is yielded was compared with its checksum, in each process once for a version.
 
-    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
-        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes."""
+        Each view is released when the snapshot closes, and what is made of one (a slice, a NumPy array) must be gone before:
+        closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``DataDamagedError``.
+        """
 
     def close(self) -> None:
         """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
+
+
+class Snapshot(ValueSnapshot, Protocol):
+    """One consistent view, which also knows what there is."""
+
+    def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
+        """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes.
+
+        Of a damaged one only the key is known: see ``Entry.version``.
+        """
 
 
 class Backup(Protocol):
@@ -182,12 +199,8 @@ class Backup(Protocol):
         """Remove the copy; not while it is made. Idempotent."""
 
 
-class KeyValueStore(Protocol):
-    """A store that several threads and processes use at once."""
-
-    @property
-    def store_id(self) -> str:
-        """128 random bits in hexadecimal, the same as long as the store lives."""
+class ValueStore(Protocol):
+    """What requests read and write."""
 
     @property
     def mapped(self) -> StoreMapping | None:
@@ -197,7 +210,7 @@ class KeyValueStore(Protocol):
     def last_commit(self) -> int:
         """A number that every commit of any process raises; cheap."""
 
-    def snapshot(self) -> AbstractContextManager[Snapshot]:
+    def snapshot(self) -> AbstractContextManager[ValueSnapshot]:
         """Open a read transaction."""
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
@@ -205,14 +218,25 @@ class KeyValueStore(Protocol):
 
         Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
-        ``KeyNotFoundError`` (a range of a missing value), ``InvalidArgumentError`` (bad key).
+        ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``InvalidArgumentError`` (bad key).
         """
+
+
+class KeyValueStore(ValueStore, Protocol):
+    """A store that several threads and processes use at once."""
+
+    @property
+    def store_id(self) -> str:
+        """128 random bits in hexadecimal, the same as long as the store lives."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a read transaction."""
 
     def stage(self) -> Staged:
         """Begin a value whose bytes come bit by bit."""
 
     def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
-        """Delete a key. Works when the store is full. Fails with ``KeyNotFoundError``."""
+        """Delete a key. Works when the store is full, and where it is damaged. Fails with ``KeyNotFoundError``."""
 
     def stats(self) -> StoreStats: ...
 

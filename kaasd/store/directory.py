@@ -14,8 +14,22 @@ import lmdb
 from kaas_core.errors import StoreForeignError, StoreGoneError
 from kaasd.store.base import Namespace
 from kaasd.store.disk_room import take_first_room
-from kaasd.store.lmdb_file import LmdbFile
-from kaasd.store.records import CHUNKS, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
+from kaasd.store.lmdb_file import LmdbFile, Meta
+from kaasd.store.records import (
+    CHUNKS,
+    FORMAT,
+    LOOSE,
+    RECORD_BYTES,
+    STATE_KEY,
+    STORE_ID_BYTES,
+    STORE_ID_KEY,
+    Counters,
+    Damage,
+    Head,
+    pack_store_id,
+    unpack_format,
+    unpack_store_id,
+)
 from kaasd.store.trees import check_trees
 
 DATA_FILE = "data.mdb"
@@ -24,10 +38,13 @@ OWNERS_FILE = "owners"
 LMDB_LOCK_FILE = "lock.mdb"
 LOCK_FILE = "kaasd.lock"
 """Locked by the daemon."""
+NEW_FILE_PREFIX = "new-"
+"""Of a store's file that is not whole yet."""
 MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
-DATABASES = (*(namespace.name.lower().encode() for namespace in Namespace), CHUNKS, LOOSE)
+_NAMESPACES = {namespace.name.lower().encode(): namespace for namespace in Namespace}
+DATABASES = (*_NAMESPACES, CHUNKS, LOOSE)
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
 
@@ -78,8 +95,8 @@ class StoreIdentity:
         return "its data are not open any more"
 
 
-def prepare(path: Path, *, sync: bool) -> None:
-    """Make a store at ``path`` where nothing is, or see that what is there is one.
+def prepare(path: Path, *, sync: bool) -> int:
+    """Make a store at ``path`` where nothing is, or see that what is there is one; return its format.
 
     Raises ``StoreForeignError`` (it is not, or is damaged), ``StoreGoneError`` (one was there), ``OSError``; nothing is changed.
     """
@@ -94,25 +111,69 @@ def prepare(path: Path, *, sync: bool) -> None:
                 " begin an empty store instead, empty the directory"
             ) from None
         _create(path, sync=sync)
-        return
+        return FORMAT
     if size == 0:
         raise StoreGoneError(
             f"{file} is empty: what it held was cut off or is not copied yet. Put back a copy of it; to begin an empty store"
             " instead, empty the directory"
         )
     with LmdbFile(file) as found:
-        entries = found.main_entries()
-        if len(entries.get(STATE_KEY, b"")) != Counters.SIZE_BYTES or not entries.keys() >= set(DATABASES):
-            raise StoreForeignError(
-                f"{file} is a file of LMDB, but not one of kaasd's stores; nothing was written to it."
-                " Use another directory (--store)"
-            )
-        check_trees(found)
+        number = _format_of(found)
+        if number == FORMAT:
+            try:
+                check_store(found, found.meta)
+            except StoreForeignError:
+                # A process that has the store open may rewrite pages meanwhile; it has looked at them when it opened it.
+                if found.latest_meta() == found.meta:
+                    raise
+        return number
+
+
+def check_store(file: LmdbFile, meta: Meta) -> None:
+    """Look at the trees of a store's file, at its keys, and at what it says of itself, and not at values.
+
+    Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
+    """
+    check_trees(file, meta, RECORD_BYTES, _has_its_key)
+    entries = file.main_entries(meta)
+    try:
+        Counters.unpack(entries[STATE_KEY])
+        unpack_store_id(entries.get(STORE_ID_KEY, b""))
+    except (Damage, KeyError) as damage:
+        raise file.damaged(str(damage)) from None
+
+
+def _format_of(file: LmdbFile) -> int:
+    """Return the format of a store. Raises ``StoreForeignError`` where it is none, or of a later version."""
+    entries = file.main_entries(file.meta)
+    number = unpack_format(entries.get(STATE_KEY, b""))
+    if not number or not entries.keys() >= set(DATABASES):
+        raise StoreForeignError(
+            f"{file.path} is a file of LMDB, but not one of kaasd's stores; nothing was written to it."
+            " Use another directory (--store)"
+        )
+    if number > FORMAT:
+        raise StoreForeignError(
+            f"{file.path} has format {number}, but this version of kaasd reads formats up to {FORMAT}; nothing was written to it."
+            " Use a later version, or another directory (--store)"
+        )
+    return number
+
+
+def _has_its_key(tree: bytes, raw_key: bytes, start: bytes) -> bool:
+    """Whether an entry that begins with ``start`` stands at the key that it was written for; one that is damaged may."""
+    namespace = _NAMESPACES.get(tree)
+    if namespace is None:
+        return True
+    try:
+        return Head.unpack(start).is_of(namespace, raw_key)
+    except Damage:
+        return True
 
 
 def _create(path: Path, *, sync: bool) -> None:
     """Put an empty store at ``path``, whole or not at all; none where another process is faster."""
-    descriptor, name = tempfile.mkstemp(prefix="new-", suffix=".mdb", dir=path)
+    descriptor, name = tempfile.mkstemp(prefix=NEW_FILE_PREFIX, suffix=".mdb", dir=path)
     os.close(descriptor)
     try:
         with (
@@ -130,19 +191,19 @@ def _create(path: Path, *, sync: bool) -> None:
             for database in DATABASES:
                 environment.open_db(database, txn=txn)
             txn.put(STATE_KEY, Counters().pack())
-            txn.put(STORE_ID_KEY, os.urandom(STORE_ID_BYTES))
+            txn.put(STORE_ID_KEY, pack_store_id(os.urandom(STORE_ID_BYTES)))
         take_first_room(Path(name))
         with suppress(FileExistsError):
             os.link(name, path / DATA_FILE)
     finally:
         Path(name).unlink()
     if sync:
-        _sync_directory(path)
+        sync_directory(path)
         with suppress(PermissionError):  # Who may not read it did not make the store's directory in it.
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Have the names in a directory on the disk. Raises ``OSError``."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

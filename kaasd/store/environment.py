@@ -14,14 +14,17 @@ from typing import TypeAlias, TypeVar
 import lmdb
 
 from kaas_core.errors import (
+    DataDamagedError,
     InternalError,
     InvalidArgumentError,
     KaasError,
     QueueFullError,
+    StoreForeignError,
     StoreFullError,
     StoreGoneError,
 )
 from kaasd.store.base import Durability, Namespace, StoreMapping
+from kaasd.store.checksums import ChecksumThread, VerifiedChunks
 from kaasd.store.directory import (
     DATA_FILE,
     DATABASES,
@@ -34,7 +37,8 @@ from kaasd.store.directory import (
 )
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, take_lock_file
 from kaasd.store.lmdb_file import Meta
-from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY, STORE_ID_BYTES, STORE_ID_KEY, Counters
+from kaasd.store.migration import migrate
+from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 T = TypeVar("T")
@@ -72,10 +76,13 @@ class Environment:
         self._closed = False
         self._synced = -1
         """A transaction with which all of the file was on the disk."""
+        self.verified = VerifiedChunks()
+        self.checksums = ChecksumThread()
         with ExitStack() as stack:
             try:
                 if identity is None:
-                    prepare(path, sync=durability is not Durability.NONE)
+                    if prepare(path, sync=durability is not Durability.NONE) != FORMAT:
+                        migrate(path)
                 else:
                     identity.check()
                 take_lock_file(path / LMDB_LOCK_FILE, max_readers)
@@ -83,15 +90,15 @@ class Environment:
                 fill_lock_file(path / LMDB_LOCK_FILE)
                 self.mapped = find_mapping(path / DATA_FILE)
                 """Changes only while no transaction is open."""
-                if identity is not None:
-                    self._compare_id(identity)
+                store_id = self._read_id()
+                if identity is not None and store_id != identity.store_id:
+                    raise StoreGoneError(f"{self.path} is not the store that kaasd opened")
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.page_bytes = self.lmdb.stat()["psize"]
                 self.disk = self._open_disk()
                 stack.callback(self.disk.close)
-                store_id = self._join()
                 if identity is None:
                     self._take_first_room()
             except (lmdb.Error, OSError) as error:
@@ -123,23 +130,14 @@ class Environment:
             lib_version=LMDB_MAJOR_VERSION,
         )
 
-    def _compare_id(self, identity: StoreIdentity) -> None:
-        """Raises ``StoreGoneError`` where LMDB has opened another store than this, or has just made a file."""
+    def _read_id(self) -> str:
+        """Return the store's id, "" where LMDB has just made a file. Raises ``StoreForeignError``."""
         with self.lmdb.begin() as txn:
-            found = txn.get(STORE_ID_KEY)
-        if found is None or found.hex() != identity.store_id:
-            raise StoreGoneError(f"{self.path} is not the store that kaasd opened")
-
-    def _join(self) -> str:
-        """Check the store's format, and return its id; an older one gets one. Writes nothing else: the disk may be full."""
-        with self.write() as txn:
-            number, _ = Counters.unpack(txn.get(STATE_KEY, b""))
-            if number != FORMAT:
-                raise InternalError(f"{self.path}: the store has format {number}, but this version reads only format {FORMAT}")
-            if (store_id := bytes(txn.get(STORE_ID_KEY, b""))) == b"":
-                store_id = os.urandom(STORE_ID_BYTES)
-                txn.put(STORE_ID_KEY, store_id)
-        return store_id.hex()
+            raw = txn.get(STORE_ID_KEY)
+        try:
+            return unpack_store_id(raw).hex() if raw is not None else ""
+        except Damage as damage:
+            raise StoreForeignError(f"the store at {self.path} is damaged: {damage}") from None
 
     def _open_disk(self) -> DiskRoom:
         return DiskRoom(
@@ -298,6 +296,7 @@ class Environment:
             self._closed = True
         self.lmdb.sync(True)
         self.lmdb.close()
+        self.checksums.close()
         self.disk.close()
         os.close(self._owners)
 
@@ -376,8 +375,10 @@ def translate(error: Exception, path: Path) -> KaasError:
             kind, text = QueueFullError, "too many snapshots of the store are open"
         case _ if is_full(error, path):
             kind, text = StoreFullError, f"the file system that holds the store is full: {path}"
-        case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.InvalidError() | lmdb.VersionMismatchError():
-            kind, text = InternalError, f"{path} is damaged, or is not an LMDB environment that this version can read"
+        case lmdb.CorruptedError() | lmdb.PageNotFoundError():
+            kind, text = DataDamagedError, f"the trees of {path}, which find all that is stored, are damaged"
+        case lmdb.InvalidError() | lmdb.VersionMismatchError():
+            kind, text = StoreForeignError, f"{path} is not an LMDB environment that this version can read"
         case lmdb.Error():
             kind, text = InternalError, f"LMDB failed on {path}"
         case _:

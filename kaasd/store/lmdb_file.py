@@ -53,7 +53,7 @@ class LmdbFile:
 
         A ``descriptor`` is one of the file, by who has checked it and has it open in LMDB.
         """
-        self._path = path
+        self.path = path
         if descriptor is not None:
             self._descriptor = os.dup(descriptor)
             self.meta = self.latest_meta()
@@ -74,12 +74,12 @@ class LmdbFile:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def main_entries(self) -> dict[bytes, bytes]:
+    def main_entries(self, meta: Meta) -> dict[bytes, bytes]:
         """Return what the main database holds; nothing where that is more than one page, as it never is in a store of ours."""
-        if self.meta.main_depth != 1:
+        if meta.main_depth != 1:
             return {}
         try:
-            return dict(self.below(self.meta.main_root, self.meta.page_bytes, 1))
+            return dict(self.below(meta.main_root, meta.page_bytes, 1))
         except (struct.error, IndexError):
             raise self.damaged("its main database is broken") from None
 
@@ -133,7 +133,7 @@ class LmdbFile:
         except (struct.error, IndexError, ValueError):  # the list of free pages lies beyond the end too
             pass
         return StoreForeignError(
-            f"{self._path} is cut short: it has {size_bytes} bytes of {(meta.last_page + 1) * meta.page_bytes}, and some that are"
+            f"{self.path} is cut short: it has {size_bytes} bytes of {(meta.last_page + 1) * meta.page_bytes}, and some that are"
             " in use are missing; nothing was written to it. Put back a whole copy of it"
         )
 
@@ -160,7 +160,7 @@ class LmdbFile:
         if not flags & META or magic != MAGIC or page_bytes not in _PAGE_SIZES:
             raise self.damaged(where)
         if version != VERSION:
-            raise StoreForeignError(f"{self._path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
+            raise StoreForeignError(f"{self.path} has LMDB's format {version}, but kaasd reads only format {VERSION}")
         main = databases + DATABASE.size
         return Meta(
             page_bytes,
@@ -229,6 +229,6 @@ class LmdbFile:
     def damaged(self, what: str) -> StoreForeignError:
         """Return the error that says ``what`` is wrong, and what to do."""
         return StoreForeignError(
-            f"{self._path} is not a file of LMDB, or is damaged: {what}; nothing was written to it. Put back a copy of the"
+            f"{self.path} is not a file of LMDB, or is damaged: {what}; nothing was written to it. Put back a copy of the"
             " store's file, or use another directory (--store)"
         )

@@ -1,18 +1,20 @@
-"""What lies in LMDB as bytes: keys, records, counters, and the pieces of values. Pure.
+"""What lies in LMDB as bytes: keys, records, counters, and the pieces of values, with their checksums. Pure.
 
 =============  ========================================  ==========================================================
 database       key                                       value
 =============  ========================================  ==========================================================
-(main)         ``state``                                 format, last version, last id
-(main)         ``store_id``                              128 random bits, which no other store has
-one of each    the key, UTF-8                            a record: version, size, time, number of extents, and then
-namespace                                                the value itself (no extents) or its extents in order
+(main)         ``state``                                 format, last version, last id; checksum
+(main)         ``store_id``                              128 random bits, which no other store has; checksum
+one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
+namespace                                                the key, of the body and of these fields; and then the body: the
+                                                         value itself (no extents) or its extents in order
 ``chunks``     id, big-endian                            bytes of a value, at most ``chunk_bytes``
-``loose``      owner, id or version, big-endian          extents that no key points at
+``loose``      owner, id or version, big-endian          checksum; extents that no key points at
 =============  ========================================  ==========================================================
 
-An extent is one chunk: its id and its size. Ids and versions are taken from counters, in the transaction that uses them. A chunk
-belongs to one record, or is loose: on its way in (its owner is the id of a process), or on its way out (``NOBODY``).
+An extent is one chunk: its id, its size and its checksum. Ids and versions are taken from counters, in the transaction that
+uses them. A chunk belongs to one record, or is loose: on its way in (its owner is the id of a process), or on its way out
+(``NOBODY``).
 """
 
 from __future__ import annotations
@@ -20,13 +22,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from kaas_core import ReadableBuffer
-from kaas_core.errors import InvalidArgumentError
+from kaas_core.errors import DataDamagedError, InvalidArgumentError
 from kaas_core.validation import MAX_KEY_BYTES
+from kaasd.store.base import Namespace
+from kaasd.store.checksums import checksum
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is described here. Format 1 had no checksums: see ``migration``."""
 STATE_KEY = b"state"
 STORE_ID_KEY = b"store_id"
 STORE_ID_BYTES = 16
@@ -34,11 +39,30 @@ CHUNKS = b"chunks"
 LOOSE = b"loose"
 NOBODY = 0
 
-_STATE = struct.Struct("<QQQ")
-_RECORD = struct.Struct("<QQQQ")
-_EXTENT = struct.Struct("<QQ")
+_FORMAT = struct.Struct("<Q")
+_CHECKSUM = struct.Struct("<Q")
+_COUNTERS = struct.Struct("<QQQ")
+_STATE = struct.Struct(_COUNTERS.format + "Q")
+_FIELDS = struct.Struct("<QQQIIQ")
+_RECORD = struct.Struct(_FIELDS.format + "Q")
+_EXTENT = struct.Struct("<QQQ")
 _ID = struct.Struct(">Q")
 _LOOSE = struct.Struct(">QQ")
+_SEEDS = {namespace: ord(namespace.value) for namespace in Namespace}
+RECORD_BYTES = _RECORD.size
+STATE_BYTES = _STATE.size
+
+
+class Damage(Exception):
+    """Something stored is not what was written; the text says what."""
+
+    def of(self, namespace: Namespace, raw_key: bytes) -> DataDamagedError:
+        """Return the error that a caller should see where this is a key's."""
+        kind, key = namespace.noun, decode_key(raw_key)
+        return DataDamagedError(
+            f"the {kind} {key!r} is damaged: {self}. Store it again, or delete it; kaasctl store check finds all that is damaged",
+            {"kind": kind, "key": key},
+        )
 
 
 class Extent(NamedTuple):
@@ -46,25 +70,85 @@ class Extent(NamedTuple):
 
     id: int
     size_bytes: int
+    checksum: int
 
 
 @dataclass(slots=True)
 class Counters:
     """The counters of a store."""
 
-    SIZE_BYTES: ClassVar[int] = _STATE.size
-
     version: int = 0
     id: int = 0
 
     def pack(self) -> bytes:
-        return _STATE.pack(FORMAT, self.version, self.id)
+        fields = _COUNTERS.pack(FORMAT, self.version, self.id)
+        return fields + _CHECKSUM.pack(checksum(fields))
 
     @classmethod
-    def unpack(cls, raw: bytes | memoryview) -> tuple[int, Counters]:
-        """Return the format and the counters."""
-        number, version, last_id = _STATE.unpack(raw)
-        return number, cls(version, last_id)
+    def unpack(cls, raw: bytes | memoryview) -> Counters:
+        """Raises ``Damage``; the format is the caller's to look at."""
+        if len(raw) != _STATE.size:
+            raise Damage("its counters are missing")
+        _, version, last_id, expected = _STATE.unpack(raw)
+        if checksum(raw[: _COUNTERS.size]) != expected:
+            raise Damage("its counters were changed")
+        return cls(version, last_id)
+
+
+def unpack_format(state: bytes) -> int:
+    """Return a store's format, 0 where ``state`` is not one of ours."""
+    return int(_FORMAT.unpack_from(state)[0]) if len(state) >= _FORMAT.size else 0
+
+
+def pack_store_id(store_id: bytes) -> bytes:
+    return store_id + _CHECKSUM.pack(checksum(store_id))
+
+
+def unpack_store_id(raw: bytes | memoryview) -> bytes:
+    """Return the id. Raises ``Damage``."""
+    store_id = bytes(raw[:STORE_ID_BYTES])
+    if raw != pack_store_id(store_id):
+        raise Damage("its id was changed")
+    return store_id
+
+
+class Head(NamedTuple):
+    """What a record says of its value."""
+
+    version: int
+    size_bytes: int
+    update_time_ns: int
+    extents: int
+    """0: the value lies in the record."""
+    key_checksum: int
+    body_checksum: int
+    checksum: int
+
+    @classmethod
+    def unpack(cls, raw: bytes | memoryview) -> Head:
+        """Read a record's head, whosever it is. Raises ``Damage``."""
+        if len(raw) < _RECORD.size:
+            raise Damage("its record is cut short")
+        head = cls._make(_RECORD.unpack_from(raw))
+        if checksum(raw[: _FIELDS.size]) != head.checksum:
+            raise Damage("its record was changed")
+        return head
+
+    @classmethod
+    def of(cls, raw: memoryview, namespace: Namespace, raw_key: bytes) -> Head:
+        """Read the head of a key's record. Raises ``Damage``."""
+        head = cls.unpack(raw)
+        if not head.is_of(namespace, raw_key):
+            raise Damage("its record is that of another key")
+        return head
+
+    def is_of(self, namespace: Namespace, raw_key: bytes) -> bool:
+        """Whether the record was written for this key."""
+        return _key_checksum(namespace, raw_key) == self.key_checksum
+
+
+def _key_checksum(namespace: Namespace, raw_key: bytes) -> int:
+    return checksum(raw_key, _SEEDS[namespace]) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +163,34 @@ class Record:
     """The value itself where there are no extents: a view of LMDB's page, good as long as that."""
 
     @classmethod
-    def unpack(cls, raw: memoryview) -> Record:
-        version, size, time_ns, count = _RECORD.unpack_from(raw)
+    def of(cls, raw: memoryview, namespace: Namespace, raw_key: bytes) -> Record:
+        """Read a key's record. Raises ``Damage``."""
+        head = Head.of(raw, namespace, raw_key)
         body = raw[_RECORD.size :]
-        return cls(version, size, time_ns, unpack_extents(body) if count else (), body[:0] if count else body)
+        if checksum(body) != head.body_checksum:
+            raise Damage("the list of its chunks was changed" if head.extents else "its bytes are not those that were written")
+        extents = unpack_extents(body) if head.extents else ()
+        return cls(head.version, head.size_bytes, head.update_time_ns, extents, body[:0] if head.extents else body)
 
 
 def pack_record(
-    version: int, size_bytes: int, update_time_ns: int, extents: Sequence[Extent], inline: Iterable[memoryview]
+    namespace: Namespace,
+    raw_key: bytes,
+    version: int,
+    size_bytes: int,
+    update_time_ns: int,
+    extents: Sequence[Extent],
+    inline: Iterable[ReadableBuffer],
 ) -> bytes:
-    """Return a record's bytes; ``inline`` is the value where there are no extents."""
-    header = _RECORD.pack(version, size_bytes, update_time_ns, len(extents))
-    return b"".join((header, pack_extents(extents))) if extents else b"".join((header, *inline))
+    """Return the bytes of a key's record; ``inline`` is the value where there are no extents."""
+    body = pack_extents(extents) if extents else b"".join(inline)
+    fields = _FIELDS.pack(version, size_bytes, update_time_ns, len(extents), _key_checksum(namespace, raw_key), checksum(body))
+    return b"".join((fields, _CHECKSUM.pack(checksum(fields)), body))
 
 
 def record_size(size_bytes: int, extents: int) -> int:
     """Return the size of a record of ``extents``, or without any of a value of ``size_bytes``."""
     return _RECORD.size + (extents * _EXTENT.size if extents else size_bytes)
-
-
-def unpack_head(raw: memoryview) -> tuple[int, int, int]:
-    """Return version, size and time of a record, and leave its extents alone."""
-    return _RECORD.unpack_from(raw)[:3]
 
 
 def pack_extents(extents: Iterable[Extent]) -> bytes:
@@ -109,6 +199,20 @@ def pack_extents(extents: Iterable[Extent]) -> bytes:
 
 def unpack_extents(raw: bytes | memoryview) -> list[Extent]:
     return [Extent(*fields) for fields in _EXTENT.iter_unpack(raw)]
+
+
+def pack_loose(raw_key: bytes, extents: Iterable[Extent]) -> bytes:
+    """Return what stands at a key of ``loose``."""
+    packed = pack_extents(extents)
+    return _CHECKSUM.pack(checksum(raw_key + packed)) + packed
+
+
+def unpack_loose(raw_key: bytes, raw: bytes) -> list[Extent]:
+    """Return the extents. Raises ``Damage``: who frees chunks must not take others' for them."""
+    packed = raw[_CHECKSUM.size :]
+    if len(packed) % _EXTENT.size or raw[: _CHECKSUM.size] != _CHECKSUM.pack(checksum(raw_key + packed)):
+        raise Damage("a list of chunks was changed")
+    return unpack_extents(packed)
 
 
 def chunk_key(chunk_id: int) -> bytes:
@@ -146,6 +250,11 @@ def encode_prefix(text: str, field: str) -> bytes:
             f"{field}: at most {MAX_KEY_BYTES} bytes of UTF-8 are allowed, not {len(raw)}", {"field": field}
         )
     return raw
+
+
+def decode_key(raw_key: bytes) -> str:
+    """Return the key of these bytes; what is not UTF-8 is escaped, for a key that is damaged too."""
+    return raw_key.decode(errors="backslashreplace")
 
 
 def overlap(extents: Sequence[Extent], start: int, stop: int) -> Iterator[tuple[Extent, int, int]]:

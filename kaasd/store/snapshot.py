@@ -15,10 +15,11 @@ from types import TracebackType
 
 import lmdb
 
-from kaas_core.errors import InternalError, KeyNotFoundError, ValueTooShortError
+from kaas_core.errors import InternalError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction, translate
-from kaasd.store.records import Extent, Record, chunk_key, encode_key, encode_prefix, overlap, unpack_head
+from kaasd.store.reading import entry_of, read_chunk, read_head, read_record
+from kaasd.store.records import Damage, Extent, encode_key, encode_prefix, overlap
 
 
 class LmdbSnapshot:
@@ -52,13 +53,17 @@ class LmdbSnapshot:
         return int(self._txn.id())
 
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
-        version, size, time_ns = unpack_head(self._raw(key, namespace))
-        return Entry(key, size, version, time_ns)
+        raw_key = encode_key(key)
+        self._check_open()
+        head = read_head(self._environment, self._txn, namespace, raw_key)
+        return Entry(key, head.size_bytes, head.version, head.update_time_ns)
 
     def pieces(
         self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
     ) -> Iterator[memoryview]:
-        record = Record.unpack(self._raw(key, namespace))
+        raw_key = encode_key(key)
+        self._check_open()
+        record = read_record(self._environment, self._txn, namespace, raw_key)
         end = record.size_bytes if size_bytes is None else offset_bytes + size_bytes
         if offset_bytes < 0 or end < offset_bytes or end > record.size_bytes:
             raise ValueTooShortError(
@@ -67,7 +72,8 @@ class LmdbSnapshot:
             )
         if record.extents:
             return (
-                self._lend(self._chunk(extent)[start:stop]) for extent, start, stop in overlap(record.extents, offset_bytes, end)
+                self._lend(self._chunk(extent, namespace, raw_key)[start:stop])
+                for extent, start, stop in overlap(record.extents, offset_bytes, end)
             )
         return iter([self._lend(record.inline[offset_bytes:end])] if end > offset_bytes else [])
 
@@ -75,17 +81,19 @@ class LmdbSnapshot:
         raw_prefix, raw_after = encode_prefix(prefix, "prefix"), encode_prefix(after, "after")
         self._check_open()
         entries: list[Entry] = []
-        with self._txn.cursor(self._environment.entries[namespace]) as cursor:
-            start = max(raw_prefix, raw_after)
-            found = cursor.set_range(start) if start else cursor.first()
-            while found and len(entries) < limit:
-                raw_key = bytes(cursor.key())
-                if not raw_key.startswith(raw_prefix):
-                    break
-                if raw_key > raw_after:
-                    version, size, time_ns = unpack_head(cursor.value())
-                    entries.append(Entry(raw_key.decode(), size, version, time_ns))
-                found = cursor.next()
+        try:
+            with self._txn.cursor(self._environment.entries[namespace]) as cursor:
+                start = max(raw_prefix, raw_after)
+                found = cursor.set_range(start) if start else cursor.first()
+                while found and len(entries) < limit:
+                    raw_key = bytes(cursor.key())
+                    if not raw_key.startswith(raw_prefix):
+                        break
+                    if raw_key > raw_after:
+                        entries.append(entry_of(cursor.value(), namespace, raw_key))
+                    found = cursor.next()
+        except lmdb.Error as error:
+            raise translate(error, self._environment.path) from error
         return entries
 
     def close(self) -> None:
@@ -120,20 +128,12 @@ class LmdbSnapshot:
         self._views.append((view, guard))
         return view
 
-    def _raw(self, key: str, namespace: Namespace) -> memoryview:
-        raw_key = encode_key(key)
+    def _chunk(self, extent: Extent, namespace: Namespace, raw_key: bytes) -> memoryview:
         self._check_open()
-        raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
-        if raw is None:
-            raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
-        return raw
-
-    def _chunk(self, extent: Extent) -> memoryview:
-        self._check_open()
-        raw = self._txn.get(chunk_key(extent.id), db=self._environment.chunks)
-        if raw is None or len(raw) != extent.size_bytes:
-            raise InternalError(f"{self._environment.path} is damaged: chunk {extent.id} is missing or cut short")
-        return raw
+        try:
+            return read_chunk(self._environment, self._txn, extent, self._environment.verified)
+        except Damage as damage:
+            raise damage.of(namespace, raw_key) from None
 
     def _check_open(self) -> None:
         if self._closed:

@@ -2,8 +2,8 @@
 
 A page that was overwritten leads LMDB to other values, into pages that are free, or out of the map. So before a store is opened,
 each page of a tree is looked at once: that it is the page that was asked for, its bounds, the order of its keys, and at the end
-that no page is used twice and that each tree has as many pages and entries as its root says. Values are not read, so this takes
-longer with the number of keys, and hardly with the size of values.
+that no page is used twice and that each tree has as many pages and entries as its root says. Of values only the first bytes are
+read, so this takes longer with the number of keys, and hardly with the size of values.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from kaasd.store.lmdb_file import (
     BIG_DATA,
@@ -31,6 +31,9 @@ from kaasd.store.lmdb_file import (
 
 _KINDS = BRANCH | LEAF | OVERFLOW | META | 0x20 | 0x40
 """All that a page can be; the other flags say nothing in a file."""
+_NUMBER_KEYS = 0x08
+_ORDERS = 0x7E
+"""What a root may say of the order of its keys, and of their values'."""
 _PAGE_HEADER = struct.Struct("<Q2xHHH")  # own number, flags, end of the nodes' offsets, start of the nodes
 _OVERFLOW_HEADER = struct.Struct("<Q2xHI")  # own number, flags, pages
 
@@ -38,6 +41,7 @@ _OVERFLOW_HEADER = struct.Struct("<Q2xHI")  # own number, flags, pages
 class _Database(NamedTuple):
     """A tree, as what points at it describes it."""
 
+    flags: int
     depth: int
     branch_pages: int
     leaf_pages: int
@@ -47,57 +51,64 @@ class _Database(NamedTuple):
 
     @classmethod
     def unpack(cls, raw: bytes) -> _Database:
-        _, _, depth, branch, leaf, overflow, entries, root = DATABASE.unpack(raw)
-        return cls(depth, branch, leaf, overflow, entries, root)
+        _, flags, depth, branch, leaf, overflow, entries, root = DATABASE.unpack(raw)
+        return cls(flags, depth, branch, leaf, overflow, entries, root)
 
 
 class _Damage(Exception):
     """A page or a tree is not as it must be; the text says where."""
 
 
-def check_trees(file: LmdbFile) -> None:
-    """Look at all pages of all trees. Raises ``StoreForeignError`` where one is damaged, and ``OSError``.
+IsRight: TypeAlias = Callable[[bytes, bytes, bytes], bool]
+"""Whether an entry may be what it seems: the name of its tree, its key, and its value's first bytes."""
 
-    Pages may be rewritten meanwhile by a process that has the store open. What is found then counts for nothing, and such a
-    process has looked at the store when it opened it.
+
+def check_trees(file: LmdbFile, meta: Meta, start_bytes: int, is_right: IsRight) -> None:
+    """Look at all pages of all trees, and ask of each entry ``is_right`` with the first ``start_bytes`` of its value.
+
+    Raises ``StoreForeignError`` where something is damaged, or has changed meanwhile; ``OSError``.
     """
-    meta = file.latest_meta()
     try:
-        _Check(file, meta).run()
+        _Check(file, meta, start_bytes, is_right).run()
     except (_Damage, struct.error, IndexError, ValueError) as error:
-        if file.latest_meta() == meta:
-            raise file.damaged(str(error) if isinstance(error, _Damage) else "an entry of its trees cannot be read") from None
+        raise file.damaged(str(error) if isinstance(error, _Damage) else "an entry of its trees cannot be read") from None
 
 
 class _Check:
     """One look at one state of the file."""
 
-    def __init__(self, file: LmdbFile, meta: Meta) -> None:
+    def __init__(self, file: LmdbFile, meta: Meta, start_bytes: int, is_right: IsRight) -> None:
         self._file = file
         self._meta = meta
+        self._start_bytes = start_bytes
+        self._is_right = is_right
         self._used = bytearray(meta.last_page + 1)
         self._used[:2] = b"\1\1"  # the meta pages
         self._counts = [0, 0, 0, 0]  # of the tree that is looked at: pages of three kinds, entries
         self._number_keys = False
-        self._sub_databases: list[bytes] = []
+        self._name = b""  # of the tree; the main one and that of free pages have none
+        self._sub_databases: dict[bytes, bytes] = {}
 
     def run(self) -> None:
         free, main = (_Database.unpack(raw) for raw in self._meta.databases)
         self._tree(main, "the main tree")
-        for raw in list(self._sub_databases):
-            self._tree(_Database.unpack(raw), "a tree")
-        self._number_keys = True
+        for name, raw in list(self._sub_databases.items()):
+            self._name = name
+            self._tree(_Database.unpack(raw), f"the tree {name.decode(errors='backslashreplace')!r}")
+        self._name, self._number_keys = b"", True
         self._tree(free, "the tree of free pages")
         for pages in self._file.free_lists(self._meta):
             for page in pages:
                 self._use(page, 1)
 
     def _tree(self, database: _Database, name: str) -> None:
+        if database.flags & _ORDERS != (_NUMBER_KEYS if self._number_keys else 0):
+            raise _Damage(f"{name} has its keys in another order, its root says")
         self._counts = [0, 0, 0, 0]
         if database.root != NO_PAGE:
             self._page(database.root, database.depth, None, None)
-        if tuple(self._counts) != database[1:5]:
-            raise _Damage(f"{name} has {self._counts} pages and entries, but its root says {list(database[1:5])}")
+        if tuple(self._counts) != database[2:6]:
+            raise _Damage(f"{name} has {self._counts} pages and entries, but its root says {list(database[2:6])}")
 
     def _page(self, number: int, depth: int, low: bytes | None, high: bytes | None) -> None:
         """Look at a page and all below it, whose keys must be at least ``low`` and less than ``high``."""
@@ -128,7 +139,7 @@ class _Check:
             return
         self._counts[3] += len(keys)
         for offset, key in zip(offsets, keys, strict=True):
-            self._leaf(number, page, offset, len(key))
+            self._leaf(number, page, offset, key)
 
     def _check_order(self, number: int, keys: list[bytes], low: bytes | None, high: bytes | None) -> None:
         sort_key: Callable[[bytes], Any] = (lambda raw: NUMBER.unpack(raw)[0]) if self._number_keys else bytes
@@ -140,24 +151,31 @@ class _Check:
         ):
             raise _Damage(f"page {number} has its keys out of order")
 
-    def _leaf(self, number: int, page: bytes, offset: int, key_bytes: int) -> None:
+    def _leaf(self, number: int, page: bytes, offset: int, key: bytes) -> None:
         low, high, flags, _ = NODE.unpack_from(page, offset)
-        size, start = low | high << 16, offset + NODE.size + key_bytes
+        size, start = low | high << 16, offset + NODE.size + len(key)
         if not flags & BIG_DATA:
             if start + size > len(page):
                 raise _Damage(f"page {number} has an entry outside its bounds")
             if flags & SUB_DATABASE:
-                self._sub_databases.append(page[start : start + size])
+                self._sub_databases[key] = page[start : start + size]
+            self._check_entry(number, key, page[start : start + min(size, self._start_bytes)])
             return
         (first,) = NUMBER.unpack_from(page, start)
         wanted = -(-(HEADER_BYTES + size) // len(page))
         self._use(first, wanted)
-        own, flags, pages = _OVERFLOW_HEADER.unpack(self._file.read(first * len(page), HEADER_BYTES))
+        begin = self._file.read(first * len(page), HEADER_BYTES + min(size, self._start_bytes))
+        own, flags, pages = _OVERFLOW_HEADER.unpack_from(begin)
         # The run of a value that became smaller in its place is longer than it needs.
         if own != first or flags & _KINDS != OVERFLOW or pages < wanted:
             raise _Damage(f"page {first} does not begin a large entry")
         self._use(first + wanted, pages - wanted)
         self._counts[2] += pages
+        self._check_entry(number, key, begin[HEADER_BYTES:])
+
+    def _check_entry(self, number: int, key: bytes, start: bytes) -> None:
+        if not self._is_right(self._name, key, start):
+            raise _Damage(f"page {number} has the entry of another key")
 
     def _use(self, first: int, count: int) -> None:
         if first < 2 or first + count > len(self._used):

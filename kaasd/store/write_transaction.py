@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from kaas_core.errors import InternalError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaas_core.errors import DataDamagedError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction
+from kaasd.store.reading import entry_of, read_chunk, read_head, read_raw
 from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
     Counters,
+    Damage,
     Extent,
     Pieces,
     Record,
     chunk_key,
     loose_key,
     overlap,
-    pack_extents,
+    pack_loose,
     pack_record,
     record_size,
-    unpack_extents,
-    unpack_head,
+    unpack_loose,
     unpack_loose_key,
 )
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 FREED_AT_ONCE = 64
 """Chunks that one transaction frees: 1 GiB of 16 MiB chunks adds 2 MiB to LMDB's list of free pages."""
@@ -72,9 +75,10 @@ class WriteTransaction:
         self._txn = txn
         self._chunk_bytes = chunk_bytes
         self._inline_bytes = max_inline_bytes(chunk_bytes)
-        state = txn.get(STATE_KEY)
-        assert state is not None  # written when the environment was opened
-        self._counters = Counters.unpack(state)[1]
+        try:
+            self._counters = Counters.unpack(txn.get(STATE_KEY, b""))
+        except Damage as damage:
+            raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
         self._now_ns = time.time_ns()
         self._asked_bytes = 0
         self.left_garbage = False
@@ -100,7 +104,11 @@ class WriteTransaction:
         environment.take_disk_room(used, size_bytes, self._asked_bytes)
 
     def check(self, changes: Sequence[Change]) -> None:
-        """Raises ``KeyNotFoundError``, ``ValueTooShortError`` or ``StoreFullError`` where ``changes`` cannot all be applied."""
+        """Raises ``KaasError`` where ``changes`` cannot all be applied.
+
+        ``KeyNotFoundError``, ``DataDamagedError`` (a range of a value that is missing, or damaged), ``ValueTooShortError``,
+        ``StoreFullError``.
+        """
         sizes: dict[tuple[Namespace, bytes], int] = {}
         needed, overhead = 0, _PAGES_OF_A_WRITE * self._environment.page_bytes
         for change in changes:
@@ -114,7 +122,7 @@ class WriteTransaction:
                 if change.create and change.offset_bytes == 0 and not self._has(change.namespace, change.raw_key):
                     sizes[where] = size
                     continue
-                sizes[where] = unpack_head(self._raw(change.namespace, change.raw_key, change.key))[1]
+                sizes[where] = read_head(self._environment, self._txn, change.namespace, change.raw_key).size_bytes
             end = change.offset_bytes + size
             if end > sizes[where]:
                 raise ValueTooShortError(
@@ -125,9 +133,9 @@ class WriteTransaction:
             needed += min(sizes[where], 2 * self._chunk_bytes)
         self.check_room(needed)
 
-    def check_key(self, namespace: Namespace, raw_key: bytes, key: str) -> None:
+    def check_key(self, namespace: Namespace, raw_key: bytes) -> None:
         """Raises ``KeyNotFoundError``."""
-        self._raw(namespace, raw_key, key)
+        read_raw(self._environment, self._txn, namespace, raw_key)
 
     # Changes
 
@@ -135,11 +143,11 @@ class WriteTransaction:
         """Apply what was checked, in order; return the new entries."""
         return {change.key: self._apply(change) for change in changes}
 
-    def delete(self, namespace: Namespace, raw_key: bytes, key: str) -> Entry:
-        """Delete a key, which was checked; return what it was."""
-        record = Record.unpack(self._raw(namespace, raw_key, key))
-        entry = Entry(key, record.size_bytes, record.version, record.update_time_ns)
-        extents = record.extents
+    def delete(self, namespace: Namespace, raw_key: bytes) -> Entry:
+        """Delete a key, which was checked, damaged or not; return what it was, as far as that is known."""
+        raw = read_raw(self._environment, self._txn, namespace, raw_key)
+        entry = entry_of(raw, namespace, raw_key)
+        extents = _extents_of(raw, namespace, raw_key)
         self._txn.delete(raw_key, db=self._environment.entries[namespace])
         self._counters.version += 1
         self._retire(extents, self._counters.version)
@@ -150,15 +158,20 @@ class WriteTransaction:
         extents = []
         for part in pieces.cut(self._chunk_bytes):
             self._counters.id += 1
-            extents.append(Extent(self._counters.id, part.size_bytes))
-            self._txn.put(chunk_key(self._counters.id), part.joined(), db=self._environment.chunks)
+            data = part.joined()
+            checksum = self._environment.checksums.begin(data)
+            try:
+                self._txn.put(chunk_key(self._counters.id), data, db=self._environment.chunks)
+            finally:
+                extent = Extent(self._counters.id, part.size_bytes, checksum())
+            extents.append(extent)
         return extents
 
     def put_loose(self, pieces: Pieces) -> list[Extent]:
         """Write ``pieces`` as new chunks that this process owns until a key points at them."""
         extents = self.put_chunks(pieces)
         for extent in extents:
-            self._txn.put(loose_key(self._environment.owner, extent.id), pack_extents([extent]), db=self._environment.loose)
+            self._put_loose(loose_key(self._environment.owner, extent.id), [extent])
         return extents
 
     def drop_loose(self, extents: Sequence[Extent]) -> None:
@@ -179,11 +192,16 @@ class WriteTransaction:
                 raw_key = bytes(cursor.key())
                 if unpack_loose_key(raw_key)[0] != owner:
                     break
-                extents = unpack_extents(bytes(cursor.value()))
+                try:
+                    extents = unpack_loose(raw_key, bytes(cursor.value()))
+                except Damage as damage:
+                    # They may be anybody's. Nothing finds them any more, but they do no harm.
+                    _log.warning("the store at %s is damaged: %s; they stay", self._environment.path, damage)
+                    extents = []
                 batch, rest = extents[: FREED_AT_ONCE - freed], extents[FREED_AT_ONCE - freed :]
                 self.free(batch)
                 if rest:
-                    self._txn.put(raw_key, pack_extents(rest), db=self._environment.loose)
+                    self._put_loose(raw_key, rest)
                 else:
                     self._txn.delete(raw_key, db=self._environment.loose)
                 freed += len(batch)
@@ -192,24 +210,34 @@ class WriteTransaction:
     def _apply(self, change: Change) -> Entry:
         database = self._environment.entries[change.namespace]
         raw = self._txn.get(change.raw_key, db=database)
-        old = Record.unpack(raw) if raw is not None else None
-        if change.offset_bytes is None or (old is None and change.create):
-            size, retired = change.size_bytes, old.extents if old else ()
+        retired: Sequence[Extent] = ()
+        if change.offset_bytes is None or (raw is None and change.create):
+            size = change.size_bytes
+            if raw is not None:
+                retired = _extents_of(raw, change.namespace, change.raw_key)
             extents, inline = self._place(change.extents, change.pieces, Pieces())
         else:
-            assert old is not None  # checked
-            size = old.size_bytes
-            extents, inline, retired = self._splice(old, change, change.offset_bytes)
+            assert raw is not None  # checked
+            try:
+                old = Record.of(raw, change.namespace, change.raw_key)
+                size = old.size_bytes
+                extents, inline, retired = self._splice(old, change, change.offset_bytes)
+            except Damage as damage:
+                raise damage.of(change.namespace, change.raw_key) from None
         self._claim(change.extents)
         self._counters.version += 1
         version = self._counters.version
-        # `old` must not be used from here on: its views are of a page that this rewrites.
-        self._txn.put(change.raw_key, pack_record(version, size, self._now_ns, extents, inline), db=database)
+        record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline)
+        # `raw` and `old` must not be used from here on: their views are of a page that this rewrites.
+        self._txn.put(change.raw_key, record, db=database)
         self._retire(retired, version)
         return Entry(change.key, size, version, self._now_ns)
 
     def _splice(self, old: Record, change: Change, start: int) -> tuple[Sequence[Extent], Pieces, list[Extent]]:
-        """Lay ``change`` over ``old`` from ``start`` on: return extents or inline bytes, and which old extents are not needed."""
+        """Lay ``change`` over ``old`` from ``start`` on: return extents or inline bytes, and which old extents are not needed.
+
+        Raises ``Damage`` where bytes that stay are not what was written.
+        """
         end = start + change.size_bytes
         if not old.extents:
             whole = bytes(old.inline)
@@ -246,23 +274,30 @@ class WriteTransaction:
         if len(extents) <= FREED_AT_ONCE:
             self.free(extents)
         else:
-            self._txn.put(loose_key(NOBODY, version), pack_extents(extents), db=self._environment.loose)
+            self._put_loose(loose_key(NOBODY, version), extents)
             self.left_garbage = True
+
+    def _put_loose(self, raw_key: bytes, extents: Sequence[Extent]) -> None:
+        self._txn.put(raw_key, pack_loose(raw_key, extents), db=self._environment.loose)
 
     def _has(self, namespace: Namespace, raw_key: bytes) -> bool:
         return self._txn.get(raw_key, db=self._environment.entries[namespace]) is not None
 
-    def _raw(self, namespace: Namespace, raw_key: bytes, key: str) -> memoryview:
-        raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
-        if raw is None:
-            raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
-        return raw
-
     def _read(self, extent: Extent, start: int, stop: int) -> bytes:
-        raw = self._txn.get(chunk_key(extent.id), db=self._environment.chunks)
-        if raw is None or len(raw) != extent.size_bytes:
-            raise InternalError(f"{self._environment.path} is damaged: chunk {extent.id} is missing or cut short")
-        return bytes(raw[start:stop])
+        """Return bytes of a chunk. Raises ``Damage``."""
+        return (
+            bytes(read_chunk(self._environment, self._txn, extent, self._environment.verified)[start:stop])
+            if start < stop
+            else b""
+        )
+
+
+def _extents_of(raw: memoryview, namespace: Namespace, raw_key: bytes) -> Sequence[Extent]:
+    """Return the chunks of a value that nobody will need; none where the list of them is damaged: they may be others'."""
+    try:
+        return Record.of(raw, namespace, raw_key).extents
+    except Damage:
+        return ()
 
 
 class PendingWrite(Generic[T]):
@@ -315,9 +350,9 @@ class PendingCommit(PendingWrite[dict[str, Entry]]):
 class PendingDelete(PendingWrite[Entry]):
     """A key's end."""
 
-    def __init__(self, namespace: Namespace, raw_key: bytes, key: str) -> None:
+    def __init__(self, namespace: Namespace, raw_key: bytes) -> None:
         super().__init__()
-        self._what = (namespace, raw_key, key)
+        self._what = (namespace, raw_key)
 
     def check(self, transaction: WriteTransaction) -> None:
         transaction.check_key(*self._what)

@@ -231,7 +231,7 @@ def running_server(
             functions=FunctionRegistry(store),
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
-            watch=StoreWatch(store.identity),
+            watch=StoreWatch(store.identity, store.tree_problem),
         )
 
     try:

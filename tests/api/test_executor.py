@@ -159,6 +159,7 @@ class TestSubmit:
             "NOT_ENABLED": "FAILED_PRECONDITION",
             "STORE_FOREIGN": "FAILED_PRECONDITION",
             "STORE_GONE": "FAILED_PRECONDITION",
+            "DATA_DAMAGED": "DATA_LOSS",
             "OUT_OF_DEVICE_MEMORY": "RESOURCE_EXHAUSTED",
             "STORE_FULL": "RESOURCE_EXHAUSTED",
             "QUEUE_FULL": "RESOURCE_EXHAUSTED",
@@ -168,6 +169,8 @@ class TestSubmit:
             "DRAINING": "UNAVAILABLE",
             "WORKER_RESTARTING": "UNAVAILABLE",
             "WORKER_BUSY": "UNAVAILABLE",
+            "GROUP_NOT_FOUND": "NOT_FOUND",
+            "GROUP_LIMIT": "RESOURCE_EXHAUSTED",
             "CANCELLED": "CANCELLED",
             "INTERNAL": "INTERNAL",
         }
@@ -178,7 +181,7 @@ class TestSubmit:
             assert (failed.code, failed.reason) == (grpc.StatusCode[code], reason)
             assert failed.message == f"because {reason}"
             assert failed.metadata == {"kernel": "k"}
-            assert (failed.retry_s is not None) == (code == "UNAVAILABLE")
+            assert (failed.retry_s is not None) == (code == "UNAVAILABLE" or reason == "GROUP_LIMIT")
         counted = server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason
         assert dict(counted) == dict.fromkeys(expected, 1)
 

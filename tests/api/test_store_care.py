@@ -159,7 +159,7 @@ def test_a_check_answers_with_what_is_damaged_and_how_far_it_came(server: Runnin
     used = server.store.stats().used_bytes
     damage_chunk(server.store, "b", 1, None)
     *found, last = server.stubs.admin.CheckStore(CHECK)
-    problem = "chunk 1 of 4 is missing"
+    problem = "chunk 6 is missing"
     assert [part.damaged for part in found] == [admin_pb2.DamagedEntry(kind="value", key="b", problem=problem)]
     assert last.progress.entries == 4
     assert last.progress.checked_bytes == 600_001

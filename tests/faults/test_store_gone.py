@@ -122,7 +122,7 @@ def test_the_daemon_fails_what_runs_and_ends(lose: Callable[[Path], None], start
         assert isinstance(as_kaas_error(call.exception(), daemon.address), StoreGoneError)
     assert daemon.process.wait(60) == 1
     log = daemon.log()
-    assert len(re.findall("CRITICAL kaasd.app: the store is gone, so all requests fail and kaasd ends: ", log)) == 1
+    assert len(re.findall("CRITICAL kaasd.app: the store is lost, so all requests fail and kaasd ends: ", log)) == 1
     (last,) = re.findall(rf"^kaasd: {daemon.store}.* (?:is no longer there|was replaced).*; its data.*", log, re.M)
     if lose is move:
         assert f"its data are in {daemon.store.with_name('moved')}/data.mdb" in last

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import lmdb
 import pytest
 
 from kaas_core.errors import InternalError
 from kaasd.store import check
-from kaasd.store.base import CheckProgress, DamagedEntry, Namespace, Write
+from kaasd.store.base import CheckProgress, Namespace, Write
+from kaasd.store.environment import Environment
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import Record, chunk_key
 from tests.store.support import Start, kill, said
@@ -23,7 +27,7 @@ def damage_chunk(store: LmdbStore, key: str, number: int, left: bytes | None, na
     """Replace a chunk of a value, or delete it where nothing is to be left."""
     environment = store._environment
     with environment.write() as txn:
-        record = Record.unpack(txn.get(key.encode(), db=environment.entries[namespace]))
+        record = Record.of(txn.get(key.encode(), db=environment.entries[namespace]), namespace, key.encode())
         name = chunk_key(record.extents[number].id)
         if left is None:
             txn.delete(name, db=environment.chunks)
@@ -62,18 +66,20 @@ def test_an_empty_store(store: LmdbStore) -> None:
 def test_each_kind_of_damage_is_found_and_the_rest_goes_on(filled: LmdbStore, read: Callable) -> None:
     damage_chunk(filled, "chunks/1", 2, None)
     damage_chunk(filled, "chunks/3", 0, b"short")
-    damage_chunk(filled, "sha256:1", 1, None, Namespace.LIBRARIES)
+    damage_chunk(filled, "sha256:1", 1, bytes(4096), Namespace.LIBRARIES)
+    overwrite_record(filled, "inline/4", lambda record: b"\xff" + record[1:])
     overwrite_record(filled, "inline/0", lambda record: record[:10])
     overwrite_record(filled, "inline/2", lambda record: record[:-1])
     overwrite_record(filled, "chunks/4", lambda record: record[:-16])
     progress = CheckProgress()
-    assert list(filled.check(progress)) == [
-        DamagedEntry(Namespace.VALUES, "chunks/1", "chunk 2 of 5 is missing"),
-        DamagedEntry(Namespace.VALUES, "chunks/3", "chunk 0 of 5 has 5 of 4096 bytes"),
-        DamagedEntry(Namespace.VALUES, "chunks/4", "16384 of its 20000 bytes are stored"),
-        DamagedEntry(Namespace.VALUES, "inline/0", "its record is broken"),
-        DamagedEntry(Namespace.VALUES, "inline/2", "99 of its 100 bytes are stored"),
-        DamagedEntry(Namespace.LIBRARIES, "sha256:1", "chunk 1 of 3 is missing"),
+    assert [(entry.namespace, entry.key, re.sub(r"\d+", "N", entry.problem, count=1)) for entry in filled.check(progress)] == [
+        (Namespace.VALUES, "chunks/1", "chunk N is missing"),
+        (Namespace.VALUES, "chunks/3", "chunk N has 5 of 4096 bytes"),
+        (Namespace.VALUES, "chunks/4", "the list of its chunks was changed"),
+        (Namespace.VALUES, "inline/0", "its record is cut short"),
+        (Namespace.VALUES, "inline/2", "its bytes are not those that were written"),
+        (Namespace.VALUES, "inline/4", "its record was changed"),
+        (Namespace.LIBRARIES, "sha256:1", "the bytes of chunk N are not those that were written"),
     ]
     assert progress.entries == 13
     assert len(read(filled, "chunks/2")) == 20_000
@@ -83,7 +89,7 @@ def test_a_key_that_is_no_text(store: LmdbStore) -> None:
     environment = store._environment
     with environment.write() as txn:
         txn.put(b"\xff\xfe", b"broken", db=environment.entries[Namespace.VALUES])
-    assert [(entry.key, entry.problem) for entry in store.check()] == [("\\xff\\xfe", "its record is broken")]
+    assert [(entry.key, entry.problem) for entry in store.check()] == [("\\xff\\xfe", "its record is cut short")]
 
 
 def test_it_holds_no_snapshot_while_its_caller_takes_its_time(filled: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,18 +145,33 @@ for i in range(10**9):
 
 def test_trees_that_cannot_be_read(filled: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """LMDB notices some kinds of damage; the other namespaces are looked at all the same."""
-    look_at = check._look_at
 
-    def fail(environment: object, txn: object, raw: memoryview) -> tuple[int, str]:
-        size, problem = look_at(environment, txn, raw)  # type: ignore[arg-type]
-        if size == 20_000:
-            raise lmdb.PageNotFoundError("mdb_get")
-        return size, problem
+    def fail(*_: object) -> memoryview:
+        raise lmdb.PageNotFoundError("mdb_get")
 
-    monkeypatch.setattr(check, "_look_at", fail)
-    (found,) = filled.check()
-    assert (found.namespace, found.key) == (None, "")
-    assert "values behind b'chunks/0' cannot be found" in found.problem
+    monkeypatch.setattr(check, "read_chunk", fail)
+    found = list(filled.check())
+    assert [(entry.namespace, entry.key) for entry in found] == [(None, ""), (None, "")]
+    assert "what follows the value 'chunks/0' cannot be found" in found[0].problem
+    assert "what follows the library 'sha256:1' cannot be found" in found[1].problem
+
+
+def test_a_chunk_that_cannot_be_found(filled: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(key: bytes, db: object = None) -> memoryview:
+        raise lmdb.CorruptedError("mdb_get")
+
+    read_chunk = check.read_chunk
+
+    def fail(environment: Environment, txn: object, *more: Any) -> memoryview:
+        return read_chunk(environment, SimpleNamespace(get=get), *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(check, "read_chunk", fail)
+    progress = CheckProgress()
+    found = list(filled.check(progress))
+    assert {entry.namespace for entry in found} == {None}
+    assert len(found) == 6
+    assert "value 'chunks/0': the trees of" in found[0].problem
+    assert progress.entries == 13
 
 
 def test_a_store_that_is_closed(open_store: Callable) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from kaas_core.errors import InternalError, QueueFullError, StoreFullError
+from kaas_core.errors import InternalError, QueueFullError, StoreForeignError, StoreFullError
 from kaasd.store.base import Durability, Write
 from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
@@ -312,8 +312,8 @@ store.close()
 def test_format_of_another_version(store_path: Path, open_store: Callable) -> None:
     open_store().close()
     with lmdb.open(str(store_path)) as environment, environment.begin(write=True) as txn:
-        txn.put(b"state", struct.pack("<QQQ", 2, 0, 0))
-    with pytest.raises(InternalError, match="has format 2, but this version reads only format 1"):
+        txn.put(b"state", struct.pack("<QQQ", 3, 0, 0))
+    with pytest.raises(StoreForeignError, match="has format 3, but this version of kaasd reads formats up to 2"):
         open_store()
 
 

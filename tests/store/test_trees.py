@@ -14,10 +14,9 @@ import pytest
 
 from kaas_core.errors import StoreForeignError
 from kaasd.store.base import Namespace, Write
-from kaasd.store.directory import prepare
+from kaasd.store.directory import check_store, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.store.trees import check_trees
 
 PAGE = 4096
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
@@ -128,7 +127,7 @@ def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:
                 numbers[i] = between[0]
                 file.write_bytes(whole.replace(raw, numbers.tobytes()))
                 with LmdbFile(file) as opened, pytest.raises(StoreForeignError, match=f"page {between[0]} is used twice"):
-                    check_trees(opened)
+                    check_store(opened, opened.meta)
                 damaged += 1
                 break
     assert damaged
@@ -139,6 +138,5 @@ def test_a_store_that_another_process_writes_to_is_whole(open_store: Callable, s
     store = open_store(chunk_bytes=1 << 16)
     for i in range(100):
         pending = store.commit([Write(f"k{i % 7}", [bytes(i * 1000)])])
-        with LmdbFile(store_path / "data.mdb") as opened:
-            check_trees(opened)
+        prepare(store_path, sync=False)
         pending.result()

@@ -12,7 +12,7 @@ import pytest
 from kaas_core.request import BufferSpec, Request
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.snapshot import LmdbSnapshot
@@ -41,7 +41,7 @@ def test_a_commit_in_between(tmp_path: Path, size: int, looked_up: str) -> None:
         closing(open_device("emulator", EmulatorOptions())) as device,
     ):
         libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
 
         def put(value: int) -> None:
             array = np.full(size, value, np.uint32).tobytes()

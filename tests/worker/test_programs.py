@@ -15,7 +15,7 @@ from kaas_core.request import BufferSpec, Request
 from kaasd.devices.base import Module
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.libraries.registry import Libraries, ResolvedLibrary
+from kaasd.libraries.registry import Libraries, ResolvedLibrary, describe_library
 from kaasd.request import plan as plan_module
 from kaasd.request.plan import Plan
 from kaasd.worker import programs as module
@@ -66,7 +66,7 @@ def upload(bench: Bench, number: int) -> str:
     """Upload a library that differs from all others, and return its id."""
     libraries = Libraries(bench.store)
     content = library("dot") + b"\n// %d\n" % number
-    described = libraries.describe(content)
+    described = describe_library(content)
     libraries.put(described, content)
     return described.id
 

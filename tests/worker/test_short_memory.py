@@ -13,7 +13,7 @@ from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Re
 from kaasd.devices.base import Device, OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
-from kaasd.libraries.registry import Libraries, content_id
+from kaasd.libraries.registry import Libraries, content_id, describe_library
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, execute
@@ -29,7 +29,7 @@ def test_what_the_device_lacks_is_freed_and_asked_for_again(tmp_path: Path) -> N
         closing(open_device("emulator", EmulatorOptions(memory_bytes=13 * LARGE))) as device,
     ):
         libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
         with closing(Executor(device, store, libraries, memory_limit_bytes=1 << 40)) as executor:
             bench = Bench(executor, store)
             for seed in range(4):
@@ -93,7 +93,7 @@ def test_a_library_that_the_device_has_no_room_for(tmp_path: Path) -> None:
         closing(open_device("emulator", EmulatorOptions(memory_bytes=1 << 20))) as device,
     ):
         libraries = Libraries(store)
-        libraries.put(libraries.describe(BIG), BIG)
+        libraries.put(describe_library(BIG), BIG)
         with closing(Executor(device, store, libraries)) as executor:
             bench = Bench(executor, store)
             buffer = BufferSpec("a", 4)

@@ -108,8 +108,8 @@ class AdminServiceServicer(object):
 
     def CheckStore(self, request, context):
         """Looks at all that is stored, and answers with each entry that is damaged, as it is found, and with how far it is. Others read
-        and write meanwhile; what they change is looked at as it is then. It finds what is missing or cut short; bytes of a value
-        that were changed on the disk are not found. Errors: QUEUE_FULL while another call is under way. Changes nothing, may be
+        and write meanwhile; what they change is looked at as it is then. All bytes are read and compared with their checksums. If
+        the trees that find everything are damaged, the server takes nothing more and exits. Errors: QUEUE_FULL while another call is under way. Changes nothing, may be
         repeated. Only over a unix socket; elsewhere NOT_ENABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kaas/v1/errors.proto\x12\x07kaas.v1\x1a\x19google/protobuf/any.proto\"S\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*\x82\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_INVALID_REQUEST\x10\x01\x12\x1a\n\x16REASON_INVALID_LIBRARY\x10\x02\x12\x18\n\x14REASON_KEY_NOT_FOUND\x10\x03\x12\x1c\n\x18REASON_LIBRARY_NOT_FOUND\x10\x04\x12\x1b\n\x17REASON_KERNEL_NOT_FOUND\x10\x05\x12\x1d\n\x19REASON_FUNCTION_NOT_FOUND\x10\x06\x12\x1a\n\x16REASON_VALUE_TOO_SHORT\x10\x07\x12\x1f\n\x1bREASON_OUT_OF_DEVICE_MEMORY\x10\x08\x12\x15\n\x11REASON_STORE_FULL\x10\t\x12\x15\n\x11REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0b\x12\x17\n\x13REASON_KERNEL_FAULT\x10\x0c\x12\x13\n\x0fREASON_DRAINING\x10\r\x12\x1c\n\x18REASON_WORKER_RESTARTING\x10\x0e\x12\x17\n\x13REASON_INVALID_NAME\x10\x0f\x12\x1c\n\x18REASON_UPLOAD_INCOMPLETE\x10\x10\x12\x16\n\x12REASON_NOT_ENABLED\x10\x11\x12\x13\n\x0fREASON_INTERNAL\x10\x12\x12\x14\n\x10REASON_CANCELLED\x10\x13\x12\x1c\n\x18REASON_MESSAGE_TOO_LARGE\x10\x14\x12\x18\n\x14REASON_STORE_FOREIGN\x10\x15\x12\x15\n\x11REASON_STORE_GONE\x10\x16\x12\x16\n\x12REASON_WORKER_BUSY\x10\x18\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kaas/v1/errors.proto\x12\x07kaas.v1\x1a\x19google/protobuf/any.proto\"S\n\x0bStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any*\xcf\x05\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x1a\n\x16REASON_INVALID_REQUEST\x10\x01\x12\x1a\n\x16REASON_INVALID_LIBRARY\x10\x02\x12\x18\n\x14REASON_KEY_NOT_FOUND\x10\x03\x12\x1c\n\x18REASON_LIBRARY_NOT_FOUND\x10\x04\x12\x1b\n\x17REASON_KERNEL_NOT_FOUND\x10\x05\x12\x1d\n\x19REASON_FUNCTION_NOT_FOUND\x10\x06\x12\x1a\n\x16REASON_VALUE_TOO_SHORT\x10\x07\x12\x1f\n\x1bREASON_OUT_OF_DEVICE_MEMORY\x10\x08\x12\x15\n\x11REASON_STORE_FULL\x10\t\x12\x15\n\x11REASON_QUEUE_FULL\x10\n\x12\x1c\n\x18REASON_DEADLINE_EXCEEDED\x10\x0b\x12\x17\n\x13REASON_KERNEL_FAULT\x10\x0c\x12\x13\n\x0fREASON_DRAINING\x10\r\x12\x1c\n\x18REASON_WORKER_RESTARTING\x10\x0e\x12\x17\n\x13REASON_INVALID_NAME\x10\x0f\x12\x1c\n\x18REASON_UPLOAD_INCOMPLETE\x10\x10\x12\x16\n\x12REASON_NOT_ENABLED\x10\x11\x12\x13\n\x0fREASON_INTERNAL\x10\x12\x12\x14\n\x10REASON_CANCELLED\x10\x13\x12\x1c\n\x18REASON_MESSAGE_TOO_LARGE\x10\x14\x12\x18\n\x14REASON_STORE_FOREIGN\x10\x15\x12\x15\n\x11REASON_STORE_GONE\x10\x16\x12\x17\n\x13REASON_DATA_DAMAGED\x10\x17\x12\x16\n\x12REASON_WORKER_BUSY\x10\x18\x12\x1a\n\x16REASON_GROUP_NOT_FOUND\x10\x19\x12\x16\n\x12REASON_GROUP_LIMIT\x10\x1a\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kaas.v1.errors_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REASON']._serialized_start=146
-  _globals['_REASON']._serialized_end=788
+  _globals['_REASON']._serialized_end=865
   _globals['_STREAMERROR']._serialized_start=60
   _globals['_STREAMERROR']._serialized_end=143
 # @@protoc_insertion_point(module_scope)

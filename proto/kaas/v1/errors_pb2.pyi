@@ -33,7 +33,10 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_MESSAGE_TOO_LARGE: _ClassVar[Reason]
     REASON_STORE_FOREIGN: _ClassVar[Reason]
     REASON_STORE_GONE: _ClassVar[Reason]
+    REASON_DATA_DAMAGED: _ClassVar[Reason]
     REASON_WORKER_BUSY: _ClassVar[Reason]
+    REASON_GROUP_NOT_FOUND: _ClassVar[Reason]
+    REASON_GROUP_LIMIT: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_INVALID_LIBRARY: Reason
@@ -57,7 +60,10 @@ REASON_CANCELLED: Reason
 REASON_MESSAGE_TOO_LARGE: Reason
 REASON_STORE_FOREIGN: Reason
 REASON_STORE_GONE: Reason
+REASON_DATA_DAMAGED: Reason
 REASON_WORKER_BUSY: Reason
+REASON_GROUP_NOT_FOUND: Reason
+REASON_GROUP_LIMIT: Reason
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "details")

@@ -1,0 +1,193 @@
+"""Start-time fair queueing: which group is next.
+
+Each group has a virtual time, its tag, which moves on by the device time that the group uses, over its share. The group with the
+lowest tag is served first: so tags keep together, and device times are as the shares. The virtual time of all is the highest tag
+that was served. A group that was idle starts there, or where it left off if that is later: idleness earns and costs nothing.
+
+P. Goyal, H. Vin, H. Cheng: Start-time fair queueing, SIGCOMM 1996; for several servers, W. Jin, J. Chase, J. Kaur: Interposed
+proportional sharing for a storage service utility, SIGMETRICS 2004.
+"""
+
+from __future__ import annotations
+
+import math
+from heapq import heapify, heappop, heappush, heapreplace
+from itertools import count
+
+from kaas_core.errors import GroupLimitError
+from kaasd.scheduling.group import Group, GroupUse
+from kaasd.scheduling.request import QueuedRequest, State
+
+LAG_REQUESTS = 4
+"""How far behind the virtual time a group may stay while others are served, in its own requests.
+
+It gets there when it has too few requests outstanding to be served more. Without this memory, each slot that chance gives to
+another would be lost for ever.
+"""
+
+_FEW = 32
+"""A heap of so many entries is not worth clearing of dead ones."""
+
+
+class GroupState:
+    """A group in the queue: its virtual time, and counts."""
+
+    __slots__ = (
+        "_advance_s", "_idle_from", "_max_running", "_share", "_typical_s", "device_s", "flows", "granted", "queued",
+        "queued_bytes", "removed", "resident", "running", "started", "tag", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, granted: Group) -> None:
+        self.tag = -math.inf
+        """Its virtual time, at which its next request starts."""
+        self.flows: dict[str | None, Flow] = {}
+        """Its requests that wait, by the only device that they may run on; None: any."""
+        self.queued = 0
+        self.queued_bytes = 0
+        self.waiting = 0
+        """Those of ``queued`` that could run."""
+        self.running = 0
+        self.device_s = 0.0
+        self.started = 0
+        self.resident = 0
+        self.removed = False
+        """It goes with its last request, and gets no other."""
+        self._idle_from = -math.inf
+        self._typical_s = 0.0
+        self.grant(granted)
+
+    def grant(self, granted: Group) -> None:
+        """Change what it is granted, from now on."""
+        self.granted = granted
+        self._share = granted.share
+        self._advance_s = granted.advance_s
+        self._max_running = granted.max_running
+
+    @property
+    def may_run(self) -> bool:
+        """Whether another of its requests may go to a device."""
+        return not self._max_running or self.running < self._max_running
+
+    @property
+    def use(self) -> GroupUse:
+        """What it uses."""
+        return GroupUse(self.queued, self.queued_bytes, self.running, self.device_s, self.started, self.resident)
+
+    def admit(self, size_bytes: int) -> None:
+        """Count a request that waits. Raises ``GroupLimitError``, and counts nothing, where that is one too many."""
+        granted = self.granted
+        if granted.max_queued and self.queued >= granted.max_queued:
+            raise self._over("max_queued", f"{self.queued} of its requests are waiting already, the most that it may have")
+        if granted.max_queued_bytes and self.queued_bytes + size_bytes > granted.max_queued_bytes:
+            waiting = f"its waiting requests hold {self.queued_bytes} bytes and this one {size_bytes}"
+            raise self._over("max_queued_bytes", f"{waiting}; it may have {granted.max_queued_bytes}")
+        self.queued += 1
+        self.queued_bytes += size_bytes
+
+    def leave(self, size_bytes: int) -> None:
+        """A request waits no longer."""
+        self.queued -= 1
+        self.queued_bytes -= size_bytes
+
+    def idle(self, virtual_time: float) -> None:
+        """It has nothing any more that could run."""
+        self._idle_from = virtual_time
+
+    def enter(self, virtual_time: float) -> None:
+        """It has something to run again."""
+        kept = LAG_REQUESTS * self._typical_s / self._share
+        if not self.running:
+            kept = max(0.0, kept - (virtual_time - self._idle_from))
+        floor = virtual_time - self._advance_s - kept
+        if self.tag < floor:
+            self.tag = floor
+
+    def used(self, device_s: float, charged_s: float) -> None:
+        """A request that was charged ``charged_s`` has used ``device_s``."""
+        self.device_s += device_s
+        self.charge(device_s - charged_s)
+        self._typical_s = device_s if not self._typical_s else self._typical_s + (device_s - self._typical_s) / 4
+
+    def charge(self, device_s: float) -> None:
+        """Move it on in virtual time; back, for a negative amount."""
+        self.tag += device_s / self._share
+
+    def _over(self, limit: str, why: str) -> GroupLimitError:
+        return GroupLimitError(f"group {self.granted.name}: {why}", {"group": self.granted.name, "limit": limit})
+
+
+class Flow:
+    """Requests of one group that wait for the same devices, in the order in which the group wants them."""
+
+    __slots__ = ("_requests", "entry", "group", "live")
+
+    def __init__(self, group: GroupState) -> None:
+        self.group = group
+        self.live = 0
+        """Requests that wait."""
+        self.entry: tuple[float, int, Flow] | None = None
+        """Its place in a ``FairQueue``, which alone writes it."""
+        self._requests: list[tuple[int, float, int, QueuedRequest]] = []
+
+    def push(self, request: QueuedRequest) -> None:
+        """Take a request in."""
+        request.state = State.QUEUED
+        heappush(self._requests, (-request.priority, request.deadline, request.number, request))
+        self.live += 1
+
+    def pop(self) -> QueuedRequest:
+        """Take the first request out; there is one."""
+        while True:
+            request = heappop(self._requests)[3]
+            if request.state is State.QUEUED:
+                self.live -= 1
+                return request
+
+    def first(self) -> QueuedRequest:
+        """Return the first request; there is one."""
+        requests = self._requests
+        while requests[0][3].state is not State.QUEUED:
+            heappop(requests)
+        return requests[0][3]
+
+    def discarded(self) -> None:
+        """One of its requests is ``QUEUED`` no longer."""
+        self.live -= 1
+        if len(self._requests) > 2 * self.live + _FEW:
+            self._requests = [entry for entry in self._requests if entry[3].state is State.QUEUED]
+            heapify(self._requests)
+
+
+class FairQueue:
+    """Flows in the order of their groups' virtual times."""
+
+    __slots__ = ("_entries", "_numbers")
+
+    def __init__(self) -> None:
+        # An entry may be out of date: too early, where its group was charged meanwhile; superseded, where its group was refunded;
+        # of a flow that has nothing to run. That is put right when it comes to the front.
+        self._entries: list[tuple[float, int, Flow]] = []
+        self._numbers = count()
+
+    def list(self, flow: Flow) -> None:
+        """A flow has requests that may run, or its group's virtual time has moved back."""
+        entry = flow.entry = (flow.group.tag, next(self._numbers), flow)
+        heappush(self._entries, entry)
+
+    def first(self) -> Flow | None:
+        """Return the flow whose group has the lowest virtual time, of those that have requests which may run."""
+        entries = self._entries
+        while entries:
+            entry = entries[0]
+            flow = entry[2]
+            if flow.entry is not entry:
+                heappop(entries)
+            elif not flow.live or not flow.group.may_run:
+                flow.entry = None
+                heappop(entries)
+            elif entry[0] < flow.group.tag:
+                flow.entry = (flow.group.tag, next(self._numbers), flow)
+                heapreplace(entries, flow.entry)
+            else:
+                return flow
+        return None

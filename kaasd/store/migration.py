@@ -1,0 +1,195 @@
+"""Brings a store of format 1, which had no checksums, into today's. The old file stays beside the new one.
+
+A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
+counters were format, version and id. Everything else was as it is now.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from kaas_core.errors import StoreForeignError, StoreFullError
+from kaasd.store.base import Namespace
+from kaasd.store.checksums import checksum
+from kaasd.store.directory import (
+    DATA_FILE,
+    DATABASES,
+    LMDB_MAJOR_VERSION,
+    NEW_FILE_PREFIX,
+    OWNERS_FILE,
+    sync_directory,
+)
+from kaasd.store.disk_room import take_first_room
+from kaasd.store.lmdb_file import LmdbFile
+from kaasd.store.records import (
+    CHUNKS,
+    STATE_KEY,
+    STORE_ID_BYTES,
+    STORE_ID_KEY,
+    Counters,
+    Extent,
+    chunk_key,
+    pack_record,
+    pack_store_id,
+)
+from kaasd.store.trees import check_trees
+
+OLD_FILE = "data-format1.mdb"
+"""The store as it was."""
+_STATE = struct.Struct("<QQQ")
+_RECORD = struct.Struct("<QQQQ")
+_EXTENT = struct.Struct("<QQ")
+_BATCH_BYTES = 64 << 20
+"""Copied in one transaction."""
+_PROGRESS_S = 10.0
+_SPARE_BYTES = 64 << 20
+
+_log = logging.getLogger(__name__)
+
+
+def migrate(path: Path) -> None:
+    """Put a new ``data.mdb`` with all of the store at ``path`` in the place of the old one, which becomes ``OLD_FILE``.
+
+    What is damaged already, as far as format 1 shows that, is damaged in the new file too; nothing is changed before the new
+    file is whole. Raises ``StoreForeignError`` (the trees are damaged, an ``OLD_FILE`` is in the way, another process has the
+    store open), ``StoreFullError``, ``OSError``, ``lmdb.Error``.
+    """
+    file, kept = path / DATA_FILE, path / OLD_FILE
+    with _alone(path):
+        if kept.exists() and not kept.samefile(file):
+            raise StoreForeignError(f"{file} has an old format, and {kept}, where it would be kept, exists; move that away")
+        with LmdbFile(file) as found:
+            check_trees(found, found.meta, 0, lambda *_: True)
+        _check_room(file)
+        began = time.monotonic()
+        descriptor, name = tempfile.mkstemp(prefix=NEW_FILE_PREFIX, suffix=".mdb", dir=path)
+        os.close(descriptor)
+        try:
+            _log.info("%s has an old format: it is copied into today's", file)
+            entries = _copy(file, Path(name))
+            take_first_room(Path(name))
+            if not kept.exists():
+                os.link(file, kept)
+            Path(name).replace(file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+        sync_directory(path)
+    _log.info("%d entries were copied in %.1f s; the old file is kept as %s", entries, time.monotonic() - began, kept)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from opening the store. Raises ``StoreForeignError`` where one has it open."""
+    descriptor = os.open(path / OWNERS_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreForeignError(f"{path} has an old format, and another process has it open; end that first") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_room(file: Path) -> None:
+    needed, free = file.stat().st_blocks * 512 + _SPARE_BYTES, shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise StoreFullError(
+            f"{file} has an old format. Copying it into today's takes {needed} bytes, but its file system has {free}",
+            {"asked_bytes": str(needed), "free_bytes": str(free)},
+        )
+
+
+def _copy(old_file: Path, new_file: Path) -> int:
+    """Copy all that keys point at, and have it on the disk; return how many keys there are."""
+    size_bytes = old_file.stat().st_size
+    settings: dict[str, Any] = {
+        "subdir": False,
+        "lock": False,
+        "max_dbs": len(DATABASES),
+        "lib_version": LMDB_MAJOR_VERSION,
+    }
+    with (
+        lmdb.open(str(old_file), readonly=True, map_size=size_bytes, **settings) as old,
+        lmdb.open(str(new_file), sync=False, map_size=2 * size_bytes + _SPARE_BYTES, **settings) as new,
+        old.begin(buffers=True) as source,
+    ):
+        migration = _Migration(old, new, source)
+        for namespace in Namespace:
+            migration.copy(namespace)
+        migration.finish()
+        new.sync(True)
+        return migration.entries
+
+
+class _Migration:
+    """One store on its way into another file."""
+
+    def __init__(self, old: lmdb.Environment, new: lmdb.Environment, source: lmdb.Transaction[memoryview]) -> None:
+        self.entries = 0
+        self._old = {name: old.open_db(name, txn=source) for name in DATABASES}
+        self._new = {name: new.open_db(name) for name in DATABASES}
+        self._environment = new
+        self._source = source
+        self._target = new.begin(write=True)
+        self._batch_bytes = 0
+        self._told = time.monotonic()
+
+    def copy(self, namespace: Namespace) -> None:
+        name = namespace.name.lower().encode()
+        with self._source.cursor(self._old[name]) as cursor:
+            for raw_key, raw in cursor:
+                record = self._record(namespace, bytes(raw_key), raw)  # may begin another transaction
+                self._target.put(raw_key, record, db=self._new[name])
+                self.entries += 1
+                self._copied(len(raw))
+
+    def finish(self) -> None:
+        _, version, last_id = _STATE.unpack(self._source.get(STATE_KEY, b""))
+        store_id = bytes(self._source.get(STORE_ID_KEY, b"")) or os.urandom(STORE_ID_BYTES)
+        self._target.put(STATE_KEY, Counters(version, last_id).pack())
+        self._target.put(STORE_ID_KEY, pack_store_id(store_id))
+        self._target.commit()
+
+    def _record(self, namespace: Namespace, raw_key: bytes, raw: memoryview) -> bytes:
+        """Copy the chunks of a record; return the new one, and a broken one as it is: it stays broken."""
+        try:
+            version, size, time_ns, count = _RECORD.unpack_from(raw)
+            body = raw[_RECORD.size :]
+            listed = list(_EXTENT.iter_unpack(body)) if count else []
+        except struct.error:
+            return bytes(raw)
+        if len(listed) != count or size != (sum(part for _, part in listed) if count else len(body)):
+            return bytes(raw)
+        extents = [self._chunk(number, part) for number, part in listed]
+        return pack_record(namespace, raw_key, version, size, time_ns, extents, [body] if not count else ())
+
+    def _chunk(self, number: int, size_bytes: int) -> Extent:
+        chunk = self._source.get(chunk_key(number), db=self._old[CHUNKS])
+        if chunk is None:
+            return Extent(number, size_bytes, 0)
+        self._target.put(chunk_key(number), chunk, db=self._new[CHUNKS])
+        self._copied(len(chunk))
+        return Extent(number, size_bytes, checksum(chunk))
+
+    def _copied(self, size_bytes: int) -> None:
+        self._batch_bytes += size_bytes
+        if self._batch_bytes > _BATCH_BYTES:
+            self._target.commit()
+            self._target = self._environment.begin(write=True)
+            self._batch_bytes = 0
+        if time.monotonic() > self._told + _PROGRESS_S:
+            self._told = time.monotonic()
+            _log.info("%d entries are copied", self.entries)

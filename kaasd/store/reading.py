@@ -1,0 +1,69 @@
+"""Reads records and chunks within a transaction, of whatever kind, and compares them with their checksums."""
+
+from __future__ import annotations
+
+import lmdb
+
+from kaas_core.errors import KeyNotFoundError
+from kaasd.store.base import Entry, Namespace
+from kaasd.store.checksums import VerifiedChunks
+from kaasd.store.environment import Environment, Transaction, translate
+from kaasd.store.records import Damage, Extent, Head, Record, chunk_key, decode_key
+
+
+def read_head(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> Head:
+    """Return what a key's record says of its value. Raises ``KeyNotFoundError``, ``DataDamagedError``."""
+    raw = read_raw(environment, txn, namespace, raw_key)
+    try:
+        return Head.of(raw, namespace, raw_key)
+    except Damage as damage:
+        raise damage.of(namespace, raw_key) from None
+
+
+def read_record(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> Record:
+    """Return a key's record. Raises ``KeyNotFoundError``, ``DataDamagedError``."""
+    raw = read_raw(environment, txn, namespace, raw_key)
+    try:
+        return Record.of(raw, namespace, raw_key)
+    except Damage as damage:
+        raise damage.of(namespace, raw_key) from None
+
+
+def read_raw(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> memoryview:
+    """Return a key's record as it stands there. Raises ``KeyNotFoundError``, ``DataDamagedError`` (the trees are damaged)."""
+    try:
+        raw = txn.get(raw_key, db=environment.entries[namespace])
+    except lmdb.Error as error:
+        raise translate(error, environment.path) from error
+    if raw is None:
+        key = decode_key(raw_key)
+        raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
+    return raw
+
+
+def read_chunk(environment: Environment, txn: Transaction, extent: Extent, verified: VerifiedChunks) -> memoryview:
+    """Return the bytes of a chunk; what is among ``verified`` is not compared again.
+
+    Raises ``Damage``, and where the trees are damaged ``DataDamagedError``.
+    """
+    try:
+        raw = txn.get(chunk_key(extent.id), db=environment.chunks)
+    except lmdb.Error as error:
+        raise translate(error, environment.path) from error
+    if raw is None:
+        raise Damage(f"chunk {extent.id} is missing")
+    if len(raw) != extent.size_bytes:
+        raise Damage(f"chunk {extent.id} has {len(raw)} of {extent.size_bytes} bytes")
+    if not verified.is_intact(extent.id, raw, extent.checksum):
+        raise Damage(f"the bytes of chunk {extent.id} are not those that were written")
+    return raw
+
+
+def entry_of(raw: memoryview, namespace: Namespace, raw_key: bytes) -> Entry:
+    """Return what a key's record says, and only the key where that is damaged."""
+    key = decode_key(raw_key)
+    try:
+        head = Head.of(raw, namespace, raw_key)
+    except Damage:
+        return Entry(key, 0, 0, 0)
+    return Entry(key, head.size_bytes, head.version, head.update_time_ns)

@@ -1,0 +1,176 @@
+"""Where requests run: with their data, unless waiting for that takes longer than bringing them elsewhere."""
+
+from __future__ import annotations
+
+from kaasd.scheduling import Datum, Placement, Policy, QueuedRequest, Scheduler, Start
+from kaasd.scheduling.placement import MOST_HOLDERS, MOST_KEYS, Residents
+
+WEIGHTS = (Datum("weights", 1.0),)
+
+
+def scheduler(devices: int, *, slots: int = 1, policy: Policy = Policy.AFFINITY) -> Scheduler:
+    made = Scheduler(policy=policy)
+    for number in range(devices):
+        made.add_device(f"d{number}", slots)
+    return made
+
+
+def request(name: str, data: tuple[Datum, ...] = WEIGHTS, expected_s: float = 0.4, **fields: object) -> QueuedRequest:
+    return QueuedRequest(name, data=data, expected_s=expected_s, **fields)  # type: ignore[arg-type]
+
+
+def decided(by: Scheduler, now: float) -> list[tuple[object, str, Placement]]:
+    starts = by.decide(now)
+    assert all(isinstance(start, Start) for start in starts)
+    return [(start.request.id, start.device, start.placement) for start in starts if isinstance(start, Start)]
+
+
+def test_requests_go_where_their_data_are() -> None:
+    queue = scheduler(3)
+    queue.holds("d1", "weights")
+    queue.submit(first := request("first"))
+    assert decided(queue, 0.0) == [("first", "d1", Placement.RESIDENT)]
+    queue.finished(first, 0.4)
+    queue.submit(request("other", (Datum("other", 1.0),)))
+    queue.submit(request("second"))
+    assert decided(queue, 0.4) == [("other", "d0", Placement.LOADED), ("second", "d1", Placement.RESIDENT)]
+
+
+def test_a_short_wait_for_the_data_is_better_than_bringing_them() -> None:
+    """The device that has them is busy for 0.4, then 0.8; bringing them takes 1."""
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    requests = [request(f"r{n}") for n in range(4)]
+    for each in requests:
+        queue.submit(each)
+    assert decided(queue, 0.0) == [("r0", "d1", Placement.RESIDENT), ("r3", "d0", Placement.REPLICATED)]
+    queue.finished(requests[0], 0.4)
+    assert decided(queue, 0.4) == [("r1", "d1", Placement.RESIDENT)]
+    queue.finished(requests[1], 0.8)
+    assert decided(queue, 0.8) == [("r2", "d1", Placement.RESIDENT)]
+
+
+def test_a_wait_that_lasts_longer_than_expected_ends_when_bringing_would_have_been_as_fast() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    queue.submit(request("endless"))
+    queue.submit(request("waits"))
+    assert decided(queue, 0.0) == [("endless", "d1", Placement.RESIDENT)]
+    assert queue.wakes_at == 1.0
+    assert decided(queue, 0.9) == []
+    assert decided(queue, 1.0) == [("waits", "d0", Placement.REPLICATED)]
+    assert queue.wakes_at == float("inf")
+
+
+def test_whoever_has_waited_that_long_takes_the_next_slot_of_any_device() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    queue.submit(request("endless"))
+    queue.submit(request("waits"))
+    decided(queue, 0.0)
+    queue.submit(other := request("other", ()))
+    queue.submit(request("behind", ()))
+    assert decided(queue, 0.5) == [("other", "d0", Placement.UNSPECIFIED)]
+    assert decided(queue, 1.0) == []
+    queue.finished(other, 1.5)
+    assert decided(queue, 1.5) == [("waits", "d0", Placement.REPLICATED)]
+
+
+def test_what_waits_for_its_data_can_be_cancelled() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    requests = [request(f"r{n}") for n in range(3)]
+    for each in requests:
+        queue.submit(each)
+    decided(queue, 0.0)
+    assert queue.use("default").running == 3
+    assert queue.cancel(requests[1])
+    assert queue.use("default").running == 2
+    assert queue.wakes_at == 1.0, "the other one still waits"
+    queue.finished(requests[0], 0.4)
+    assert decided(queue, 0.4) == [("r2", "d1", Placement.RESIDENT)]
+
+
+def test_what_waits_for_a_device_that_is_lost_goes_elsewhere() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    first, second = request("first"), request("second")
+    queue.submit(first)
+    queue.submit(second)
+    decided(queue, 0.0)
+    assert queue.remove_device("d1") == [first]
+    assert decided(queue, 0.1) == [("second", "d0", Placement.LOADED)]
+
+
+def test_a_device_that_returns_is_empty() -> None:
+    queue = scheduler(1)
+    queue.holds("d0", "weights")
+    queue.remove_device("d0")
+    queue.add_device("d0")
+    queue.submit(request("first"))
+    assert decided(queue, 0.0) == [("first", "d0", Placement.LOADED)]
+
+
+def test_what_was_dropped_is_not_there() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    queue.dropped("d1", "weights")
+    queue.dropped("d1", "weights")
+    queue.dropped("gone", "weights")
+    queue.submit(request("first"))
+    assert decided(queue, 0.0) == [("first", "d0", Placement.LOADED)]
+
+
+def test_a_part_of_the_data_is_better_than_none() -> None:
+    queue = scheduler(3)
+    queue.holds("d1", "small")
+    queue.holds("d2", "large")
+    queue.submit(request("first", (Datum("small", 0.1), Datum("large", 1.0))))
+    assert decided(queue, 0.0) == [("first", "d2", Placement.REPLICATED)]
+
+
+def test_of_two_devices_with_the_data_the_less_used_one() -> None:
+    queue = scheduler(2, slots=4)
+    for device in ("d0", "d1"):
+        queue.holds(device, "weights")
+    for n in range(4):
+        queue.submit(request(f"r{n}"))
+    assert [device for _, device, _ in decided(queue, 0.0)] == ["d0", "d1", "d0", "d1"]
+
+
+def test_balance_does_not_look_where_data_are() -> None:
+    queue = scheduler(2, policy=Policy.BALANCE)
+    queue.holds("d1", "weights")
+    queue.submit(request("first"))
+    queue.submit(request("second"))
+    assert decided(queue, 0.0) == [("first", "d0", Placement.REPLICATED), ("second", "d1", Placement.RESIDENT)]
+
+
+def test_a_function_is_expected_to_take_what_it_took_before() -> None:
+    """Its first request takes 5 s: the next rather bring their data elsewhere, in 1 s, than wait for it."""
+    queue = scheduler(2)
+    queue.submit(first := QueuedRequest("first", function="slow", data=WEIGHTS))
+    decided(queue, 0.0)
+    queue.finished(first, 6.0, 5.0)
+    for name in ("second", "third"):
+        queue.submit(QueuedRequest(name, function="slow", data=WEIGHTS))
+    assert decided(queue, 6.0) == [("second", "d0", Placement.RESIDENT), ("third", "d1", Placement.REPLICATED)]
+
+
+def test_a_choice_looks_at_few_of_many_devices_and_at_all_in_turn() -> None:
+    residents: Residents[int] = Residents()
+    for device in range(100):
+        residents.add(device, "weights")
+    seen = [list(residents.holders(WEIGHTS)) for _ in range(100)]
+    assert {len(each) for each in seen} == {MOST_HOLDERS}
+    assert {device for each in seen for device in each} == set(range(100))
+
+
+def test_what_was_not_used_for_longest_is_forgotten() -> None:
+    residents: Residents[str] = Residents()
+    for key in range(MOST_KEYS):
+        residents.add("d0", key)
+    residents.add("d0", 0)
+    residents.add("d0", "one more")
+    assert residents.missing_s("d0", [Datum(0, 1.0), Datum(1, 2.0), Datum(2, 4.0)]) == 2.0
+    assert list(residents.holders([Datum(1, 1.0)])) == []

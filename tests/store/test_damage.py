@@ -1,0 +1,292 @@
+"""Bytes that were changed on the disk are never given out, and cost nothing but the value that they were of."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreForeignError
+from kaasd.store import checksums
+from kaasd.store.base import Entry, Namespace, Write
+from kaasd.store.environment import translate
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.store.records import NOBODY, STATE_KEY, STORE_ID_KEY, Extent, loose_key, pack_loose
+
+CHUNK_BYTES = 1 << 16
+SIZES = [0, 1, 40, 900, 3000, 16_000, 20_000, 150_000]
+Content = Mapping[tuple[Namespace, str], bytes]
+
+
+@pytest.fixture
+def content(payload: Callable[[int], bytes]) -> Content:
+    """Values of every layout, no two of the same bytes."""
+    values = {(Namespace.VALUES, f"key/{number:03}"): payload(SIZES[number % len(SIZES)]) for number in range(60)}
+    return values | {
+        (Namespace.LIBRARIES, "sha256:1"): payload(90_000),
+        (Namespace.FUNCTIONS, "f"): payload(300),
+    }
+
+
+@pytest.fixture
+def file(store_path: Path, content: Content) -> Path:
+    """The file of a closed store that holds ``content``."""
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES) as store:
+        for (namespace, key), value in content.items():
+            store.commit([Write(key, [value], namespace=namespace)]).result()
+    return store_path / "data.mdb"
+
+
+@pytest.fixture
+def opened(open_store: Callable[..., LmdbStore], file: Path) -> LmdbStore:
+    return open_store(chunk_bytes=CHUNK_BYTES)
+
+
+def get(store: LmdbStore, key: str, namespace: Namespace = Namespace.VALUES) -> bytes:
+    with store.snapshot() as snapshot:
+        return b"".join(snapshot.pieces(key, namespace=namespace))
+
+
+def look(store: LmdbStore, content: Content) -> set[tuple[Namespace, str]]:
+    """Read everything: each value is right or refused, and all keys are listed. Return what is refused."""
+    refused = set()
+    for (namespace, key), value in content.items():
+        try:
+            assert get(store, key, namespace) == value
+            with store.snapshot() as snapshot:
+                assert snapshot.stat(key, namespace).size_bytes == len(value)
+        except DataDamagedError as error:
+            assert (error.metadata["kind"], error.metadata["key"]) == (namespace.noun, key)
+            assert f"the {namespace.noun} {key!r} is damaged: " in str(error)
+            refused.add((namespace, key))
+    for namespace in Namespace:
+        with store.snapshot() as snapshot:
+            entries = snapshot.list(namespace=namespace, limit=1000)
+        assert [entry.key for entry in entries] == sorted(key for space, key in content if space is namespace)
+        for entry in entries:
+            known = entry.version > 0
+            assert known or (namespace, entry.key) in refused
+            assert entry.size_bytes == (len(content[namespace, entry.key]) if known else 0)
+    return refused
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_forty_places_that_were_overwritten(file: Path, content: Content, open_store: Callable, seed: int) -> None:
+    chance, raw = random.Random(seed), bytearray(file.read_bytes())
+    for _ in range(40):
+        place = chance.randrange(len(raw))
+        raw[place : place + 16] = chance.randbytes(min(16, len(raw) - place))
+    file.write_bytes(raw)
+    try:
+        store = open_store(chunk_bytes=CHUNK_BYTES)
+    except StoreForeignError as error:
+        assert "damaged" in str(error) or "not one of kaasd's" in str(error)
+        assert file.read_bytes() == raw
+        return
+    refused = look(store, content)
+    assert {(entry.namespace, entry.key) for entry in store.check()} == refused
+
+
+def test_every_bit_counts(file: Path, content: Content, open_store: Callable) -> None:
+    """One bit at a time, at random places: a refused store, a refused value, or a place that nothing uses."""
+    chance, whole = random.Random(3), file.read_bytes()
+    outcomes = {"refused": 0, "damaged": 0, "unused": 0}
+    for _ in range(150):
+        raw = bytearray(whole)
+        raw[chance.randrange(len(raw))] ^= 1 << chance.randrange(8)
+        file.write_bytes(raw)
+        try:
+            with LmdbStore(file.parent, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES) as store:
+                refused = look(store, content)
+                assert {(entry.namespace, entry.key) for entry in store.check()} == refused
+        except StoreForeignError:
+            outcomes["refused"] += 1
+        else:
+            assert len(refused) <= 1
+            outcomes["damaged" if refused else "unused"] += 1
+    assert outcomes["damaged"] > outcomes["refused"] + outcomes["unused"]
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        (lambda content: content[Namespace.VALUES, "key/003"][:32], "its bytes are not those that were written"),
+        (lambda content: content[Namespace.VALUES, "key/005"][:32], "its bytes are not those that were written"),
+        (lambda content: content[Namespace.VALUES, "key/007"][70_000:70_032], r"the bytes of chunk \d+ are not those that"),
+    ],
+    ids=["in its record", "on pages of its own", "in a chunk"],
+)
+def test_a_damaged_value(file: Path, content: Content, open_store: Callable, place: Callable, found: str) -> None:
+    """It is refused, whole and in part; it can be stored again or deleted; and nothing else is touched."""
+    (refused,) = change(file, place(content), content, open_store)
+    store = open_store(chunk_bytes=CHUNK_BYTES)
+    key = refused[1]
+    for offset in (0, len(content[refused]) - 1):
+        with pytest.raises(DataDamagedError, match=found), store.snapshot() as snapshot:
+            # A value of several chunks is refused from the damaged one on.
+            b"".join(snapshot.pieces(key, 0, offset + 1 if offset else len(content[refused])))
+    before = store.stats().used_bytes
+    assert store.commit([Write(key, [b"new"])]).result()[key].size_bytes == 3
+    assert get(store, key) == b"new"
+    assert store.stats().used_bytes <= before
+    assert list(store.check()) == []
+    store.delete(key).result()
+    with pytest.raises(KeyNotFoundError):
+        get(store, key)
+    assert look(store, {where: value for where, value in content.items() if where != refused}) == set()
+
+
+def change(file: Path, piece: bytes, content: Content, open_store: Callable) -> set[tuple[Namespace, str]]:
+    """Change a piece of a value in the file; return what a store then refuses."""
+    raw = file.read_bytes()
+    assert raw.count(piece) == 1
+    file.write_bytes(raw.replace(piece, bytes(len(piece))))
+    with LmdbStore(file.parent, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES) as store:
+        return look(store, content)
+
+
+def test_a_range_cannot_be_written_over_damage(file: Path, content: Content, open_store: Callable) -> None:
+    """What stays of a chunk would get a new checksum, and damage would pass for what was written."""
+    change(file, content[Namespace.VALUES, "key/007"][70_000:70_032], content, open_store)
+    change(file, content[Namespace.VALUES, "key/003"][:32], content, open_store)
+    store = open_store(chunk_bytes=CHUNK_BYTES)
+    for key, offset in (("key/007", 66_000), ("key/003", 100)):
+        with pytest.raises(DataDamagedError):
+            store.commit([Write(key, [b"new"], offset), Write("other", [b"1"])]).result()
+    with pytest.raises(KeyNotFoundError):
+        get(store, "other")
+    # A range that takes the place of all that is damaged, or lies elsewhere, is no such case.
+    store.commit([Write("key/007", [b"new"], 5)]).result()
+    store.commit([Write("key/007", [bytes(CHUNK_BYTES)], CHUNK_BYTES)]).result()
+    expected = bytearray(content[Namespace.VALUES, "key/007"])
+    expected[5:8] = b"new"
+    expected[CHUNK_BYTES : 2 * CHUNK_BYTES] = bytes(CHUNK_BYTES)
+    assert get(store, "key/007") == expected
+
+
+def test_a_damaged_record_frees_no_chunk_of_others(opened: LmdbStore, content: Content) -> None:
+    environment = opened._environment
+    values = environment.entries[Namespace.VALUES]
+    with environment.write() as txn:
+        for key, other in ((b"key/007", b"key/015"), (b"key/023", b"key/031")):
+            mine, others = (bytes(txn.get(name, db=values)) for name in (key, other))
+            # The body is that of another value: its own checksum does not fit, or the whole record is another's.
+            txn.put(key, mine[:48] + others[48:] if key == b"key/007" else others, db=values)
+    for key, found in (("key/007", "the list of its chunks was changed"), ("key/023", "its record is that of another key")):
+        with pytest.raises(DataDamagedError, match=found):
+            get(opened, key)
+    opened.commit([Write("key/007", [b"new"])]).result()
+    assert opened.delete("key/023").result() == Entry("key/023", 0, 0, 0)
+    left = {where: value for where, value in content.items() if where[1] not in ("key/007", "key/023")}
+    assert {key for _, key in look_at_values(opened, left)} == set()
+
+
+def look_at_values(store: LmdbStore, content: Content) -> set[tuple[Namespace, str]]:
+    return {where for where, value in content.items() if get(store, where[1], where[0]) != value}
+
+
+def test_a_damaged_list_of_garbage_frees_nothing(opened: LmdbStore, content: Content, caplog: pytest.LogCaptureFixture) -> None:
+    environment = opened._environment
+    with environment.write() as txn:
+        raw_key = loose_key(NOBODY, 7)
+        packed = bytearray(pack_loose(raw_key, [Extent(1, 1, 1), Extent(2, 1, 1)]))
+        packed[-1] ^= 1
+        txn.put(raw_key, packed, db=environment.loose)
+    opened._writer._garbage_left = True
+    opened.sweep().result()
+    assert "a list of chunks was changed; they stay" in caplog.text
+    assert look(opened, content) == set()
+    with environment.write() as txn:
+        assert txn.stat(environment.loose)["entries"] == 0
+
+
+@pytest.mark.parametrize("key", [STATE_KEY, STORE_ID_KEY], ids=bytes.decode)
+def test_what_the_store_says_of_itself(file: Path, open_store: Callable, key: bytes) -> None:
+    with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:
+        raw = bytearray(txn.get(key))
+        raw[9] ^= 1
+        txn.put(key, raw)
+    with pytest.raises(StoreForeignError, match=r"is damaged: its (counters were|id was) changed"):
+        open_store()
+
+
+def test_counters_that_change_while_it_is_open(opened: LmdbStore) -> None:
+    """A version that was given before would make stale bytes on a device pass for new ones."""
+    with opened._environment.write() as txn:
+        txn.put(STATE_KEY, bytes(32))
+    with pytest.raises(DataDamagedError, match="its counters were changed") as caught:
+        opened.commit([Write("a", [b"1"])]).result()
+    assert "key" not in caught.value.metadata
+    assert len(get(opened, "key/001")) == 1
+
+
+def test_a_key_that_was_changed(file: Path, open_store: Callable) -> None:
+    """It is still in order; but the value of the one would be missing, and another would have appeared."""
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b"key/059", b"key/05:"))
+    with pytest.raises(StoreForeignError, match="has the entry of another key"):
+        open_store()
+
+
+def test_a_value_is_compared_once(opened: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunks, that is; what lies in a record is compared each time, which is short."""
+    lengths: list[int] = []
+    original = checksums.xxh3_64_intdigest
+
+    def counted(data: bytes, seed: int) -> int:
+        lengths.append(len(data))
+        return original(data, seed)
+
+    monkeypatch.setattr(checksums, "xxh3_64_intdigest", counted)
+    for expected in ([CHUNK_BYTES, CHUNK_BYTES, 150_000 - 2 * CHUNK_BYTES], [], []):
+        lengths.clear()
+        get(opened, "key/007")
+        assert [length for length in lengths if length > 1000] == expected
+    opened.commit([Write("key/007", [bytes(70_000)])]).result()
+    lengths.clear()
+    get(opened, "key/007")
+    assert [length for length in lengths if length > 1000] == [CHUNK_BYTES, 70_000 - CHUNK_BYTES]
+
+
+def test_what_a_process_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checksums, "MAX_VERIFIED", 3)
+    verified = checksums.VerifiedChunks()
+    for chunk_id in range(10):
+        assert not verified.is_intact(chunk_id, b"a", 0)
+        assert verified.is_intact(chunk_id, b"a", checksums.checksum(b"a"))
+        assert verified.is_intact(chunk_id, b"not looked at", 0)
+        assert len(verified._ids) <= 3
+
+
+def test_checksums_that_are_made_aside(open_store: Callable, payload: Callable, read: Callable) -> None:
+    store = open_store(chunk_bytes=2 << 20)
+    value = payload(5 << 20)
+    store.commit([Write("a", [value])]).result()
+    assert read(store, "a") == value
+    assert list(store.check()) == []
+
+
+def test_chunks_that_are_written_again_have_new_ids(opened: LmdbStore) -> None:
+    """Else what was compared once would be taken for compared."""
+    environment = opened._environment
+
+    def ids() -> Iterator[int]:
+        with environment.write() as txn, txn.cursor(environment.chunks) as cursor:
+            for raw_key, _ in cursor:
+                yield int.from_bytes(raw_key, "big")
+
+    before = max(ids())
+    opened.commit([Write("key/007", [bytes(150_000)])]).result()
+    assert sorted(ids())[-3:] == [before + 1, before + 2, before + 3]
+
+
+def test_tree_damage_is_an_error_of_the_store(opened: LmdbStore) -> None:
+    """LMDB notices some of it itself."""
+    for error in (lmdb.CorruptedError("mdb_get"), lmdb.PageNotFoundError("mdb_get")):
+        translated = translate(error, opened._environment.path)
+        assert isinstance(translated, DataDamagedError)
+        assert dict(translated.metadata) == {}
+    assert isinstance(translate(lmdb.InvalidError("open"), opened._environment.path), StoreForeignError)
