@@ -122,19 +122,12 @@ class Worker:
         cancel = worker_pb2.Cancel(deadline_exceeded=deadline_exceeded)
         self._write(self._front_cancellations, worker_pb2.ToWorker(id=call_id, cancel=cancel))
 
-    def wait_until_overdue(self, call_id: int) -> None:
-        wait_until(lambda: call_id in self.serving._overdue)
-
     def wait_for_early_cancellation(self, call_id: int) -> None:
         wait_until(lambda: call_id in self.serving.calls._cancelled_early)
 
     def answer(self) -> worker_pb2.FromWorker:
         (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")
         return worker_pb2.FromWorker.FromString(self._front.recv(length, socket.MSG_WAITALL))
-
-    def notify_of_commit(self) -> None:
-        """As the store's writer does, once a commit has ended."""
-        self._commits.notify()
 
     def join(self) -> None:
         self._thread.join()

@@ -11,7 +11,7 @@ import pytest
 from kaas.v1 import library_pb2
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.devices.emulator.runtime.run import EmulatedRun
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Job
 from kaasd.worker.preparation import inspect
@@ -45,8 +45,7 @@ def device() -> Iterator[EmulatedDevice]:
 def test_a_library_is_described(stored: bool, bench: Bench) -> None:
     library_id = f"sha256:{hashlib.sha256(PTX).hexdigest()}"
     if stored:
-        libraries = Libraries(bench.store)
-        libraries.put(libraries.describe(PTX), PTX)
+        Libraries(bench.store).put(describe_library(PTX), PTX)
     job = Job(inspect(bench.executor, library_id if stored else "", None if stored else PTX, Cancellation()))
     bare = library_pb2.KernelInfo(name="bare", max_threads_per_block=1024)
     narrow = library_pb2.KernelInfo(

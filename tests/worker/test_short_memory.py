@@ -44,7 +44,7 @@ def test_what_the_device_lacks_is_freed_and_asked_for_again(tmp_path: Path) -> N
 def test_requests_that_wait_for_memory_get_it_in_turn(tmp_path: Path, device: Device) -> None:
     with LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store:
         libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
         with closing(Executor(device, store, libraries, memory_limit_bytes=13 * LARGE)) as executor:
             bench = Bench(executor, store)
             for seed in range(6):
