@@ -60,6 +60,7 @@ BELOW = {
     "kaas_client": {"kaas_core"},
     "kaas_client.ray": {
         "kaas_core",
+        "kaas_client._dtypes",
         "kaas_client.builders",
         "kaasd.devices",
         "kaasd.ipc",

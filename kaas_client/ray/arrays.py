@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from typing import Any, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kaas_client._dtypes import dtype_from_text
 from kaas_core.errors import InvalidRequestError
+from kaas_core.request import BufferSpec
 from kaas_core.violations import shown
 
 Bytes = NDArray[np.uint8]
@@ -17,38 +20,58 @@ _FROM_BUFFER: Any = np.zeros(1).__reduce_ex__(5)[0]
 """NumPy's own: takes a buffer, dtype, shape and order. So whoever unpickles a result needs nothing of ours."""
 
 
-def bytes_of(value: object, field: str) -> Bytes:
-    """Return the bytes of an array in the order of its memory, or of what has the buffer protocol; copied where they lie apart.
+class Form(NamedTuple):
+    """What a buffer's bytes are to its users."""
 
-    Raises ``InvalidRequestError`` at ``field`` for any other value.
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
+    @classmethod
+    def of(cls, spec: BufferSpec) -> Form:
+        """Return the form of a buffer: bytes where nothing is said. Raises ``InvalidRequestError``."""
+        if not spec.dtype:
+            return cls(np.dtype(np.uint8), (spec.size_bytes,), "C")
+        try:
+            dtype = dtype_from_text(spec.dtype)
+        except TypeError as error:
+            raise InvalidRequestError.at("dtype", f"buffer {shown(spec.name)}: {error}") from None
+        size = math.prod(spec.shape) * dtype.itemsize
+        if size != spec.size_bytes:
+            described = f"{spec.dtype} of shape {list(spec.shape)}"
+            raise InvalidRequestError.at("size", f"buffer {shown(spec.name)} is {described}: {size} bytes, not {spec.size_bytes}")
+        return cls(dtype, spec.shape, "F" if spec.fortran_order else "C")
+
+
+def bytes_of(value: object, spec: BufferSpec) -> Bytes:
+    """Return the bytes of an array, in the buffer's order, or of what has the buffer protocol; not copied if they lie so.
+
+    Raises ``InvalidRequestError`` for any other value.
     """
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise InvalidRequestError.at(field, "is an array of Python objects, which have no bytes that a device could use")
-        flat = value.ravel("F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C")
-        return flat.view(np.uint8)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.ravel("F" if spec.fortran_order else "C").view(np.uint8)
     try:
         return np.frombuffer(memoryview(value).cast("B"), np.uint8)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         kind = type(value).__name__
         raise InvalidRequestError.at(
-            field, f"is a value of type {shown(kind)}; an array, or bytes of at least one, is needed"
+            f'inputs["{spec.name}"]', f"is a value of type {shown(kind)}, where an array or bytes are needed"
         ) from None
 
 
 class LentArray(NDArray[np.uint8]):
     """Bytes that are lent for as long as something uses them, to be pickled from where they lie as a typed array."""
 
-    form: tuple[np.dtype[Any], tuple[int, ...], str]
-    """Dtype, shape and order of what it is pickled as."""
+    form: Form
+    """Of what it is pickled as."""
     loan: object
     """What owns the bytes learns that they are returned when this goes."""
 
     @classmethod
-    def of(cls, view: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], order: str, loan: object) -> LentArray:
+    def of(cls, view: memoryview, form: Form, loan: object) -> LentArray:
         """Return the bytes of ``view``, to be an array of this form."""
         array = np.frombuffer(view, np.uint8).view(cls)
-        array.form, array.loan = (dtype, shape, order), loan
+        array.form, array.loan = form, loan
         return array
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:

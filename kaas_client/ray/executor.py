@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from time import monotonic
 
-import numpy as np
 import ray
 from cachetools import LRUCache
 
@@ -72,7 +71,7 @@ class Executor:
         keys: dict[str, str] = {}
         objects: dict[str, memoryview] = {}
         for (name, object_id), value in zip(call.inputs, values, strict=True):
-            content = bytes_of(value, f'inputs["{name}"]').data
+            content = bytes_of(value, task.buffers[name]).data
             if object_id and name in task.shareable:
                 keys[name] = object_id
                 objects[object_id] = content
@@ -92,13 +91,13 @@ class Executor:
                 raise
             fetched = ray.get([boxed[0] for _, _, boxed in call.constants])
             constants = {
-                object_id: bytes_of(value, f'inputs["{name}"]').data
+                object_id: bytes_of(value, task.buffers[name]).data
                 for (name, object_id, _), value in zip(call.constants, fetched, strict=True)
             }
             outputs = self._engine.run(replace(job, values={**objects, **constants}), context.is_canceled)
         arrays = [
-            LentArray.of(outputs.contents[object_id], np.dtype(np.uint8), (spec.size_bytes,), "C", outputs.loan)
-            for object_id, spec in zip(results, task.outputs, strict=True)
+            LentArray.of(outputs.contents[object_id], form, outputs.loan)
+            for object_id, form in zip(results, task.forms, strict=True)
         ]
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
 

@@ -133,9 +133,9 @@ class RemoteFunction:
             raise InvalidRequestError(bad)
 
     def _bytes(self, name: str, value: object) -> np.ndarray[Any, Any]:
-        field = f'inputs["{name}"]'
-        content = bytes_of(value, field)
-        size = self._inputs[name].size_bytes
-        if content.nbytes != size:
-            raise InvalidRequestError.at(field, f"has {content.nbytes} bytes, but the buffer has {size}")
+        spec = self._inputs[name]
+        content = bytes_of(value, spec)
+        if content.nbytes != spec.size_bytes:
+            found = f"has {content.nbytes} bytes, but the buffer has {spec.size_bytes}"
+            raise InvalidRequestError.at(f'inputs["{name}"]', found)
         return content

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kaas.v1 import types_pb2
+from kaas_client.ray.arrays import Form
 from kaas_core.protobuf import request_from_proto, request_to_proto
 from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import Use, buffer_uses
@@ -40,6 +41,9 @@ class Task:
     serialized: SerializedRequest
     outputs: tuple[BufferSpec, ...]
     """What it returns, in order."""
+    forms: tuple[Form, ...]
+    """Of these."""
+    buffers: Mapping[str, BufferSpec]
     shareable: frozenset[str]
     """Inputs that no kernel writes: one copy of an object on the device serves all that read it."""
 
@@ -69,9 +73,12 @@ class Task:
     @classmethod
     def _of_lowered(cls, buffers: tuple[BufferSpec, ...], uses: Mapping[str, Use], content: bytes) -> Task:
         stored = [spec for spec in buffers if not spec.ephemeral]
+        outputs = tuple(spec for spec in stored if uses[spec.name].writes)
         return cls(
             SerializedRequest(sha256(content).digest(), content),
-            tuple(spec for spec in stored if uses[spec.name].writes),
+            outputs,
+            tuple(map(Form.of, outputs)),
+            {spec.name: spec for spec in buffers},
             frozenset(spec.name for spec in stored if not uses[spec.name].writes),
         )
 

@@ -26,10 +26,11 @@ class Namespace(Enum):
     FUNCTIONS = "f"
     """Registered functions, by name."""
 
-    @property
-    def noun(self) -> str:
+    def __init__(self, letter: str) -> None:
+        self.number = ord(letter)
+        """For checksums."""
+        self.noun = {"v": "value", "l": "library", "f": "function"}[letter]
         """What one entry is, in words and on the wire."""
-        return self.name.lower().removesuffix("s") if self is not Namespace.LIBRARIES else "library"
 
 
 class Durability(Enum):

@@ -48,7 +48,6 @@ _RECORD = struct.Struct(_FIELDS.format + "Q")
 _EXTENT = struct.Struct("<QQQ")
 _ID = struct.Struct(">Q")
 _LOOSE = struct.Struct(">QQ")
-_SEEDS = {namespace: ord(namespace.value) for namespace in Namespace}
 RECORD_BYTES = _RECORD.size
 STATE_BYTES = _STATE.size
 
@@ -148,7 +147,7 @@ class Head(NamedTuple):
 
 
 def _key_checksum(namespace: Namespace, raw_key: bytes) -> int:
-    return checksum(raw_key, _SEEDS[namespace]) & 0xFFFFFFFF
+    return checksum(raw_key, namespace.number) & 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)

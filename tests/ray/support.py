@@ -20,24 +20,27 @@ def dot_request(**of_a: Any) -> Request:
     """Return the dot product of two vectors of ``N`` words; ``of_a`` is more to say of the first."""
     size = 4 * N
     product = Kernel(DOT, "prodKern", grid=1, block=N, args=[u64(N), inp("a", size, **of_a), inp("b", size), tmp("p", size)])
-    return Request([product, Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", 4)])])
+    return Request([product, Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
 
 
-def product_kernel(n: int) -> Kernel:
-    """Return the product of two vectors of ``n`` words, a multiple of 1024, element by element, as an output."""
+def product_kernel(n: int, **of_p: Any) -> Kernel:
+    """Return the product of two vectors of ``n`` words, a multiple of 1024, element by element, as an output.
+
+    ``of_p`` is more to say of it than its size.
+    """
     size = 4 * n
-    args = [u64(n), inp("a", size), inp("b", size), out("p", size)]
+    args = [u64(n), inp("a", size), inp("b", size), out("p", size, **{"dtype": "u4", "shape": n} | of_p)]
     return Kernel(DOT, "prodKern", grid=n // 1024, block=1024, args=args)
 
 
-def product_request(n: int) -> Request:
+def product_request(n: int, **of_p: Any) -> Request:
     """Return the request of ``product_kernel`` alone."""
-    return Request([product_kernel(n)])
+    return Request([product_kernel(n, **of_p)])
 
 
 def product_and_dot_request() -> Request:
     """Return both the product of two vectors of ``N`` words and its sum."""
-    return Request([product_kernel(N), Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", 4)])])
+    return Request([product_kernel(N), Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
 
 
 def vectors(seed: int, n: int = N) -> tuple[Words, Words]:
