@@ -288,6 +288,13 @@ except Exception as error:
         assert self.open_there(identity, start) == f"StoreGoneError {caught.value}"
         assert self.files(identity.path) == before
 
+    def test_a_file_that_was_cut_short_is_not_mapped(self, file: Path, start: Start) -> None:
+        """Reading what is missing would kill the process."""
+        with LmdbStore(file.parent, limit_bytes=64 << 20) as store:
+            identity = store.identity
+        os.truncate(file, 5 * 4096)
+        assert self.open_there(identity, start).startswith(f"StoreForeignError {file} is cut short: ")
+
     def test_where_its_data_are(self, identity: StoreIdentity, tmp_path: Path) -> None:
         identity.path.rename(tmp_path / "moved")
         assert identity.open_file() == f"its data are in {tmp_path}/moved/data.mdb"
