@@ -103,7 +103,8 @@ def main() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "proto"), os.environ.get("PYTHONPATH", "")])
     ray.init(num_cpus=4, num_gpus=int(on_gpu), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     kaas_ray.init("auto" if on_gpu else "emulator", executors=1)
-    actor_type = ray.remote(num_cpus=0)(CupyWork if on_gpu else NumpyWork)
+    remote: Any = ray.remote(num_cpus=0)
+    actor_type = remote(CupyWork if on_gpu else NumpyWork)
     actors = [actor_type.remote()]
     library, jacobi = kaas_ray.upload(DOT_PTX), kaas_ray.upload(JACOBI_PTX)
     a, b = dot_vectors()
