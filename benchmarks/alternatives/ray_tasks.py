@@ -62,7 +62,8 @@ class CupyWork:
 
         from benchmarks.alternatives.cupy_dot import CupyDot
 
-        self._cupy, self._dot, self._solve = cupy, CupyDot(), None
+        self._cupy, self._dot = cupy, CupyDot()
+        self._solve: Callable[[], NDArray[np.float64]] | None = None
 
     def dot(self, a: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return np.frombuffer(self._dot(a.tobytes()), np.uint32)
