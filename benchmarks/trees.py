@@ -13,15 +13,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.problems import CHAIN_N, DOT_N
-from benchmarks.requests import chain_request, dot_request
+from benchmarks.requests import chain_request, dot_request, reading_request, storing_request
 from benchmarks.turns import Contender, Turns, take_turns, timed
 from examples.local_daemon import server_process
-from kaas_client import Client
+from kaas_client import Client, Key
 
 ROOT = Path(__file__).parent.parent
 THIS, OTHER = "this", "other"
@@ -29,6 +30,8 @@ CALLS = 100
 """A block."""
 IN_FLIGHT = 32
 CALLERS = (4, 16, 64)
+LARGE_BYTES, LARGE_CALLS = 64 << 20, 10
+DEVICE_MEMORY = "100MiB"
 Work = Callable[[], object]
 
 
@@ -69,6 +72,7 @@ def _rows(tree: Path, device: str) -> Iterator[dict[str, Contender]]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kaasd-"))
         address = f"unix:{folder}/kaasd.sock"
         daemon = ["-m", "kaasd", "--device", device, "--listen", address, "--store", f"{folder}/store", "--log-level", "WARNING"]
+        daemon += ["--device-memory", DEVICE_MEMORY]
         # In the tree's folder, so that it is that tree's code that runs.
         path = os.pathsep.join([str(tree), str(tree / "proto"), os.environ.get("PYTHONPATH", "")])
         stack.enter_context(server_process(["env", "-C", str(tree), sys.executable, *daemon], {"PYTHONPATH": path}))
@@ -98,7 +102,19 @@ def _rows(tree: Path, device: str) -> Iterator[dict[str, Contender]]:
         for kernels in (90, 800):
             chain = kaas.register(f"chain{kernels}", chain_request(library, kernels))
             rows[f"{kernels} kernels"] = timed(chain, CALLS // 10)
+        kaas.register("load", reading_request(library, LARGE_BYTES))
+        for key in ("large/0", "large/1"):
+            kaas.put(key, np.ones(LARGE_BYTES, "u1"))
+        rows["load 64 MiB again"] = timed(_alternating(kaas, "load", "input", ("large/0", "large/1")), LARGE_CALLS)
+        kaas.register("store", storing_request(library, LARGE_BYTES))
+        rows["store 64 MiB"] = timed(lambda: kaas.invoke("store", returns=()), LARGE_CALLS)
         yield rows
+
+
+def _alternating(kaas: Client, name: str, buffer: str, keys: tuple[str, str]) -> Work:
+    """Call with the one key and then with the other, for both of which the device has no room."""
+    turns = cycle(keys)
+    return lambda: kaas.invoke(name, {buffer: Key(next(turns))}, returns=())
 
 
 def _at_once(pool: ThreadPoolExecutor, callers: int, work: Work) -> Work:

@@ -11,14 +11,21 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
 
 from kaas_core import request as core
+from kaas_core.errors import InvalidRequestError
 from kaas_core.json_form import request_from_json, request_to_json
 from kaas_core.request import Access
+from kaas_core.violations import shown
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 Size: TypeAlias = "SupportsIndex | Sequence[SupportsIndex]"
 """Of a grid or block: one to three numbers, x first."""
+Shape: TypeAlias = Size
+"""Of a buffer: one dimension, or all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +40,15 @@ class BufferSpec:
     offset: int | None = None
     ephemeral: bool = False
     constant: bool | None = None
+    dtype: str | None = None
+    """NumPy's name of what its elements are, or that of ml_dtypes, or the ``descr`` of a structured type as JSON."""
+    shape: tuple[int, ...] | None = None
+    fortran_order: bool | None = None
 
     def to_json(self) -> list[object]:
         """Return the argument as it stands in the JSON form."""
-        said = {"size": self.size, "key": self.key, "offset": self.offset, "constant": self.constant}
+        said: dict[str, object] = {"size": self.size, "key": self.key, "offset": self.offset, "constant": self.constant}
+        said |= {"dtype": self.dtype, "shape": self.shape, "fortran_order": self.fortran_order}
         mention: dict[str, object] = {"name": self.name} | {name: value for name, value in said.items() if value is not None}
         return [mention | {"ephemeral": True} if self.ephemeral else mention, self.access.value]
 
@@ -65,13 +77,18 @@ def inp(
     offset: SupportsIndex | None = None,
     ephemeral: bool = False,
     constant: bool | None = None,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
 ) -> BufferSpec:
     """Return a buffer that a kernel only reads: loaded at its first use, unless ephemeral.
 
     ``size`` and ``offset`` in bytes; ``key`` in the store, by default the name; ``constant`` promises that the key's value does
-    not change.
+    not change. ``dtype``, whatever ``np.dtype`` takes, and ``shape`` say what the bytes are to their users, and so what size they
+    have; without a shape it is one element. Raises ``InvalidRequestError`` where they do not fit a size that is given,
+    ``TypeError`` where no device could hold the type.
     """
-    return _buffer(Access.INPUT, name, size, key, offset, ephemeral, constant)
+    return _buffer(Access.INPUT, name, size, key, offset, ephemeral, constant, (dtype, shape, fortran_order))
 
 
 def inout(
@@ -81,9 +98,15 @@ def inout(
     key: str | None = None,
     offset: SupportsIndex | None = None,
     ephemeral: bool = False,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
 ) -> BufferSpec:
-    """Return a buffer that a kernel reads and writes: loaded at its first use and stored at the end, unless ephemeral."""
-    return _buffer(Access.INOUT, name, size, key, offset, ephemeral, None)
+    """Return a buffer that a kernel reads and writes: loaded at its first use and stored at the end, unless ephemeral.
+
+    Parameters as for ``inp``.
+    """
+    return _buffer(Access.INOUT, name, size, key, offset, ephemeral, None, (dtype, shape, fortran_order))
 
 
 def out(
@@ -93,14 +116,26 @@ def out(
     key: str | None = None,
     offset: SupportsIndex | None = None,
     ephemeral: bool = False,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
 ) -> BufferSpec:
-    """Return a buffer that a kernel writes: zeros at its first use, stored at the end, unless ephemeral."""
-    return _buffer(Access.OUTPUT, name, size, key, offset, ephemeral, None)
+    """Return a buffer that a kernel writes: zeros at its first use, stored at the end, unless ephemeral.
+
+    Parameters as for ``inp``.
+    """
+    return _buffer(Access.OUTPUT, name, size, key, offset, ephemeral, None, (dtype, shape, fortran_order))
 
 
-def tmp(name: str, size: SupportsIndex | None = None) -> BufferSpec:
-    """Return a scratch buffer: zeros at its first use, never stored."""
-    return _buffer(Access.TEMPORARY, name, size, None, None, True, None)
+def tmp(
+    name: str,
+    size: SupportsIndex | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+) -> BufferSpec:
+    """Return a scratch buffer: zeros at its first use, never stored. ``dtype`` and ``shape`` as for ``inp``."""
+    return _buffer(Access.TEMPORARY, name, size, None, None, True, None, (dtype, shape, None))
 
 
 def i8(value: SupportsIndex) -> Literal:
@@ -228,8 +263,21 @@ def _buffer(
     offset: SupportsIndex | None,
     ephemeral: bool,
     constant: bool | None,
+    form: tuple[DTypeLike | None, Shape | None, bool | None],
 ) -> BufferSpec:
-    return BufferSpec(name, _optional(size), access, key, _optional(offset), ephemeral, constant)
+    dtype, shape, fortran_order = form
+    dimensions = None if shape is None else tuple(_numbers(shape))
+    size_bytes, text = _optional(size), None
+    if dtype is not None:
+        from kaas_client import _dtypes
+
+        text = _dtypes.dtype_to_text(dtype)
+        form_bytes = math.prod(dimensions or ()) * _dtypes.dtype_from_text(text).itemsize
+        if size_bytes is not None and size_bytes != form_bytes:
+            described = f"{text} of shape {list(dimensions or ())}"
+            raise InvalidRequestError.at("size", f"buffer {shown(name)} is {described}: {form_bytes} bytes, not {size_bytes}")
+        size_bytes = form_bytes
+    return BufferSpec(name, size_bytes, access, key, _optional(offset), ephemeral, constant, text, dimensions, fortran_order)
 
 
 def _optional(number: SupportsIndex | None) -> int | None:

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from kaas_core.json_reader import ObjectReader, boolean, integer, text
+from kaas_core.json_reader import ObjectReader, boolean, integer, items, text
 from kaas_core.request import BufferSpec
+from kaas_core.validation import MAX_DIMENSIONS
 from kaas_core.violations import Violations, shown
 
 _SIZE = ("size", "size_bytes")
 _OFFSET = ("offset", "offset_bytes")
 _CONSTANT = ("const", "constant")
-_FIELDS = ("name", "key", "ephemeral", *_SIZE, *_OFFSET, *_CONSTANT)
+_FIELDS = ("name", "key", "ephemeral", "dtype", "shape", "fortran_order", *_SIZE, *_OFFSET, *_CONSTANT)
 
-T = TypeVar("T", int, str, bool)
+T = TypeVar("T", int, str, bool, tuple[int, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,9 @@ class _Mention:
     key: str | None = None
     constant: bool | None = None
     ephemeral: bool | None = None
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    fortran_order: bool | None = None
 
 
 class BufferMentions:
@@ -56,6 +60,9 @@ class BufferMentions:
             key=reader.optional(("key",), _key),
             constant=reader.optional(_CONSTANT, boolean),
             ephemeral=reader.optional(("ephemeral",), boolean),
+            dtype=reader.optional(("dtype",), text),
+            shape=reader.optional(("shape",), _shape),
+            fortran_order=reader.optional(("fortran_order",), boolean),
         )
         name = reader.required(("name",), text)
         if name is not None:
@@ -79,6 +86,9 @@ class BufferMentions:
             offset_bytes=self._agreed(name, mentions, "offset", lambda mention: mention.offset) or 0,
             ephemeral=any(mention.ephemeral for mention in mentions),
             constant=self._agreed(name, mentions, "const", lambda mention: mention.constant) or False,
+            dtype=self._agreed(name, mentions, "dtype", lambda mention: mention.dtype) or "",
+            shape=self._agreed(name, mentions, "shape", lambda mention: mention.shape) or (),
+            fortran_order=self._agreed(name, mentions, "fortran_order", lambda mention: mention.fortran_order) or False,
         )
 
     def _agreed(self, name: str, mentions: list[_Mention], what: str, get: Callable[[_Mention], T | None]) -> T | None:
@@ -93,7 +103,7 @@ class BufferMentions:
             elif value != agreed:
                 self._found.add(
                     f"{mention.path}.{what}",
-                    f"buffer {shown(name)} has {what} {shown(value)} here, but {shown(agreed)} at {place}",
+                    f"buffer {shown(name)} has {what} {_shown(value)} here, but {_shown(agreed)} at {place}",
                 )
         return agreed
 
@@ -105,3 +115,15 @@ def _key(found: Violations, path: str, value: object) -> str | None:
         found.add(path, "must not be empty; leave it out if the key is the buffer's name")
         return None
     return text(found, path, value)
+
+
+def _shape(found: Violations, path: str, value: object) -> tuple[int, ...] | None:
+    dimensions = items(found, path, value)
+    if dimensions is None:
+        return None
+    numbers = [integer(found, f"{path}[{axis}]", dimension) for axis, dimension in enumerate(dimensions[: MAX_DIMENSIONS + 1])]
+    return tuple(number for number in numbers if number is not None)
+
+
+def _shown(value: int | str | bool | tuple[int, ...]) -> str:
+    return f"[{', '.join(map(shown, value))}]" if isinstance(value, tuple) else shown(value)

@@ -241,4 +241,10 @@ def _buffer_to_json(spec: BufferSpec) -> dict[str, object]:
         fields["ephemeral"] = True
     if spec.constant:
         fields["const"] = True
+    if spec.dtype:
+        fields["dtype"] = spec.dtype
+    if spec.shape:
+        fields["shape"] = list(spec.shape)
+    if spec.fortran_order:
+        fields["fortran_order"] = True
     return fields

@@ -53,6 +53,9 @@ def request_from_proto(message: types_pb2.Request) -> Request:
                 offset_bytes=buffer.offset_bytes,
                 ephemeral=buffer.ephemeral,
                 constant=buffer.constant,
+                dtype=buffer.dtype,
+                shape=tuple(buffer.shape),
+                fortran_order=buffer.fortran_order,
             )
             for buffer in message.buffers
         ),
@@ -76,6 +79,9 @@ def request_to_proto(request: Request) -> types_pb2.Request:
                 offset_bytes=spec.offset_bytes,
                 ephemeral=spec.ephemeral,
                 constant=spec.constant,
+                dtype=spec.dtype,
+                shape=spec.shape,
+                fortran_order=spec.fortran_order,
             )
             for spec in request.buffers
         ],

@@ -65,6 +65,11 @@ class BufferSpec:
     """Never touches the store."""
     constant: bool = False
     """The caller's promise that the key's value does not change."""
+    dtype: str = ""
+    """What its elements are to its users, by NumPy's name or that of ml_dtypes, or the ``descr`` of a structured type as JSON;
+    empty: nothing is said. Never interpreted by a server, as the next two."""
+    shape: tuple[int, ...] = ()
+    fortran_order: bool = False
 
     @property
     def store_key(self) -> str:

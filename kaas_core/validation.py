@@ -14,6 +14,9 @@ MAX_KERNELS = 10_000
 MAX_BUFFERS = 10_000
 MAX_ARGUMENTS = 4096
 """CUDA's parameter space is 32764 bytes, which 4096 addresses already exceed."""
+MAX_DTYPE_BYTES = 4096
+MAX_DIMENSIONS = 64
+"""NumPy's limit."""
 MAX_LIBRARY_PATH_BYTES = 4096
 """Linux' PATH_MAX."""
 
@@ -107,6 +110,20 @@ def _check_buffer(found: Violations, path: str, spec: BufferSpec) -> None:
             found.add(f"{path}.key", owner + problem)
         if spec.ephemeral:
             found.add(f"{path}.key", f"{owner}an ephemeral buffer never touches the store and has no key")
+    _check_form(found, path, spec, owner)
+
+
+def _check_form(found: Violations, path: str, spec: BufferSpec, owner: str) -> None:
+    """Check what a buffer is to its users, as far as that can be known without interpreting it."""
+    if problem := _text_problem(spec.dtype, MAX_DTYPE_BYTES):
+        found.add(f"{path}.dtype", owner + problem)
+    if not spec.dtype:
+        for field, given in (("shape", spec.shape), ("fortran_order", spec.fortran_order)):
+            if given:
+                found.add(f"{path}.{field}", f"{owner}is given without dtype")
+    if _count(found, f"{path}.shape", len(spec.shape), MAX_DIMENSIONS, owner):
+        for axis, number in enumerate(spec.shape):
+            _integer(found, f"{path}.shape[{axis}]", number, 0, _U64_MAX, owner)
 
 
 def _check_writes(found: Violations, request: Request, uses: dict[str, Use], index_of: dict[str, int]) -> None:
@@ -140,9 +157,9 @@ def _integer(found: Violations, path: str, value: int, low: int, high: int, owne
     return False
 
 
-def _count(found: Violations, path: str, count: int, most: int) -> bool:
+def _count(found: Violations, path: str, count: int, most: int, owner: str = "") -> bool:
     if count > most:
-        found.add(path, f"at most {most} are allowed, not {count}")
+        found.add(path, f"{owner}at most {most} are allowed, not {count}")
     return count <= most
 
 

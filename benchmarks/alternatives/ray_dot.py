@@ -6,6 +6,7 @@ It is a process of its own because Ray forks, which one that speaks gRPC must no
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -64,7 +65,7 @@ def main() -> None:
 
     # Where an actor finds this package: its process has the environment of the one that started Ray.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     class Dot:
         def __init__(self) -> None:

@@ -10,7 +10,7 @@ from kaas.v1 import library_pb2
 from kaas_core.errors import DataDamagedError, InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
 from kaasd.api.core import Core
 from kaasd.api.shared import in_thread, page, read_upload
-from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id
+from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id, describe_library
 
 
 class LibraryServicer:
@@ -61,7 +61,7 @@ class LibraryServicer:
         try:
             return await in_thread(libraries.find_whole, await in_thread(content_id, content))
         except (LibraryNotFoundError, DataDamagedError):
-            library = await in_thread(libraries.describe, content, file_name)
+            library = await in_thread(describe_library, content, file_name)
         await self._core.dispatcher.inspect("", content)
         await self._core.write(in_thread(libraries.put, library, content))
         return library

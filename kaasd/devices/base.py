@@ -161,7 +161,7 @@ class Run(Awaited, Protocol):
 
 
 class MappedFile(Protocol):
-    """A file in this process's memory. Its length may grow within the mapping."""
+    """A file in this process's memory."""
 
     @property
     def path(self) -> str: ...
@@ -172,6 +172,10 @@ class MappedFile(Protocol):
     @property
     def size_bytes(self) -> int:
         """Of the mapping."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether the file may be shorter than the mapping, and become longer within it."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cachetools import LRUCache
 
@@ -66,6 +66,16 @@ class ResolvedLibrary:
     """Of the file, empty where it changed just before it was read; None for an uploaded library, whose bytes cannot change."""
 
 
+class LibrarySource(Protocol):
+    """What has the bytes of the libraries that requests name. Used by one thread."""
+
+    def resolve(self, reference: str) -> ResolvedLibrary:
+        """Return a library. Raises ``LibraryNotFoundError``, ``InvalidArgumentError``, ``InvalidLibraryError``."""
+
+    def is_current(self, resolved: ResolvedLibrary) -> bool:
+        """Return whether resolving the same reference would give the same bytes."""
+
+
 class Libraries:
     """The libraries that requests may name. The methods block. ``resolve`` is for one thread, the others for any."""
 
@@ -106,18 +116,8 @@ class Libraries:
             return False
         return True
 
-    def describe(self, content: bytes, file_name: str = "") -> library_pb2.Library:
-        """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is not a library."""
-        try:
-            kind = _KINDS[read_image(content).kind]
-        except UnsupportedLibrary as error:
-            raise InvalidLibraryError(f"{file_name or 'the library'}: {error}") from None
-        library = library_pb2.Library(id=content_id(content), file_name=file_name, size_bytes=len(content), kind=kind)
-        library.create_time.FromNanoseconds(time.time_ns())
-        return library
-
     def put(self, library: library_pb2.Library, content: bytes) -> None:
-        """Store what ``describe`` described. Raises ``StoreFullError``."""
+        """Store what ``describe_library`` described. Raises ``StoreFullError``."""
         described = library.SerializeToString()
         header = (len(described).to_bytes(2, "little") + described).ljust(HEADER_BYTES, b"\0")
         staged = self._store.stage()
@@ -203,6 +203,17 @@ class Libraries:
 
     def _below_root(self, real_path: Path) -> bool:
         return any(real_path.is_relative_to(root) for root in self._real_roots)
+
+
+def describe_library(content: bytes, file_name: str = "") -> library_pb2.Library:
+    """Return what ``content`` is. Raises ``InvalidLibraryError`` where it is not a library."""
+    try:
+        kind = _KINDS[read_image(content).kind]
+    except UnsupportedLibrary as error:
+        raise InvalidLibraryError(f"{file_name or 'the library'}: {error}") from None
+    library = library_pb2.Library(id=content_id(content), file_name=file_name, size_bytes=len(content), kind=kind)
+    library.create_time.FromNanoseconds(time.time_ns())
+    return library
 
 
 def content_id(content: bytes) -> str:

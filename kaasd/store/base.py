@@ -26,10 +26,11 @@ class Namespace(Enum):
     FUNCTIONS = "f"
     """Registered functions, by name."""
 
-    @property
-    def noun(self) -> str:
+    def __init__(self, letter: str) -> None:
+        self.number = ord(letter)
+        """For checksums."""
+        self.noun = {"v": "value", "l": "library", "f": "function"}[letter]
         """What one entry is, in words and on the wire."""
-        return self.name.lower().removesuffix("s") if self is not Namespace.LIBRARIES else "library"
 
 
 class Durability(Enum):
@@ -86,7 +87,9 @@ class StoreMapping:
     path: str
     address: int
     size_bytes: int
-    """Of the mapping; the file may be shorter."""
+    """Of the mapping."""
+    grows: bool = True
+    """The file may be shorter than the mapping, and becomes longer; False where it is as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class Staged(Protocol):
         """Drop what was not committed. Idempotent."""
 
 
-class Snapshot(Protocol):
+class ValueSnapshot(Protocol):
     """One consistent view. Everything it hands out is dead when it closes, so it is held shortly: LMDB cannot reuse the
     pages that a reader may still see."""
 
@@ -161,14 +164,18 @@ class Snapshot(Protocol):
         closing raises ``BufferError`` otherwise. Raises ``KeyNotFoundError``, ``ValueTooShortError``, ``DataDamagedError``.
         """
 
+    def close(self) -> None:
+        """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
+
+
+class Snapshot(ValueSnapshot, Protocol):
+    """One consistent view, which also knows what there is."""
+
     def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
         """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes.
 
         Of a damaged one only the key is known: see ``Entry.version``.
         """
-
-    def close(self) -> None:
-        """End it. Idempotent. Raises ``BufferError`` while something uses one of its views."""
 
 
 class Backup(Protocol):
@@ -193,12 +200,8 @@ class Backup(Protocol):
         """Remove the copy; not while it is made. Idempotent."""
 
 
-class KeyValueStore(Protocol):
-    """A store that several threads and processes use at once."""
-
-    @property
-    def store_id(self) -> str:
-        """128 random bits in hexadecimal, the same as long as the store lives."""
+class ValueStore(Protocol):
+    """What requests read and write."""
 
     @property
     def mapped(self) -> StoreMapping | None:
@@ -208,7 +211,7 @@ class KeyValueStore(Protocol):
     def last_commit(self) -> int:
         """A number that every commit of any process raises; cheap."""
 
-    def snapshot(self) -> AbstractContextManager[Snapshot]:
+    def snapshot(self) -> AbstractContextManager[ValueSnapshot]:
         """Open a read transaction."""
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
@@ -218,6 +221,17 @@ class KeyValueStore(Protocol):
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
         ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``InvalidArgumentError`` (bad key).
         """
+
+
+class KeyValueStore(ValueStore, Protocol):
+    """A store that several threads and processes use at once."""
+
+    @property
+    def store_id(self) -> str:
+        """128 random bits in hexadecimal, the same as long as the store lives."""
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open a read transaction."""
 
     def stage(self) -> Staged:
         """Begin a value whose bytes come bit by bit."""

@@ -98,6 +98,8 @@ class StoreIdentity:
 def prepare(path: Path, *, sync: bool) -> int:
     """Make a store at ``path`` where nothing is, or see that what is there is one; return its format.
 
+    ``sync``: commits wait for the disk, so that none may be missing.
+
     Raises ``StoreForeignError`` (it is not, or is damaged), ``StoreGoneError`` (one was there), ``OSError``; nothing is changed.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,6 +120,8 @@ def prepare(path: Path, *, sync: bool) -> int:
             " instead, empty the directory"
         )
     with LmdbFile(file) as found:
+        if sync:
+            _check_last(found)
         number = _format_of(found)
         if number == FORMAT:
             try:
@@ -127,6 +131,34 @@ def prepare(path: Path, *, sync: bool) -> int:
                 if found.latest_meta() == found.meta:
                     raise
         return number
+
+
+def _check_last(file: LmdbFile) -> None:
+    """Look whether the last transaction is there, in a file where each has waited for the disk. Raises ``StoreForeignError``.
+
+    LMDB writes its two meta pages in turns, and takes the other one where the last was damaged.
+    """
+    while True:
+        metas = file.metas()
+        older, last = sorted(metas, key=lambda meta: meta.transaction)
+        # One of two transactions earlier may not be there any more, where the power was cut before the last one's was written.
+        was_last = older.transaction > 1 and _written_by(file, older) == last.transaction + 1
+        if last.transaction - older.transaction <= 1 and not was_last:
+            return
+        if file.metas() == metas:  # else a process that has the store open has committed meanwhile
+            raise StoreForeignError(
+                f"{file.path} is damaged: its meta pages say that they are of the transactions {older.transaction} and"
+                f" {last.transaction}, so what was stored last is missing; nothing was written to it. Put back a copy of the"
+                " store's file; to go on with what is there, start once with --durability none"
+            )
+
+
+def _written_by(file: LmdbFile, meta: Meta) -> int:
+    """Return the transaction of a meta page, as what it leads to says; 0 where that is not known."""
+    try:
+        return Counters.unpack(file.main_entries(meta).get(STATE_KEY, b"")).transaction
+    except (Damage, StoreForeignError):
+        return 0
 
 
 def check_store(file: LmdbFile, meta: Meta) -> None:

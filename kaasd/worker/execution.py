@@ -36,7 +36,7 @@ class Invocation(NamedTuple):
     request: SerializedRequest
     keys: Mapping[str, str]
     """In place of the request's own, by buffer name."""
-    inputs: Mapping[str, bytes]
+    inputs: Mapping[str, ReadableBuffer]
     """In place of the store's values, by buffer name."""
     return_buffers: Sequence[str]
     cancellation: Cancellation
@@ -317,7 +317,7 @@ def _explain_missing(error: KeyNotFoundError, plan: Plan) -> KeyNotFoundError:
     return KeyNotFoundError(advice, dict(error.metadata))
 
 
-def _check_sizes(plan: Plan, inputs: Mapping[str, bytes]) -> None:
+def _check_sizes(plan: Plan, inputs: Mapping[str, ReadableBuffer]) -> None:
     for name, given in inputs.items():
         index = plan.slot_index.get(name)
         if index is None:

@@ -14,9 +14,9 @@ from typing import TypeAlias, TypeVar
 
 from kaas_core.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
 from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import LibrarySource
 from kaasd.request.plan import Plan
-from kaasd.store.base import KeyValueStore, StoreMapping
+from kaasd.store.base import StoreMapping, ValueStore
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import DeviceMemory, NoRoomError
 from kaasd.worker.programs import Programs
@@ -90,8 +90,8 @@ class Executor:
     def __init__(
         self,
         device: Device,
-        store: KeyValueStore,
-        libraries: Libraries,
+        store: ValueStore,
+        libraries: LibrarySource,
         *,
         memory_limit_bytes: int | None = None,
         keep_unused: bool = True,

@@ -7,10 +7,11 @@ from contextlib import ExitStack, nullcontext
 from itertools import count
 from typing import Any
 
+from kaas_core import ReadableBuffer
 from kaasd.devices.base import DeviceBuffer, Run, Transfer
 from kaasd.devices.trace import Tracer
 from kaasd.request.plan import Plan, Slot
-from kaasd.store.base import Snapshot
+from kaasd.store.base import ValueSnapshot
 from kaasd.worker.device_memory import Holding, copy_cost_s
 from kaasd.worker.executor import Executor
 from kaasd.worker.programs import Program
@@ -42,7 +43,7 @@ class BoundRequest:
         executor: Executor,
         program: Program,
         plan: Plan,
-        inputs: Mapping[str, bytes],
+        inputs: Mapping[str, ReadableBuffer],
         tracer: Tracer[Any] | None = None,
     ) -> None:
         """Get memory, and begin to bring what is shared.
@@ -54,7 +55,7 @@ class BoundRequest:
         self._slots, self._layout = plan.slots, program.layout
         self._inputs = inputs
         self._tracer = tracer
-        self._snapshot: Snapshot | None = None
+        self._snapshot: ValueSnapshot | None = None
         self._commit = executor.store.last_commit
         """The state of the store that this is about."""
         self._relies_on_commit = False
@@ -109,7 +110,7 @@ class BoundRequest:
         if not inline:
             uploaded[index] = key, self._commit
 
-    def _open_snapshot(self) -> Snapshot:
+    def _open_snapshot(self) -> ValueSnapshot:
         if self._snapshot is None:
             self._snapshot = snapshot = self._undo.enter_context(self._executor.store.snapshot())
             if snapshot.commit != self._commit:

@@ -54,7 +54,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
         serving = Loop(calls, executor, commits, config)
-        listen(cancellations, serving, on_failure=lambda: os._exit(EXIT_DEAF))
+        listen(cancellations, serving.calls, on_failure=lambda: os._exit(EXIT_DEAF))
         calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
         serving.run()
         if executor.device_lost:

@@ -8,7 +8,7 @@ from kaas.v1 import library_pb2
 from kaas_core.errors import KeyNotFoundError, ValueTooShortError
 from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.libraries.registry import ResolvedLibrary, content_id
+from kaasd.libraries.registry import ResolvedLibrary, content_id, describe_library
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import Executor, Steps
@@ -42,7 +42,7 @@ def inspect(
     else:
         library = ResolvedLibrary(reference, content_id(content), content, None)
     yield from executor.until_loadable(lambda: executor.programs.has_code(library), cancellation)
-    described = executor.libraries.describe(library.data)
+    described = describe_library(library.data)
     kernels = [kernel.attributes for _, kernel in sorted(executor.programs.inspect(library).items())]
     return library_pb2.InspectLibraryResponse(
         id=described.id,

@@ -18,7 +18,7 @@ from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
 from kaasd.libraries.image import read_image
-from kaasd.libraries.registry import Libraries, ResolvedLibrary
+from kaasd.libraries.registry import LibrarySource, ResolvedLibrary
 from kaasd.request.plan import Layout, Plan, make_plan, rebind
 from kaasd.worker.device_memory import DeviceMemory, Holding
 
@@ -173,7 +173,9 @@ class UnknownRequest(Exception):
 class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
-    def __init__(self, device: Device, libraries: Libraries, memory: DeviceMemory, *, allow_host_wrappers: bool = False) -> None:
+    def __init__(
+        self, device: Device, libraries: LibrarySource, memory: DeviceMemory, *, allow_host_wrappers: bool = False
+    ) -> None:
         self._allow_host_wrappers = allow_host_wrappers
         self._device = device
         self._libraries = libraries

@@ -173,3 +173,34 @@ def test_everything_named_is_there() -> None:
     assert all(hasattr(kaas_client, name) for name in kaas_client.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = kaas_client.nonsense
+
+
+def test_dtype_and_shape_give_the_size() -> None:
+    request = only_kernel(
+        inp("a", dtype="f4", shape=(4, 6), fortran_order=True),
+        inout("b", 24, dtype=np.int64, shape=3),
+        out("c", dtype=np.dtype("f8")),
+        tmp("t", dtype="?", shape=[5]),
+        inp("a"),
+    )
+    assert request.spec.buffers == (
+        BufferSpec("a", 96, dtype="float32", shape=(4, 6), fortran_order=True),
+        BufferSpec("b", 24, dtype="int64", shape=(3,)),
+        BufferSpec("c", 8, dtype="float64"),
+        BufferSpec("t", 5, ephemeral=True, dtype="bool", shape=(5,)),
+    )
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: inp("a", 8, dtype="f4", shape=(4,)), InvalidRequestError, r"'a' is float32 of shape \[4\]: 16 bytes, not 8"),
+        (lambda: inp("a", 8, dtype=object), TypeError, "object"),
+        (lambda: out("a", dtype="no such type"), TypeError, "no such type"),
+        (lambda: only_kernel(out("a", 8, shape=(8,))), InvalidRequestError, "shape: .*without dtype"),
+    ],
+)
+def test_a_dtype_that_does_not_fit_is_refused(build: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()

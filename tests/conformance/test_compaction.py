@@ -9,7 +9,7 @@ import pytest
 
 from kaas_client import Client, Request, inp, out
 from kaasd.devices.base import Device
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
@@ -80,7 +80,7 @@ def test_an_executor_holds_no_pages_while_it_must_not(device: Device, tmp_path_f
     path = tmp_path_factory.mktemp("compaction") / "store"
     with LmdbStore(path, limit_bytes=512 << 20) as store:
         libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
         executor = Executor(device, store, libraries)
         bench = Bench(executor, store)
         multiply, b = bench.multiply(N), numbers(3, N)

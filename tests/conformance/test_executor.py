@@ -15,7 +15,7 @@ from kaas_core.protobuf import request_to_proto
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
 from kaasd.devices.base import Device
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.base import Write
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import Cancellation
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[LmdbStore]:
     """A store whose chunks are smaller than the large values."""
     with LmdbStore(tmp_path / "store", limit_bytes=256 << 20, chunk_bytes=64 << 10) as opened:
         libraries = Libraries(opened)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
         yield opened
 
 
@@ -43,7 +43,7 @@ class Bench:
     def __init__(self, executor: Executor, store: LmdbStore) -> None:
         self.executor = executor
         self.store = store
-        self.library = Libraries(store).describe(library("dot")).id
+        self.library = describe_library(library("dot")).id
 
     def put(self, key: str, value: np.ndarray) -> None:
         self.store.commit([Write(key, [value.tobytes()])]).result()

@@ -65,8 +65,8 @@ EVERY_FIELD = Request(
     ),
     buffers=(
         BufferSpec("A", 1 << 20, key="matrices/A", offset_bytes=64, constant=True),
-        BufferSpec("x", 4096, key="lösung"),
-        BufferSpec("error", 8, key="errors", offset_bytes=16),
+        BufferSpec("x", 4096, key="lösung", dtype="float64", shape=(32, 16), fortran_order=True),
+        BufferSpec("error", 8, key="errors", offset_bytes=16, dtype="float64"),
         BufferSpec("unused", 1, ephemeral=True),
     ),
     iterations=3000,
@@ -290,6 +290,29 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
         "offsets differ",
         one_kernel(arguments=[[{"name": "x", "size": 8, "offset": 4}, "i"], [{"name": "x", "offset": 0}, "i"]]),
         [("kernels[0].arguments[1].offset", "0 here, but 4")],
+    ),
+    (
+        "shapes differ",
+        one_kernel(
+            arguments=[
+                [{"name": "x", "size": 8, "dtype": "float32", "shape": [2]}, "i"],
+                [{"name": "x", "dtype": "int32", "shape": [2, 1]}, "i"],
+            ]
+        ),
+        [
+            ("kernels[0].arguments[1].dtype", "'int32' here, but 'float32' at"),
+            ("kernels[0].arguments[1].shape", "[2, 1] here, but [2] at"),
+        ],
+    ),
+    (
+        "shape of words",
+        one_kernel() | {"buffers": [{"name": "x", "size": 8, "dtype": "u1", "shape": ["a"]}]},
+        [("buffers[0].shape[0]", "must be an integer, not 'a'")],
+    ),
+    (
+        "shape as number",
+        one_kernel() | {"buffers": [{"name": "x", "size": 8, "dtype": "u1", "shape": 8}]},
+        [("buffers[0].shape", "must be a list, not 8")],
     ),
     ("key empty", one_kernel() | {"buffers": [{"name": "x", "size": 1, "key": ""}]}, [("buffers[0].key", "not be empty")]),
     ("key as number", one_kernel() | {"buffers": [{"name": "x", "size": 1, "key": 5}]}, [("buffers[0].key", "a string")]),

@@ -44,6 +44,7 @@ def literals() -> st.SearchStrategy[Literal]:
 def buffers(draw: st.DrawFn) -> tuple[BufferSpec, tuple[Access, ...]]:
     """Draw a buffer and the accesses that it allows; its key is its name."""
     role = draw(st.sampled_from(["read", "constant", "written", "ephemeral"]))
+    dtype = draw(st.sampled_from(["", "float32", "bfloat16", '[["x", "<f4"], ["y", "<i2", [3]]]']))
     offset = 0 if role == "ephemeral" else draw(st.integers(0, 2**40))
     spec = BufferSpec(
         name=draw(names),
@@ -51,6 +52,9 @@ def buffers(draw: st.DrawFn) -> tuple[BufferSpec, tuple[Access, ...]]:
         offset_bytes=offset,
         ephemeral=role == "ephemeral",
         constant=role == "constant",
+        dtype=dtype,
+        shape=tuple(draw(st.lists(st.integers(0, 2**64 - 1), max_size=4))) if dtype else (),
+        fortran_order=draw(st.booleans()) if dtype else False,
     )
     allowed = {"read": READ, "constant": READ, "written": WRITTEN, "ephemeral": tuple(Access)}
     return spec, allowed[role]

@@ -109,6 +109,13 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
     ("long key", Request((kernel(),), (x(key="k" * 401),)), [("buffers[0].key", "at most 400 bytes of UTF-8")]),
     ("surrogate in key", Request((kernel(),), (x(key="a\ud800"),)), [("buffers[0].key", "not valid UTF-8")]),
     ("key of an ephemeral", Request((kernel(),), (x(key="k", ephemeral=True),)), [("buffers[0].key", "never touches")]),
+    ("long dtype", Request((kernel(),), (x(dtype="f" * 4097),)), [("buffers[0].dtype", "'x': at most 4096 bytes")]),
+    ("surrogate in dtype", Request((kernel(),), (x(dtype="\ud800"),)), [("buffers[0].dtype", "not valid UTF-8")]),
+    ("shape alone", Request((kernel(),), (x(shape=(8,)),)), [("buffers[0].shape", "'x': is given without dtype")]),
+    ("order alone", Request((kernel(),), (x(fortran_order=True),)), [("buffers[0].fortran_order", "given without dtype")]),
+    ("many dimensions", Request((kernel(),), (x(dtype="u1", shape=(1,) * 65),)), [("buffers[0].shape", "at most 64")]),
+    ("negative dimension", Request((kernel(),), (x(dtype="u1", shape=(2, -1)),)), [("buffers[0].shape[1]", "at least 0")]),
+    ("huge dimension", Request((kernel(),), (x(dtype="u1", shape=(2**64,)),)), [("buffers[0].shape[0]", "at most")]),
     ("scratch not ephemeral", uses((x(), "t")), [("buffers[0]", "must be ephemeral")]),
     (
         "constant written",

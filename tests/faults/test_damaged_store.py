@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,26 +25,35 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+class Daemons:
+    """One daemon after another on a store."""
+
+    def __init__(self, device: str, store: Path) -> None:
+        self._options = ["--device", device, "--store", str(store), "--chunk-size", "64KiB", "--log-level", "ERROR"]
+        self._running = ExitStack()
+
+    def start(self) -> Client:
+        """Start one, once the one before has ended; return a client of it."""
+        self.stop()
+        address = self._running.enter_context(local_daemon(*self._options))
+        return self._running.enter_context(Client(address))
+
+    def stop(self) -> None:
+        self._running.close()
+
+
 @pytest.fixture
-def run(device_name: str, store: Path) -> Iterator[Callable[[], Client]]:
-    """Start a daemon on ``store``, after the one before has ended; return a client of it."""
-    options = ["--device", device_name, "--store", str(store), "--chunk-size", "64KiB", "--log-level", "ERROR"]
-    with ExitStack() as stack:
-        last: list[ExitStack] = []
+def daemons(device_name: str, store: Path) -> Iterator[Daemons]:
+    with closing_at_end(Daemons(device_name, store)) as daemons:
+        yield daemons
 
-        def run_() -> Client:
-            stop()
-            own = stack.enter_context(ExitStack())
-            last.append(own)
-            return own.enter_context(Client(own.enter_context(local_daemon(*options))))
 
-        def stop() -> None:
-            for own in last:
-                own.close()
-            last.clear()
-
-        run_.stop = stop  # type: ignore[attr-defined]
-        yield run_
+@contextmanager
+def closing_at_end(daemons: Daemons) -> Iterator[Daemons]:
+    try:
+        yield daemons
+    finally:
+        daemons.stop()
 
 
 def overwrite(store: Path, piece: bytes) -> None:
@@ -83,15 +92,15 @@ def damaged(call: Callable[[], object], kind: str, key: str) -> None:
     assert f"the {kind} {key!r} is damaged: " in str(caught.value)
 
 
-def test_damaged_values(run: Callable[[], Client], store: Path, values: dict[str, np.ndarray]) -> None:
-    kaas = run()
+def test_damaged_values(daemons: Daemons, store: Path, values: dict[str, np.ndarray]) -> None:
+    kaas = daemons.start()
     for key, value in values.items():
         kaas.put(key, value)
     library = kaas.upload(KERNELS / "dot.ptx")
-    run.stop()  # type: ignore[attr-defined]
+    daemons.stop()
     overwrite(store, values["inline"][7:15].tobytes())
     overwrite(store, values["large"][100:108].tobytes())
-    kaas = run()
+    kaas = daemons.start()
     for key in ("inline", "large"):
         damaged(lambda: kaas.get(key), "value", key)  # noqa: B023
         damaged(lambda: kaas.submit(dot(library, a=key)), "value", key)  # noqa: B023
@@ -108,18 +117,18 @@ def test_damaged_values(run: Callable[[], Client], store: Path, values: dict[str
     assert kaas.devices()[0].restarts == 0
 
 
-def test_damaged_libraries_and_functions(run: Callable[[], Client], store: Path, values: dict[str, np.ndarray]) -> None:
-    kaas = run()
+def test_damaged_libraries_and_functions(daemons: Daemons, store: Path, values: dict[str, np.ndarray]) -> None:
+    kaas = daemons.start()
     for key, value in values.items():
         kaas.put(key, value)
     library = kaas.upload(KERNELS / "dot.ptx")
     other = kaas.upload(KERNELS / "jacobi.ptx")
     kaas.register("broken/dot", dot(library))
     kaas.register("dot", dot(library))
-    run.stop()  # type: ignore[attr-defined]
+    daemons.stop()
     overwrite(store, (KERNELS / "dot.ptx").read_bytes()[200:240])
     overwrite(store, b"broken/dot\x12")  # as it stands in the message; the key is followed by something else
-    kaas = run()
+    kaas = daemons.start()
     damaged(lambda: kaas.submit(dot(library)), "library", library)
     damaged(lambda: kaas.inspect(library), "library", library)
     damaged(lambda: kaas.function("dot")(), "library", library)
@@ -138,12 +147,12 @@ def test_damaged_libraries_and_functions(run: Callable[[], Client], store: Path,
     assert kaas.check_store().damaged == ()
 
 
-def test_a_damaged_function_can_be_deleted(run: Callable[[], Client], store: Path) -> None:
-    kaas = run()
+def test_a_damaged_function_can_be_deleted(daemons: Daemons, store: Path) -> None:
+    kaas = daemons.start()
     kaas.register("broken/dot", dot(kaas.upload(KERNELS / "dot.ptx")))
-    run.stop()  # type: ignore[attr-defined]
+    daemons.stop()
     overwrite(store, b"broken/dot\x12")
-    kaas = run()
+    kaas = daemons.start()
     kaas.delete_function("broken/dot")
     assert kaas.check_store().damaged == ()
 
@@ -197,20 +206,21 @@ def test_trees_that_are_damaged_while_it_runs(tmp_path: Path) -> None:
         assert "Put back a copy of the store's file" in again.stderr
 
 
-def test_the_shell_shows_what_is_damaged(run: Callable[[], Client], store: Path, values: dict[str, np.ndarray]) -> None:
-    kaas = run()
-    kaas.put("inline", values["inline"])
-    run.stop()  # type: ignore[attr-defined]
-    overwrite(store, values["inline"][7:15].tobytes())
-    address = run().address
+def test_the_shell_shows_what_is_damaged(store: Path, values: dict[str, np.ndarray]) -> None:
+    with closing_at_end(Daemons("emulator", store)) as daemons:
+        kaas = daemons.start()
+        kaas.put("inline", values["inline"])
+        daemons.stop()
+        overwrite(store, values["inline"][7:15].tobytes())
+        address = daemons.start().address
 
-    def kaasctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        def kaasctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    got = kaasctl("kv", "get", "inline", "-")
-    assert (got.returncode, got.stdout) == (1, "")
-    assert "the value 'inline' is damaged: its bytes are not those that were written" in got.stderr
-    assert kaasctl("store", "check").returncode == 1
-    assert kaasctl("kv", "rm", "inline").returncode == 0
-    assert kaasctl("store", "check").returncode == 0
+        got = kaasctl("kv", "get", "inline", "-")
+        assert (got.returncode, got.stdout) == (1, "")
+        assert "the value 'inline' is damaged: its bytes are not those that were written" in got.stderr
+        assert kaasctl("store", "check").returncode == 1
+        assert kaasctl("kv", "rm", "inline").returncode == 0
+        assert kaasctl("store", "check").returncode == 0

@@ -12,7 +12,7 @@ import pytest
 from kaas.v1 import library_pb2
 from kaas_core.errors import InvalidArgumentError, InvalidLibraryError, LibraryNotFoundError
 from kaasd.libraries import registry as module
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.base import Namespace
 from kaasd.store.lmdb_store import LmdbStore
 
@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def keep(libraries: Libraries, content: bytes, file_name: str = "") -> library_pb2.Library:
-    library = libraries.describe(content, file_name)
+    library = describe_library(content, file_name)
     libraries.put(library, content)
     return library
 
@@ -108,7 +108,7 @@ class TestUploaded:
     @pytest.mark.parametrize("content", [b"", b"hello", b"\x7fELF", bytes(100)])
     def test_what_is_no_gpu_code(self, store: LmdbStore, content: bytes) -> None:
         with pytest.raises(InvalidLibraryError, match=r"^x\.so: "):
-            Libraries(store).describe(content, "x.so")
+            describe_library(content, "x.so")
 
     @pytest.mark.parametrize("reference", ["", "lib.ptx", "sha256:", "sha256:" + "A" * 64, ID + "0", "../lib.ptx"])
     def test_what_is_no_reference(self, store: LmdbStore, reference: str) -> None:

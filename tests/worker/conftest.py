@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kaasd.devices.base import Device
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker import loop
 from kaasd.worker.executor import Executor
@@ -23,7 +23,7 @@ def bench(tmp_path: Path, device: Device) -> Iterator[Bench]:
     """An executor with the kernels of the dot product, none of them loaded yet."""
     with closing(LmdbStore(tmp_path / "store", limit_bytes=64 << 20)) as store:
         libraries = Libraries(store)
-        libraries.put(libraries.describe(library("dot")), library("dot"))
+        libraries.put(describe_library(library("dot")), library("dot"))
         with closing(Executor(device, store, libraries)) as executor:
             yield Bench(executor, store)
 

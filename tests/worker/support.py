@@ -111,7 +111,7 @@ class Worker:
         self._commits = CommitSignal()
         self._closed = False
         self.serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG)
-        listen(WorkerChannel(cancellations[1]), self.serving, on_failure=lambda: None)
+        listen(WorkerChannel(cancellations[1]), self.serving.calls, on_failure=lambda: None)
         self._thread = threading.Thread(target=self.serving.run)
         self._thread.start()
 
@@ -123,7 +123,7 @@ class Worker:
         self._write(self._front_cancellations, worker_pb2.ToWorker(id=call_id, cancel=cancel))
 
     def wait_for_early_cancellation(self, call_id: int) -> None:
-        wait_until(lambda: call_id in self.serving._cancelled_early)
+        wait_until(lambda: call_id in self.serving.calls._cancelled_early)
 
     def answer(self) -> worker_pb2.FromWorker:
         (length,) = memoryview(self._front.recv(4, socket.MSG_WAITALL)).cast("I")

@@ -13,10 +13,11 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.worker import loop
+from kaasd.worker.calls import MAX_CANCELLED_EARLY
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import NOTHING, Executor, Steps
-from kaasd.worker.loop import EARLY_NS, MAX_CANCELLED_EARLY, NAP_S, ONLY_CALLS, CommitSignal, Loop
+from kaasd.worker.loop import EARLY_NS, NAP_S, ONLY_CALLS, CommitSignal, Loop
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
     CONFIG,
@@ -168,7 +169,7 @@ def test_cancelling_all(serve: Serve) -> None:
     for call_id in (1, 2):
         worker.send(execute(call_id))
     wait_for_jobs(executor, 2)
-    worker.serving.cancel_all(CancelledError("the front went away"))
+    worker.serving.calls.cancel_all(CancelledError("the front went away"))
     assert reasons([worker.answer(), worker.answer()]) == dict.fromkeys((1, 2), (reason(CancelledError), False))
     assert executor.device.asked == 2
 
@@ -240,7 +241,7 @@ class Waiting:
     def wait_s(self, *jobs: HeldJob, only_calls: int = ONLY_CALLS, since_event_ns: int = 0) -> float | None:
         """Return how long it sleeps with these jobs under way."""
         for call_id, job in enumerate(jobs):
-            self._loop._under_way[call_id] = loop._UnderWay(cast(Any, job), loop._prepared, job.cancellation)
+            self._loop._begin(call_id, cast(Any, job), job.cancellation, loop._prepared)
         self._loop._only_calls = only_calls
         self._loop._last_event_ns = self.now_ns - since_event_ns
         return self._loop._timeout_s()

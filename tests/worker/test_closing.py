@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
-from kaasd.libraries.registry import Libraries
+from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.base import Entry, Write
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.executor import Executor
@@ -79,7 +79,7 @@ def store(tmp_path: Path, events: list[str]) -> Iterator[SlowStore]:
 @pytest.fixture
 def bench(store: SlowStore, events: list[str]) -> Iterator[Bench]:
     libraries = Libraries(store)
-    libraries.put(libraries.describe(library("dot")), library("dot"))
+    libraries.put(describe_library(library("dot")), library("dot"))
     with closing(NotingDevice(events)) as device, closing(Executor(device, store, libraries)) as executor:
         yield Bench(executor, store)
 

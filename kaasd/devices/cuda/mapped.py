@@ -77,8 +77,9 @@ class RegisteredFile:
         piece = file.address + (address - file.address) // PIECE_BYTES * PIECE_BYTES
         start, end = max(after, piece), min(before, piece + PIECE_BYTES)
         if not self._refused:
-            # The mapping reaches further than the file, whose length is a multiple of the page.
-            end_of_file = file.address + os.stat(file.path).st_size  # noqa: PTH116  (a Path costs as much again)
+            # The mapping may reach further than the file, whose length is a multiple of the page.
+            length = os.stat(file.path).st_size if file.grows else file.size_bytes  # noqa: PTH116  (a Path costs as much again)
+            end_of_file = file.address + length
             self._register(start, min(end, end_of_file))
         return end if self._refused else min(end, end_of_file)
 

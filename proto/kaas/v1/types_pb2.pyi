@@ -75,20 +75,26 @@ class KernelSpec(_message.Message):
     def __init__(self, library: _Optional[str] = ..., name: _Optional[str] = ..., grid: _Optional[_Union[Dim3, _Mapping]] = ..., block: _Optional[_Union[Dim3, _Mapping]] = ..., shared_memory_bytes: _Optional[int] = ..., arguments: _Optional[_Iterable[_Union[Argument, _Mapping]]] = ...) -> None: ...
 
 class BufferSpec(_message.Message):
-    __slots__ = ("name", "size_bytes", "key", "offset_bytes", "ephemeral", "constant")
+    __slots__ = ("name", "size_bytes", "key", "offset_bytes", "ephemeral", "constant", "dtype", "shape", "fortran_order")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
     CONSTANT_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    FORTRAN_ORDER_FIELD_NUMBER: _ClassVar[int]
     name: str
     size_bytes: int
     key: str
     offset_bytes: int
     ephemeral: bool
     constant: bool
-    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., key: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., ephemeral: bool = ..., constant: bool = ...) -> None: ...
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    fortran_order: bool
+    def __init__(self, name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., key: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., ephemeral: bool = ..., constant: bool = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., fortran_order: bool = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("kernels", "buffers", "iterations")

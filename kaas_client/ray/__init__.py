@@ -1,0 +1,58 @@
+"""Requests as tasks of a Ray cluster.
+
+    ray.init(address="auto")
+    kaas_ray.init()
+    dot = kaas_ray.remote(Request([Kernel("dot.ptx", …)]))
+    reference = dot.remote(a=array, b=another_reference)
+    print(ray.get(reference))
+
+A reference is as any of Ray's: it may be passed on to other tasks before it is ready.
+"""
+
+from __future__ import annotations
+
+import ray
+
+from kaas_client.builders import Request
+from kaas_client.ray import cluster, library
+from kaas_client.ray.function import RemoteFunction
+from kaas_client.ray.library import find_function, register, upload
+from kaas_client.ray.session import Session
+
+__all__ = ["RemoteFunction", "executors", "init", "register", "remote", "shutdown", "upload"]
+
+
+def init(device: str = "auto", executors: int | None = None) -> None:
+    """Have executors on the cluster that ``ray.init`` joined: those that are there, and new ones up to ``executors``.
+
+    ``auto`` stands for the cluster's GPUs, or for emulated devices where it has none, ``emulator`` for these. None starts one for
+    each device that the cluster has. Raises ``InvalidArgumentError``, ``UnavailableError``.
+    """
+    if not ray.is_initialized():
+        from kaas_core.errors import UnavailableError
+
+        raise UnavailableError("this process has not joined a cluster of Ray: call ray.init() first")
+    Session.begin(cluster.start(cluster.kind_of_device(device), executors))
+
+
+def executors() -> list[str]:
+    """Return the names of the executors that calls of this process run on."""
+    return [executor.name for executor in Session.current().executors]
+
+
+def remote(request_or_name: Request | str) -> RemoteFunction:
+    """Return a request, or the one that was registered under a name, as a task of Ray.
+
+    A library that a kernel names by its path is read now, from this machine. Raises ``InvalidRequestError``,
+    ``LibraryNotFoundError``, ``FunctionNotFoundError``.
+    """
+    if isinstance(request_or_name, str):
+        return RemoteFunction(request_or_name, find_function(request_or_name))
+    request = library.published(request_or_name.spec)
+    return RemoteFunction("+".join(dict.fromkeys(kernel.name for kernel in request.kernels))[:100], request)
+
+
+def shutdown() -> None:
+    """End the executors, with what they run."""
+    cluster.stop(Session.current().executors)
+    Session.end()

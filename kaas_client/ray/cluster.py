@@ -1,0 +1,81 @@
+"""The executors of a cluster: found, or started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util import list_named_actors
+
+from kaas_client.ray.executor import THREADS, WAITING, WAITING_THREADS, Executor
+from kaas_client.ray.table import NAMESPACE
+from kaas_core.errors import InvalidArgumentError, UnavailableError
+from kaas_core.violations import shown
+
+EMULATOR_RESOURCE = "kaas_emulator"
+"""Of a node that is to have emulated devices: how many."""
+_DEVICES = {"gpu": "cuda:0", "emulator": "emulator"}
+"""By kind, what an executor opens: of the GPUs it sees only its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorRef:
+    """An executor, by name."""
+
+    name: str
+    """``gpu:0``, ``emulator:3``."""
+    actor: Any
+    """Its handle."""
+
+
+def start(kind: str, count: int | None) -> list[ExecutorRef]:
+    """Return ``count`` executors of a kind, those that are there and new ones; None: one for each device of the cluster."""
+    resources = ray.cluster_resources()
+    if count is None:
+        count = int(resources.get("GPU" if kind == "gpu" else EMULATOR_RESOURCE, 0)) or 1
+    needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
+    if kind == "emulator":
+        # Where no node says how many emulated devices it is to have, each takes the CPU that it runs on.
+        needs = {"num_cpus": 0, "resources": {EMULATOR_RESOURCE: 1}} if EMULATOR_RESOURCE in resources else {"num_cpus": 1}
+    executors = []
+    for index in range(count):
+        name = f"{kind}:{index}"
+        actor = _ACTOR.options(
+            name=name,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            **needs,
+        ).remote(_DEVICES[kind])
+        executors.append(ExecutorRef(name, actor))
+    return executors
+
+
+def find() -> list[ExecutorRef]:
+    """Return the executors that there are, in order; of GPUs where there are some. Raises ``UnavailableError`` where none is."""
+    names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    for kind in _DEVICES:
+        found = sorted((name for name in names if name.startswith(f"{kind}:")), key=lambda name: int(name.rpartition(":")[2]))
+        if found:
+            return [ExecutorRef(name, ray.get_actor(name, NAMESPACE)) for name in found]
+    raise UnavailableError("the cluster has no executors: call kaas_client.ray.init()")
+
+
+def kind_of_device(device: str) -> str:
+    """Return the kind of executor that ``auto`` or ``emulator`` stands for. Raises ``InvalidArgumentError``."""
+    if device not in ("auto", "emulator"):
+        raise InvalidArgumentError(f"there is no device {shown(device)} for executors: auto and emulator are possible")
+    return "gpu" if device == "auto" and ray.cluster_resources().get("GPU") else "emulator"
+
+
+def stop(executors: list[ExecutorRef]) -> None:
+    """End executors, with what they run."""
+    for executor in executors:
+        ray.kill(executor.actor)
+
+
+_REMOTE: Any = ray.remote  # its types lack some options
+_ACTOR = _REMOTE(max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS, concurrency_groups={WAITING: WAITING_THREADS})(
+    Executor
+)

@@ -1,0 +1,141 @@
+"""A request as something to call: references to its outputs come back at once."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+
+from kaas_client.ray.arrays import bytes_of
+from kaas_client.ray.session import Session
+from kaas_client.ray.tasks import Call, Task
+from kaas_core.errors import InvalidArgumentError, InvalidRequestError, Violation
+from kaas_core.request import BufferSpec, Request
+from kaas_core.uses import buffer_uses
+from kaas_core.violations import shown
+
+_GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How calls are made."""
+
+    returns: tuple[str, ...] | None = None
+    """The buffers to return, in order; None: all that a kernel writes, temporary uses aside, in the order of first writes."""
+    group: str = ""
+    """Who the calls are for; empty for the default group."""
+    priority: int = 0
+    """Higher first, within the group."""
+    timeout: float | None = None
+    """Seconds from the call to its deadline."""
+    max_retries: int = 3
+    """How often a call is run again that was lost with its executor."""
+    executor: str | None = None
+    """The name of the executor to run on; None: any."""
+
+    def __post_init__(self) -> None:
+        if self.group and not _GROUP.fullmatch(self.group):
+            raise InvalidArgumentError(f"{shown(self.group)} is not a group's name: 1 to 64 characters of A-Z a-z 0-9 . _ - are")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise InvalidArgumentError(f"timeout must be a number of seconds greater than 0, not {self.timeout!r}")
+        if self.max_retries < 0:
+            raise InvalidArgumentError(f"max_retries must be at least 0, not {self.max_retries}")
+
+
+class RemoteFunction:
+    """A request as a task of Ray; made by ``remote``."""
+
+    def __init__(self, name: str, request: Request, options: Options | None = None) -> None:
+        """``request`` names its libraries by content id. Raises ``InvalidRequestError``."""
+        self.name = name
+        self.request = request
+        self._options = options or Options()
+        self._task = Task.of(request, self._options.returns)
+        uses = buffer_uses(request)
+        self._inputs: Mapping[str, BufferSpec] = {
+            spec.name: spec for spec in request.buffers if spec.name in uses and uses[spec.name].reads_first
+        }
+        self._session: Session | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The buffers that a call returns, in order."""
+        return tuple(spec.name for spec in self._task.outputs)
+
+    def __repr__(self) -> str:
+        return f"<RemoteFunction {self.name}({', '.join(self._inputs)}) -> {', '.join(self.outputs)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self.name, self.request, self._options)
+
+    def options(self, **changed: Any) -> RemoteFunction:
+        """Return the function with other options, as ``Options`` names them.
+
+        Raises ``TypeError`` for any other, ``InvalidArgumentError``, ``InvalidRequestError``.
+        """
+        if changed.get("returns") is not None:
+            changed["returns"] = tuple(changed["returns"])
+        return RemoteFunction(self.name, self.request, replace(self._options, **changed))
+
+    def remote(self, /, **buffers: object) -> Any:
+        """Run it: return a reference to its output, or a tuple of them where it has several.
+
+        ``buffers`` are arrays, bytes, or references to such, which need not be ready. Raises ``InvalidRequestError`` where one is
+        missing, not known or of another size.
+        """
+        self._check(buffers)
+        session = self._session
+        if session is None:
+            session = self._session = Session.current()
+        session.publish(self._task)
+        executor = session.executor(self._options.executor)
+        names: list[tuple[str, str]] = []
+        values: list[object] = []
+        for name, value in buffers.items():
+            if isinstance(value, ray.ObjectRef):
+                names.append((name, value.hex()))
+                values.append(value)
+            else:
+                names.append((name, ""))
+                values.append(self._bytes(name, value))
+        options = self._options
+        call = Call(
+            self._task.serialized.digest,
+            names,
+            (),
+            time.time() + options.timeout if options.timeout else 0.0,
+            options.group,
+            options.priority,
+        )
+        method: Any = executor.actor.run.options(name=self.name, num_returns=len(self._task.outputs))
+        references = method.remote(call, *values)
+        return references if isinstance(references, ray.ObjectRef) else tuple(references)
+
+    def _check(self, buffers: Mapping[str, object]) -> None:
+        bad = [
+            Violation(f'inputs["{name}"]', "no kernel reads a buffer of this name first")
+            for name in buffers
+            if name not in self._inputs
+        ]
+        bad += [
+            Violation(f'inputs["{name}"]', "is missing: the buffer is read first")
+            for name, spec in self._inputs.items()
+            if name not in buffers and not spec.ephemeral
+        ]
+        if bad:
+            raise InvalidRequestError(bad)
+
+    def _bytes(self, name: str, value: object) -> np.ndarray[Any, Any]:
+        spec = self._inputs[name]
+        content = bytes_of(value, spec)
+        if content.nbytes != spec.size_bytes:
+            found = f"has {content.nbytes} bytes, but the buffer has {spec.size_bytes}"
+            raise InvalidRequestError.at(f'inputs["{name}"]', found)
+        return content

@@ -1,0 +1,126 @@
+"""Ray's objects as the store of an executor: what requests read is lent to it, and what they write is handed over to Ray.
+
+An object never changes. So each has version 1, the store has one state for ever, and what is on the device of an object stays
+right. Used by the thread that owns the device; only ``Loan`` ends in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol
+
+from kaas_core.errors import KeyNotFoundError, ValueTooShortError
+from kaasd.store.base import Entry, Namespace, StoreMapping, Write
+
+VERSION = 1
+
+
+class Loan:
+    """Goes with the last that uses bytes which were lent; they may be freed then."""
+
+    def __init__(self, on_end: Callable[[], object]) -> None:
+        """``on_end`` may be called by any thread, in the middle of anything: it must not wait."""
+        self._on_end = on_end
+
+    def __del__(self) -> None:
+        self._on_end()
+
+
+class Receiver(Protocol):
+    """Who waits for what one request writes."""
+
+    def receive(self, contents: Mapping[str, memoryview], loan: Loan) -> None:
+        """Take the bytes of all outputs, by object id, to be used for as long as ``loan`` is held."""
+
+
+class ObjectStore:
+    """A ``ValueStore``. Keys are object ids in hexadecimal."""
+
+    last_commit = 0
+
+    def __init__(self, later: Callable[[Callable[[], None]], object], mapped: Callable[[], StoreMapping | None]) -> None:
+        """``later`` takes what this thread is to call soon, from any thread and without waiting.
+
+        ``mapped`` says where Ray's objects lie in this process.
+        """
+        self._later = later
+        self._mapped = mapped
+        self._lent: dict[str, list[memoryview]] = {}
+        self._receivers: dict[str, Receiver] = {}
+
+    @property
+    def mapped(self) -> StoreMapping | None:
+        """Where the values that are lent lie."""
+        return self._mapped()
+
+    @contextmanager
+    def serving(self, values: Mapping[str, memoryview], outputs: Sequence[str], receiver: Receiver) -> Iterator[None]:
+        """While a request is under way, lend it these values by object id; its ``outputs`` are for ``receiver``."""
+        for key, view in values.items():
+            self._lent.setdefault(key, []).append(view)
+        self._receivers.update(dict.fromkeys(outputs, receiver))
+        try:
+            yield
+        finally:
+            for key in outputs:
+                del self._receivers[key]
+            for key in values:
+                self._lent[key].pop()
+                if not self._lent[key]:
+                    del self._lent[key]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[ObjectSnapshot]:
+        """Yield what can be read now."""
+        yield ObjectSnapshot(self._lent)
+
+    def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
+        """Hand over one request's outputs, each a value in one piece; the future is done when nobody uses the bytes any more."""
+        future: Future[dict[str, Entry]] = Future()
+        contents: dict[str, memoryview] = {}
+        entries: dict[str, Entry] = {}
+        for write in writes:
+            assert isinstance(write.pieces, Sequence)
+            (piece,) = write.pieces
+            contents[write.key] = memoryview(piece)
+            entries[write.key] = Entry(write.key, len(piece), VERSION, 0)
+        returned = partial(future.set_result, entries)
+        self._receivers[writes[0].key].receive(contents, Loan(partial(self._later, returned)))
+        return future
+
+
+class ObjectSnapshot:
+    """What is lent now: a request's inputs are, for as long as it is under way."""
+
+    commit = ObjectStore.last_commit
+
+    def __init__(self, lent: Mapping[str, Sequence[memoryview]]) -> None:
+        self._lent = lent
+
+    def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
+        """Raises ``KeyNotFoundError``."""
+        return Entry(key, len(self._value(key)), VERSION, 0)
+
+    def pieces(
+        self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES
+    ) -> Iterator[memoryview]:
+        """Yield a range in one piece, where it lies. Raises ``KeyNotFoundError``, ``ValueTooShortError``."""
+        value = self._value(key)
+        end = len(value) if size_bytes is None else offset_bytes + size_bytes
+        if end > len(value):
+            raise ValueTooShortError(
+                f"object {key} has {len(value)} bytes; the range from {offset_bytes} to {end} cannot be read",
+                {"key": key, "size_bytes": str(len(value))},
+            )
+        return iter((value[offset_bytes:end],))
+
+    def close(self) -> None:
+        """Do nothing: who lent the values takes them back."""
+
+    def _value(self, key: str) -> memoryview:
+        if key not in self._lent:
+            raise KeyNotFoundError(f"object {key} did not come with the call, and is not on the device", {"key": key})
+        return self._lent[key][-1]

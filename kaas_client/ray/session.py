@@ -1,0 +1,64 @@
+"""What this process knows of the cluster that it has joined."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import ClassVar
+
+import ray
+
+from kaas_client.ray import cluster, table
+from kaas_client.ray.cluster import ExecutorRef
+from kaas_client.ray.tasks import Task
+from kaas_core.errors import InvalidArgumentError, UnavailableError
+from kaas_core.violations import shown
+
+
+class Session:
+    """The executors, and what has been published already."""
+
+    _current: ClassVar[Session | None] = None
+
+    def __init__(self, executors: list[ExecutorRef]) -> None:
+        self.executors = executors
+        self._job = ray.get_runtime_context().get_job_id()
+        self._published: set[bytes] = set()
+        self._turn = count()
+
+    @classmethod
+    def current(cls) -> Session:
+        """Return the session of this process, which finds the executors that there are. Raises ``UnavailableError``."""
+        if not ray.is_initialized():
+            raise UnavailableError("this process has not joined a cluster of Ray: call ray.init() first")
+        session = cls._current
+        if session is None or session._job != ray.get_runtime_context().get_job_id():
+            session = cls._current = Session(cluster.find())
+        return session
+
+    @classmethod
+    def begin(cls, executors: list[ExecutorRef]) -> Session:
+        """Make these the executors of this process."""
+        cls._current = Session(executors)
+        return cls._current
+
+    @classmethod
+    def end(cls) -> None:
+        """Forget them."""
+        cls._current = None
+
+    def publish(self, task: Task) -> None:
+        """Have all executors know a task."""
+        digest = task.serialized.digest
+        if digest not in self._published:
+            table.put(table.Kind.TASK, digest, task.serialized.content)
+            self._published.add(digest)
+
+    def executor(self, name: str | None) -> ExecutorRef:
+        """Return the executor of this name, or that which is to run the next call. Raises ``InvalidArgumentError``."""
+        if name is None:
+            return self.executors[next(self._turn) % len(self.executors)]
+        for executor in self.executors:
+            if executor.name == name:
+                return executor
+        names = ", ".join(executor.name for executor in self.executors)
+        raise InvalidArgumentError(f"there is no executor {shown(name)}: there are {names}")

@@ -1,0 +1,37 @@
+"""What the whole cluster knows: requests, libraries and functions, where Ray keeps the code of Python tasks too."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_get, _internal_kv_put
+
+NAMESPACE = "kaas"
+"""Of our rows, and of our actors' names."""
+_NAMESPACE = NAMESPACE.encode()
+
+
+class Kind(Enum):
+    """What a row is."""
+
+    TASK = b"task/"
+    """A task's content by its digest. Never changes."""
+    LIBRARY = b"library/"
+    """A file of GPU code by its content id. Never changes."""
+    FUNCTION = b"function/"
+    """A registered request by its name."""
+
+
+def put(kind: Kind, key: bytes, value: bytes) -> None:
+    """Store a row, in place of what was there."""
+    _internal_kv_put(kind.value + key, value, overwrite=True, namespace=_NAMESPACE)
+
+
+def get(kind: Kind, key: bytes) -> bytes | None:
+    """Return a row; None where there is none."""
+    return _internal_kv_get(kind.value + key, namespace=_NAMESPACE)
+
+
+def exists(kind: Kind, key: bytes) -> bool:
+    """Return whether there is such a row."""
+    return bool(_internal_kv_exists(kind.value + key, namespace=_NAMESPACE))

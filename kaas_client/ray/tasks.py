@@ -1,0 +1,112 @@
+"""A request as a task of Ray: its outputs become values of their own, and its inputs come with each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kaas.v1 import types_pb2
+from kaas_client.ray.arrays import Form
+from kaas_core.protobuf import request_from_proto, request_to_proto
+from kaas_core.request import BufferSpec, Request
+from kaas_core.uses import Use, buffer_uses
+from kaas_core.violations import Violations, shown
+from kaasd.ipc.messages import SerializedRequest
+
+if TYPE_CHECKING:
+    import ray
+
+
+class Call(NamedTuple):
+    """One call of a task, as it travels to an executor; the values of inputs travel beside it."""
+
+    digest: bytes
+    """Of the task."""
+    inputs: Sequence[tuple[str, str]]
+    """Buffer and object id of each value, in order; the id is empty where the value is not an object."""
+    constants: Sequence[tuple[str, str, list[ray.ObjectRef[Any]]]] = ()
+    """Buffer, object id and reference of each constant: in a list, so that Ray does not bring its value."""
+    deadline_s: float = 0.0
+    """Since the epoch; 0 for none."""
+    group: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A request as executors run it. What it returns is stored, and nothing else; keys and values come with each call."""
+
+    serialized: SerializedRequest
+    outputs: tuple[BufferSpec, ...]
+    """What it returns, in order."""
+    forms: tuple[Form, ...]
+    """Of these."""
+    buffers: Mapping[str, BufferSpec]
+    shareable: frozenset[str]
+    """Inputs that no kernel writes: one copy of an object on the device serves all that read it."""
+
+    @classmethod
+    def of(cls, request: Request, returns: Sequence[str] | None = None) -> Task:
+        """Return the task of a valid request that returns these buffers.
+
+        None stands for all that a kernel writes, in the order of their first writes, temporary uses aside. Raises
+        ``InvalidRequestError``.
+        """
+        uses = buffer_uses(request)
+        if returns is None:
+            returns = outputs_of(uses)
+        _check_returns(request, returns, uses)
+        buffers = {spec.name: spec for spec in request.buffers if spec.name in uses}
+        order = [*returns, *(name for name in buffers if name not in returns)]
+        lowered = tuple(_lowered(buffers[name], uses[name], name in returns) for name in order)
+        message = request_to_proto(replace(request, buffers=lowered))
+        return cls._of_lowered(lowered, uses, message.SerializeToString(deterministic=True))
+
+    @classmethod
+    def from_content(cls, content: bytes) -> Task:
+        """Return the task of which this is the serialised request."""
+        request = request_from_proto(types_pb2.Request.FromString(content))
+        return cls._of_lowered(request.buffers, buffer_uses(request), content)
+
+    @classmethod
+    def _of_lowered(cls, buffers: tuple[BufferSpec, ...], uses: Mapping[str, Use], content: bytes) -> Task:
+        stored = [spec for spec in buffers if not spec.ephemeral]
+        outputs = tuple(spec for spec in stored if uses[spec.name].writes)
+        return cls(
+            SerializedRequest(sha256(content).digest(), content),
+            outputs,
+            tuple(map(Form.of, outputs)),
+            {spec.name: spec for spec in buffers},
+            frozenset(spec.name for spec in stored if not uses[spec.name].writes),
+        )
+
+
+def outputs_of(uses: Mapping[str, Use]) -> list[str]:
+    """Return the buffers that a kernel writes, in the order of their first writes, temporary uses aside."""
+    first_writes = {name: use.first_write for name, use in uses.items() if use.first_write is not None}
+    return sorted(first_writes, key=first_writes.__getitem__)
+
+
+def _lowered(spec: BufferSpec, use: Use, returned: bool) -> BufferSpec:
+    ephemeral = not returned and (spec.ephemeral or use.writes)
+    return replace(spec, key="", offset_bytes=0 if ephemeral else spec.offset_bytes, ephemeral=ephemeral)
+
+
+def _check_returns(request: Request, returns: Sequence[str], uses: Mapping[str, Use]) -> None:
+    found = Violations()
+    index_of = {spec.name: index for index, spec in enumerate(request.buffers)}
+    if not returns:
+        found.add("returns", "at least one buffer is to be returned: a task is run for its results")
+    for position, name in enumerate(returns):
+        if name not in uses or not uses[name].writes:
+            found.add(f"returns[{position}]", f"no kernel writes a buffer {shown(name)}")
+        elif name in returns[:position]:
+            found.add(f"returns[{position}]", f"buffer {shown(name)} is named twice")
+        elif request.buffers[index_of[name]].offset_bytes:
+            found.add(
+                f"buffers[{index_of[name]}].offset",
+                f"buffer {shown(name)} is returned, as a value of its own: it cannot be a range of another",
+            )
+    found.raise_if_any()

@@ -1,0 +1,60 @@
+"""One cluster of Ray for all tests of this folder, with two emulated devices."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+import kaas_client.ray as kaas_ray
+
+_HERE = Path(__file__).parent
+_STARTS = 3
+"""Ray gives up when a process of its own needs more than 15 to 30 s to start, as it may on a busy machine."""
+OBJECT_STORE_BYTES = 256 << 20
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of this folder first: so the first of several test processes gets them all, and one cluster is enough."""
+    items.sort(key=lambda item: not item.path.is_relative_to(_HERE))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A cluster that this process has joined, with the executors ``emulator:0`` and ``emulator:1``."""
+    _start()
+    try:
+        kaas_ray.init("emulator", executors=2)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start() -> None:
+    """Start Ray, or skip where it cannot be started at all."""
+    # Other processes of the cluster find the packages where this one does, and need no token.
+    os.environ["PYTHONPATH"] = os.pathsep.join(str(_HERE.parents[1] / folder) for folder in ("", "proto"))
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                resources={"kaas_emulator": 2},
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+        except Exception as error:
+            ray.shutdown()
+            if attempt == _STARTS:
+                pytest.skip(f"Ray did not start in {_STARTS} attempts: {error}")
+        else:
+            return

@@ -1,0 +1,49 @@
+"""Requests that the tests of this folder run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kaas_client import Kernel, Request, inp, out, tmp, u64
+
+KERNELS = Path(__file__).parents[2] / "examples/kernels"
+DOT = str(KERNELS / "dot.ptx")
+N = 1024
+Words = NDArray[np.uint32]
+
+
+def dot_request(**of_a: Any) -> Request:
+    """Return the dot product of two vectors of ``N`` words; ``of_a`` is more to say of the first."""
+    size = 4 * N
+    product = Kernel(DOT, "prodKern", grid=1, block=N, args=[u64(N), inp("a", size, **of_a), inp("b", size), tmp("p", size)])
+    return Request([product, Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
+
+
+def product_kernel(n: int, **of_p: Any) -> Kernel:
+    """Return the product of two vectors of ``n`` words, a multiple of 1024, element by element, as an output.
+
+    ``of_p`` is more to say of it than its size.
+    """
+    size = 4 * n
+    args = [u64(n), inp("a", size), inp("b", size), out("p", size, **{"dtype": "u4", "shape": n} | of_p)]
+    return Kernel(DOT, "prodKern", grid=n // 1024, block=1024, args=args)
+
+
+def product_request(n: int, **of_p: Any) -> Request:
+    """Return the request of ``product_kernel`` alone."""
+    return Request([product_kernel(n, **of_p)])
+
+
+def product_and_dot_request() -> Request:
+    """Return both the product of two vectors of ``N`` words and its sum."""
+    return Request([product_kernel(N), Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
+
+
+def vectors(seed: int, n: int = N) -> tuple[Words, Words]:
+    """Return two random vectors."""
+    a, b = np.random.default_rng(seed).integers(0, 2**32, (2, n), dtype=np.uint32)
+    return a, b
