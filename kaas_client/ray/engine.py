@@ -22,6 +22,7 @@ from kaas_client.ray.objects import Loan, ObjectStore
 from kaas_client.ray.plasma import Plasma
 from kaas_client.ray.waiting import WaitingCalls
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KaasError
+from kaas_core.request import BufferSpec
 from kaasd.devices.registry import kind_of, open_device
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import LibrarySource
@@ -29,6 +30,7 @@ from kaasd.worker.calls import Call, Calls
 from kaasd.worker.cancellation import GRACE_S, REPEAT_S, Cancellation
 from kaasd.worker.execution import Invocation, Result, execute
 from kaasd.worker.executor import Executor
+from kaasd.worker.inputs import value_key
 from kaasd.worker.loop import NAP_S
 from kaasd.worker.programs import UnknownRequest
 
@@ -38,6 +40,7 @@ CANCEL_GRACE_S = 5.0
 """From a cancellation to the loss of a device that cannot stop a kernel: nobody waits for it, and others may run beside it."""
 LOOK_S = 0.02
 """Between two looks of who waits at whether its call is cancelled."""
+CLOSE_TIMEOUT_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -93,11 +96,12 @@ class Engine:
         libraries: LibrarySource,
         *,
         memory_limit_bytes: int | None = None,
+        unused_limit_bytes: int | None = None,
         on_failure: Callable[[], object] = lambda: None,
     ) -> None:
-        """Open the device. ``on_failure`` is called where a defect ends the thread, after which no call is answered.
+        """Open the device. The limits are those of ``kaasd.worker.executor.Executor``.
 
-        Raises ``DeviceUnavailable``.
+        ``on_failure`` is called where a defect ends the thread, after which no call is answered. Raises ``DeviceUnavailable``.
         """
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ids = count()
@@ -107,9 +111,24 @@ class Engine:
         self._closing = False
         self._concurrency = CONCURRENCY if kind_of(device_name).runs_aside else 1
         self._on_failure = on_failure
+        self._store = ObjectStore(self._events.put, Plasma().mapping)
+
+        def open_executor(stack: ExitStack) -> Executor:
+            device = open_device(device_name)
+            stack.callback(device.close)
+            executor = Executor(
+                device,
+                self._store,
+                libraries,
+                memory_limit_bytes=memory_limit_bytes,
+                unused_limit_bytes=unused_limit_bytes,
+                keep_stored=True,
+            )
+            stack.callback(executor.close)
+            return executor
+
         opened: Future[tuple[Executor, Calls]] = Future()
-        arguments = (device_name, libraries, memory_limit_bytes, opened)
-        self._thread = threading.Thread(target=self._own_device, args=arguments, name="device", daemon=True)
+        self._thread = threading.Thread(target=self._own_device, args=(open_executor, opened), name="device", daemon=True)
         self._thread.start()
         self.executor, self._calls = opened.result()
 
@@ -145,10 +164,27 @@ class Engine:
             self._cancel(pending, error, overdue=now > overdue_from)
             wait_s = REPEAT_S
 
+    def holds(self, object_id: str, spec: BufferSpec) -> bool:
+        """Return whether what a buffer is read from is on the device now, or on its way there. For any thread."""
+        return value_key(object_id, spec) in self.executor.memory
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for the device."""
+        with self._lock:
+            return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Calls that the device has taken, and whose outputs may still be in use."""
+        return len(self._calls)
+
     def close(self) -> None:
-        """End what is under way, and close the device."""
+        """End what is under way, and close the device once nobody uses outputs any more; leave it open where somebody goes on."""
         self._events.put(self._close)
-        self._thread.join()
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            _log.warning("the device stays open: outputs are still in use")
 
     def _cancel(self, pending: _Pending, error: KaasError, *, overdue: bool) -> None:
         with self._lock:
@@ -156,27 +192,23 @@ class Engine:
                 raise type(error)(f"{error.message} while the request was queued")
         self._calls.cancel(pending.id, error, overdue=overdue)
 
-    def _own_device(
-        self, device_name: str, libraries: LibrarySource, memory_limit_bytes: int | None, opened: Future[tuple[Executor, Calls]]
-    ) -> None:
+    def _own_device(self, open_executor: Callable[[ExitStack], Executor], opened: Future[tuple[Executor, Calls]]) -> None:
         """Open the device, and serve until this is closed."""
         with ExitStack() as stack:
             try:
-                device = open_device(device_name)
-                stack.callback(device.close)
-                self._store = ObjectStore(self._events.put, Plasma().mapping)
-                executor = Executor(device, self._store, libraries, memory_limit_bytes=memory_limit_bytes)
-                stack.callback(executor.close)
-                calls = Calls(executor)
-                stack.callback(calls.close)
+                executor = open_executor(stack)
             except Exception as error:
                 opened.set_exception(error)
                 return
+            calls = Calls(executor)
+            stack.callback(calls.close)
             opened.set_result((executor, calls))
             try:
-                while not self._closing:
+                while True:
                     self._begin_waiting(executor, calls)
                     calls.poll()
+                    if self._closing and not any(job.is_committing for job in calls.jobs):
+                        return
                     self._wait(calls)
             except BaseException:
                 _log.critical("the device is served no more", exc_info=True)
