@@ -189,6 +189,7 @@ class QueueFullError(ResourceExhaustedError):
     """Too many requests are waiting."""
 
     reason = "QUEUE_FULL"
+    retry_after_s = 0.1
 
 
 class GroupLimitError(ResourceExhaustedError):

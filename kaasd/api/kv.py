@@ -48,7 +48,6 @@ class KvServicer:
 
     async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> None:
         self._core.watch.refuse_if_lost()
-        _check_key(request.key)
         size = request.size_bytes if request.HasField("size_bytes") else None
         with self._core.store.snapshot() as snapshot:
             entry = snapshot.stat(request.key)
@@ -64,7 +63,6 @@ class KvServicer:
 
     async def Stat(self, request: kv_pb2.StatRequest, context: grpc.aio.ServicerContext) -> kv_pb2.StatResponse:
         self._core.watch.refuse_if_lost()
-        _check_key(request.key)
         with self._core.store.snapshot() as snapshot:
             return kv_pb2.StatResponse(entry=_entry(snapshot.stat(request.key)))
 
@@ -82,7 +80,6 @@ class KvServicer:
 
     async def Delete(self, request: kv_pb2.DeleteRequest, context: grpc.aio.ServicerContext) -> kv_pb2.DeleteResponse:
         self._core.refuse_if_draining()
-        _check_key(request.key)
         await self._core.write(asyncio.wrap_future(self._core.store.delete(request.key)))
         return kv_pb2.DeleteResponse()
 

@@ -26,6 +26,8 @@ from kaasd.store.records import (
     Counters,
     Damage,
     Head,
+    chunk_key,
+    loose_key,
     pack_store_id,
     unpack_format,
     unpack_store_id,
@@ -44,6 +46,7 @@ MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 _NAMESPACES = {namespace.name.lower().encode(): namespace for namespace in Namespace}
+_KEY_BYTES = {CHUNKS: len(chunk_key(0)), LOOSE: len(loose_key(0, 0))}
 DATABASES = (*_NAMESPACES, CHUNKS, LOOSE)
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
@@ -98,6 +101,8 @@ class StoreIdentity:
 def prepare(path: Path, *, sync: bool) -> int:
     """Make a store at ``path`` where nothing is, or see that what is there is one; return its format.
 
+    ``sync``: commits wait for the disk, so that none may be missing.
+
     Raises ``StoreForeignError`` (it is not, or is damaged), ``StoreGoneError`` (one was there), ``OSError``; nothing is changed.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,6 +123,8 @@ def prepare(path: Path, *, sync: bool) -> int:
             " instead, empty the directory"
         )
     with LmdbFile(file) as found:
+        if sync:
+            _check_last(found)
         number = _format_of(found)
         if number == FORMAT:
             try:
@@ -129,12 +136,41 @@ def prepare(path: Path, *, sync: bool) -> int:
         return number
 
 
+def _check_last(file: LmdbFile) -> None:
+    """Look whether the last transaction is there, in a file where each has waited for the disk. Raises ``StoreForeignError``.
+
+    LMDB writes its two meta pages in turns, and takes the other one where the last was damaged.
+    """
+    while True:
+        metas = file.metas()
+        older, last = sorted(metas, key=lambda meta: meta.transaction)
+        # One of two transactions earlier may not be there any more, where the power was cut before the last one's was written.
+        was_last = older.transaction > 1 and _written_by(file, older) == last.transaction + 1
+        if last.transaction - older.transaction <= 1 and not was_last:
+            return
+        if file.metas() == metas:  # else a process that has the store open has committed meanwhile
+            raise StoreForeignError(
+                f"{file.path} is damaged: its meta pages say that they are of the transactions {older.transaction} and"
+                f" {last.transaction}, so what was stored last is missing; nothing was written to it. Put back a copy of the"
+                " store's file; to go on with what is there, start once with --durability none"
+            )
+
+
+def _written_by(file: LmdbFile, meta: Meta) -> int:
+    """Return the transaction of a meta page, as what it leads to says; 0 where that is not known."""
+    try:
+        return Counters.unpack(file.main_entries(meta).get(STATE_KEY, b"")).transaction
+    except (Damage, StoreForeignError):
+        return 0
+
+
 def check_store(file: LmdbFile, meta: Meta) -> None:
     """Look at the trees of a store's file, at its keys, and at what it says of itself, and not at values.
 
     Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
     """
-    check_trees(file, meta, RECORD_BYTES, _has_its_key)
+    if check_trees(file, meta, RECORD_BYTES, _has_its_key) != set(DATABASES):
+        raise file.damaged("it has other trees than a store")
     entries = file.main_entries(meta)
     try:
         Counters.unpack(entries[STATE_KEY])
@@ -164,7 +200,7 @@ def _has_its_key(tree: bytes, raw_key: bytes, start: bytes) -> bool:
     """Whether an entry that begins with ``start`` stands at the key that it was written for; one that is damaged may."""
     namespace = _NAMESPACES.get(tree)
     if namespace is None:
-        return True
+        return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
     try:
         return Head.unpack(start).is_of(namespace, raw_key)
     except Damage:

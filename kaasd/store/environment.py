@@ -36,7 +36,7 @@ from kaasd.store.directory import (
     prepare,
 )
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, take_lock_file
-from kaasd.store.lmdb_file import Meta
+from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.migration import migrate
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
 
@@ -85,6 +85,7 @@ class Environment:
                         migrate(path)
                 else:
                     identity.check()
+                    LmdbFile(path / DATA_FILE).close()  # whole still: what is missing kills who maps it
                 take_lock_file(path / LMDB_LOCK_FILE, max_readers)
                 self.lmdb = stack.enter_context(self._open_environment(durability, max_readers))
                 fill_lock_file(path / LMDB_LOCK_FILE)

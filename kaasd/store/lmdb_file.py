@@ -113,6 +113,8 @@ class LmdbFile:
         """
         for _, value in self.below(meta.free_root, meta.page_bytes):
             numbers = array("Q", value)
+            if numbers[0] >= len(numbers):
+                raise IndexError(numbers[0])
             yield numbers[1 : numbers[0] + 1]
 
     def _check(self) -> Meta:
@@ -139,11 +141,17 @@ class LmdbFile:
 
     def latest_meta(self) -> Meta:
         """Read the meta page of the last transaction."""
+        return max(self.metas(), key=lambda meta: meta.transaction)
+
+    def metas(self) -> tuple[Meta, Meta]:
         first = self._read_meta(0)
         second = self._read_meta(first.page_bytes)
         if first.page_bytes != second.page_bytes:
             raise self.damaged("its two meta pages do not agree")
-        return max(first, second, key=lambda meta: meta.transaction)
+        for number, meta in enumerate((first, second)):
+            if meta.transaction and meta.transaction % 2 != number:
+                raise self.damaged(f"meta page {number} is that of transaction {meta.transaction}")
+        return first, second
 
     def _read_meta(self, offset: int) -> Meta:
         raw = os.pread(self._descriptor, HEADER_BYTES + _META_PAGE.size + 2 * DATABASE.size + _LAST.size, offset)

@@ -159,7 +159,7 @@ class _Migration:
     def finish(self) -> None:
         _, version, last_id = _STATE.unpack(self._source.get(STATE_KEY, b""))
         store_id = bytes(self._source.get(STORE_ID_KEY, b"")) or os.urandom(STORE_ID_BYTES)
-        self._target.put(STATE_KEY, Counters(version, last_id).pack())
+        self._target.put(STATE_KEY, Counters(version, last_id, self._target.id()).pack())
         self._target.put(STORE_ID_KEY, pack_store_id(store_id))
         self._target.commit()
 

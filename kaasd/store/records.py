@@ -3,7 +3,7 @@
 =============  ========================================  ==========================================================
 database       key                                       value
 =============  ========================================  ==========================================================
-(main)         ``state``                                 format, last version, last id; checksum
+(main)         ``state``                                 format, last version, last id, transaction; checksum
 (main)         ``store_id``                              128 random bits, which no other store has; checksum
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
 namespace                                                the key, of the body and of these fields; and then the body: the
@@ -41,7 +41,7 @@ NOBODY = 0
 
 _FORMAT = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<Q")
-_COUNTERS = struct.Struct("<QQQ")
+_COUNTERS = struct.Struct("<QQQQ")
 _STATE = struct.Struct(_COUNTERS.format + "Q")
 _FIELDS = struct.Struct("<QQQIIQ")
 _RECORD = struct.Struct(_FIELDS.format + "Q")
@@ -78,9 +78,11 @@ class Counters:
 
     version: int = 0
     id: int = 0
+    transaction: int = 1
+    """Of LMDB, which wrote them; a compact copy counts anew."""
 
     def pack(self) -> bytes:
-        fields = _COUNTERS.pack(FORMAT, self.version, self.id)
+        fields = _COUNTERS.pack(FORMAT, self.version, self.id, self.transaction)
         return fields + _CHECKSUM.pack(checksum(fields))
 
     @classmethod
@@ -88,10 +90,10 @@ class Counters:
         """Raises ``Damage``; the format is the caller's to look at."""
         if len(raw) != _STATE.size:
             raise Damage("its counters are missing")
-        _, version, last_id, expected = _STATE.unpack(raw)
+        _, version, last_id, transaction, expected = _STATE.unpack(raw)
         if checksum(raw[: _COUNTERS.size]) != expected:
             raise Damage("its counters were changed")
-        return cls(version, last_id)
+        return cls(version, last_id, transaction)
 
 
 def unpack_format(state: bytes) -> int:

@@ -86,6 +86,7 @@ class WriteTransaction:
 
     def finish(self) -> None:
         """Store the counters."""
+        self._counters.transaction = self._txn.id()
         self._txn.put(STATE_KEY, self._counters.pack())
 
     # Checks: they change nothing, so that one who fails can share a transaction.

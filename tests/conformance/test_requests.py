@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def expect(library: str, value: int, buffer: object, n: int = N) -> Kernel:
     return Kernel(library, "expectKern", grid=-(-n // 256), block=256, args=[u64(n), u32(value), buffer])
 
 
-@pytest.mark.parametrize("workload", [dot_product, jacobi, blur])
+@pytest.mark.parametrize("workload", [dot_product, partial(jacobi, n=128), blur], ids=["dot", "jacobi", "blur"])
 def test_the_workloads_of_the_demo(workload: Callable[[Client], Workload], kaas: Client, device_name: str) -> None:
     prepared = workload(kaas)
     for key, value in prepared.inputs.items():

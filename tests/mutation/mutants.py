@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,12 @@ class Source:
         self.path = path
         self.text = (root / path).read_text()
         self._tree = ast.parse(self.text)
-        self._wrapper = MetadataWrapper(cst.parse_module(self.text))
         self._functions = [node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
         self._body = {line for function in self._functions for line in range(function.body[0].lineno, _end(function) + 1)}
+
+    @cached_property
+    def _wrapper(self) -> MetadataWrapper:
+        return MetadataWrapper(cst.parse_module(self.text))
 
     def candidates(self) -> list[Candidate]:
         """Return every change that could be made."""

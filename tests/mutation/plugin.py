@@ -1,6 +1,6 @@
 """What pytest does for mutation testing: it notes which test runs a line, or runs chosen tests in a given order.
 
-Coverage is started in every process by coverage's own ``.pth`` file. Lines that run in pytest's process while a test runs are
+Coverage is started in every process by ``start/sitecustomize.py``. Lines that run in pytest's process while a test runs are
 that test's. All others are the whole file's: those of fixtures that tests share, and those of child processes, since a daemon may
 serve many tests.
 """
@@ -18,7 +18,7 @@ import coverage
 import pytest
 
 RECORD = "MUTATION_RECORD"
-"""The environment variable with the file to which durations of passed tests are written, as ``{test: seconds}``."""
+"""The environment variable with the file to which the seconds of tests that passed are written, and which failed."""
 CHOSEN = "MUTATION_CHOSEN"
 """The environment variable with the file of the tests to run, in order, as ``{test: seconds after which it is stopped}``."""
 TEST_FILE = "MUTATION_TEST_FILE"
@@ -30,7 +30,7 @@ class _Recorder:
         self._path = path
         self._test = ""
         self._seconds: dict[str, float] = {}
-        self._not_passed: set[str] = set()
+        self._outcomes: dict[str, set[str]] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -54,12 +54,12 @@ class _Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0) + report.duration
-        if not report.passed:
-            self._not_passed.add(report.nodeid)
+        self._outcomes.setdefault(report.nodeid, set()).add(report.outcome)
 
     def pytest_sessionfinish(self) -> None:
-        passed = {test: seconds for test, seconds in self._seconds.items() if test not in self._not_passed}
-        self._path.write_text(json.dumps(passed))
+        passed = {test: seconds for test, seconds in self._seconds.items() if self._outcomes[test] == {"passed"}}
+        failed = [test for test, outcomes in self._outcomes.items() if "failed" in outcomes]
+        self._path.write_text(json.dumps({"seconds": passed, "failed": failed}))
 
 
 class _Chooser:
@@ -75,8 +75,8 @@ class _Chooser:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _pass_on("PYTHONPATH", "COVERAGE_PROCESS_START", TEST_FILE)
     if record := os.environ.get(RECORD):
-        _pass_coverage_on()
         config.pluginmanager.register(_Recorder(Path(record)))
     if chosen := os.environ.get(CHOSEN):
         config.pluginmanager.register(_Chooser(Path(chosen)))
@@ -88,14 +88,14 @@ def _switch_context(context: str) -> None:
     current.switch_context(context)
 
 
-def _pass_coverage_on() -> None:
-    """Have child processes measured too that are given an environment of their own."""
+def _pass_on(*names: str) -> None:
+    """Pass environment variables on to child processes too that are given an environment of their own."""
     start = subprocess.Popen.__init__
-    inherited = {name: os.environ[name] for name in ("COVERAGE_PROCESS_START", TEST_FILE)}
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
 
-    def measured(self: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
+    def with_inherited(self: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
         if options.get("env") is not None:
-            options["env"] = {**options["env"], **inherited}
+            options["env"] = inherited | dict(options["env"])
         start(self, *args, **options)
 
-    subprocess.Popen.__init__ = measured  # type: ignore[method-assign]
+    subprocess.Popen.__init__ = with_inherited  # type: ignore[method-assign]

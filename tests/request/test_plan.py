@@ -79,6 +79,22 @@ def test_an_ephemeral_buffer_is_neither_loaded_nor_stored(accesses: list[str]) -
     assert (slot.load, slot.store) == (False, False)
 
 
+def test_a_device_of_which_nothing_else_is_said_is_an_h100() -> None:
+    """Figures of the CUDA C++ Programming Guide for compute capability 9.0, and of the H100 SXM5's data sheet."""
+    assert DeviceProperties("any", "any", 1) == DeviceProperties(
+        name="any",
+        model="any",
+        memory_bytes=1,
+        compute_capability=(9, 0),
+        multiprocessor_count=132,
+        warp_size=32,
+        max_threads_per_block=1024,
+        max_block=(1024, 1024, 64),
+        max_grid=(2147483647, 65535, 65535),
+        max_shared_memory_bytes=232448,
+    )
+
+
 def test_lowering() -> None:
     a, unused, p, c = BufferSpec("a", 4096), BufferSpec("u", 1), BufferSpec("p", 4096, ephemeral=True), BufferSpec("c", 4)
     product = KernelSpec(

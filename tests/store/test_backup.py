@@ -96,7 +96,7 @@ def test_its_reader_holds_no_pages(store: LmdbStore, store_path: Path) -> None:
         first = [next(pieces), next(pieces)]
         for _ in range(20):
             store.commit([Write("a", [value])]).result()
-        assert (store_path / "data.mdb").stat().st_size < 5 * len(value)
+        assert (store_path / "data.mdb").stat().st_size < 10 * len(value)  # not the 20 that were written
         assert sum(map(len, [*first, *pieces])) == backup.size_bytes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreForeignError
 from kaasd.store import checksums
-from kaasd.store.base import Entry, Namespace, Write
+from kaasd.store.base import Durability, Entry, Namespace, Write
 from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import NOBODY, STATE_KEY, STORE_ID_KEY, Extent, loose_key, pack_loose
@@ -216,7 +217,7 @@ def test_what_the_store_says_of_itself(file: Path, open_store: Callable, key: by
 def test_counters_that_change_while_it_is_open(opened: LmdbStore) -> None:
     """A version that was given before would make stale bytes on a device pass for new ones."""
     with opened._environment.write() as txn:
-        txn.put(STATE_KEY, bytes(32))
+        txn.put(STATE_KEY, bytes(40))
     with pytest.raises(DataDamagedError, match="its counters were changed") as caught:
         opened.commit([Write("a", [b"1"])]).result()
     assert "key" not in caught.value.metadata
@@ -290,3 +291,38 @@ def test_tree_damage_is_an_error_of_the_store(opened: LmdbStore) -> None:
         assert isinstance(translated, DataDamagedError)
         assert dict(translated.metadata) == {}
     assert isinstance(translate(lmdb.InvalidError("open"), opened._environment.path), StoreForeignError)
+
+
+META_TRANSACTION = 16 + 24 + 2 * 48 + 8
+"""Where a meta page has the number of its transaction."""
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_meta_page_that_was_changed(file: Path, open_store: Callable, bit: int) -> None:
+    """LMDB would take the other one, and what was stored last would be gone without a word; or count on from anywhere."""
+    raw = bytearray(file.read_bytes())
+    last = max((0, 4096), key=lambda start: struct.unpack_from("<Q", raw, start + META_TRANSACTION)[0])
+    raw[last + META_TRANSACTION + bit // 8] ^= 1 << bit % 8
+    file.write_bytes(raw)
+    with pytest.raises(StoreForeignError, match=r"is damaged: .*meta page"):
+        open_store(durability=Durability.META)
+    assert file.read_bytes() == raw
+
+
+def test_a_store_that_does_not_wait_for_the_disk_may_lack_its_last_transactions(
+    file: Path, content: Content, open_store: Callable
+) -> None:
+    with LmdbStore(file.parent, limit_bytes=64 << 20, durability=Durability.NONE) as store:
+        before = file.read_bytes()[:8192]
+        for number in range(3):
+            store.commit([Write("late", [bytes([number])])]).result()
+    raw = bytearray(file.read_bytes())
+    older = min((0, 4096), key=lambda start: struct.unpack_from("<Q", raw, start + META_TRANSACTION)[0])
+    raw[older : older + 4096] = before[older : older + 4096]
+    file.write_bytes(raw)
+    with pytest.raises(StoreForeignError, match="start once with --durability none"):
+        open_store(durability=Durability.FULL)
+    assert (
+        look(open_store(durability=Durability.NONE, chunk_bytes=CHUNK_BYTES), {**content, (Namespace.VALUES, "late"): b"\2"})
+        == set()
+    )

@@ -18,9 +18,10 @@ import pytest
 from kaas_core.errors import KaasError, StoreForeignError, StoreGoneError
 from kaasd.store import disk_room
 from kaasd.store.base import Namespace, Write
-from kaasd.store.directory import StoreIdentity
+from kaasd.store.directory import DATABASES, StoreIdentity, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.store.records import STATE_KEY, STORE_ID_KEY
 from tests.store.support import Start, said, writer_held_up
 
 BEFORE_IDS = Path(__file__).parent / "data/before_ids.mdb.gz"
@@ -187,6 +188,31 @@ def test_a_store_whose_last_pages_were_never_written_is_whole(
         assert read(store, "kept") == b"1"
 
 
+def test_a_new_store_has_all_its_databases_before_it_is_opened(store_path: Path) -> None:
+    prepare(store_path, sync=False)
+    with LmdbFile(store_path / "data.mdb") as found:
+        names = found.main_entries(found.meta).keys()
+    assert names == {*DATABASES, STATE_KEY, STORE_ID_KEY}
+    assert [path.name for path in store_path.iterdir()] == ["data.mdb"]
+
+
+def test_any_tree_of_lmdb_is_read(tmp_path: Path) -> None:
+    """Three levels of pages, with values in them and on pages of their own."""
+    path = tmp_path / "any.mdb"
+    wanted = {b"%0200d" % number: bytes([number % 251]) * size for number, size in enumerate([1, 0, 500, 3000, 70_000] * 60)}
+    with lmdb.open(str(path), subdir=False, map_size=64 << 20) as environment, environment.begin(write=True) as txn:
+        for key, value in wanted.items():
+            txn.put(key, value)
+        assert txn.stat()["depth"] == 3
+    with LmdbFile(path) as found:
+        root, page_bytes = found.meta.main_root, found.meta.page_bytes
+        assert list(found.below(root, page_bytes)) == list(wanted.items())
+        assert list(found.below(root, page_bytes, backwards=True)) == list(wanted.items())[::-1]
+        assert found.main_entries(found.meta) == {}
+        with pytest.raises(IndexError):
+            list(found.below(root, page_bytes, 2))
+
+
 def test_files_are_the_owners_whatever_the_umask(store_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -261,6 +287,13 @@ except Exception as error:
             identity.check()
         assert self.open_there(identity, start) == f"StoreGoneError {caught.value}"
         assert self.files(identity.path) == before
+
+    def test_a_file_that_was_cut_short_is_not_mapped(self, file: Path, start: Start) -> None:
+        """Reading what is missing would kill the process."""
+        with LmdbStore(file.parent, limit_bytes=64 << 20) as store:
+            identity = store.identity
+        os.truncate(file, 5 * 4096)
+        assert self.open_there(identity, start).startswith(f"StoreForeignError {file} is cut short: ")
 
     def test_where_its_data_are(self, identity: StoreIdentity, tmp_path: Path) -> None:
         identity.path.rename(tmp_path / "moved")

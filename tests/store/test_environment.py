@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import pytest
 
 from kaas_core.errors import InternalError
 from kaasd.store import environment as module
-from kaasd.store.base import Write
+from kaasd.store.base import StoreMapping, Write
+from kaasd.store.disk_room import keep_for_deletes
 from kaasd.store.lmdb_store import LmdbStore
 from tests.store.support import Start, kill, said
 
@@ -95,6 +97,31 @@ def test_the_mapping_is_where_the_views_are(store: LmdbStore, store_path: Path, 
 
 def test_a_file_that_is_not_mapped(tmp_path: Path) -> None:
     assert module.find_mapping(tmp_path / "data.mdb") is None
+
+
+def test_the_mapping_of_a_file_is_told_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tmp_path.resolve() / "a store" / "data.mdb"
+    maps = f"""\
+7f0000000000-7f0000001000 r--s 00000000 fe:00 11 {wanted}.old
+7f0000010000-7f0000012000 r--s 00001000 fe:00 12 {wanted}
+7f0000020000-7f0000021000 rw-p 00000000 00:00 0
+7f0000030000-7f0000034000 r--s 00000000 fe:00 12         {wanted}
+7f0000040000-7f0000048000 r--s 00000000 fe:00 12 {wanted}
+"""
+    monkeypatch.setattr(Path, "read_text", lambda path: {Path("/proc/self/maps"): maps}[path])
+    assert module.find_mapping(wanted) == StoreMapping(str(wanted), 0x7F0000030000, 0x4000)
+    assert module.find_mapping(wanted.with_name("other.mdb")) is None
+
+
+def test_the_map_is_as_large_as_the_limit_or_has_room_for_deletes(open_store: Callable, store_path: Path) -> None:
+    for size_bytes, limit_bytes in ((0, 16 << 20), (8 << 20, 8 << 20), (9 << 20, 8 << 20)):
+        with open_store(limit_bytes=16 << 20):
+            pass
+        if size_bytes:
+            os.truncate(store_path / "data.mdb", size_bytes)
+        with open_store(limit_bytes=limit_bytes) as store:
+            more = size_bytes + keep_for_deletes(size_bytes) if size_bytes > limit_bytes else 0
+            assert store._environment.lmdb.info()["map_size"] == max(limit_bytes, more)
 
 
 def test_the_mapping_grows_with_the_store(open_store: Callable, start: Start, payload: Callable) -> None:

@@ -1,4 +1,4 @@
-"""A worker as a front with thousands of connections starts it: its sockets have numbers that ``select`` does not take."""
+"""A worker as its front starts it: its sockets have numbers that ``select`` does not take, or their other ends are closed."""
 
 from __future__ import annotations
 
@@ -67,6 +67,17 @@ def test_it_hears_of_calls_and_of_cancellations(tmp_path: Path, many_descriptors
         for front in (calls, cancellations):
             front.shutdown(socket.SHUT_RDWR)
         assert process.wait(60) == 0
+
+
+def test_a_worker_whose_front_has_gone_already_ends_at_once() -> None:
+    with ExitStack() as stack:
+        pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(2)]
+        for front, _ in pairs:
+            front.close()
+        descriptors = [worker.fileno() for _, worker in pairs]
+        command = [sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors)]
+        done = subprocess.run(command, pass_fds=descriptors, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def send(front: socket.socket, message: worker_pb2.ToWorker) -> None:

@@ -64,3 +64,29 @@ def test_a_commit_in_between(tmp_path: Path, size: int, looked_up: str) -> None:
             assert run({"b": "b"}) == {9}
             put(5)
             assert run({"b": "b"}) == {25}
+
+
+def test_small_values_are_read_once_while_nothing_is_committed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what a caller gives instead is taken, and what is stored comes back after it."""
+    snapshots: list[LmdbSnapshot] = []
+    snapshot = bench.store.snapshot
+    monkeypatch.setattr(bench.store, "snapshot", lambda: snapshots.append(snapshot()) or snapshots[-1])
+    a, b, p = (BufferSpec(name, 4 * SMALL, ephemeral=name == "p") for name in "abp")
+    request = serialize(Request((bench.product(SMALL, a, b, p),), (a, b, p)))
+
+    def run(**inputs: int) -> tuple[set[int], int]:
+        """Return the elements of the product, and how often the store was looked at."""
+        snapshots.clear()
+        given = {name: np.full(SMALL, value, np.uint32).tobytes() for name, value in inputs.items()}
+        result = bench.run(request, inputs=given, return_buffers=["p"])
+        return set(np.frombuffer(result.outputs["p"], np.uint32).tolist()), len(snapshots)
+
+    for key, value in (("a", 2), ("b", 3)):
+        bench.put(key, np.full(SMALL, value, np.uint32))
+    run()  # The library is read, too.
+    assert run() == ({6}, 0)
+    assert run(a=5) == ({15}, 0)
+    assert run() == ({6}, 1)
+    assert run() == ({6}, 0)
+    bench.put("c", np.full(SMALL, 7, np.uint32))
+    assert run() == ({6}, 1)

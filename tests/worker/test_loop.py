@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DeadlineExceededError, WorkerRestartingError
 from kaasd.devices.base import DeviceLost
+from kaasd.worker.calls import Call, Calls
+from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
+from kaasd.worker.executor import Executor
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
+    RESULT,
     DeafJob,
     HeldExecutor,
     HeldJob,
@@ -52,6 +58,34 @@ def test_a_device_with_a_kernel_that_cannot_be_stopped_is_lost(serve: Callable[[
     answer = worker.answer()
     assert (answer.id, answer.WhichOneof("answer")) == (3, "executed")
     worker.join()
+
+
+def test_only_a_call_that_does_not_commit_yet_costs_the_device_when_it_is_overdue() -> None:
+    executor = HeldExecutor()
+    calls = Calls(cast(Executor, executor))
+    jobs = {call_id: DeafJob(Cancellation()) for call_id in (1, 2)}
+    told: list[tuple[int, object]] = []
+
+    def tell(call_id: int, what: object) -> None:
+        told.append((call_id, what))
+
+    for call_id, job in jobs.items():
+        calls.begin(call_id, Call(cast(Any, job), job.cancellation, partial(tell, call_id), partial(tell, call_id)))
+    late = DeadlineExceededError("the deadline passed")
+    assert calls.cancel(1, late, overdue=True)
+    jobs[1].is_committing = True
+    calls.poll()
+    assert told == []
+    jobs[1].ended.set()
+    for _ in range(2):
+        calls.poll()
+        assert told == [(1, RESULT)]
+    assert not executor.device_lost
+
+    assert calls.cancel(2, late, overdue=True)
+    calls.poll()
+    assert [(call_id, type(what)) for call_id, what in told[1:]] == [(2, DeadlineExceededError)]
+    assert executor.device_lost
 
 
 class Unknown(HeldJob):

@@ -219,6 +219,42 @@ def test_a_file_with_the_code_of_a_deleted_library_goes_on(bench: Bench, tmp_pat
         assert program.outdated is False
 
 
+def test_the_program_for_given_inputs_goes_with_the_one_it_was_made_from(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "dot.ptx"
+    file.write_bytes(library("dot"))
+    a, p = BufferSpec("a", 4 * SMALL, ephemeral=True), BufferSpec("p", 4 * SMALL)
+    kernel = replace(bench.product(SMALL, a, a, p), library=str(file))
+    request = serialize(Request((kernel,), (a, p)))
+    memory, device, names = bench.executor.memory, bench.executor.device, frozenset("a")
+    with closing(module.Programs(device, Libraries(bench.store, [tmp_path]), memory)) as programs:
+        program = programs.get(request)
+        given = programs.for_inputs(request, program, names)
+        assert programs.for_inputs(request, program, names) is given
+        given.give_instance(memory, given.take_instance(memory, device, []))
+        assert memory.held_bytes == 8 * SMALL
+
+        file.write_bytes(library("dot") + b"\n")
+        another = programs.for_inputs(request, programs.get(request), names)
+        assert another is not given
+        assert (given.outdated, another.outdated) == (True, False)
+        assert memory.held_bytes == 0
+
+
+def test_whether_code_of_a_request_is_loaded(bench: Bench) -> None:
+    programs = bench.executor.programs
+    first, second = upload(bench, 0), upload(bench, 1)
+    request = square(bench, first)
+    assert programs.has_code_of(request) is False
+    programs.get(request)
+    for loaded in (request, known(request), square(bench, first, SMALL // 2)):
+        assert programs.has_code_of(loaded) is True
+    of_both = (bench.product(SMALL, *[BufferSpec("a", 4 * SMALL)] * 3),) * 2
+    kernels = tuple(replace(kernel, library=name) for kernel, name in zip(of_both, (first, second), strict=True))
+    assert programs.has_code_of(serialize(Request(kernels, (BufferSpec("a", 4 * SMALL),)))) is False
+    # What is wrong with it, ``get`` says.
+    assert programs.has_code_of(square(bench, "sha256:" + "0" * 64)) is True
+
+
 def test_what_a_run_takes_beside_its_buffers_counts(
     bench: Bench, device: CountingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:

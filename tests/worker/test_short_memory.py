@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaas_core.errors import OutOfDeviceMemoryError
+from kaas_core.errors import CancelledError, OutOfDeviceMemoryError
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
-from kaasd.devices.base import OutOfMemory
+from kaasd.devices.base import Device, OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.registry import open_device
 from kaasd.libraries.registry import Libraries, content_id, describe_library
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.execution import Invocation, execute
 from kaasd.worker.executor import Executor
+from kaasd.worker.inputs import BoundRequest
 from tests.conformance.launching import library
-from tests.conformance.test_executor import LARGE, Bench, numbers, serialize
+from tests.conformance.test_executor import LARGE, Bench, finish, numbers, serialize
 
 
 def test_what_the_device_lacks_is_freed_and_asked_for_again(tmp_path: Path) -> None:
@@ -36,6 +39,38 @@ def test_what_the_device_lacks_is_freed_and_asked_for_again(tmp_path: Path) -> N
                 assert np.array_equal(bench.get(f"q{seed}"), numbers(seed, LARGE) * numbers(0, LARGE))
             with pytest.raises(OutOfDeviceMemoryError, match=str(24 * LARGE)):
                 bench.run(bench.multiply(2 * LARGE), inputs=dict.fromkeys("ab", bytes(8 * LARGE)))
+
+
+def test_requests_that_wait_for_memory_get_it_in_turn(tmp_path: Path, device: Device) -> None:
+    with LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store:
+        libraries = Libraries(store)
+        libraries.put(describe_library(library("dot")), library("dot"))
+        with closing(Executor(device, store, libraries, memory_limit_bytes=13 * LARGE)) as executor:
+            bench = Bench(executor, store)
+            for seed in range(6):
+                bench.put(f"v{seed}", numbers(seed, LARGE))
+            request = bench.multiply(LARGE)
+
+            def invocation(seed: int) -> Invocation:
+                keys = {"a": f"v{seed}", "b": f"v{5 - seed}", "p": f"p{seed}"}
+                return Invocation(request, keys, {}, [], Cancellation())
+
+            calls = [invocation(seed) for seed in range(4)]
+            jobs = [execute(executor, call) for call in calls]
+            program = executor.programs.get(request)
+            with closing(BoundRequest(executor, program, program.with_keys({"a": "v4", "b": "v5"}), {})):
+                assert [job.poll() for job in jobs] == [None] * 4
+            calls[1].cancellation.reason = CancelledError("the caller went away")
+            for later in (3, 2):  # It is the first one's turn, though the memory is there.
+                assert jobs[later].poll() is None
+            assert len(executor.waiting_for_memory) == 4
+            with pytest.raises(CancelledError):
+                jobs[1].poll()
+            assert len(executor.waiting_for_memory) == 3
+            for job in (jobs[0], jobs[2], jobs[3]):
+                finish([job])
+            for seed in (0, 2, 3):
+                assert np.array_equal(bench.get(f"p{seed}"), numbers(seed, LARGE) * numbers(5 - seed, LARGE))
 
 
 BIG = b"""//
