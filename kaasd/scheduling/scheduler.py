@@ -112,7 +112,7 @@ class Scheduler:
         device = self._devices[name]
         if device.open:
             for request in self._partition_at(name).close(device):
-                self._refund(request)
+                self._back(request, self._groups[request.group], 0.0)
                 self._wait(request)
 
     def open_device(self, name: str) -> None:
@@ -165,7 +165,7 @@ class Scheduler:
         was, request.state = request.state, ENDED
         if was is PROMISED or was is OVERDUE:
             self._partition_of(state).withdraw(request)
-            self._refund(request)
+            self._back(request, state, 0.0)
         else:
             state.leave(request.size_bytes)
             if was is QUEUED:
@@ -178,31 +178,29 @@ class Scheduler:
         """A request is done, well or not, and used that much device time. None: from its start until now."""
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot finish")
-        occupied_s = self._vacate(request, now)
-        if device_s is None:
-            device_s = occupied_s
         state = self._groups[request.group]
+        self._vacate(request, state, now)
+        if device_s is None:
+            device_s = now - request.started_at
         self._durations.learn(state if request.function is None else request.function, device_s)
-        state.used(device_s, request.charged_s)
-        self._moved(state, request)
         request.state = ENDED
+        self._back(request, state, device_s)
         self._check_idle(state)
 
     def run_again(self, request: QueuedRequest, now: float, device_s: float = 0.0) -> None:
         """A request that runs, or ran on a device that was lost, is to run again; ``device_s`` counts as its group's."""
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot run again")
-        self._vacate(request, now)
         state = self._groups[request.group]
-        state.used(device_s, request.charged_s)
-        self._moved(state, request)
+        self._vacate(request, state, now)
+        self._back(request, state, device_s)
         self._wait(request)
 
     # Decisions
 
     def decide(self, now: float) -> list[Decision]:
         """Return what is to be done, in this order."""
-        while self.wakes_at <= now:
+        while self._patience and self.wakes_at <= now:
             request = heappop(self._patience)[2]
             partition = self._partition_of(self._groups[request.group])
             partition.overdue(request)
@@ -278,31 +276,22 @@ class Scheduler:
         for flow in state.flows.values():
             self._list(flow)
 
-    def _moved(self, state: GroupState, request: QueuedRequest) -> None:
-        """A group has another virtual time because of a request, and one fewer at devices."""
+    def _back(self, request: QueuedRequest, state: GroupState, device_s: float) -> None:
+        """A request is no longer with a device, nor is it promised one."""
+        state.back(request, device_s)
         flow = state.flows[request.device]
         if flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)
         if state.granted.max_running:
             self._list_all(state)
 
-    def _refund(self, request: QueuedRequest) -> None:
-        """A request that was promised a device does not run there after all."""
-        state = self._groups[request.group]
-        state.running -= 1
-        state.charge(-request.charged_s)
-        self._moved(state, request)
-
-    def _vacate(self, request: QueuedRequest, now: float) -> float:
-        """A request no longer runs. Return for how long it has."""
-        state = self._groups[request.group]
-        state.running -= 1
+    def _vacate(self, request: QueuedRequest, state: GroupState, now: float) -> None:
+        """A request no longer runs."""
         device = self._devices.get(request.runs_on)
         if device is not None and request in device.running:
             partition = self._partition_of(state)
             partition.vacate(request, device, now)
             self._changed[partition] = None
-        return now - request.started_at
 
     def _check_idle(self, state: GroupState) -> None:
         if not state.running and not state.waiting:
