@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Protocol
 
-from kaasd.scheduling import Datum, Decision, QueuedRequest, Start
+from kaasd.scheduling import Datum, Decision, QueuedRequest, Restart, Start
 
 
 class Scheduling(Protocol):
@@ -29,6 +29,8 @@ class Scheduling(Protocol):
     def dropped(self, device: str, key: Hashable) -> None: ...
 
     def decide(self, now: float) -> Iterable[Decision]: ...
+
+    def add_device(self, name: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Simulation:
     scheduler: Scheduling
     capacity: int | None = None
     """Keys for which a device has room; what was used longest ago goes. None: all."""
+    restart_s: float = 0.0
+    """What a restart of a device takes."""
     on_start: Callable[[Start, InFlight], None] = lambda start, in_flight: None
     now: float = 0.0
     served_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -73,6 +77,7 @@ class Simulation:
     """Requests that have finished, by group."""
     placements: Counter[str] = field(default_factory=Counter)
     """Requests that have started, by placement."""
+    restarts: int = 0
     loading_s: float = 0.0
     """How long devices brought data."""
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
@@ -99,8 +104,10 @@ class Simulation:
             while events and events[0][0] <= self.now:
                 heappop(events)[2]()
             for decision in scheduler.decide(self.now):
-                assert isinstance(decision, Start)
-                self._start(decision)
+                if isinstance(decision, Restart):
+                    self._restart(decision.device)
+                else:
+                    self._start(decision)
         self.now = until
 
     def _submit(self, caller: Caller) -> None:
@@ -118,6 +125,11 @@ class Simulation:
         load_s = self._bring(start.device, request.data) if request.data else 0.0
         self.loading_s += load_s
         self.at(self.now + load_s + in_flight.service_s, lambda: self._finish(request))
+
+    def _restart(self, device: str) -> None:
+        self.restarts += 1
+        self._resident.pop(device, None)
+        self.at(self.now + self.restart_s, lambda: self.scheduler.add_device(device))
 
     def _bring(self, device: str, data: Sequence[Datum]) -> float:
         """Bring data to a device, and return how long that takes."""
