@@ -51,7 +51,7 @@ test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 soak: $(DEV) ## Kill 200 workers and 200 daemons while clients write, and look for what is lost, as in ARGS="--kills 1000"
 	@$(PY) -m pytest tests/faults/test_kills.py --kills 200 --timeout 0 $(ARGS)
 
-mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50"
+mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50 --jobs 4"
 	@$(PY) -m tests.mutation $(ARGS)
 
 bench: $(RUNTIME) ## Measure a warm request's latency beside an empty gRPC echo's, on the emulated device
