@@ -28,6 +28,7 @@ from benchmarks.rows.dot import dot_rows
 from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
+from benchmarks.rows.ray import ray_rows
 from benchmarks.rows.residency import residency_rows
 from benchmarks.rows.tenants import tenant_rows
 from benchmarks.rows.transfers import input_rows, output_rows
@@ -43,6 +44,7 @@ SECTIONS = (
     Section("tenants", "Jobs a second by tenants", tenant_rows),
     Section("residency", "Requests a second by inputs over the device memory limit", residency_rows),
     Section("first", "The first request of a function", first_rows),
+    Section("ray", "Requests as tasks of Ray", ray_rows),
     Section("memory", "Device memory by functions, MiB", memory_rows),
 )
 

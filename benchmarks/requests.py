@@ -54,6 +54,12 @@ def reading_request(library: str, size: int) -> Request:
     )
 
 
+def touching_request(library: str, size: int) -> Request:
+    """Bring ``size`` bytes of ``x``, of which a kernel squares the first 4 KiB in place as uint32, and take them back."""
+    n = DOT_N
+    return Request([Kernel(library, "prodKern", 1, n, [u64(n), inout("x", size), inout("x"), inout("x")])])
+
+
 def storing_request(library: str, size: int) -> Request:
     """Store ``size`` bytes as ``p``, of which a kernel writes the first 4 KiB: the squares of ``w``."""
     n = DOT_N

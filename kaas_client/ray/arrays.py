@@ -59,7 +59,7 @@ def bytes_of(value: object, spec: BufferSpec) -> Bytes:
         ) from None
 
 
-class LentArray(NDArray[np.uint8]):
+class LentArray(np.ndarray[Any, np.dtype[np.uint8]]):
     """Bytes that are lent for as long as something uses them, to be pickled from where they lie as a typed array."""
 
     form: Form

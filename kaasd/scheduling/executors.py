@@ -88,15 +88,16 @@ class Executors:
         load_s = residents.missing_s(best.name, data)
         cost_s = load_s + best.wait_s(now)
         if self._sticky and cost_s:
-            for name in residents.holders(data):
-                executor = self._executors[name]
-                missing_s = residents.missing_s(name, data)
-                began_s = missing_s + executor.wait_s(now)
-                if (began_s, missing_s) < (cost_s, load_s):
-                    best, load_s, cost_s = executor, missing_s, began_s
-        placement = residents.placement(best.name, data)
-        for datum in data:
-            residents.add(best.name, datum.key)
+            for datum in residents.rarest_first(data):
+                for name in residents.holders(datum.key):
+                    executor = self._executors[name]
+                    missing_s = residents.missing_s(name, data)
+                    began_s = missing_s + executor.wait_s(now)
+                    if (began_s, missing_s) < (cost_s, load_s):
+                        best, load_s, cost_s = executor, missing_s, began_s
+                if cost_s <= datum.load_s:
+                    break  # whoever else lacks this, and that alone would cost as much
+        placement = residents.bring(best.name, data)
         planned_s = expected_s + load_s
         best.outstanding += 1
         best.free_at = max(best.free_at, now) + planned_s / best.slots

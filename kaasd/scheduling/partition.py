@@ -1,180 +1,302 @@
-"""Devices that groups share: their slots, what each is to run next, and when it is likely to have room."""
+"""Devices, and the groups that share them: who gets the next slot, and where."""
 
 from __future__ import annotations
 
-from heapq import heappop
-from typing import NamedTuple
+import math
+from collections.abc import Hashable, Mapping, MutableSequence, Sequence
+from heapq import heappush
 
-from kaasd.scheduling.fair_queue import FairQueue, Flow
-from kaasd.scheduling.placement import Residents
-from kaasd.scheduling.request import QueuedRequest, State
+from kaasd.scheduling.decisions import Decision, Start
+from kaasd.scheduling.device import Device, Owed, first_in
+from kaasd.scheduling.durations import Durations
+from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow, GroupState
+from kaasd.scheduling.placement import MOST_HOLDERS, Placement, Residents
+from kaasd.scheduling.request import OVERDUE, PROMISED, QUEUED, RUNNING, QueuedRequest
 
-Entry = tuple[float, int, QueuedRequest]
-"""A request that is owed a slot, in the order of its start in virtual time."""
-
-
-class Device:
-    """One device."""
-
-    __slots__ = ("free_at", "name", "only_here", "open", "partition", "promised", "running", "slots", "used")
-
-    def __init__(self, name: str, slots: int, partition: Partition) -> None:
-        self.name = name
-        self.slots = slots
-        """Requests that it runs at once."""
-        self.used = 0
-        self.open = True
-        """Whether it takes new requests."""
-        self.free_at = 0.0
-        """When all that it runs and has promised to run is likely to be done, were it run slot by slot."""
-        self.running: dict[QueuedRequest, None] = {}
-        self.promised: list[Entry] = []
-        """Requests that wait for it because it has their data; those that are no longer ``PROMISED`` are passed over."""
-        self.only_here = FairQueue()
-        """Flows that may run nowhere else."""
-        self.partition = partition
-
-    def wait_s(self, now: float) -> float:
-        """Return how long a request that comes now is likely to wait for a slot.
-
-        What is late by some time is believed to take as long again.
-        """
-        return 0.0 if self.used < self.slots else abs(self.free_at - now)
-
-    def occupy(self, planned_s: float, now: float) -> None:
-        """A request is to occupy a slot."""
-        self.free_at = (self.free_at if self.free_at > now else now) + planned_s / self.slots
-
-    def corrected(self, more_s: float) -> None:
-        """A request occupied a slot for that much longer than planned; less, where negative."""
-        self.free_at += more_s / self.slots
-
-    def first_promised(self) -> QueuedRequest | None:
-        """Return the first request that waits for it because of its data."""
-        return first_in(self.promised, State.PROMISED)
-
-
-class Choice(NamedTuple):
-    """Where a request is to run."""
-
-    device: Device
-    load_s: float
-    """How long bringing its data there takes."""
-    elsewhere_s: float
-    """How long bringing them to the least used device would take."""
+Work = QueuedRequest | Flow | Claim
+"""What may get a slot: a request that has left its flow, or the first one of a flow."""
 
 
 class Partition:
-    """Devices, and the groups that share them."""
+    """Devices, and the flows of the groups that share them."""
 
-    __slots__ = ("_by_used", "attention", "devices", "free", "overdue", "queue", "residents", "sticky", "virtual_time")
-
-    def __init__(self, *, sticky: bool) -> None:
-        self.sticky = sticky
-        """Whether requests go where their data are."""
-        self.devices: dict[str, Device] = {}
-        self.queue = FairQueue()
-        """Flows that may run on any of them."""
-        self.overdue: list[Entry] = []
-        self.virtual_time = 0.0
-        """The highest tag that was started."""
+    def __init__(self, groups: Mapping[str, GroupState], durations: Durations, patience: Owed, *, sticky: bool) -> None:
+        """``patience`` is told when requests become overdue; ``sticky``: they go where their data are."""
         self.residents: Residents[Device] = Residents()
-        self.attention: dict[Device, None] = {}
+        self.virtual_time = 0.0
+        """The lowest tag that is not served yet, or was served last."""
+        self._longest_s = 0.0
+        """The longest that a request has occupied its slot, lately."""
+        self._groups = groups
+        self._durations = durations
+        self._sticky = sticky
+        self._devices: dict[str, Device] = {}
+        self._queue: FairQueue[Flow] = FairQueue()
+        """Flows that may run on any device."""
+        self._overdue: Owed = []
+        self._patience = patience
+        self._attention: dict[Device, None] = {}
         """Devices with a new slot, or new requests of their own."""
-        self.free = 0
+        self._free = 0
         """Open devices with a slot."""
         self._by_used: list[dict[Device, None]] = []
-        """Open devices with a slot, by how many are used; who changed longest ago comes first."""
+        """Open devices with a slot, by how many slots are used; who changed longest ago comes first."""
 
-    def list(self, device: Device) -> None:
-        """An open device has a slot."""
+    # Events
+
+    def add(self, device: Device) -> None:
+        """A device is there, and takes requests."""
+        self._devices[device.name] = device
         while len(self._by_used) < device.slots:
             self._by_used.append({})
-        self._by_used[device.used][device] = None
-        self.free += 1
+        self.open(device)
 
-    def unlist(self, device: Device) -> None:
-        """Undo ``list``."""
-        del self._by_used[device.used][device]
-        self.free -= 1
+    def remove(self, device: Device) -> None:
+        """A device that takes no requests is gone."""
+        del self._devices[device.name]
+        self.residents.forget(device)
 
-    def take_slot(self, device: Device) -> None:
-        """A request starts on an open device with a slot."""
+    def open(self, device: Device) -> None:
+        """A device takes requests from now on."""
+        device.open = True
+        if device.used < device.slots:
+            self._by_used[device.used][device] = None
+            self._free += 1
+        self._attention[device] = None
+
+    def close(self, device: Device) -> Sequence[QueuedRequest]:
+        """A device takes no more requests. Return those that were promised it: they are to wait elsewhere."""
+        device.open = False
+        self._attention.pop(device, None)
+        if device.used < device.slots:
+            del self._by_used[device.used][device]
+            self._free -= 1
+        promised = []
+        while (request := device.first_promised()) is not None:
+            self.withdraw(request)
+            promised.append(request)
+        return promised
+
+    def list(self, flow: Flow) -> None:
+        """A flow has requests that may run, or another first one."""
+        if flow.entry is None:
+            flow.group.enter(self.virtual_time, self._longest_s)
+            self.move(flow)
+        if self._sticky and flow.only is None:
+            self._claim(flow)
+
+    def move(self, flow: Flow) -> None:
+        """A flow takes its place by its group's virtual time."""
+        if flow.only is None:
+            self._queue.list(flow)
+        else:
+            device = self._devices[flow.only]
+            device.only_here.list(flow)
+            if device.open:
+                self._attention[device] = None
+
+    def overdue(self, request: QueuedRequest) -> None:
+        """A request has waited long enough for the device that has its data."""
+        request.state = OVERDUE
+        heappush(self._overdue, (request.tag, request.number, request))
+
+    def withdraw(self, request: QueuedRequest) -> None:
+        """A request is not to run on the device that it was promised."""
+        self._devices[request.runs_on].occupied(request.planned_s, 0.0)
+        request.runs_on = ""
+
+    def vacate(self, request: QueuedRequest, device: Device, now: float) -> None:
+        """A request has left its slot."""
+        del device.running[request]
+        if device.open:
+            if device.used < device.slots:
+                del self._by_used[device.used][device]
+            else:
+                self._free += 1
+            self._by_used[device.used - 1][device] = None
+            self._attention[device] = None
+        device.used -= 1
+        occupied_s = now - request.started_at
+        device.occupied(request.planned_s, occupied_s)
+        self._longest_s = max(occupied_s, self._longest_s * 0.999)
+        if not device.used and device.first_promised() is None:
+            device.free_at = now
+
+    # Decisions
+
+    def decide(self, now: float, decisions: MutableSequence[Decision]) -> None:
+        """Give out the slots."""
+        while self._free:
+            own = self._own_work()
+            flow = self._queue.first()
+            shared: Work | None = flow
+            if self._overdue:
+                overdue = first_in(self._overdue, OVERDUE)
+                if overdue is not None and (flow is None or overdue.tag <= flow.group.tag):
+                    shared = overdue
+            if own is not None and (shared is None or self._goes_first(own[1], shared, own[0])):
+                device, work = own
+                self._reach(work, shared)
+                request = work if isinstance(work, QueuedRequest) else self._take(work)
+                self._start(request, device, self.residents.missing_s(device, request.data), now, decisions)
+            elif shared is None:
+                break
+            elif isinstance(shared, QueuedRequest):
+                self._reach(shared, shared)
+                device, load_s, _ = self._choose(shared, now, must_be_free=True)
+                self._start(shared, device, load_s, now, decisions)
+            else:
+                request = self._take(shared)
+                device, load_s, elsewhere_s = self._choose(request, now)
+                if device.used < device.slots:
+                    self._reach(request, request)
+                    self._start(request, device, load_s, now, decisions)
+                else:
+                    self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
+        self._attention.clear()
+
+    def _reach(self, started: Work, shared: Work | None) -> None:
+        """Something starts, and ``shared`` is the first of all that waits for any device."""
+        tag = _tag(started)
+        if shared is not None and shared is not started:
+            tag = min(tag, _tag(shared))
+        if tag > self.virtual_time:
+            self.virtual_time = tag
+
+    def _own_work(self) -> tuple[Device, Work] | None:
+        """Return a device with a slot, and the first of what waits for it; None where there is none such."""
+        attention = self._attention
+        while attention:
+            device = next(iter(attention))
+            if device.used < device.slots:
+                work: Work | None = device.first_promised()
+                for queue in (device.only_here, device.claims):
+                    first = queue.first()
+                    if first is not None and (work is None or first.group.tag < _tag(work)):
+                        work = first
+                if work is not None:
+                    return device, work
+            del attention[device]
+        return None
+
+    def _goes_first(self, own: Work, shared: Work, device: Device) -> bool:
+        """Return whether a device is to run what waits for it, rather than what may run on any.
+
+        Who has its data there goes before a group whose data are elsewhere until that is owed the time that bringing them takes.
+        """
+        ahead = _tag(own) - _tag(shared)
+        if not isinstance(own, Claim) or not isinstance(shared, Flow):
+            return ahead <= 0
+        if own.flow is shared:
+            return False  # a device that is used less may have its data too
+        return ahead * shared.group.granted.share <= self.residents.missing_s(device, shared.first().data)
+
+    def _take(self, work: Flow | Claim) -> QueuedRequest:
+        """Take a flow's first request, and charge its group."""
+        flow = work.flow if isinstance(work, Claim) else work
+        request = flow.pop()
+        group = flow.group
+        group.leave(request.size_bytes)
+        group.waiting -= 1
+        group.running += 1
+        request.tag = group.tag
+        expected_s = request.expected_s
+        if expected_s is None:
+            expected_s = self._durations.expected_s(group if request.function is None else request.function)
+        request.charged_s = expected_s
+        group.charge(expected_s)
+        if flow.waiting and self._sticky and flow.only is None and flow.first().data != request.data:
+            self._claim(flow)
+        return request
+
+    def _choose(self, request: QueuedRequest, now: float, *, must_be_free: bool = False) -> tuple[Device, float, float]:
+        """Return the device that can begin the request's kernels first, how long bringing its data there takes, and how long to
+        the least used device.
+
+        Some device must have a slot. One without comes into question unless ``must_be_free``.
+        """
+        best = next(device for devices in self._by_used for device in devices)
+        data = request.data
+        residents = self.residents
+        elsewhere_s = load_s = cost_s = residents.missing_s(best, data)
+        if self._sticky and load_s:
+            for key, key_load_s in residents.rarest_first(data):
+                holders = residents.holders(key)
+                for device in holders:
+                    if not device.open or (must_be_free and device.used >= device.slots):
+                        continue
+                    missing_s = residents.missing_s(device, data)
+                    if missing_s > cost_s:
+                        continue
+                    began_s = missing_s + device.wait_s(now)
+                    if began_s < cost_s or (began_s == cost_s and (missing_s, device.used) < (load_s, best.used)):
+                        best, load_s, cost_s = device, missing_s, began_s
+                if cost_s <= key_load_s and len(holders) < MOST_HOLDERS:
+                    break  # whoever else lacks this key, and it alone would cost as much
+        return best, load_s, elsewhere_s
+
+    def _promise(self, request: QueuedRequest, device: Device, load_s: float, now: float, until: float) -> None:
+        """Have a request wait for a slot of the device that has its data."""
+        request.state = PROMISED
+        request.runs_on = device.name
+        request.planned_s = request.charged_s + load_s
+        device.occupy(request.planned_s, now)
+        device.promise(request)
+        heappush(self._patience, (until, request.number, request))
+
+    def _start(
+        self, request: QueuedRequest, device: Device, load_s: float, now: float, decisions: MutableSequence[Decision]
+    ) -> None:
+        if request.state is not QUEUED:
+            self.withdraw(request)
+        request.state = RUNNING
+        request.runs_on = device.name
+        request.planned_s = request.charged_s + load_s
+        request.started_at = now
+        device.occupy(request.planned_s, now)
+        device.running[request] = None
         del self._by_used[device.used][device]
         device.used += 1
         if device.used < device.slots:
             self._by_used[device.used][device] = None
         else:
-            self.free -= 1
+            self._free -= 1
+        group = self._groups[request.group]
+        group.started += 1
+        placement = Placement.UNSPECIFIED
+        if request.data:
+            placement = self.residents.bring(device, request.data)
+            if placement is Placement.RESIDENT:
+                group.resident += 1
+            elif self._sticky and (flow := group.flows.get(None)) is not None and flow.waiting:
+                self._claim(flow)
+        decisions.append(Start(request, device.name, placement))
 
-    def free_slot(self, device: Device) -> None:
-        """A request has left its slot."""
-        if device.open:
-            if device.used < device.slots:
-                del self._by_used[device.used][device]
-            else:
-                self.free += 1
-            self._by_used[device.used - 1][device] = None
-            self.attention[device] = None
-        device.used -= 1
-
-    def least_used(self) -> Device:
-        """Return the open device with the fewest slots used; there is one."""
-        for devices in self._by_used:
-            for device in devices:
-                return device
-        raise LookupError("no device has a slot")
-
-    def choose(self, request: QueuedRequest, now: float, *, must_be_free: bool = False) -> Choice:
-        """Return which device can begin the request's kernels first; some device has a slot.
-
-        One without a slot comes into question unless ``must_be_free``.
-        """
-        best = self.least_used()
-        data = request.data
-        if not data:
-            return Choice(best, 0.0, 0.0)
+    def _claim(self, flow: Flow) -> None:
+        """Have a flow stand in the queues of the devices that lack least of what its first request needs."""
+        data = flow.first().data
         residents = self.residents
-        elsewhere_s = load_s = cost_s = residents.missing_s(best, data)
-        if not self.sticky or not load_s:
-            return Choice(best, load_s, elsewhere_s)
-        for device in residents.holders(data):
-            if not device.open or (must_be_free and device.used >= device.slots):
-                continue
-            missing_s = residents.missing_s(device, data)
-            if missing_s > cost_s:
-                continue
-            began_s = missing_s + device.wait_s(now)
-            if began_s < cost_s or (began_s == cost_s and (missing_s, device.used) < (load_s, best.used)):
-                best, load_s, cost_s = device, missing_s, began_s
-        return Choice(best, load_s, elsewhere_s)
-
-    def own_work(self) -> tuple[Device, QueuedRequest | Flow] | None:
-        """Return a device with a slot, and what waits for it alone and is first; None where there is none such."""
-        while self.attention:
-            device = next(iter(self.attention))
-            if device.open and device.used < device.slots:
-                promised, flow = device.first_promised(), device.only_here.first()
-                if promised is not None and (flow is None or promised.tag <= flow.group.tag):
-                    return device, promised
-                if flow is not None:
-                    return device, flow
-            del self.attention[device]
-        return None
-
-    def shared_work(self) -> QueuedRequest | Flow | None:
-        """Return what may run on any device and is first."""
-        overdue, flow = first_in(self.overdue, State.OVERDUE), self.queue.first()
-        if overdue is not None and (flow is None or overdue.tag <= flow.group.tag):
-            return overdue
-        return flow
+        least_s = math.inf
+        best: list[tuple[Device, Hashable]] = []
+        for key, key_load_s in residents.rarest_first(data):
+            for device in residents.holders(key):
+                missing_s = residents.missing_s(device, data)
+                if missing_s < least_s:
+                    least_s = missing_s
+                    best.clear()
+                if missing_s == least_s:
+                    best.append((device, key))
+            if least_s <= key_load_s:
+                break
+        for device, key in best:
+            claim = flow.claims.get(device)
+            if claim is None or claim.key != key:
+                claim = flow.claims[device] = Claim(flow, key)
+            if claim.entry is None:
+                device.claims.list(claim)
+        if len(flow.claims) > 4 * MOST_HOLDERS:
+            flow.claims = {device: claim for device, claim in flow.claims.items() if claim.entry is not None}
 
 
-def first_in(entries: list[Entry], state: State) -> QueuedRequest | None:
-    """Return the first request of a heap that is still in ``state``; those before it are removed."""
-    while entries:
-        request = entries[0][2]
-        if request.state is state:
-            return request
-        heappop(entries)
-    return None
+def _tag(work: Work) -> float:
+    return work.tag if isinstance(work, QueuedRequest) else work.group.tag

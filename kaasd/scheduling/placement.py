@@ -5,7 +5,7 @@ A device that has a request's data is preferred, unless waiting there takes long
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Generic, TypeVar
@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from kaasd.scheduling.request import Datum
 
 MOST_KEYS = 65536
-"""Keys of one device that are known; beyond, those that were not used for longest are forgotten."""
+"""Keys of one device that are known; beyond, the one that came there first is forgotten."""
 MOST_HOLDERS = 8
 """Devices that are looked at for one key, in turns: a choice takes the same time however many have it."""
 
@@ -41,18 +41,16 @@ class Residents(Generic[D]):
         self._devices: dict[Hashable, dict[D, None]] = {}
         """By key; who was looked at longest ago comes first."""
         self._keys: dict[D, dict[Hashable, None]] = {}
-        """By device; what was used longest ago comes first."""
+        """By device, in the order in which they came there."""
 
     def add(self, device: D, key: Hashable) -> None:
-        """A device has a key, or uses it again."""
+        """A device has a key. Idempotent."""
         keys = self._keys.setdefault(device, {})
-        if key in keys:
-            del keys[key]
-        else:
+        if key not in keys:
+            keys[key] = None
             self._devices.setdefault(key, {})[device] = None
-        keys[key] = None
-        if len(keys) > MOST_KEYS:
-            self.drop(device, next(iter(keys)))
+            if len(keys) > MOST_KEYS:
+                self.drop(device, next(iter(keys)))
 
     def drop(self, device: D, key: Hashable) -> None:
         """A device no longer has a key. Idempotent."""
@@ -71,28 +69,41 @@ class Residents(Generic[D]):
     def missing_s(self, device: D, data: Sequence[Datum]) -> float:
         """Return how long bringing takes what a device lacks."""
         keys = self._keys.get(device, ())
-        return sum(datum.load_s for datum in data if datum.key not in keys)
+        missing_s = 0.0
+        for key, load_s in data:
+            if key not in keys:
+                missing_s += load_s
+        return missing_s
 
-    def holders(self, data: Sequence[Datum]) -> Iterator[D]:
-        """Yield devices that have some of the data, at most ``MOST_HOLDERS`` for each key. A device may come twice."""
-        for datum in data:
-            devices = self._devices.get(datum.key)
-            if devices is None:
-                continue
-            if len(devices) <= MOST_HOLDERS:
-                yield from devices
-            else:
-                for device in list(islice(devices, MOST_HOLDERS)):
-                    del devices[device]
-                    devices[device] = None
-                    yield device
+    def rarest_first(self, data: Sequence[Datum]) -> Sequence[Datum]:
+        """Return the data that some device has, what the fewest have first."""
+        devices = self._devices
+        if len(data) == 1:
+            return data if data[0].key in devices else ()
+        held = [(len(devices[datum.key]), index) for index, datum in enumerate(data) if datum.key in devices]
+        held.sort()
+        return [data[index] for _, index in held]
 
-    def placement(self, device: D, data: Sequence[Datum]) -> Placement:
-        """Return what it means that a request runs on ``device``."""
-        if not data:
-            return Placement.UNSPECIFIED
+    def holders(self, key: Hashable) -> Collection[D]:
+        """Return devices that have a key: all, or ``MOST_HOLDERS`` of more."""
+        devices = self._devices.get(key)
+        if devices is None:
+            return ()
+        if len(devices) <= MOST_HOLDERS:
+            return devices
+        some = list(islice(devices, MOST_HOLDERS))
+        for device in some:
+            del devices[device]
+            devices[device] = None
+        return some
+
+    def bring(self, device: D, data: Sequence[Datum]) -> Placement:
+        """A request runs on a device, and what it lacks is brought there. Return what that means."""
         keys = self._keys.get(device, ())
-        missing = [datum.key for datum in data if datum.key not in keys]
+        missing = [key for key, _ in data if key not in keys]
         if not missing:
-            return Placement.RESIDENT
-        return Placement.REPLICATED if all(key in self._devices for key in missing) else Placement.LOADED
+            return Placement.RESIDENT if data else Placement.UNSPECIFIED
+        known = all(key in self._devices for key in missing)
+        for key in missing:
+            self.add(device, key)
+        return Placement.REPLICATED if known else Placement.LOADED

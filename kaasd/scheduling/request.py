@@ -30,15 +30,17 @@ class State(Enum):
     QUEUED = "queued"
     """It waits for any device that it may run on."""
     PROMISED = "promised"
-    """It waits for the device that has its data."""
+    """It waits for a device that has its data."""
     OVERDUE = "overdue"
-    """It waited for that device as long as bringing its data elsewhere would have taken, and takes the next slot of any."""
+    """It has waited for that device as long as bringing its data elsewhere would have taken, and takes a slot of any."""
     RUNNING = "running"
     ENDED = "ended"
     """It has finished, or was cancelled."""
 
 
-WAITING = frozenset({State.UNREADY, State.QUEUED, State.PROMISED, State.OVERDUE})
+# A module's name, since looking a member up in its class takes 0.1 µs with Python 3.11, some twenty times a request.
+NEW, UNREADY, QUEUED, PROMISED, OVERDUE, RUNNING, ENDED = State
+WAITING = frozenset({UNREADY, QUEUED, PROMISED, OVERDUE})
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +65,7 @@ class QueuedRequest:
     """What it holds while it waits, for ``max_queued_bytes``."""
 
     # What follows is the scheduler's to write.
-    state: State = field(default=State.NEW, init=False)
+    state: State = field(default=NEW, init=False)
     runs_on: str = field(default="", init=False)
     """The device that it was promised, or runs on; empty, where there is none."""
     number: int = field(default=0, init=False)

@@ -20,14 +20,17 @@ from kaas_core.violations import shown
 from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.request.plan import Plan
+from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import Entry, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import BoundRequest, SnapshotChanged
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key
 from kaasd.worker.programs import Program
 from kaasd.worker.tracing import read_trace
+
+KEPT_INTERVAL = 16.0
+"""In so many uses of anything what was stored is expected to be read, if ever: the older it is, the less so."""
 
 
 class Invocation(NamedTuple):
@@ -122,6 +125,7 @@ class Execution:
         _check_sizes(plan, invocation.inputs)
         planned = perf_counter_ns()
         downloads: list[DeviceDownload] = []
+        kept: dict[int, ValueHolding] = {}
         program.requests += 1
         try:
             try:
@@ -143,6 +147,7 @@ class Execution:
                     for download in downloads:
                         while not download.done():
                             yield download
+                    kept = bound.take_kept()
                 finally:
                     bound.close()
             except DEVICE_ERRORS as error:
@@ -152,6 +157,8 @@ class Execution:
             finally:
                 program.requests -= 1
             versions = yield from self._commit(plan, contents)
+            for index, held in kept.items():
+                self._keep(plan.slots[index], held, versions)
             outputs = {name: bytes(contents[name]) for name in invocation.return_buffers}
             committed = perf_counter_ns()
             trace = None
@@ -164,6 +171,8 @@ class Execution:
             for download in downloads:
                 download.wait()
                 download.close()
+            for held in kept.values():
+                executor.memory.release(held)
             if self._tracer is not None:
                 self._tracer.close()
         return Result(
@@ -246,7 +255,8 @@ class Execution:
                 contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
             else:
                 with nullcontext() if self._tracer is None else self._tracer.download(name, slot.spec.size_bytes):
-                    downloads.append(self._executor.device.download(bound.buffer(index)))
+                    stays = index in program.layout.kept
+                    downloads.append(self._executor.device.download(bound.buffer(index), stays=stays))
                 contents[name] = downloads[-1].view
         return contents
 
@@ -272,6 +282,15 @@ class Execution:
             commit.wait()  # The store reads the contents until then.
             raise
         return {key: entry.version for key, entry in commit.entries.items()}
+
+    def _keep(self, slot: Slot, held: ValueHolding, versions: Mapping[str, int]) -> None:
+        """Have what was stored of a slot on the device as its key's value, unless that is there already."""
+        key = value_key(slot.key, slot.spec)
+        if key in self._executor.memory:
+            self._executor.memory.drop(held)
+        else:
+            held.version = versions[slot.key]
+            self._executor.memory.rename(held, key, KEPT_INTERVAL)
 
 
 def execute(executor: Executor, invocation: Invocation) -> Job[Result]:

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 from kaas_core import ReadableBuffer
+from kaas_core.request import BufferSpec
 from kaasd.devices.base import DeviceBuffer, Run, Transfer
 from kaasd.devices.trace import Tracer
 from kaasd.request.plan import Plan, Slot
@@ -61,12 +62,16 @@ class BoundRequest:
         self._relies_on_commit = False
         self.transfers: list[Transfer] = []
         """They come before the run."""
+        self._kept: dict[int, ValueHolding] = {}
+        """By slot, what holds those that are to stay on the device."""
         self._undo = ExitStack()
+        self._undo.callback(self._drop_kept)
         try:
-            shared = [self._shared(self._slots[index]) for index in self._layout.shared]
-            self._instance = program.take_instance(executor.memory, executor.device, shared)
+            given = [self._shared(self._slots[index]) for index in self._layout.shared]
+            given += [self._make_kept(index) for index in self._layout.kept]
+            self._instance = program.take_instance(executor.memory, executor.device, given)
             self._undo.callback(program.give_instance, executor.memory, self._instance)
-            self.run: Run = self._instance.run(shared)
+            self.run: Run = self._instance.run(given)
         except BaseException:
             self._undo.close()
             raise
@@ -131,7 +136,28 @@ class BoundRequest:
             transfer = self._executor.device.upload(buffer, pieces, self._executor.mapped)
         self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
+        self._executor.uploads += 1
+        self._executor.uploaded_bytes += spec.size_bytes
         return transfer
+
+    def take_kept(self) -> dict[int, ValueHolding]:
+        """Hand over what is to stay on the device, pinned, by slot."""
+        kept, self._kept = self._kept, {}
+        return kept
+
+    def _drop_kept(self) -> None:
+        for held in self._kept.values():
+            self._executor.memory.drop(held)
+            self._executor.memory.release(held)
+
+    def _make_kept(self, index: int) -> DeviceBuffer:
+        slot, key = self._slots[index], ("kept", next(_serial))
+        size = slot.spec.size_bytes
+        held = self._executor.memory.make(key, [size], copy_cost_s(size), lambda buffers: ValueHolding(key, buffers))
+        self._kept[index] = held
+        if not slot.load:
+            held.buffers[0].zero()
+        return held.buffers[0]
 
     def _shared(self, slot: Slot) -> DeviceBuffer:
         """Return the buffer that holds an input, or will."""
@@ -139,8 +165,8 @@ class BoundRequest:
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
             held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers))
-            self._undo.callback(memory.drop, held)
             self._undo.callback(memory.release, held)
+            self._undo.callback(memory.drop, held)  # comes first: what was released may have gone
             self._upload(slot, held.buffers[0], self._content(slot))
             return held.buffers[0]
         resident = self._resident(slot)
@@ -154,7 +180,7 @@ class BoundRequest:
 
     def _resident(self, slot: Slot) -> ValueHolding:
         """Return what holds a slot's value on the device, or will, pinned."""
-        memory, spec, key = self._executor.memory, slot.spec, _key(slot)
+        memory, spec, key = self._executor.memory, slot.spec, value_key(slot.key, slot.spec)
         resident = memory.use(key)
         if resident is None:
             version = self._open_snapshot().stat(slot.key).version
@@ -193,6 +219,6 @@ class BoundRequest:
         return resident
 
 
-def _key(slot: Slot) -> tuple[object, ...]:
-    spec = slot.spec
-    return ("value", slot.key, spec.offset_bytes, spec.size_bytes)
+def value_key(key: str, spec: BufferSpec) -> tuple[object, ...]:
+    """Return what the part of a key's value that a buffer is read from is held under."""
+    return ("value", key, spec.offset_bytes, spec.size_bytes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kaasd.scheduling import Datum, Placement, Policy, QueuedRequest, Scheduler, Start
+import pytest
+
+from kaasd.scheduling import Datum, Group, Placement, Policy, QueuedRequest, Scheduler, Start
 from kaasd.scheduling.placement import MOST_HOLDERS, MOST_KEYS, Residents
 
 WEIGHTS = (Datum("weights", 1.0),)
@@ -98,8 +100,23 @@ def test_what_waits_for_a_device_that_is_lost_goes_elsewhere() -> None:
     queue.submit(first)
     queue.submit(second)
     decided(queue, 0.0)
+    assert queue.use("default").running == 2
     assert queue.remove_device("d1") == [first]
+    assert queue.use("default").running == 1
     assert decided(queue, 0.1) == [("second", "d0", Placement.LOADED)]
+    assert queue.wakes_at == float("inf")
+
+
+def test_a_promise_that_was_not_kept_makes_the_device_no_busier() -> None:
+    """Of three that d1 was to run for 0.4 each, one has gone elsewhere."""
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    for n in range(3):
+        queue.submit(request(f"r{n}"))
+    assert decided(queue, 0.0) == [("r0", "d1", Placement.RESIDENT)]
+    assert queue._devices["d1"].free_at == pytest.approx(1.2)
+    assert decided(queue, 1.0) == [("r1", "d0", Placement.REPLICATED)]
+    assert queue._devices["d1"].free_at == pytest.approx(0.8)
 
 
 def test_a_device_that_returns_is_empty() -> None:
@@ -157,20 +174,45 @@ def test_a_function_is_expected_to_take_what_it_took_before() -> None:
     assert decided(queue, 6.0) == [("second", "d0", Placement.RESIDENT), ("third", "d1", Placement.REPLICATED)]
 
 
+def test_who_has_its_data_there_goes_before_others_until_they_are_owed_what_bringing_theirs_takes() -> None:
+    """One device has the data of a, the other that of b, which has twice as many requests to run. Bringing data takes 1 s."""
+    queue = Scheduler([Group("a"), Group("b")])
+    for device in ("d0", "d1"):
+        queue.add_device(device)
+    queue.holds("d0", "a")
+    queue.holds("d1", "b")
+    running: dict[str, QueuedRequest] = {}
+    order: dict[str, list[str]] = {"d0": [], "d1": []}
+    for group, count in (("a", 3), ("b", 40)):
+        for _ in range(count):
+            queue.submit(QueuedRequest(group, group, data=(Datum(group, 1.0),), expected_s=0.1))
+    for step in range(20):
+        for start in queue.decide(step / 10):
+            assert isinstance(start, Start)
+            running[start.device] = start.request
+            order[start.device].append(f"{start.request.id} {start.placement.value}")
+        for request in running.values():
+            queue.finished(request, (step + 1) / 10, 0.1)
+        running.clear()
+    assert order["d1"] == ["b resident"] * 20
+    assert order["d0"][:3] == ["a resident"] * 3
+    assert order["d0"][3] == "b replicated", "waiting there would have taken longer"
+
+
 def test_a_choice_looks_at_few_of_many_devices_and_at_all_in_turn() -> None:
     residents: Residents[int] = Residents()
     for device in range(100):
         residents.add(device, "weights")
-    seen = [list(residents.holders(WEIGHTS)) for _ in range(100)]
+    seen = [list(residents.holders("weights")) for _ in range(100)]
     assert {len(each) for each in seen} == {MOST_HOLDERS}
     assert {device for each in seen for device in each} == set(range(100))
 
 
-def test_what_was_not_used_for_longest_is_forgotten() -> None:
+def test_what_came_first_is_forgotten_first() -> None:
     residents: Residents[str] = Residents()
     for key in range(MOST_KEYS):
         residents.add("d0", key)
     residents.add("d0", 0)
     residents.add("d0", "one more")
-    assert residents.missing_s("d0", [Datum(0, 1.0), Datum(1, 2.0), Datum(2, 4.0)]) == 2.0
-    assert list(residents.holders([Datum(1, 1.0)])) == []
+    assert residents.missing_s("d0", [Datum(0, 1.0), Datum(1, 2.0), Datum("one more", 4.0)]) == 1.0
+    assert list(residents.holders(0)) == []

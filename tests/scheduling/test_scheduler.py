@@ -141,7 +141,7 @@ class TestCancel:
         for request in requests[1:]:
             assert queue.cancel(request)
         flow = queue._groups["default"].flows[None]
-        assert flow.live == 1
+        assert flow.waiting == 1
         assert len(flow._requests) < 100
 
 

@@ -212,7 +212,7 @@ class CudaDevice:
         """Let go of a mapped file."""
         self._registered.close()
 
-    def download(self, buffer: DeviceBuffer) -> CudaDownload:
+    def download(self, buffer: DeviceBuffer, *, stays: bool = False) -> CudaDownload:
         """Begin to copy a buffer to page-locked memory. Raises ``OutOfMemory``."""
         assert isinstance(buffer, CudaBuffer)
         return CudaDownload(self._context, buffer)
