@@ -25,6 +25,7 @@ class File:
     path: str
     address: int = BASE
     size_bytes: int = 100 * PIECE
+    grows: bool = True
 
 
 class Driver:
