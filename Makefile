@@ -48,10 +48,10 @@ test: $(DEV) ## Run the tests, in two processes; no GPU is needed. In one, as a 
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-soak: $(DEV) ## Kill 200 workers and 200 daemons while clients write, and look for what is lost, as in ARGS="--kills 1000"
-	@$(PY) -m pytest tests/faults/test_kills.py --kills 200 --timeout 0 $(ARGS)
+soak: $(DEV) ## Kill 200 workers and daemons each while clients write, and put the store through 1000 random sequences of operations
+	@$(PY) -m pytest tests/faults/test_kills.py tests/store/test_model.py --kills 200 --sequences 1000 --timeout 0 $(ARGS)
 
-mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50"
+mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50 --jobs 4"
 	@$(PY) -m tests.mutation $(ARGS)
 
 bench: $(RUNTIME) ## Measure a warm request's latency beside an empty gRPC echo's, on the emulated device

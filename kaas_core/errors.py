@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,17 @@ class KaasError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its fields: constructors differ, and what ``BaseException`` does knows only positional arguments.
+        return _restored, (type(self), dict(self.__dict__))
+
+
+def _restored(kind: type[KaasError], fields: dict[str, Any]) -> KaasError:
+    """Return an exception that was pickled."""
+    error = kind.__new__(kind)
+    error.__dict__.update(fields)
+    return error
 
 
 class InternalError(KaasError):
@@ -156,6 +167,12 @@ class StoreGoneError(FailedPreconditionError):
     reason = "STORE_GONE"
 
 
+class QuarantinedError(FailedPreconditionError):
+    """The request cost several workers. Metadata: ``workers``, how many, and ``last_fault``, what is known of the last."""
+
+    reason = "QUARANTINED"
+
+
 class ResourceExhaustedError(KaasError):
     """A limit is reached."""
 
@@ -178,6 +195,7 @@ class QueueFullError(ResourceExhaustedError):
     """Too many requests are waiting."""
 
     reason = "QUEUE_FULL"
+    retry_after_s = 0.1
 
 
 class GroupLimitError(ResourceExhaustedError):
@@ -247,7 +265,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
-        DataDamagedError, GroupNotFoundError, GroupLimitError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

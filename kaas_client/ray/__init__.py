@@ -11,15 +11,20 @@ A reference is as any of Ray's: it may be passed on to other tasks before it is 
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
+from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.builders import Request
 from kaas_client.ray import cluster, library
 from kaas_client.ray.function import RemoteFunction
 from kaas_client.ray.library import find_function, register, upload
 from kaas_client.ray.session import Session
+from kaas_client.ray.table import NAMESPACE
+from kaas_core.errors import CancelledError, KaasError, UnavailableError
 
-__all__ = ["RemoteFunction", "executors", "init", "register", "remote", "shutdown", "upload"]
+__all__ = ["NAMESPACE", "RemoteFunction", "executors", "get", "init", "register", "remote", "shutdown", "upload"]
 
 
 def init(device: str = "auto", executors: int | None = None) -> None:
@@ -29,8 +34,6 @@ def init(device: str = "auto", executors: int | None = None) -> None:
     each device that the cluster has. Raises ``InvalidArgumentError``, ``UnavailableError``.
     """
     if not ray.is_initialized():
-        from kaas_core.errors import UnavailableError
-
         raise UnavailableError("this process has not joined a cluster of Ray: call ray.init() first")
     Session.begin(cluster.start(cluster.kind_of_device(device), executors))
 
@@ -50,6 +53,22 @@ def remote(request_or_name: Request | str) -> RemoteFunction:
         return RemoteFunction(request_or_name, find_function(request_or_name))
     request = library.published(request_or_name.spec)
     return RemoteFunction("+".join(dict.fromkeys(kernel.name for kernel in request.kernels))[:100], request)
+
+
+def get(references: Any, *, timeout: float | None = None) -> Any:
+    """Return what ``ray.get`` does. What it raises of a request is the exception of ``kaas_client.errors`` itself.
+
+    ``ray.get`` raises one of a class derived from this, which cannot be pickled, and hides what was set on the exception alone;
+    and for a cancelled request, as for any task, its own ``TaskCancelledError``.
+    """
+    try:
+        return ray.get(references, timeout=timeout)
+    except RayTaskError as error:
+        if isinstance(error.cause, KaasError):
+            raise error.cause from None
+        raise
+    except TaskCancelledError as error:
+        raise CancelledError(str(error)) from None
 
 
 def shutdown() -> None:

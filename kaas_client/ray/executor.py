@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import ray
 from cachetools import LRUCache
 
 from kaas_client.ray import table
 from kaas_client.ray.arrays import LentArray, bytes_of
-from kaas_client.ray.engine import Engine, Job
-from kaas_client.ray.tasks import Call, Task
-from kaas_core.errors import InternalError, KeyNotFoundError, LibraryNotFoundError
+from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
+from kaas_client.ray.journal import Journal
+from kaas_client.ray.tasks import Call, Input, Task
+from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
 
@@ -25,8 +30,23 @@ WAITING_THREADS = 256
 """Calls with a deadline that wait here for an input."""
 WAITING = "waiting"
 """The concurrency group of these."""
-EXIT_DEFECT = 71
-"""The device is served no more, by a defect; Ray starts another executor."""
+EMULATOR_UNUSED_BYTES = 512 << 20
+"""Constants and outputs that an emulated device keeps for requests to come."""
+REPLIES_S = 0.3
+"""For the answers to be sent of calls that have just ended, before the process does. One that is lost is run again."""
+
+
+class Usage(NamedTuple):
+    """Of an executor's device."""
+
+    held_bytes: int
+    """Of its memory."""
+    in_use_bytes: int
+    """Of these, by calls under way."""
+    uploads: int
+    """Copies of inputs to it since it was opened, apart from the small ones that travel with launches."""
+    uploaded_bytes: int
+    """By these."""
 
 
 class ClusterLibraries:
@@ -57,7 +77,15 @@ class Executor:
 
     def __init__(self, device: str) -> None:
         """Open the device. Raises ``DeviceUnavailable``."""
-        self._engine = Engine(device, ClusterLibraries(), on_failure=lambda: os._exit(EXIT_DEFECT))
+        # An emulated device's memory is the machine's, which others need too.
+        unused_limit_bytes = None if device.startswith("cuda:") else EMULATOR_UNUSED_BYTES
+        self._engine = Engine(
+            device,
+            ClusterLibraries(),
+            unused_limit_bytes=unused_limit_bytes,
+            journal=Journal(_journal_path()),
+            on_failure=_end_process,
+        )
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
 
     def device(self) -> str:
@@ -67,39 +95,47 @@ class Executor:
     def run(self, call: Call, *values: object) -> object:
         """Run a task; return its output, or a tuple of several. Raises ``KaasError``."""
         task = self._tasks.get(call.digest) or self._fetch(call.digest)
-        inputs: dict[str, memoryview] = {}
-        keys: dict[str, str] = {}
-        objects: dict[str, memoryview] = {}
-        for (name, object_id), value in zip(call.inputs, values, strict=True):
-            content = bytes_of(value, task.buffers[name]).data
-            if object_id and name in task.shareable:
-                keys[name] = object_id
-                objects[object_id] = content
-            else:
-                inputs[name] = content
-        keys.update((name, object_id) for name, object_id, _ in call.constants)
         context = ray.get_runtime_context()
-        task_id = context.get_task_id()
-        results = [f"{task_id}{index.to_bytes(4, 'little').hex()}" for index in range(1, len(task.outputs) + 1)]
-        keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
-        deadline = monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf
-        job = Job(task.serialized, keys, inputs, objects, results, deadline)
+        job = _job(task, call, values, str(context.get_task_id()))
         try:
-            outputs = self._engine.run(job, context.is_canceled)
-        except KeyNotFoundError as error:
-            if not any(object_id == error.metadata["key"] for _, object_id, _ in call.constants):
-                raise
-            fetched = ray.get([boxed[0] for _, _, boxed in call.constants])
-            constants = {
-                object_id: bytes_of(value, task.buffers[name]).data
-                for (name, object_id, _), value in zip(call.constants, fetched, strict=True)
-            }
-            outputs = self._engine.run(replace(job, values={**objects, **constants}), context.is_canceled)
-        arrays = [
-            LentArray.of(outputs.contents[object_id], form, outputs.loan)
-            for object_id, form in zip(results, task.forms, strict=True)
-        ]
+            outputs = self._run(job, task, call, context.is_canceled)
+        except CancelledError:
+            return _cancelled(task)
+        results = zip(job.outputs, task.forms, strict=True)
+        arrays = [LentArray.of(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
+
+    @ray.method(concurrency_group=WAITING)
+    def run_when_ready(self, call: Call, *values: object) -> object:
+        """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
+        references = [awaited.boxed[0] for awaited in call.awaited]
+        context = ray.get_runtime_context()
+        while True:
+            left_s = call.deadline_s - time.time()
+            _, missing = ray.wait(references, num_returns=len(references), timeout=max(0.0, min(LOOK_S, left_s)))
+            if not missing:
+                break
+            if left_s <= 0:
+                raise DeadlineExceededError("the deadline passed while the request waited for an input")
+            if context.is_canceled():
+                return _cancelled(self._tasks.get(call.digest) or self._fetch(call.digest))
+        given = [*call.given, *((awaited.buffer, awaited.object_id) for awaited in call.awaited)]
+        return self.run(call._replace(given=given), *values, *ray.get(references))
+
+    def _run(self, job: Job, task: Task, call: Call, is_cancelled: Callable[[], bool]) -> Outputs:
+        """Run a job, with the values of those constants that are not on the device. Raises ``KaasError``."""
+        missing = [each for each in call.constants if not self._engine.holds(each.object_id, task.buffers[each.buffer])]
+        try:
+            return self._engine.run(_with_values(job, task, missing), is_cancelled)
+        except KeyNotFoundError as error:  # One went meanwhile.
+            if error.metadata["key"] not in (constant.object_id for constant in call.constants):
+                raise
+        return self._engine.run(_with_values(job, task, call.constants), is_cancelled)
+
+    def usage(self) -> Usage:
+        """Return what is on the device, and what has been brought there."""
+        executor = self._engine.executor
+        return Usage(executor.memory.held_bytes, executor.memory.in_use_bytes, executor.uploads, executor.uploaded_bytes)
 
     def _fetch(self, digest: bytes) -> Task:
         content = table.get(table.Kind.TASK, digest)
@@ -107,3 +143,53 @@ class Executor:
             raise InternalError(f"the cluster has no task {digest.hex()}")
         task = self._tasks[digest] = Task.from_content(content)
         return task
+
+
+def _cancelled(task: Task) -> object:
+    """Return what Ray drops of a call that it cancelled: its caller gets Ray's own ``TaskCancelledError``, as for any task."""
+    return (None,) * len(task.outputs) if len(task.outputs) > 1 else None
+
+
+def _journal_path() -> Path:
+    """Return where this actor writes, in each of its processes on this node."""
+    actor_id = ray.get_runtime_context().get_actor_id()
+    return Path(tempfile.gettempdir()) / f"kaas-ray-{os.getuid()}" / f"{actor_id}.journal"
+
+
+def _end_process(status: int) -> None:
+    """End this process: Ray starts the actor again, and sends the calls there that have no answer yet."""
+    time.sleep(REPLIES_S)
+    os._exit(status)
+
+
+def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
+    """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
+    inputs: dict[str, memoryview] = {}
+    input_keys: dict[str, str] = {}
+    keys = {constant.buffer: constant.object_id for constant in call.constants}
+    objects: dict[str, memoryview] = {}
+    for (name, object_id), value in zip(call.given, values, strict=True):
+        content = bytes_of(value, task.buffers[name]).data
+        if object_id and name in task.shareable:
+            keys[name] = object_id
+            objects[object_id] = content
+        else:
+            inputs[name] = content
+            if object_id:
+                input_keys[name] = object_id
+    results = [f"{task_id}{number.to_bytes(4, 'little').hex()}" for number in range(1, len(task.outputs) + 1)]
+    keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
+    deadline = monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf
+    return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries, input_keys)
+
+
+def _with_values(job: Job, task: Task, constants: Sequence[Input]) -> Job:
+    """Return the job with the values of some constants. Raises what became of one that is not there any more."""
+    if not constants:
+        return job
+    values = ray.get([constant.boxed[0] for constant in constants])
+    objects = {
+        constant.object_id: bytes_of(value, task.buffers[constant.buffer]).data
+        for constant, value in zip(constants, values, strict=True)
+    }
+    return replace(job, values={**job.values, **objects})

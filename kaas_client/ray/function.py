@@ -14,7 +14,7 @@ import ray
 
 from kaas_client.ray.arrays import bytes_of
 from kaas_client.ray.session import Session
-from kaas_client.ray.tasks import Call, Task
+from kaas_client.ray.tasks import Call, Input, Task
 from kaas_core.errors import InvalidArgumentError, InvalidRequestError, Violation
 from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import buffer_uses
@@ -36,7 +36,8 @@ class Options:
     timeout: float | None = None
     """Seconds from the call to its deadline."""
     max_retries: int = 3
-    """How often a call is run again that was lost with its executor."""
+    """How often a call is run again that was on the device when its executor ended; 0 has it fail as Ray says, also where it only
+    waited."""
     executor: str | None = None
     """The name of the executor to run on; None: any."""
 
@@ -95,26 +96,31 @@ class RemoteFunction:
         if session is None:
             session = self._session = Session.current()
         session.publish(self._task)
-        executor = session.executor(self._options.executor)
-        names: list[tuple[str, str]] = []
+        given: list[tuple[str, str]] = []
         values: list[object] = []
-        for name, value in buffers.items():
-            if isinstance(value, ray.ObjectRef):
-                names.append((name, value.hex()))
-                values.append(value)
-            else:
-                names.append((name, ""))
-                values.append(self._bytes(name, value))
+        constants: list[Input] = []
+        awaited: list[Input] = []
         options = self._options
-        call = Call(
-            self._task.serialized.digest,
-            names,
-            (),
-            time.time() + options.timeout if options.timeout else 0.0,
-            options.group,
-            options.priority,
-        )
-        method: Any = executor.actor.run.options(name=self.name, num_returns=len(self._task.outputs))
+        for name, value in buffers.items():
+            if not isinstance(value, ray.ObjectRef):
+                given.append((name, ""))
+                values.append(self._bytes(name, value))
+                continue
+            object_id = value.hex()
+            if self._inputs[name].constant and session.is_there(value):
+                constants.append(Input(name, object_id, [value]))
+            elif options.timeout is not None and not session.is_there(value):
+                awaited.append(Input(name, object_id, [value]))
+            else:
+                given.append((name, object_id))
+                values.append(value)
+        deadline_s = 0.0 if options.timeout is None else time.time() + options.timeout
+        digest, retries = self._task.serialized.digest, options.max_retries
+        call = Call(digest, given, constants, awaited, deadline_s, retries, options.group, options.priority)
+        actor = session.executor(options.executor).actor
+        method: Any = actor.run_when_ready if awaited else actor.run
+        # Executors count the retries: for Ray a call that only waited for the device was tried as well.
+        method = method.options(name=self.name, num_returns=len(self._task.outputs), max_task_retries=-1 if retries else 0)
         references = method.remote(call, *values)
         return references if isinstance(references, ray.ObjectRef) else tuple(references)
 

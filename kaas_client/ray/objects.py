@@ -101,8 +101,9 @@ class ObjectSnapshot:
         self._lent = lent
 
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
-        """Raises ``KeyNotFoundError``."""
-        return Entry(key, len(self._value(key)), VERSION, 0)
+        """Return the one version that an object has, also of one that is on the device alone, whose size is not known here."""
+        lent = self._lent.get(key)
+        return Entry(key, len(lent[-1]) if lent else 0, VERSION, 0)
 
     def pieces(
         self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES

@@ -19,17 +19,32 @@ if TYPE_CHECKING:
     import ray
 
 
+class Input(NamedTuple):
+    """An object that an executor gets for itself."""
+
+    buffer: str
+    """What it is read into."""
+    object_id: str
+    """In hexadecimal."""
+    boxed: list[ray.ObjectRef[Any]]
+    """Its reference: Ray passes on what is in a list as it is."""
+
+
 class Call(NamedTuple):
     """One call of a task, as it travels to an executor; the values of inputs travel beside it."""
 
     digest: bytes
     """Of the task."""
-    inputs: Sequence[tuple[str, str]]
-    """Buffer and object id of each value, in order; the id is empty where the value is not an object."""
-    constants: Sequence[tuple[str, str, list[ray.ObjectRef[Any]]]] = ()
-    """Buffer, object id and reference of each constant: in a list, so that Ray does not bring its value."""
+    given: Sequence[tuple[str, str]]
+    """Buffer and object id of each value that travels with the call, in order; the id is empty where it is no object."""
+    constants: Sequence[Input] = ()
+    """Objects that are there, and may be on the device already."""
+    awaited: Sequence[Input] = ()
+    """Objects that may not be there yet, in calls that do not wait for ever."""
     deadline_s: float = 0.0
     """Since the epoch; 0 for none."""
+    max_retries: int = 0
+    """How often it may run again that was on the device when an executor ended."""
     group: str = ""
     priority: int = 0
 

@@ -271,11 +271,18 @@ class Device(Protocol):
         one file at a time, until ``unmap``. Raises ``ValueError`` where the pieces are longer than the buffer, ``OutOfMemory``.
         """
 
+    def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> Transfer:
+        """Begin to copy a buffer to another of its size, behind the uploads that have begun."""
+
     def unmap(self) -> None:
         """Let go of a mapped file. To be called before its mapping goes, or what its pages are."""
 
-    def download(self, buffer: DeviceBuffer) -> DeviceDownload:
-        """Begin to copy a buffer to host memory. Raises ``OutOfMemory``."""
+    def download(self, buffer: DeviceBuffer, *, stays: bool = False) -> DeviceDownload:
+        """Begin to copy a buffer to host memory. Raises ``OutOfMemory``.
+
+        ``stays`` says that nothing writes or frees the buffer before the download is closed: where it is in host memory itself,
+        no copy is needed.
+        """
 
     def tracer(self) -> Tracer[Any]:
         """Return what takes note of one request."""

@@ -109,11 +109,22 @@ class Layout:
     downloaded: tuple[int, ...]
     """Small and written: part of the run."""
     own: tuple[int, ...]
-    """All but the shared ones: memory of one run at a time."""
+    """All but the shared and the kept ones: memory of one run at a time."""
+    kept: tuple[int, ...] = ()
+    """Large and stored, where what is stored stays on the device: memory of one request, and of the value after it. Those that
+    are not loaded are filled with zeros when it is taken."""
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        """Those whose memory is not the run's own."""
+        return self.shared + self.kept
 
     @classmethod
-    def of(cls, plan: Plan) -> Layout:
-        """Return the layout of a plan, which does not depend on its keys."""
+    def of(cls, plan: Plan, *, keep_stored: bool = False) -> Layout:
+        """Return the layout of a plan, which does not depend on its keys.
+
+        ``keep_stored`` says that large buffers that are stored stay on the device as what they were stored as.
+        """
         written = {
             argument.slot
             for launch in plan.launches
@@ -126,10 +137,14 @@ class Layout:
             for argument in launch.arguments
             if isinstance(argument, SlotArgument) and argument.access.writes
         }
-        uploaded, shared, copied, zeroed, downloaded = [], [], [], [], []
+        uploaded, shared, copied, zeroed, downloaded, kept = [], [], [], [], [], []
         for index, slot in enumerate(plan.slots):
             small = slot.spec.size_bytes <= SMALL_BYTES
-            if not slot.load:
+            if keep_stored and slot.store and not small:
+                kept.append(index)
+                if slot.load:
+                    copied.append(index)
+            elif not slot.load:
                 zeroed.append(index)
             elif index not in written and (slot.spec.constant or not small):
                 shared.append(index)
@@ -139,8 +154,9 @@ class Layout:
                 copied.append(index)
             if small and index in outputs:
                 downloaded.append(index)
-        own = tuple(index for index in range(len(plan.slots)) if index not in shared)
-        return cls(tuple(uploaded), tuple(shared), tuple(copied), tuple(zeroed), tuple(downloaded), own)
+        given = {*shared, *kept}
+        own = tuple(index for index in range(len(plan.slots)) if index not in given)
+        return cls(tuple(uploaded), tuple(shared), tuple(copied), tuple(zeroed), tuple(downloaded), own, tuple(kept))
 
 
 def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes], properties: DeviceProperties) -> Plan:

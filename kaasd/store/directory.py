@@ -26,6 +26,8 @@ from kaasd.store.records import (
     Counters,
     Damage,
     Head,
+    chunk_key,
+    loose_key,
     pack_store_id,
     unpack_format,
     unpack_store_id,
@@ -44,6 +46,7 @@ MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 _NAMESPACES = {namespace.name.lower().encode(): namespace for namespace in Namespace}
+_KEY_BYTES = {CHUNKS: len(chunk_key(0)), LOOSE: len(loose_key(0, 0))}
 DATABASES = (*_NAMESPACES, CHUNKS, LOOSE)
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
@@ -166,7 +169,8 @@ def check_store(file: LmdbFile, meta: Meta) -> None:
 
     Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
     """
-    check_trees(file, meta, RECORD_BYTES, _has_its_key)
+    if check_trees(file, meta, RECORD_BYTES, _has_its_key) != set(DATABASES):
+        raise file.damaged("it has other trees than a store")
     entries = file.main_entries(meta)
     try:
         Counters.unpack(entries[STATE_KEY])
@@ -196,7 +200,7 @@ def _has_its_key(tree: bytes, raw_key: bytes, start: bytes) -> bool:
     """Whether an entry that begins with ``start`` stands at the key that it was written for; one that is damaged may."""
     namespace = _NAMESPACES.get(tree)
     if namespace is None:
-        return True
+        return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
     try:
         return Head.unpack(start).is_of(namespace, raw_key)
     except Damage:

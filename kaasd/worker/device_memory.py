@@ -129,11 +129,14 @@ class Residency(Generic[K]):
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
-    def rename(self, key: K, new_key: K) -> None:
-        """Go on under another key, which is not held; the uses stay with the old one."""
+    def rename(self, key: K, new_key: K, interval: float | None = None) -> None:
+        """Go on under another key, which is not held; the uses stay with the old one.
+
+        ``interval`` is in how many uses of anything the first one is expected, where something is known of that.
+        """
         holding = self._holdings.pop(key)
         self._remembered[key] = holding.uses
-        holding.uses = _Uses(holding.uses.last)
+        holding.uses = _Uses(holding.uses.last, interval)
         self._holdings[new_key] = holding
 
     def make_room(self, size_bytes: int) -> list[K]:
@@ -146,11 +149,16 @@ class Residency(Generic[K]):
         return self.evict(self.held_bytes + size_bytes - self.limit_bytes)
 
     def evict(self, size_bytes: int) -> list[K]:
-        """Remove holdings of at least ``size_bytes`` together, or all that are not pinned, and return them, to be freed."""
+        """Remove holdings of at least ``size_bytes`` together, or all that are not pinned, and return them, to be freed.
+
+        Those that take no room stay.
+        """
         if size_bytes <= 0:
             return []
         now = self._now
-        idle = [(self._worth(holding, now), key) for key, holding in self._holdings.items() if not holding.pins]
+        idle = [
+            (self._worth(holding, now), key) for key, holding in self._holdings.items() if not holding.pins and holding.size_bytes
+        ]
         idle.sort(key=lambda entry: entry[0])
         gone: list[K] = []
         for _, key in idle:
@@ -193,10 +201,10 @@ H = TypeVar("H", bound=Holding)
 class DeviceMemory:
     """The memory of one device, as far as this process may take it."""
 
-    def __init__(self, device: Device, limit_bytes: int, *, keep_unused: bool = True) -> None:
-        """``keep_unused`` False frees everything as soon as nobody uses it."""
+    def __init__(self, device: Device, limit_bytes: int, *, unused_limit_bytes: int | None = None) -> None:
+        """Of what nobody uses at most ``unused_limit_bytes`` is held; None: all that there is room for."""
         self._device = device
-        self._keep_unused = keep_unused
+        self._unused_limit_bytes = limit_bytes if unused_limit_bytes is None else unused_limit_bytes
         self._residency: Residency[Hashable] = Residency(limit_bytes)
         self._held: dict[Hashable, Holding] = {}
         self._serial = count()
@@ -248,8 +256,17 @@ class DeviceMemory:
 
     def release(self, held: Holding) -> None:
         """Take back a pin."""
-        if not self._residency.release(held.key) and (held.unwanted or not self._keep_unused):
+        if self._residency.release(held.key):
+            return
+        if held.unwanted:
             self._remove(held)
+        self._free(self._residency.evict(self.held_bytes - self.in_use_bytes - self._unused_limit_bytes))
+
+    def rename(self, held: Holding, key: Hashable, interval: float | None = None) -> None:
+        """Hold it under another key, which is free, from now on; ``interval`` as for ``Residency.rename``."""
+        self._residency.rename(held.key, key, interval)
+        self._held[key] = self._held.pop(held.key)
+        held.key = key
 
     def is_shared(self, held: Holding) -> bool:
         """Whether somebody else has pinned it too."""
@@ -260,9 +277,7 @@ class DeviceMemory:
         if held.unwanted:
             return
         held.unwanted = True
-        key, held.key = held.key, ("unwanted", next(self._serial))
-        self._residency.rename(key, held.key)
-        self._held[held.key] = self._held.pop(key)
+        self.rename(held, ("unwanted", next(self._serial)))
         self._residency.use(held.key)
         self.release(held)
 

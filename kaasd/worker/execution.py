@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from time import monotonic, perf_counter_ns
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kaas.v1 import trace_pb2
@@ -20,14 +21,17 @@ from kaas_core.violations import shown
 from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.request.plan import Plan
+from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import Entry, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import BoundRequest, SnapshotChanged
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key
 from kaasd.worker.programs import Program
 from kaasd.worker.tracing import read_trace
+
+KEPT_INTERVAL = 16.0
+"""In so many uses of anything what was stored is expected to be read, if ever: the older it is, the less so."""
 
 
 class Invocation(NamedTuple):
@@ -42,6 +46,8 @@ class Invocation(NamedTuple):
     cancellation: Cancellation
     trace_from_ns: int = 0
     """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
+    input_keys: Mapping[str, str] = MappingProxyType({})
+    """Keys whose values some of ``inputs`` are, and remain: where the device has one it is not brought there again."""
 
 
 class Result(NamedTuple):
@@ -122,6 +128,7 @@ class Execution:
         _check_sizes(plan, invocation.inputs)
         planned = perf_counter_ns()
         downloads: list[DeviceDownload] = []
+        kept: dict[int, ValueHolding] = {}
         program.requests += 1
         try:
             try:
@@ -143,6 +150,7 @@ class Execution:
                     for download in downloads:
                         while not download.done():
                             yield download
+                    kept = bound.take_kept()
                 finally:
                     bound.close()
             except DEVICE_ERRORS as error:
@@ -152,6 +160,8 @@ class Execution:
             finally:
                 program.requests -= 1
             versions = yield from self._commit(plan, contents)
+            for index, held in kept.items():
+                self._keep(plan.slots[index], held, versions)
             outputs = {name: bytes(contents[name]) for name in invocation.return_buffers}
             committed = perf_counter_ns()
             trace = None
@@ -164,6 +174,8 @@ class Execution:
             for download in downloads:
                 download.wait()
                 download.close()
+            for held in kept.values():
+                executor.memory.release(held)
             if self._tracer is not None:
                 self._tracer.close()
         return Result(
@@ -199,7 +211,8 @@ class Execution:
             while True:
                 if not waiting or waiting[0] is self:
                     try:
-                        return BoundRequest(executor, program, plan, self._invocation.inputs, self._tracer)
+                        given = self._invocation.inputs, self._invocation.input_keys
+                        return BoundRequest(executor, program, plan, *given, self._tracer)
                     except SnapshotChanged:
                         continue
                     except (NoRoomError, OutOfMemory):
@@ -246,7 +259,8 @@ class Execution:
                 contents[name] = bytes(bound.run.downloads[program.layout.downloaded.index(index)])
             else:
                 with nullcontext() if self._tracer is None else self._tracer.download(name, slot.spec.size_bytes):
-                    downloads.append(self._executor.device.download(bound.buffer(index)))
+                    stays = index in program.layout.kept
+                    downloads.append(self._executor.device.download(bound.buffer(index), stays=stays))
                 contents[name] = downloads[-1].view
         return contents
 
@@ -272,6 +286,15 @@ class Execution:
             commit.wait()  # The store reads the contents until then.
             raise
         return {key: entry.version for key, entry in commit.entries.items()}
+
+    def _keep(self, slot: Slot, held: ValueHolding, versions: Mapping[str, int]) -> None:
+        """Have what was stored of a slot on the device as its key's value, unless that is there already."""
+        key = value_key(slot.key, slot.spec)
+        if key in self._executor.memory:
+            self._executor.memory.drop(held)
+        else:
+            held.version = versions[slot.key]
+            self._executor.memory.rename(held, key, KEPT_INTERVAL)
 
 
 def execute(executor: Executor, invocation: Invocation) -> Job[Result]:

@@ -31,6 +31,8 @@ FIRST_HOLD_S = 0.002
 """Many kernels end within this."""
 CYCLE = 10
 """A hold and the pause behind it take this many times as long as the hold."""
+EXIT_DEVICE_LOST = 70
+"""The exit status of a process whose device is lost."""
 DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
 _LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing was changed"
 
@@ -94,11 +96,15 @@ class Executor:
         libraries: LibrarySource,
         *,
         memory_limit_bytes: int | None = None,
-        keep_unused: bool = True,
+        unused_limit_bytes: int | None = None,
+        keep_stored: bool = False,
         allow_host_wrappers: bool = False,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; without ``keep_unused`` what no request uses is freed at once.
+        """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; at most ``unused_limit_bytes`` are held that no request uses.
+
+        ``keep_stored`` is for a store where what is stored of a buffer is its key's whole value, and is read soon: large buffers
+        that are stored then stay on the device as these values.
         With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs.
 
         ``on_commit`` is called from another thread when a commit has ended: the jobs that are committing are to be polled.
@@ -109,9 +115,13 @@ class Executor:
         self.store = store
         self.libraries = libraries
         limit = memory_limit_bytes or int(device.properties.memory_bytes * MEMORY_SHARE)
-        self.memory = DeviceMemory(device, limit, keep_unused=keep_unused)
-        self.programs = Programs(device, libraries, self.memory, allow_host_wrappers=allow_host_wrappers)
+        self.memory = DeviceMemory(device, limit, unused_limit_bytes=unused_limit_bytes)
+        self.programs = Programs(device, libraries, self.memory, allow_host_wrappers=allow_host_wrappers, keep_stored=keep_stored)
         self.on_commit = on_commit
+        self.uploads = 0
+        """Copies of inputs to the device, apart from the small ones that travel with launches."""
+        self.uploaded_bytes = 0
+        """By these."""
         self.waiting_for_memory: deque[object] = deque()
         """Requests that found too little, in the order in which they get it."""
         self.load_gate = LoadGate()

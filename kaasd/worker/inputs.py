@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from kaas_core import ReadableBuffer
+from kaas_core.request import BufferSpec
 from kaasd.devices.base import DeviceBuffer, Run, Transfer
 from kaasd.devices.trace import Tracer
 from kaasd.request.plan import Plan, Slot
@@ -44,16 +46,18 @@ class BoundRequest:
         program: Program,
         plan: Plan,
         inputs: Mapping[str, ReadableBuffer],
+        input_keys: Mapping[str, str] = MappingProxyType({}),
         tracer: Tracer[Any] | None = None,
     ) -> None:
         """Get memory, and begin to bring what is shared.
 
-        ``inputs`` come in place of the store's values, by buffer name; ``tracer`` notes what is copied. Raises ``NoRoomError``,
-        ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``.
+        ``inputs`` come in place of the store's values, by buffer name; those of ``input_keys`` are the values of keys that do not
+        change. ``tracer`` notes what is copied. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``,
+        ``ValueTooShortError``, ``SnapshotChanged``.
         """
         self._executor = executor
         self._slots, self._layout = plan.slots, program.layout
-        self._inputs = inputs
+        self._inputs, self._input_keys = inputs, input_keys
         self._tracer = tracer
         self._snapshot: ValueSnapshot | None = None
         self._commit = executor.store.last_commit
@@ -61,12 +65,16 @@ class BoundRequest:
         self._relies_on_commit = False
         self.transfers: list[Transfer] = []
         """They come before the run."""
+        self._kept: dict[int, ValueHolding] = {}
+        """By slot, what holds those that are to stay on the device."""
         self._undo = ExitStack()
+        self._undo.callback(self._drop_kept)
         try:
-            shared = [self._shared(self._slots[index]) for index in self._layout.shared]
-            self._instance = program.take_instance(executor.memory, executor.device, shared)
+            given = [self._shared(self._slots[index]) for index in self._layout.shared]
+            given += [self._make_kept(index) for index in self._layout.kept]
+            self._instance = program.take_instance(executor.memory, executor.device, given)
             self._undo.callback(program.give_instance, executor.memory, self._instance)
-            self.run: Run = self._instance.run(shared)
+            self.run: Run = self._instance.run(given)
         except BaseException:
             self._undo.close()
             raise
@@ -83,7 +91,8 @@ class BoundRequest:
         for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
             self._fill(index, target)
         for index in self._layout.copied:
-            self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
+            if not self._copy_resident(self._slots[index], self.buffer(index)):
+                self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
 
     def close_snapshot(self) -> None:
         """Let go of the store's pages, once the transfers have ended. Idempotent."""
@@ -131,7 +140,40 @@ class BoundRequest:
             transfer = self._executor.device.upload(buffer, pieces, self._executor.mapped)
         self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
+        self._executor.uploads += 1
+        self._executor.uploaded_bytes += spec.size_bytes
         return transfer
+
+    def _copy_resident(self, slot: Slot, buffer: DeviceBuffer) -> bool:
+        """Begin to copy what the device has of an input already; return False where it has nothing."""
+        key = self._input_keys.get(slot.spec.name)
+        resident = None if key is None else self._executor.memory.use(value_key(key, slot.spec))
+        if resident is None:
+            return False
+        self._undo.callback(self._executor.memory.release, resident)
+        transfer = self._executor.device.copy(buffer, resident.buffers[0])
+        self._undo.callback(transfer.wait)
+        self.transfers.append(transfer)
+        return True
+
+    def take_kept(self) -> dict[int, ValueHolding]:
+        """Hand over what is to stay on the device, pinned, by slot."""
+        kept, self._kept = self._kept, {}
+        return kept
+
+    def _drop_kept(self) -> None:
+        for held in self._kept.values():
+            self._executor.memory.drop(held)
+            self._executor.memory.release(held)
+
+    def _make_kept(self, index: int) -> DeviceBuffer:
+        slot, key = self._slots[index], ("kept", next(_serial))
+        size = slot.spec.size_bytes
+        held = self._executor.memory.make(key, [size], copy_cost_s(size), lambda buffers: ValueHolding(key, buffers))
+        self._kept[index] = held
+        if not slot.load:
+            held.buffers[0].zero()
+        return held.buffers[0]
 
     def _shared(self, slot: Slot) -> DeviceBuffer:
         """Return the buffer that holds an input, or will."""
@@ -139,8 +181,8 @@ class BoundRequest:
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
             held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers))
-            self._undo.callback(memory.drop, held)
             self._undo.callback(memory.release, held)
+            self._undo.callback(memory.drop, held)  # comes first: what was released may have gone
             self._upload(slot, held.buffers[0], self._content(slot))
             return held.buffers[0]
         resident = self._resident(slot)
@@ -154,7 +196,7 @@ class BoundRequest:
 
     def _resident(self, slot: Slot) -> ValueHolding:
         """Return what holds a slot's value on the device, or will, pinned."""
-        memory, spec, key = self._executor.memory, slot.spec, _key(slot)
+        memory, spec, key = self._executor.memory, slot.spec, value_key(slot.key, slot.spec)
         resident = memory.use(key)
         if resident is None:
             version = self._open_snapshot().stat(slot.key).version
@@ -193,6 +235,6 @@ class BoundRequest:
         return resident
 
 
-def _key(slot: Slot) -> tuple[object, ...]:
-    spec = slot.spec
-    return ("value", slot.key, spec.offset_bytes, spec.size_bytes)
+def value_key(key: str, spec: BufferSpec) -> tuple[object, ...]:
+    """Return what the part of a key's value that a buffer is read from is held under."""
+    return ("value", key, spec.offset_bytes, spec.size_bytes)

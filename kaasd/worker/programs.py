@@ -38,7 +38,7 @@ class Instance(Holding):
         self._program = program
         self._device = device
         self._run: Run | None = None
-        self._shared: Sequence[DeviceBuffer] = ()
+        self._given: Sequence[DeviceBuffer] = ()
         self._by_slot = dict(zip(program.layout.own, own, strict=True))
         self.uploaded: dict[int, tuple[str, int]] = {}
         """By slot, what of the store its host memory for the run holds: a key, and a commit at which this was its value."""
@@ -47,16 +47,16 @@ class Instance(Holding):
         """Return the buffer of a slot."""
         return self._by_slot[slot]
 
-    def uses(self, shared: Sequence[DeviceBuffer]) -> bool:
-        """Whether it ran with these shared buffers the last time."""
-        return self._shared == shared
+    def uses(self, given: Sequence[DeviceBuffer]) -> bool:
+        """Whether it ran with these buffers in the given slots the last time."""
+        return self._given == given
 
-    def run(self, shared: Sequence[DeviceBuffer]) -> Run:
-        """Return the run with these buffers in the shared slots. Raises ``KernelFault``, ``OutOfMemory``."""
-        if self._run is not None and self._shared == shared:
+    def run(self, given: Sequence[DeviceBuffer]) -> Run:
+        """Return the run with these buffers in the given slots. Raises ``KernelFault``, ``OutOfMemory``."""
+        if self._run is not None and self._given == given:
             return self._run
         layout = self._program.layout
-        self._by_slot.update(zip(layout.shared, shared, strict=True))
+        self._by_slot.update(zip(layout.given, given, strict=True))
         launches = self._program.launches(self._by_slot)
         if self._run is not None:
             self._run.update(launches)
@@ -68,7 +68,7 @@ class Instance(Holding):
                 zeroed=[self._by_slot[slot] for slot in layout.zeroed],
                 downloads=[self._by_slot[slot] for slot in layout.downloaded],
             )
-        self._shared = shared
+        self._given = given
         return self._run
 
     def close(self) -> None:
@@ -136,13 +136,13 @@ class Program:
             for launch, kernel in zip(self.plan.launches, self.kernels, strict=True)
         ]
 
-    def take_instance(self, memory: DeviceMemory, device: Device, shared: Sequence[DeviceBuffer]) -> Instance:
-        """Return an instance that nobody uses, best one that ran with the same shared buffers, or a new one.
+    def take_instance(self, memory: DeviceMemory, device: Device, given: Sequence[DeviceBuffer]) -> Instance:
+        """Return an instance that nobody uses, best one that ran with the same given buffers, or a new one.
 
         Raises ``NoRoomError``, ``OutOfMemory``.
         """
         for instance in self.idle:
-            if instance.uses(shared):
+            if instance.uses(given):
                 break
         else:
             if not self.idle:
@@ -174,9 +174,16 @@ class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
     def __init__(
-        self, device: Device, libraries: LibrarySource, memory: DeviceMemory, *, allow_host_wrappers: bool = False
+        self,
+        device: Device,
+        libraries: LibrarySource,
+        memory: DeviceMemory,
+        *,
+        allow_host_wrappers: bool = False,
+        keep_stored: bool = False,
     ) -> None:
         self._allow_host_wrappers = allow_host_wrappers
+        self._keep_stored = keep_stored
         self._device = device
         self._libraries = libraries
         self._memory = memory
@@ -218,7 +225,9 @@ class Programs:
             if given is not None:
                 self._retire(key)
             plan = program.plan.given(names)
-            given = Program(plan, Layout.of(plan), program.kernels, program.libraries, program.files)
+            given = Program(
+                plan, Layout.of(plan, keep_stored=self._keep_stored), program.kernels, program.libraries, program.files
+            )
             self._keep(key, given)
         self._programs.move_to_end(key)
         return given
@@ -299,7 +308,7 @@ class Programs:
         plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
         loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
         files = tuple(library for library in libraries.values() if library.stamp is not None)
-        return Program(plan, Layout.of(plan), loaded, tuple(libraries.values()), files)
+        return Program(plan, Layout.of(plan, keep_stored=self._keep_stored), loaded, tuple(libraries.values()), files)
 
     def _load(self, library: ResolvedLibrary) -> Module:
         module = self._modules.get(library.content_id)

@@ -181,7 +181,7 @@ class TestSubmit:
             assert (failed.code, failed.reason) == (grpc.StatusCode[code], reason)
             assert failed.message == f"because {reason}"
             assert failed.metadata == {"kernel": "k"}
-            assert (failed.retry_s is not None) == (code == "UNAVAILABLE" or reason == "GROUP_LIMIT")
+            assert (failed.retry_s is not None) == (code == "UNAVAILABLE" or reason in ("GROUP_LIMIT", "QUEUE_FULL"))
         counted = server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).failures_by_reason
         assert dict(counted) == dict.fromkeys(expected, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import threading
 from typing import Any
@@ -14,7 +15,7 @@ from grpc_status import rpc_status
 from kaas.v1 import executor_pb2, kv_pb2
 from kaas_client import errors
 from kaas_client._status import from_stream_error
-from kaas_core.errors import BY_REASON
+from kaas_core.errors import BY_REASON, KaasError, Violation, from_reason
 from tests.client.fake_server import Failure, FakeServer
 from tests.client.test_calls import REQUEST, entry_message
 
@@ -187,3 +188,13 @@ def test_a_malformed_address() -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(ValueError, match="'nonsense' is not a valid address"):
             kind("nonsense")
+
+
+@pytest.mark.parametrize("kind", BY_REASON.values())
+def test_every_exception_can_be_pickled(kind: type[KaasError]) -> None:
+    error = from_reason(kind.reason, "message", {"key": "value"}, [Violation("field", "description")])
+    error.retry_after_s = 0.25  # type: ignore[misc]
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert vars(again) == vars(error)
+    assert (str(again), again.metadata, again.retry_after_s) == ("message", {"key": "value"}, 0.25)

@@ -131,13 +131,13 @@ def devices(device: Device, device_name: str) -> Iterator[tuple[str, Device]]:
 def variants(device: Device, device_name: str, store: LmdbStore, tiny_bytes: int) -> Iterator[tuple[str, Bench]]:
     """Yield executors that differ in what they keep, too; nothing of all this must show."""
     for name, each in devices(device, device_name):
-        for kind, limit, keep_unused in (
-            ("all stays", None, True),
-            ("nothing stays", None, False),
-            ("little memory", tiny_bytes, True),
+        for kind, limit, unused in (
+            ("all stays", None, None),
+            ("nothing stays", None, 0),
+            ("little memory", tiny_bytes, None),
         ):
             libraries = Libraries(store)
-            with closing(Executor(each, store, libraries, memory_limit_bytes=limit, keep_unused=keep_unused)) as executor:
+            with closing(Executor(each, store, libraries, memory_limit_bytes=limit, unused_limit_bytes=unused)) as executor:
                 yield kind + name, Bench(executor, store)
 
 

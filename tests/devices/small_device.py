@@ -112,7 +112,7 @@ class SmallDevice:
         buffer.write(b"".join(pieces))
         return Ended()
 
-    download = lambda self, buffer: Ended(memoryview(buffer.content.tobytes()))  # noqa: E731
+    download = lambda self, buffer, *, stays=False: Ended(memoryview(buffer.content.tobytes()))  # noqa: E731
     tracer = lambda self: HostTracer()  # noqa: E731
     stop = lambda self: False  # noqa: E731
     unmap = close = lambda self: None

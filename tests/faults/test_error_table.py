@@ -176,7 +176,9 @@ def test_a_full_queue_refuses_and_the_waiting_ones_go_on(small_daemon: str, libr
         with pytest.raises(grpc.RpcError) as caught:
             stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert isinstance(as_kaas_error(caught.value, small_daemon), QueueFullError)
+        error = as_kaas_error(caught.value, small_daemon)
+        assert isinstance(error, QueueFullError)
+        assert error.retry_after_s
         blocker.cancel()
         assert all(call.result().versions["c"] for call in waiting)
         assert kaas.get("c", dtype="u4")[0] == expected

@@ -58,28 +58,28 @@ class Tree:
         left_s = self._deadline - time.monotonic()
         if left_s <= 0:
             raise OutOfTime
-        with subprocess.Popen(
-            [*command, f"--basetemp={self.path}.tmp", *arguments],
-            cwd=self.path,
-            env={**os.environ, **here, **environ},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
+        output = self.path.with_suffix(".output")
+        status = None
+        with (
+            output.open("w") as file,
+            subprocess.Popen(
+                [*command, f"--basetemp={self.path}.tmp", *arguments],
+                cwd=self.path,
+                env={**os.environ, **here, **environ},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
             try:
-                output, _ = process.communicate(timeout=min(limit_s, left_s))
+                status = process.wait(min(limit_s, left_s))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                output = process.communicate()[0]
                 if left_s < limit_s:
                     raise OutOfTime from None
-                return None, output
             finally:
                 with suppress(ProcessLookupError):  # What the tests have left running.
                     os.killpg(process.pid, signal.SIGKILL)
-        return process.returncode, output
+        return status, output.read_text(errors="replace")
 
 
 def files_of_tree() -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
+from kaas_client.ray.executor import Usage
+from kaas_client.ray.table import NAMESPACE
 
 _HERE = Path(__file__).parent
 _STARTS = 3
@@ -22,6 +24,13 @@ OBJECT_STORE_BYTES = 256 << 20
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of this folder first: so the first of several test processes gets them all, and one cluster is enough."""
     items.sort(key=lambda item: not item.path.is_relative_to(_HERE))
+
+
+@pytest.fixture
+def usage(cluster: None) -> Callable[[], Usage]:
+    """Return what says what is on the device of ``emulator:0``, when all calls there have ended."""
+    executor = ray.get_actor("emulator:0", NAMESPACE)
+    return lambda: ray.get(executor.usage.remote())
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from kaas_client import Kernel, Request, inp, out, tmp, u64
 
 KERNELS = Path(__file__).parents[2] / "examples/kernels"
 DOT = str(KERNELS / "dot.ptx")
+FAULTS = str(KERNELS / "faults.ptx")
 N = 1024
 Words = NDArray[np.uint32]
 
@@ -41,6 +42,15 @@ def product_request(n: int, **of_p: Any) -> Request:
 def product_and_dot_request() -> Request:
     """Return both the product of two vectors of ``N`` words and its sum."""
     return Request([product_kernel(N), Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
+
+
+ZERO, ONE = np.zeros(1, np.uint32), np.ones(1, np.uint32)
+
+
+def spin_request() -> Request:
+    """Return what never ends where the word ``flag`` is 0, and otherwise returns 1."""
+    spin = Kernel(FAULTS, "spinKern", args=[inp("flag", 4)])
+    return Request([spin, Kernel(FAULTS, "writeAtKern", args=[u64(0), out("c", dtype="u4")])])
 
 
 def vectors(seed: int, n: int = N) -> tuple[Words, Words]:

@@ -6,17 +6,19 @@ import random
 import re
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from kaas_core.errors import StoreForeignError
 from kaasd.store.base import Namespace, Write
-from kaasd.store.directory import check_store, prepare
+from kaasd.store.directory import DATABASES, check_store, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.store.records import CHUNKS, LOOSE
 
 PAGE = 4096
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
@@ -100,6 +102,53 @@ def test_pages_that_changed_places_are_found(file: Path) -> None:
         assert refused(file)
 
 
+def flipped(file: Path, offset: int, bits: Iterable[int]) -> Iterator[None]:
+    """Flip each of these bits of the file's number of 16 bits at ``offset``, one at a time."""
+    whole = file.read_bytes()
+    (number,) = struct.unpack_from("<H", whole, offset)
+    for bit in bits:
+        raw = bytearray(whole)
+        struct.pack_into("<H", raw, offset, number ^ 1 << bit)
+        file.write_bytes(raw)
+        yield
+    file.write_bytes(whole)
+
+
+def test_a_page_with_other_flags_is_found(file: Path) -> None:
+    """With some of them LMDB writes to it in its place, which is read-only, or does not write it at all."""
+    kinds = pages_of(file)
+    for page in (kinds[BRANCH][0], kinds[LEAF][0], kinds[LEAF][-1], kinds[OVERFLOW][0]):
+        for _ in flipped(file, page * PAGE + 10, range(16)):
+            assert refused(file)
+
+
+def test_an_entry_of_another_size_or_kind_is_found(file: Path) -> None:
+    """LMDB moves entries by their sizes when it deletes one, and goes astray where one says that it has many values."""
+    whole = file.read_bytes()
+    for page in pages_of(file)[LEAF][::8]:
+        start = page * PAGE + struct.unpack_from("<H", whole, page * PAGE + 16)[0]
+        (flags,) = struct.unpack_from("<H", whole, start + 4)
+        # The last bit of a size may make no difference for the places of entries. A large one lies elsewhere.
+        for _ in flipped(file, start, range(1, 16) if not flags & 1 else ()):
+            assert refused(file)
+        for _ in flipped(file, start + 4, range(16)):
+            assert refused(file)
+        for _ in flipped(file, start + 6, range(1, 16)):
+            assert refused(file)
+
+
+def test_a_tree_of_another_kind_is_found(file: Path) -> None:
+    with LmdbFile(file) as opened:
+        main, trees = opened.meta.main_root, opened.main_entries(opened.meta)
+    raw = file.read_bytes()
+    for name in DATABASES:
+        for _ in flipped(file, raw.index(trees[name], main * PAGE) + 4, range(16)):
+            assert refused(file)
+        # As if it was no tree, and so nobody looks at what is in it.
+        for _ in flipped(file, raw.index(name + trees[name], main * PAGE) - 4, [1]):
+            assert refused(file)
+
+
 def test_a_key_out_of_order_is_found(file: Path) -> None:
     whole = file.read_bytes()
     damaged = 0
@@ -131,6 +180,27 @@ def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:
                 damaged += 1
                 break
     assert damaged
+
+
+def test_a_list_of_free_pages_out_of_order_is_found(file: Path) -> None:
+    """LMDB takes pages in a row by the first and the last of them, and the number of those between."""
+    whole = file.read_bytes()
+    with LmdbFile(file) as opened:
+        raw = max((value for _, value in opened.below(opened.meta.free_root, PAGE, 32)), key=len)
+    numbers = array("Q", raw)
+    for change in (numbers[:1] + numbers[2:3] + numbers[1:2] + numbers[3:], array("Q", [numbers[0] + 1]) + numbers[1:]):
+        file.write_bytes(whole.replace(raw, change.tobytes()))
+        assert refused(file)
+
+
+def test_keys_of_another_length_are_found(file: Path) -> None:
+    for name in (CHUNKS, LOOSE):
+        with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:
+            txn.put(b"1234567", b"", db=store._environment.chunks if name == CHUNKS else store._environment.loose)
+        assert refused(file)
+        with lmdb.open(str(file.parent), max_dbs=8) as environment, environment.begin(write=True) as txn:
+            txn.delete(b"1234567", db=environment.open_db(name, txn))
+        assert not refused(file)
 
 
 def test_a_store_that_another_process_writes_to_is_whole(open_store: Callable, store_path: Path) -> None:

@@ -53,8 +53,8 @@ class NotingDevice(EmulatedDevice):
         super().__init__()
         self._events = events
 
-    def download(self, *arguments: Any) -> Any:
-        download = super().download(*arguments)
+    def download(self, *arguments: Any, **options: Any) -> Any:
+        download = super().download(*arguments, **options)
         close = download.close
 
         def note_and_close() -> None:

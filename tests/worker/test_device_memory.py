@@ -10,7 +10,7 @@ import pytest
 from kaasd.devices.base import DeviceBuffer, OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
-from kaasd.worker.device_memory import DeviceMemory, Holding, NoRoomError, copy_cost_s
+from kaasd.worker.device_memory import DeviceMemory, Holding, NoRoomError, Residency, copy_cost_s
 
 SIZE = 1000
 LIMIT = 10 * SIZE
@@ -86,7 +86,7 @@ def test_what_nobody_uses_makes_room(memory: DeviceMemory, device: CountingDevic
 
 
 def test_without_keeping_all_goes_at_once(device: CountingDevice) -> None:
-    memory = DeviceMemory(device, LIMIT, keep_unused=False)
+    memory = DeviceMemory(device, LIMIT, unused_limit_bytes=0)
     made = make(memory, "a")
     memory.use("a")
     memory.release(made)
@@ -94,6 +94,44 @@ def test_without_keeping_all_goes_at_once(device: CountingDevice) -> None:
     memory.release(made)
     assert "a" not in memory
     assert device.taken_bytes == 0
+
+
+def test_of_what_nobody_uses_so_much_is_held(device: CountingDevice) -> None:
+    memory = DeviceMemory(device, LIMIT, unused_limit_bytes=2 * SIZE)
+    made = [make(memory, key) for key in "abc"]
+    assert memory.held_bytes == 3 * SIZE
+    for each in made:
+        memory.release(each)
+    assert sum(key in memory for key in "abc") == 2
+    assert memory.held_bytes == device.taken_bytes == 2 * SIZE
+
+
+def test_a_holding_under_another_key(memory: DeviceMemory) -> None:
+    made = make(memory, "a")
+    memory.rename(made, "b")
+    assert ("a" in memory, "b" in memory) == (False, True)
+    memory.release(made)
+    assert memory.use("b") is made
+
+
+def test_of_what_is_expected_soon_the_oldest_goes_first() -> None:
+    residency: Residency[str] = Residency(20 * SIZE)
+    for key in "abcdefgh":
+        residency.add(f"new {key}", SIZE, 1.0)
+        residency.rename(f"new {key}", key, interval=2.0)
+        residency.release(key)
+    residency.add("once", SIZE, 1.0)
+    residency.release("once")
+    assert residency.evict(4 * SIZE) == ["once", "a", "b", "c"]
+
+
+def test_what_takes_no_room_is_not_looked_at_for_room() -> None:
+    residency: Residency[str] = Residency(2 * SIZE)
+    residency.add("nothing", 0, 1.0)
+    residency.add("a", SIZE, 1.0)
+    residency.release("nothing")
+    residency.release("a")
+    assert residency.make_room(2 * SIZE) == ["a"]
 
 
 def test_what_is_dropped_goes_when_nobody_uses_it_and_frees_its_key_at_once(memory: DeviceMemory, device: CountingDevice) -> None:

@@ -96,13 +96,19 @@ class EmulatedDevice:
             position += len(piece)
         return Ended()
 
+    def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> Ended:
+        """Copy a buffer to another."""
+        assert isinstance(source, Allocation)
+        target.write(source.view)
+        return Ended()
+
     def unmap(self) -> None:
         """Do nothing: no memory is held."""
 
-    def download(self, buffer: DeviceBuffer) -> EmulatedDownload:
-        """Copy a buffer."""
+    def download(self, buffer: DeviceBuffer, *, stays: bool = False) -> EmulatedDownload:
+        """Copy a buffer, unless it stays."""
         assert isinstance(buffer, Allocation)
-        return EmulatedDownload(buffer)
+        return EmulatedDownload(buffer.view if stays else memoryview(bytes(buffer.view)))
 
     def tracer(self) -> HostTracer:
         """Return what takes note of one request."""

@@ -44,14 +44,14 @@ class Ended:
 
 
 class EmulatedDownload(Ended):
-    """A buffer's own memory."""
+    """Bytes of a buffer, in host memory from the start."""
 
-    def __init__(self, buffer: Allocation) -> None:
-        self.view = memoryview(bytes(buffer.view))
-        """A copy: the buffer may be used again."""
+    def __init__(self, content: memoryview) -> None:
+        self.view = content.toreadonly()
 
     def close(self) -> None:
-        """Do nothing: the copy goes with the last who uses it."""
+        """Let go of the bytes. Idempotent."""
+        self.view.release()
 
 
 class Arena:

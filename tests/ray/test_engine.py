@@ -1,0 +1,253 @@
+"""The engine of an executor without Ray: what is copied, what stays on the device, what ends a call early."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kaas_client import Kernel, Request, inout, inp, out, u64
+from kaas_client.errors import CancelledError, DeadlineExceededError, KernelFaultError, KeyNotFoundError
+from kaas_client.ray.arrays import Form, LentArray
+from kaas_client.ray.engine import Engine, Job, Outputs
+from kaas_client.ray.tasks import Task
+from kaasd.devices.emulator.runtime.address_space import Allocation
+from kaasd.libraries.registry import ResolvedLibrary, content_id
+from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, product_kernel, product_request, spin_request, vectors
+
+LARGE = 1 << 18
+"""Words of a vector: 1 MiB."""
+
+
+class Files:
+    """Libraries by their path."""
+
+    def resolve(self, reference: str) -> ResolvedLibrary:
+        content = Path(reference).read_bytes()
+        return ResolvedLibrary(reference, content_id(content), content, None)
+
+    def is_current(self, resolved: ResolvedLibrary) -> bool:
+        return True
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with closing(Engine("emulator", Files())) as opened:
+        yield opened
+
+
+_numbers = count()
+
+
+def job(request: Request, *, keys: dict[str, str] | None = None, **inputs: Words) -> Job:
+    """Return a job whose ``inputs`` come inline; ``keys`` are objects by buffer name."""
+    task = Task.of(request.spec)
+    outputs = [f"output-{next(_numbers)}" for _ in task.outputs]
+    names = {**(keys or {}), **dict(zip((spec.name for spec in task.outputs), outputs, strict=True))}
+    values = {name: memoryview(value.tobytes()) for name, value in inputs.items()}
+    return Job(task.serialized, names, values, {}, outputs)
+
+
+def words(outputs: Outputs, position: int = 0) -> Words:
+    """Return a copy of an output; whoever has ``outputs`` holds the loan."""
+    return np.frombuffer(list(outputs.contents.values())[position], np.uint32).copy()
+
+
+def wait_until_unused(engine: Engine) -> None:
+    """Wait until the engine has heard that nobody uses its outputs any more."""
+    gc.collect()
+    engine.run(job(dot_request(), a=np.ones(1024, "u4"), b=np.ones(1024, "u4")))
+
+
+def buffers_of(engine: Engine) -> list[Allocation]:
+    held = engine.executor.memory._held.values()
+    return [buffer for each in held for buffer in each.buffers if isinstance(buffer, Allocation)]
+
+
+def test_a_large_output_is_handed_over_where_the_device_has_it(engine: Engine) -> None:
+    """So the one copy of it is Ray's own, into its store."""
+    a, b = vectors(1, LARGE)
+    outputs = engine.run(job(product_request(LARGE), a=a, b=b))
+    (content,) = outputs.contents.values()
+    address = np.frombuffer(content, np.uint8).ctypes.data
+    assert address in [buffer.host_address for buffer in buffers_of(engine)]
+    assert content.readonly
+    array = LentArray.of(content, Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
+    pieces: list[pickle.PickleBuffer] = []
+    pickle.dumps(array, protocol=5, buffer_callback=pieces.append)
+    assert np.frombuffer(pieces[0].raw(), np.uint8).ctypes.data == address
+    assert np.array_equal(words(outputs), a * b)
+
+
+def test_outputs_are_lent_until_the_last_user_has_gone(engine: Engine) -> None:
+    a, b = vectors(2, LARGE)
+    outputs = engine.run(job(product_request(LARGE), a=a, b=b))
+    array = LentArray.of(next(iter(outputs.contents.values())), Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
+    pickled: list[pickle.PickleBuffer] = []
+    pickle.dumps(array, protocol=5, buffer_callback=pickled.append)
+    del outputs, array
+    wait_until_unused(engine)
+    assert engine.executor.memory.in_use_bytes == 4 * LARGE
+    assert np.array_equal(np.frombuffer(pickled[0].raw(), np.uint32), a * b)
+    pickled.clear()
+    wait_until_unused(engine)
+    assert engine.executor.memory.in_use_bytes == 0
+
+
+def test_an_output_is_not_uploaded_for_the_next_request_of_a_chain(engine: Engine) -> None:
+    a, b = vectors(3, LARGE)
+    first = job(product_request(LARGE), a=a, b=b)
+    assert np.array_equal(words(engine.run(first)), a * b)
+    before = engine.executor.uploaded_bytes
+    second = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
+    assert np.array_equal(words(second), a * b * b)
+    assert engine.executor.uploaded_bytes - before == b.nbytes
+
+
+def test_an_object_is_uploaded_once(engine: Engine) -> None:
+    a, b = vectors(4, LARGE)
+    values = {"object": memoryview(a.tobytes())}
+    for _ in range(3):
+        outputs = engine.run(replace(job(product_request(LARGE), keys={"a": "object"}, b=b), values=values))
+        assert np.array_equal(words(outputs), a * b)
+        del outputs
+    assert engine.executor.uploaded_bytes == a.nbytes + 3 * b.nbytes
+
+
+def test_an_object_that_is_not_there_is_named(engine: Engine) -> None:
+    _, b = vectors(5, LARGE)
+    with pytest.raises(KeyNotFoundError) as missing:
+        engine.run(job(product_request(LARGE), keys={"a": "object"}, b=b))
+    assert missing.value.metadata["key"] == "object"
+
+
+def test_a_buffer_that_is_read_and_written_is_a_new_object(engine: Engine) -> None:
+    a, b = vectors(6, LARGE)
+    args = [u64(LARGE), inout("a", a.nbytes), inp("b", b.nbytes), inout("a")]
+    in_place = Request([Kernel(DOT, "prodKern", grid=LARGE // 1024, block=1024, args=args)])
+    first = job(in_place, a=a, b=b)
+    assert np.array_equal(words(engine.run(first)), a * b)
+    before = engine.executor.uploaded_bytes
+    again = replace(job(in_place, a=a * b, b=b), input_keys={"a": first.outputs[0]})
+    assert np.array_equal(words(engine.run(again)), a * b * b)
+    assert engine.executor.uploaded_bytes - before == b.nbytes
+    outputs = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
+    assert np.array_equal(words(outputs), a * b * b)
+
+
+def test_a_request_that_fails_leaves_nothing(engine: Engine) -> None:
+    a, b = vectors(7, LARGE)
+    far = Kernel(FAULTS, "writeAtKern", args=[u64(1 << 40), out("p")])
+    with pytest.raises(KernelFaultError) as fault:
+        engine.run(job(Request([product_kernel(LARGE), far]), a=a, b=b))
+    assert (fault.value.metadata["kernel_index"], fault.value.metadata["kernel"]) == ("1", "writeAtKern")
+    wait_until_unused(engine)
+    assert engine.executor.memory.in_use_bytes == 0
+    assert not [each for each in engine.executor.memory._held if "value" in each]  # type: ignore[operator]
+
+
+def test_what_nobody_uses_is_held_up_to_a_limit() -> None:
+    a, b = vectors(8, LARGE)
+    limit = 3 * a.nbytes
+    with closing(Engine("emulator", Files(), unused_limit_bytes=limit)) as engine:
+        for _ in range(10):
+            assert np.array_equal(words(engine.run(job(product_request(LARGE), a=a, b=b))), a * b)
+            wait_until_unused(engine)
+            assert engine.executor.memory.held_bytes <= limit
+
+
+def test_requests_of_several_threads_are_all_right(engine: Engine) -> None:
+    def caller(seed: int) -> list[bool]:
+        a, b = vectors(seed)
+        expected = np.sum(a * b, dtype=np.uint32)
+        return [int(words(engine.run(job(dot_request(), a=a, b=b)))[0]) == expected for _ in range(25)]
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(all(right) for right in threads.map(caller, range(8)))
+
+
+class Caller:
+    """A call in a thread of its own."""
+
+    def __init__(self, engine: Engine, wanted: Job) -> None:
+        self.cancelled = threading.Event()
+        self._future = ThreadPoolExecutor(1).submit(engine.run, wanted, self.cancelled.is_set)
+
+    def error(self) -> BaseException | None:
+        return self._future.exception(timeout=30)
+
+    def outputs(self) -> Outputs:
+        return self._future.result(timeout=30)
+
+
+def wait_until_running(engine: Engine) -> None:
+    """Wait until the device has taken all that waits."""
+    ticks = threading.Event()
+    while engine.queued or not engine.running:
+        ticks.wait(0.001)
+
+
+def test_a_running_kernel_is_cancelled_and_the_next_call_is_served(engine: Engine) -> None:
+    spinning = Caller(engine, job(spin_request(), flag=ZERO))
+    wait_until_running(engine)
+    spinning.cancelled.set()
+    error = spinning.error()
+    assert isinstance(error, CancelledError)
+    assert error.message == "the call was cancelled while the request was running"
+    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+
+
+def test_a_waiting_call_is_cancelled_at_once(engine: Engine) -> None:
+    spinning = Caller(engine, job(spin_request(), flag=ZERO))
+    wait_until_running(engine)
+    waiting = Caller(engine, job(spin_request(), flag=ONE))
+    also_waiting = Caller(engine, job(spin_request(), flag=ONE))
+    waiting.cancelled.set()
+    error = waiting.error()
+    assert isinstance(error, CancelledError)
+    assert error.message == "the call was cancelled while the request was queued"
+    spinning.cancelled.set()
+    assert words(also_waiting.outputs())[0] == 1
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_deadline_holds_for_what_runs_and_what_waits(engine: Engine, behind: bool) -> None:
+    first = Caller(engine, job(spin_request(), flag=ZERO)) if behind else None
+    if behind:
+        wait_until_running(engine)
+    due = Caller(engine, replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() + 0.2))
+    error = due.error()
+    assert isinstance(error, DeadlineExceededError)
+    assert error.message.endswith("queued" if behind else "running")
+    if first is not None:
+        first.cancelled.set()
+        assert isinstance(first.error(), CancelledError)
+    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+
+
+def test_a_deadline_in_the_past_is_never_run(engine: Engine) -> None:
+    with pytest.raises(DeadlineExceededError):
+        engine.run(replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() - 1))
+    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+
+
+def test_what_is_handed_over_is_not_cancelled_any_more(engine: Engine) -> None:
+    a, b = vectors(9, LARGE)
+    caller = Caller(engine, job(product_request(LARGE), a=a, b=b))
+    outputs = caller.outputs()
+    caller.cancelled.set()
+    spinning = Caller(engine, job(spin_request(), flag=ZERO))
+    wait_until_running(engine)
+    spinning.cancelled.set()
+    assert isinstance(spinning.error(), CancelledError)
+    assert np.array_equal(words(outputs), a * b)
