@@ -167,6 +167,12 @@ class StoreGoneError(FailedPreconditionError):
     reason = "STORE_GONE"
 
 
+class QuarantinedError(FailedPreconditionError):
+    """The request cost several workers. Metadata: ``workers``, how many, and ``last_fault``, what is known of the last."""
+
+    reason = "QUARANTINED"
+
+
 class ResourceExhaustedError(KaasError):
     """A limit is reached."""
 
@@ -259,7 +265,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
-        DataDamagedError, GroupNotFoundError, GroupLimitError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

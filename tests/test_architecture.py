@@ -65,6 +65,7 @@ BELOW = {
         "kaasd.devices",
         "kaasd.ipc",
         "kaasd.libraries",
+        "kaasd.scheduling",
         "kaasd.store",
         "kaasd.worker",
     },

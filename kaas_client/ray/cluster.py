@@ -38,10 +38,11 @@ def start(kind: str, count: int | None) -> list[ExecutorRef]:
     if kind == "emulator":
         # Where no node says how many emulated devices it is to have, each takes the CPU that it runs on.
         needs = {"num_cpus": 0, "resources": {EMULATOR_RESOURCE: 1}} if EMULATOR_RESOURCE in resources else {"num_cpus": 1}
+    actors = actor_class(Executor)
     executors = []
     for index in range(count):
         name = f"{kind}:{index}"
-        actor = _ACTOR.options(
+        actor = actors.options(
             name=name,
             namespace=NAMESPACE,
             get_if_exists=True,
@@ -75,7 +76,8 @@ def stop(executors: list[ExecutorRef]) -> None:
         ray.kill(executor.actor)
 
 
-_REMOTE: Any = ray.remote  # its types lack some options
-_ACTOR = _REMOTE(max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS, concurrency_groups={WAITING: WAITING_THREADS})(
-    Executor
-)
+def actor_class(kind: type[Executor]) -> Any:
+    """Return a kind of executor as a class of actors: they are started again whenever they end, and their calls sent there."""
+    remote: Any = ray.remote  # its types lack some options
+    groups = {WAITING: WAITING_THREADS}
+    return remote(max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS, concurrency_groups=groups)(kind)

@@ -15,13 +15,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import NamedTuple
 
+from kaas_client.ray.journal import Journal
 from kaas_client.ray.objects import Loan, ObjectStore
 from kaas_client.ray.plasma import Plasma
 from kaas_client.ray.waiting import WaitingCalls
-from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KaasError
+from kaas_core.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InternalError,
+    KaasError,
+    KernelFaultError,
+    QuarantinedError,
+    WorkerRestartingError,
+)
 from kaas_core.request import BufferSpec
 from kaasd.devices.registry import kind_of, open_device
 from kaasd.ipc.messages import SerializedRequest
@@ -29,10 +38,9 @@ from kaasd.libraries.registry import LibrarySource
 from kaasd.worker.calls import Call, Calls
 from kaasd.worker.cancellation import GRACE_S, REPEAT_S, Cancellation
 from kaasd.worker.execution import Invocation, Result, execute
-from kaasd.worker.executor import Executor
+from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
 from kaasd.worker.inputs import value_key
 from kaasd.worker.loop import NAP_S
-from kaasd.worker.programs import UnknownRequest
 
 CONCURRENCY = 16
 """Requests on a device that can run several at once: what kaasd has by default."""
@@ -40,7 +48,11 @@ CANCEL_GRACE_S = 5.0
 """From a cancellation to the loss of a device that cannot stop a kernel: nobody waits for it, and others may run beside it."""
 LOOK_S = 0.02
 """Between two looks of who waits at whether its call is cancelled."""
+BUSY_POLL_NS = 1_000_000
+"""For so long the device is asked without pause whether a run has ended that should have."""
 CLOSE_TIMEOUT_S = 10.0
+EXIT_DEFECT = 71
+"""The exit status of a process that serves its device no more, by a defect."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +72,12 @@ class Job:
     """Object ids of the outputs."""
     deadline: float = math.inf
     """By ``time.monotonic``."""
+    task_id: str = ""
+    """What it is known by when it comes again to another process."""
+    max_losses: int = 0
+    """Processes that it may cost before it is refused."""
+    input_keys: Mapping[str, str] = field(default_factory=dict)
+    """Object ids of those of ``inputs`` that are objects, by buffer name."""
 
 
 class Outputs(NamedTuple):
@@ -77,14 +95,30 @@ class _Pending:
 
     id: int
     job: Job
+    suspect: bool
+    """It was on the device when a process before this one ended: it runs alone."""
+    leaves_device: Callable[[_Pending], None]
+    """Called when it needs the device no more, before who waits learns of it."""
     outcome: SimpleQueue[Outputs | Exception] = field(default_factory=SimpleQueue)
     """Of one element."""
-    handed_over: bool = False
+    _handed_over: bool = False
 
     def receive(self, contents: Mapping[str, memoryview], loan: Loan) -> None:
         """Take the outputs."""
-        self.handed_over = True
+        self._handed_over = True
+        self.leaves_device(self)
         self.outcome.put(Outputs(contents, loan))
+
+    def fail(self, error: Exception) -> None:
+        """Take what it failed with."""
+        if not isinstance(error, KaasError):
+            _log.error("request %s", self.job.request.digest.hex(), exc_info=error)
+            error = InternalError("a defect of kaasd; the executor's log has the details")
+        if self._handed_over:
+            _log.error("request %s failed after its outputs were handed over: %s", self.job.request.digest.hex(), error)
+            return
+        self.leaves_device(self)
+        self.outcome.put(error)
 
 
 class Engine:
@@ -97,11 +131,14 @@ class Engine:
         *,
         memory_limit_bytes: int | None = None,
         unused_limit_bytes: int | None = None,
-        on_failure: Callable[[], object] = lambda: None,
+        journal: Journal | None = None,
+        on_failure: Callable[[int], object] = lambda status: None,
     ) -> None:
         """Open the device. The limits are those of ``kaasd.worker.executor.Executor``.
 
-        ``on_failure`` is called where a defect ends the thread, after which no call is answered. Raises ``DeviceUnavailable``.
+        ``on_failure`` is called with an exit status when the device is served no more: once all calls are answered that can be
+        here, as the others can in the next process. Without a ``journal`` nothing is known there of what this one did. Raises
+        ``DeviceUnavailable``.
         """
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ids = count()
@@ -111,6 +148,8 @@ class Engine:
         self._closing = False
         self._concurrency = CONCURRENCY if kind_of(device_name).runs_aside else 1
         self._on_failure = on_failure
+        self._journal = journal
+        self._suspects_under_way = 0
         self._store = ObjectStore(self._events.put, Plasma().mapping)
 
         def open_executor(stack: ExitStack) -> Executor:
@@ -135,9 +174,16 @@ class Engine:
     def run(self, job: Job, is_cancelled: Callable[[], bool] = lambda: False) -> Outputs:
         """Run a request, and return what it has written.
 
-        ``is_cancelled`` is asked now and then. Raises ``KaasError``, ``UnknownRequest``.
+        ``is_cancelled`` is asked now and then. Raises ``KaasError``. Does not return where the device is lost through no fault of
+        the request that is known: it is to run again in the next process.
         """
-        pending = _Pending(next(self._ids), job)
+        losses = self._journal.losses(job.task_id) if self._journal is not None else ()
+        if len(losses) > job.max_losses:
+            raise QuarantinedError(
+                f"the request was on the device each time when {len(losses)} executors ended: {'; '.join(losses)}",
+                {"workers": str(len(losses)), "last_fault": losses[-1]},
+            )
+        pending = _Pending(next(self._ids), job, bool(losses), self._leaves_device)
         with self._lock:
             self._waiting.push(pending)
         self._events.put(_look)
@@ -207,20 +253,25 @@ class Engine:
                 while True:
                     self._begin_waiting(executor, calls)
                     calls.poll()
-                    if self._closing and not any(job.is_committing for job in calls.jobs):
-                        return
+                    if (self._closing or executor.device_lost) and not any(job.is_committing for job in calls.jobs):
+                        break
                     self._wait(calls)
             except BaseException:
                 _log.critical("the device is served no more", exc_info=True)
-                self._on_failure()
+                self._on_failure(EXIT_DEFECT)
+            if executor.device_lost:
+                self._on_failure(EXIT_DEVICE_LOST)
 
     def _begin_waiting(self, executor: Executor, calls: Calls) -> None:
         """Begin the calls that there is room for."""
         running = sum(not job.is_committing for job in calls.jobs)
-        while running < self._concurrency:
+        while running < self._concurrency and not self._suspects_under_way and not executor.device_lost:
             with self._lock:
                 pending = self._waiting.pop()
                 if pending is None:
+                    return
+                if pending.suspect and running:
+                    self._waiting.push_first(pending)
                     return
                 self._begin(pending, executor, calls)
             running += 1
@@ -228,6 +279,9 @@ class Engine:
     def _begin(self, pending: _Pending, executor: Executor, calls: Calls) -> None:
         job, cancellation, undo = pending.job, Cancellation(), ExitStack()
         undo.enter_context(self._store.serving(job.values, job.outputs, pending))
+        if self._journal is not None:
+            self._journal.begin(job.task_id)
+        self._suspects_under_way += pending.suspect
 
         def succeeded(result: Result) -> None:
             undo.close()
@@ -236,21 +290,27 @@ class Engine:
 
         def failed(error: Exception) -> None:
             undo.close()
-            if not isinstance(error, KaasError | UnknownRequest):
-                _log.error("request %s", job.request.digest.hex(), exc_info=error)
-                error = InternalError("a defect of kaasd; the executor's log has the details")
-            if pending.handed_over:
-                _log.error("request %s failed after its outputs were handed over", job.request.digest.hex(), exc_info=error)
+            if isinstance(error, WorkerRestartingError):  # Another one has cost the device: it runs in the next process.
+                self._leaves_device(pending)
+            elif isinstance(error, KernelFaultError) and "suspects" in error.metadata and self._journal is not None:
+                self._journal.note(error.message)  # It may have cost the device: it runs there too, alone.
             else:
-                pending.outcome.put(error)
+                pending.fail(error)
 
-        invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation)
+        invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation, input_keys=job.input_keys)
         calls.begin(pending.id, Call(execute(executor, invocation), cancellation, succeeded, failed))
+
+    def _leaves_device(self, pending: _Pending) -> None:
+        self._suspects_under_way -= pending.suspect
+        if self._journal is not None:
+            self._journal.end(pending.job.task_id)
 
     def _wait(self, calls: Calls) -> None:
         """Return when there may be something to do."""
-        if any(not job.is_committing for job in calls.jobs):
-            timeout_s: float | None = NAP_S
+        if calls.one_ends_about(perf_counter_ns(), BUSY_POLL_NS):
+            timeout_s: float | None = 0
+        elif any(not job.is_committing for job in calls.jobs):
+            timeout_s = NAP_S
         else:
             with self._lock:
                 timeout_s = None if not len(self._waiting) else 0

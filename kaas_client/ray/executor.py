@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from cachetools import LRUCache
 from kaas_client.ray import table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
+from kaas_client.ray.journal import Journal
 from kaas_client.ray.tasks import Call, Input, Task
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
@@ -29,8 +32,8 @@ WAITING = "waiting"
 """The concurrency group of these."""
 EMULATOR_UNUSED_BYTES = 512 << 20
 """Constants and outputs that an emulated device keeps for requests to come."""
-EXIT_DEFECT = 71
-"""The device is served no more, by a defect; Ray starts another executor."""
+REPLIES_S = 0.3
+"""For the answers to be sent of calls that have just ended, before the process does. One that is lost is run again."""
 
 
 class Usage(NamedTuple):
@@ -77,7 +80,11 @@ class Executor:
         # An emulated device's memory is the machine's, which others need too.
         unused_limit_bytes = None if device.startswith("cuda:") else EMULATOR_UNUSED_BYTES
         self._engine = Engine(
-            device, ClusterLibraries(), unused_limit_bytes=unused_limit_bytes, on_failure=lambda: os._exit(EXIT_DEFECT)
+            device,
+            ClusterLibraries(),
+            unused_limit_bytes=unused_limit_bytes,
+            journal=Journal(_journal_path()),
+            on_failure=_end_process,
         )
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
 
@@ -143,9 +150,22 @@ def _cancelled(task: Task) -> object:
     return (None,) * len(task.outputs) if len(task.outputs) > 1 else None
 
 
+def _journal_path() -> Path:
+    """Return where this actor writes, in each of its processes on this node."""
+    actor_id = ray.get_runtime_context().get_actor_id()
+    return Path(tempfile.gettempdir()) / f"kaas-ray-{os.getuid()}" / f"{actor_id}.journal"
+
+
+def _end_process(status: int) -> None:
+    """End this process: Ray starts the actor again, and sends the calls there that have no answer yet."""
+    time.sleep(REPLIES_S)
+    os._exit(status)
+
+
 def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
     """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
     inputs: dict[str, memoryview] = {}
+    input_keys: dict[str, str] = {}
     keys = {constant.buffer: constant.object_id for constant in call.constants}
     objects: dict[str, memoryview] = {}
     for (name, object_id), value in zip(call.given, values, strict=True):
@@ -155,10 +175,12 @@ def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
             objects[object_id] = content
         else:
             inputs[name] = content
+            if object_id:
+                input_keys[name] = object_id
     results = [f"{task_id}{number.to_bytes(4, 'little').hex()}" for number in range(1, len(task.outputs) + 1)]
     keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
     deadline = monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf
-    return Job(task.serialized, keys, inputs, objects, results, deadline)
+    return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries, input_keys)
 
 
 def _with_values(job: Job, task: Task, constants: Sequence[Input]) -> Job:

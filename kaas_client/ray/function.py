@@ -36,7 +36,8 @@ class Options:
     timeout: float | None = None
     """Seconds from the call to its deadline."""
     max_retries: int = 3
-    """How often a call is run again that was lost with its executor."""
+    """How often a call is run again that was on the device when its executor ended; 0 has it fail as Ray says, also where it only
+    waited."""
     executor: str | None = None
     """The name of the executor to run on; None: any."""
 
@@ -114,10 +115,13 @@ class RemoteFunction:
                 given.append((name, object_id))
                 values.append(value)
         deadline_s = 0.0 if options.timeout is None else time.time() + options.timeout
-        call = Call(self._task.serialized.digest, given, constants, awaited, deadline_s, options.group, options.priority)
+        digest, retries = self._task.serialized.digest, options.max_retries
+        call = Call(digest, given, constants, awaited, deadline_s, retries, options.group, options.priority)
         actor = session.executor(options.executor).actor
         method: Any = actor.run_when_ready if awaited else actor.run
-        references = method.options(name=self.name, num_returns=len(self._task.outputs)).remote(call, *values)
+        # Executors count the retries: for Ray a call that only waited for the device was tried as well.
+        method = method.options(name=self.name, num_returns=len(self._task.outputs), max_task_retries=-1 if retries else 0)
+        references = method.remote(call, *values)
         return references if isinstance(references, ray.ObjectRef) else tuple(references)
 
     def _check(self, buffers: Mapping[str, object]) -> None:

@@ -43,6 +43,8 @@ class Call(NamedTuple):
     """Objects that may not be there yet, in calls that do not wait for ever."""
     deadline_s: float = 0.0
     """Since the epoch; 0 for none."""
+    max_retries: int = 0
+    """How often it may run again that was on the device when an executor ended."""
     group: str = ""
     priority: int = 0
 

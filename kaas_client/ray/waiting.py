@@ -22,6 +22,11 @@ class WaitingCalls(Generic[C]):
         """A call has come."""
         self._calls[call] = None
 
+    def push_first(self, call: C) -> None:
+        """A call that was next cannot be begun yet."""
+        self._calls[call] = None
+        self._calls.move_to_end(call, last=False)
+
     def pop(self) -> C | None:
         """There is room for a call: return the next one, which waits no more; None where none waits."""
         return self._calls.popitem(last=False)[0] if self._calls else None

@@ -31,6 +31,8 @@ FIRST_HOLD_S = 0.002
 """Many kernels end within this."""
 CYCLE = 10
 """A hold and the pause behind it take this many times as long as the hold."""
+EXIT_DEVICE_LOST = 70
+"""The exit status of a process whose device is lost."""
 DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
 _LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing was changed"
 

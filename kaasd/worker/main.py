@@ -29,10 +29,9 @@ from kaasd.store.base import Durability
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import listen
-from kaasd.worker.executor import Executor
+from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
 from kaasd.worker.loop import CommitSignal, Loop
 
-EXIT_DEVICE_LOST = 70
 EXIT_DEAF = 71
 """It hears of no cancellation any more, by a defect."""
 SWITCH_INTERVAL_S = 1e-4

@@ -4,7 +4,7 @@ Its modules are here under their names, with what programs use of them. The exec
 docs/ray-original.md says what differs.
 """
 
-from kaas_client.ray.original import local, profiling, ray
+from kaas_client.ray.original import local, pool, profiling, ray
 from kaas_client.ray.original.specs import (
     KaasError,
     bufferSpec,
@@ -20,5 +20,5 @@ from kaas_client.ray.original.specs import (
 
 __all__ = [
     "KaasError", "bufferSpec", "builtins", "denseBuf", "denseKern", "denseLiteral", "kaasReq", "kaasReqDense", "kernelSpec",
-    "literalSpec", "local", "profiling", "ray",
+    "literalSpec", "local", "pool", "profiling", "ray",
 ]  # fmt: skip

@@ -31,6 +31,10 @@ class PoolWorker:
         result = getattr(self, fName)(*args, **kwargs)
         return (True, *result) if isinstance(result, tuple) else (True, result)
 
+    def _holdsResources(self) -> bool:
+        """Return whether others cannot have something of this node for as long as the worker lives."""
+        return any(ray.get_runtime_context().get_assigned_resources().values())
+
     def _getProfile(self) -> profiling.profCollection:
         """Return the metrics, and begin anew."""
         latest = self._profs

@@ -37,6 +37,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_WORKER_BUSY: _ClassVar[Reason]
     REASON_GROUP_NOT_FOUND: _ClassVar[Reason]
     REASON_GROUP_LIMIT: _ClassVar[Reason]
+    REASON_QUARANTINED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_INVALID_LIBRARY: Reason
@@ -64,6 +65,7 @@ REASON_DATA_DAMAGED: Reason
 REASON_WORKER_BUSY: Reason
 REASON_GROUP_NOT_FOUND: Reason
 REASON_GROUP_LIMIT: Reason
+REASON_QUARANTINED: Reason
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "details")
