@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from queue import Empty, SimpleQueue
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import NamedTuple
 
 from kaas_client.ray.journal import Journal
@@ -48,6 +48,8 @@ CANCEL_GRACE_S = 5.0
 """From a cancellation to the loss of a device that cannot stop a kernel: nobody waits for it, and others may run beside it."""
 LOOK_S = 0.02
 """Between two looks of who waits at whether its call is cancelled."""
+BUSY_POLL_NS = 1_000_000
+"""For so long the device is asked without pause whether a run has ended that should have."""
 CLOSE_TIMEOUT_S = 10.0
 EXIT_DEFECT = 71
 """The exit status of a process that serves its device no more, by a defect."""
@@ -74,6 +76,8 @@ class Job:
     """What it is known by when it comes again to another process."""
     max_losses: int = 0
     """Processes that it may cost before it is refused."""
+    input_keys: Mapping[str, str] = field(default_factory=dict)
+    """Object ids of those of ``inputs`` that are objects, by buffer name."""
 
 
 class Outputs(NamedTuple):
@@ -293,7 +297,7 @@ class Engine:
             else:
                 pending.fail(error)
 
-        invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation)
+        invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation, input_keys=job.input_keys)
         calls.begin(pending.id, Call(execute(executor, invocation), cancellation, succeeded, failed))
 
     def _leaves_device(self, pending: _Pending) -> None:
@@ -303,8 +307,10 @@ class Engine:
 
     def _wait(self, calls: Calls) -> None:
         """Return when there may be something to do."""
-        if any(not job.is_committing for job in calls.jobs):
-            timeout_s: float | None = NAP_S
+        if calls.one_ends_about(perf_counter_ns(), BUSY_POLL_NS):
+            timeout_s: float | None = 0
+        elif any(not job.is_committing for job in calls.jobs):
+            timeout_s = NAP_S
         else:
             with self._lock:
                 timeout_s = None if not len(self._waiting) else 0

@@ -165,6 +165,7 @@ def _end_process(status: int) -> None:
 def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
     """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
     inputs: dict[str, memoryview] = {}
+    input_keys: dict[str, str] = {}
     keys = {constant.buffer: constant.object_id for constant in call.constants}
     objects: dict[str, memoryview] = {}
     for (name, object_id), value in zip(call.given, values, strict=True):
@@ -174,10 +175,12 @@ def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
             objects[object_id] = content
         else:
             inputs[name] = content
+            if object_id:
+                input_keys[name] = object_id
     results = [f"{task_id}{number.to_bytes(4, 'little').hex()}" for number in range(1, len(task.outputs) + 1)]
     keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
     deadline = monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf
-    return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries)
+    return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries, input_keys)
 
 
 def _with_values(job: Job, task: Task, constants: Sequence[Input]) -> Job:

@@ -271,6 +271,9 @@ class Device(Protocol):
         one file at a time, until ``unmap``. Raises ``ValueError`` where the pieces are longer than the buffer, ``OutOfMemory``.
         """
 
+    def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> Transfer:
+        """Begin to copy a buffer to another of its size, behind the uploads that have begun."""
+
     def unmap(self) -> None:
         """Let go of a mapped file. To be called before its mapping goes, or what its pages are."""
 

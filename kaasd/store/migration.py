@@ -122,7 +122,7 @@ def _copy(old_file: Path, new_file: Path) -> int:
         "lib_version": LMDB_MAJOR_VERSION,
     }
     with (
-        lmdb.open(str(old_file), readonly=True, map_size=size_bytes, **settings) as old,
+        lmdb.open(str(old_file), readonly=True, **settings) as old,
         lmdb.open(str(new_file), sync=False, map_size=2 * size_bytes + _SPARE_BYTES, **settings) as new,
         old.begin(buffers=True) as source,
     ):

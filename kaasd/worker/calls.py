@@ -15,6 +15,8 @@ from kaasd.worker.execution import Job
 from kaasd.worker.executor import Executor
 from kaasd.worker.programs import UnknownRequest
 
+EARLY_NS = 300_000
+"""So long before a run should end it is looked at without pause: two naps of who polls, and what they oversleep."""
 MAX_CANCELLED_EARLY = 1024
 """Cancellations kept of calls that are not under way. Most of these have ended already, and never come again. One that is on its
 way comes behind the few others that were sent, so that its cancellation is never the oldest of so many."""
@@ -53,6 +55,10 @@ class Calls:
     def jobs(self) -> Iterable[Job[Any]]:
         """Those under way."""
         return (call.job for call in self._under_way.values())
+
+    def one_ends_about(self, now_ns: int, late_ns: int) -> bool:
+        """Return whether the run of one should end about now, by how long it took before: ``late_ns`` ago at most."""
+        return any(-EARLY_NS < now_ns - job.expected_end_ns < late_ns for job in self.jobs)
 
     def begin(self, call_id: int, call: Call) -> None:
         """Have a call polled from now on. Raises the reason where it was cancelled before."""

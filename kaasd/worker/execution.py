@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from time import monotonic, perf_counter_ns
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from kaas.v1 import trace_pb2
@@ -45,6 +46,8 @@ class Invocation(NamedTuple):
     cancellation: Cancellation
     trace_from_ns: int = 0
     """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
+    input_keys: Mapping[str, str] = MappingProxyType({})
+    """Keys whose values some of ``inputs`` are, and remain: where the device has one it is not brought there again."""
 
 
 class Result(NamedTuple):
@@ -208,7 +211,8 @@ class Execution:
             while True:
                 if not waiting or waiting[0] is self:
                     try:
-                        return BoundRequest(executor, program, plan, self._invocation.inputs, self._tracer)
+                        given = self._invocation.inputs, self._invocation.input_keys
+                        return BoundRequest(executor, program, plan, *given, self._tracer)
                     except SnapshotChanged:
                         continue
                     except (NoRoomError, OutOfMemory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 from kaas_core import ReadableBuffer
@@ -45,16 +46,18 @@ class BoundRequest:
         program: Program,
         plan: Plan,
         inputs: Mapping[str, ReadableBuffer],
+        input_keys: Mapping[str, str] = MappingProxyType({}),
         tracer: Tracer[Any] | None = None,
     ) -> None:
         """Get memory, and begin to bring what is shared.
 
-        ``inputs`` come in place of the store's values, by buffer name; ``tracer`` notes what is copied. Raises ``NoRoomError``,
-        ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``.
+        ``inputs`` come in place of the store's values, by buffer name; those of ``input_keys`` are the values of keys that do not
+        change. ``tracer`` notes what is copied. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``,
+        ``ValueTooShortError``, ``SnapshotChanged``.
         """
         self._executor = executor
         self._slots, self._layout = plan.slots, program.layout
-        self._inputs = inputs
+        self._inputs, self._input_keys = inputs, input_keys
         self._tracer = tracer
         self._snapshot: ValueSnapshot | None = None
         self._commit = executor.store.last_commit
@@ -88,7 +91,8 @@ class BoundRequest:
         for index, target in zip(self._layout.uploaded, self.run.uploads, strict=True):
             self._fill(index, target)
         for index in self._layout.copied:
-            self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
+            if not self._copy_resident(self._slots[index], self.buffer(index)):
+                self._upload(self._slots[index], self.buffer(index), self._content(self._slots[index]))
 
     def close_snapshot(self) -> None:
         """Let go of the store's pages, once the transfers have ended. Idempotent."""
@@ -139,6 +143,18 @@ class BoundRequest:
         self._executor.uploads += 1
         self._executor.uploaded_bytes += spec.size_bytes
         return transfer
+
+    def _copy_resident(self, slot: Slot, buffer: DeviceBuffer) -> bool:
+        """Begin to copy what the device has of an input already; return False where it has nothing."""
+        key = self._input_keys.get(slot.spec.name)
+        resident = None if key is None else self._executor.memory.use(value_key(key, slot.spec))
+        if resident is None:
+            return False
+        self._undo.callback(self._executor.memory.release, resident)
+        transfer = self._executor.device.copy(buffer, resident.buffers[0])
+        self._undo.callback(transfer.wait)
+        self.transfers.append(transfer)
+        return True
 
     def take_kept(self) -> dict[int, ValueHolding]:
         """Hand over what is to stay on the device, pinned, by slot."""

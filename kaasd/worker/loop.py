@@ -24,8 +24,6 @@ from kaasd.worker.programs import UnknownRequest
 
 NAP_S = 0.0001
 """Between looks at requests that take longer than the busy poll."""
-EARLY_NS = 300_000
-"""So long before a run should end the busy poll begins: two naps, and what they oversleep."""
 ONLY_CALLS = 8
 """So many in a row, each with no other in flight, are of one caller; a single one also comes about among several callers."""
 
@@ -119,9 +117,7 @@ class Loop:
         if not self._busy_poll_ns or not (self._busy_poll_beside_others or self._only_calls >= ONLY_CALLS):
             return False
         now = perf_counter_ns()
-        return now - self._last_event_ns < self._busy_poll_ns or any(
-            -EARLY_NS < now - job.expected_end_ns < self._busy_poll_ns for job in self.calls.jobs
-        )
+        return now - self._last_event_ns < self._busy_poll_ns or self.calls.one_ends_about(now, self._busy_poll_ns)
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         """Begin a call."""

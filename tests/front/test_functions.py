@@ -14,7 +14,7 @@ import pytest
 from kaas.v1 import executor_pb2, types_pb2
 from kaas_core.errors import FunctionNotFoundError, InvalidArgumentError, InvalidRequestError
 from kaasd.front.functions import FunctionRegistry, RegisteredFunction, RequestValidator, ValidatedRequest, describe
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
 LIBRARY = "sha256:" + "b" * 64
@@ -107,7 +107,7 @@ def test_the_cache_is_bounded() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[LmdbStore]:
-    with LmdbStore(tmp_path / "store", limit_bytes=64 << 20) as opened:
+    with LmdbStore(tmp_path / "store", limit_bytes=64 << 20, durability=Durability.NONE) as opened:
         yield opened
 
 

@@ -168,7 +168,7 @@ def _meet(tree: Tree, chosen: dict[str, float]) -> Outcome:
         line = next((line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))), "")
         failed = max((test for test in left if line.startswith((f"FAILED {test}", f"ERROR {test}"))), key=len, default=None)
         if failed is None:
-            return Outcome("killed", line or output[-200:])
+            return Outcome("killed", line or output.strip().rpartition("\n")[2])
         status, output = _test(tree, {failed: left[failed]})
         if status != 0:
             return Outcome("timed out" if status is None or "from pytest-timeout" in output else "killed", line)

@@ -54,7 +54,8 @@ def job(request: Request, *, keys: dict[str, str] | None = None, **inputs: Words
     task = Task.of(request.spec)
     outputs = [f"output-{next(_numbers)}" for _ in task.outputs]
     names = {**(keys or {}), **dict(zip((spec.name for spec in task.outputs), outputs, strict=True))}
-    return Job(task.serialized, names, {name: memoryview(value.tobytes()) for name, value in inputs.items()}, {}, outputs)
+    values = {name: memoryview(value.tobytes()) for name, value in inputs.items()}
+    return Job(task.serialized, names, values, {}, outputs)
 
 
 def words(outputs: Outputs, position: int = 0) -> Words:
@@ -132,9 +133,14 @@ def test_an_object_that_is_not_there_is_named(engine: Engine) -> None:
 
 def test_a_buffer_that_is_read_and_written_is_a_new_object(engine: Engine) -> None:
     a, b = vectors(6, LARGE)
-    in_place = [u64(LARGE), inout("a", a.nbytes), inp("b", b.nbytes), inout("a")]
-    first = job(Request([Kernel(DOT, "prodKern", grid=LARGE // 1024, block=1024, args=in_place)]), a=a, b=b)
+    args = [u64(LARGE), inout("a", a.nbytes), inp("b", b.nbytes), inout("a")]
+    in_place = Request([Kernel(DOT, "prodKern", grid=LARGE // 1024, block=1024, args=args)])
+    first = job(in_place, a=a, b=b)
     assert np.array_equal(words(engine.run(first)), a * b)
+    before = engine.executor.uploaded_bytes
+    again = replace(job(in_place, a=a * b, b=b), input_keys={"a": first.outputs[0]})
+    assert np.array_equal(words(engine.run(again)), a * b * b)
+    assert engine.executor.uploaded_bytes - before == b.nbytes
     outputs = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
     assert np.array_equal(words(outputs), a * b * b)
 

@@ -168,7 +168,7 @@ def test_a_chunk_that_cannot_be_found(filled: LmdbStore, monkeypatch: pytest.Mon
     monkeypatch.setattr(check, "read_chunk", fail)
     progress = CheckProgress()
     found = list(filled.check(progress))
-    assert {entry.namespace for entry in found} == {None}
+    assert {(entry.namespace, entry.key) for entry in found} == {(None, "")}
     assert len(found) == 6
     assert "value 'chunks/0': the trees of" in found[0].problem
     assert progress.entries == 13

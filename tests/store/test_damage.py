@@ -35,7 +35,7 @@ def content(payload: Callable[[int], bytes]) -> Content:
 @pytest.fixture
 def file(store_path: Path, content: Content) -> Path:
     """The file of a closed store that holds ``content``."""
-    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES) as store:
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES, durability=Durability.NONE) as store:
         for (namespace, key), value in content.items():
             store.commit([Write(key, [value], namespace=namespace)]).result()
     return store_path / "data.mdb"
@@ -211,6 +211,14 @@ def test_what_the_store_says_of_itself(file: Path, open_store: Callable, key: by
         raw[9] ^= 1
         txn.put(key, raw)
     with pytest.raises(StoreForeignError, match=r"is damaged: its (counters were|id was) changed"):
+        open_store()
+
+
+@pytest.mark.parametrize("key", [STATE_KEY, STORE_ID_KEY], ids=bytes.decode)
+def test_what_the_store_says_of_itself_is_gone(file: Path, open_store: Callable, key: bytes) -> None:
+    with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:
+        txn.delete(key)
+    with pytest.raises(StoreForeignError, match=f"^{file} "):
         open_store()
 
 

@@ -14,11 +14,12 @@ import lmdb
 import pytest
 
 from kaas_core.errors import StoreForeignError
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.directory import DATABASES, check_store, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import CHUNKS, LOOSE
+from kaasd.store.trees import check_trees
 
 PAGE = 4096
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
@@ -27,7 +28,7 @@ BRANCH, LEAF, OVERFLOW = 1, 2, 4
 @pytest.fixture
 def file(store_path: Path) -> Path:
     """The file of a closed store: trees of several pages, values of all sizes, free pages."""
-    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=1 << 16) as store:
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=1 << 16, durability=Durability.NONE) as store:
         sizes = [0, 1, 500, 3000, 30_000, 70_000, 400_000]
         for i in range(300):
             store.commit([Write(f"key {i:04}" * 5, [bytes([i % 251]) * sizes[i % 7]])]).result()
@@ -149,18 +150,36 @@ def test_a_tree_of_another_kind_is_found(file: Path) -> None:
             assert refused(file)
 
 
+def keys_in(whole: bytes, page: int) -> tuple[int, list[bytes]]:
+    """Return where the entries of a leaf begin, before which nothing counts, and which of ``file``'s keys are among them."""
+    start = page * PAGE + struct.unpack_from("<H", whole, page * PAGE + 14)[0]
+    return start, sorted(set(re.findall(rb"(?:key \d{4}){5}", whole[start : (page + 1) * PAGE])))
+
+
 def test_a_key_out_of_order_is_found(file: Path) -> None:
     whole = file.read_bytes()
     damaged = 0
     for page in pages_of(file)[LEAF]:
-        start = page * PAGE + struct.unpack_from("<H", whole, page * PAGE + 14)[0]  # of the entries; before it nothing counts
-        keys = sorted(set(re.findall(rb"(?:key \d{4}){5}", whole[start : (page + 1) * PAGE])))
+        start, keys = keys_in(whole, page)
         if len(keys) > 2:
             at = whole.index(keys[0], start)
             file.write_bytes(whole[:at] + b"zzz" + whole[at + 3 :])
             assert refused(file)
             damaged += 1
     assert damaged > 3
+
+
+def test_a_key_beyond_the_bounds_of_its_page_is_found(file: Path) -> None:
+    """It is in order among those beside it, but LMDB looks for it elsewhere, and so nobody finds it."""
+    whole = file.read_bytes()
+    leaves = sorted((keys, start, page) for page in pages_of(file)[LEAF] for start, keys in [keys_in(whole, page)] if keys)
+    assert len(leaves) > 5
+    for keys, start, page in leaves[1:-1]:  # nothing bounds the first one below and the last one above
+        for key, wrong in ((keys[0], b"aaa"), (keys[-1], b"zzz")):
+            at = whole.index(key, start)
+            file.write_bytes(whole[:at] + wrong + whole[at + 3 :])
+            with LmdbFile(file) as opened, pytest.raises(StoreForeignError, match=f"page {page} has its keys out of order"):
+                check_trees(opened, opened.meta, 0, lambda *_: True)
 
 
 def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:

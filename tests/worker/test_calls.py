@@ -13,11 +13,11 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.worker import loop
-from kaasd.worker.calls import MAX_CANCELLED_EARLY
+from kaasd.worker.calls import EARLY_NS, MAX_CANCELLED_EARLY
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import NOTHING, Executor, Steps
-from kaasd.worker.loop import EARLY_NS, NAP_S, ONLY_CALLS, CommitSignal, Loop
+from kaasd.worker.loop import NAP_S, ONLY_CALLS, CommitSignal, Loop
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
     CONFIG,

@@ -208,6 +208,14 @@ class CudaDevice:
             driver.cuStreamSynchronize(stream)  # the pieces may go now
             raise
 
+    def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> CudaTransfer:
+        """Begin to copy a buffer to another of its size, behind the uploads that have begun. Raises ``OutOfMemory``."""
+        assert isinstance(target, CudaBuffer) and isinstance(source, CudaBuffer)
+        target.check_range(0, source.size_bytes)
+        stream = self._context.copies_in
+        self._context.check(driver.cuMemcpyDtoDAsync, target.address, source.address, source.size_bytes, stream)
+        return CudaTransfer(self._context, stream)
+
     def unmap(self) -> None:
         """Let go of a mapped file."""
         self._registered.close()

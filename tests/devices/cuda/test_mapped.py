@@ -25,6 +25,7 @@ class File:
     path: str
     address: int = BASE
     size_bytes: int = 100 * PIECE
+    grows: bool = True
 
 
 class Driver:
@@ -99,6 +100,14 @@ def test_only_pieces_that_are_touched_are_registered(fake: Driver) -> None:
     parts = list(registered.parts(File(str(fake.path)), BASE + 3 * PIECE + 5, PIECE))
     assert parts == [(BASE + 3 * PIECE + 5, PIECE - 5), (BASE + 4 * PIECE, 5)]
     assert fake.ranges == {BASE + 3 * PIECE: BASE + 4 * PIECE, BASE + 4 * PIECE: BASE + 5 * PIECE}
+
+
+def test_a_file_that_does_not_grow_needs_no_name_any_more(fake: Driver) -> None:
+    os.truncate(fake.path, 3 * PIECE)
+    registered = RegisteredFile(check, fake.release, fake.wait, limit_bytes=1 << 40)
+    file = File("/memory/without a name", size_bytes=3 * PIECE, grows=False)
+    assert list(registered.parts(file, BASE + 2 * PIECE, PIECE)) == [(BASE + 2 * PIECE, PIECE)]
+    assert fake.ranges == {BASE + 2 * PIECE: BASE + 3 * PIECE}
 
 
 def test_the_limit_holds_and_nothing_is_unregistered_under_a_copy(fake: Driver) -> None:

@@ -203,7 +203,7 @@ def test_pages_that_cannot_be_registered_are_copied_all_the_same(
     device: CudaDevice, fake: FakeDriver, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = (tmp_path / "data").write_bytes(bytes(8192)) * b"x"
-    file = SimpleNamespace(path=str(tmp_path / "data"), address=address_of(content), size_bytes=len(content))
+    file = SimpleNamespace(path=str(tmp_path / "data"), address=address_of(content), size_bytes=len(content), grows=True)
     buffer = device.allocate(len(content))
     fake.fail_in("cuMemHostRegister", OUT_OF_MEMORY)
     device.upload(buffer, [memoryview(content)], file).wait()

@@ -96,6 +96,12 @@ class EmulatedDevice:
             position += len(piece)
         return Ended()
 
+    def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> Ended:
+        """Copy a buffer to another."""
+        assert isinstance(source, Allocation)
+        target.write(source.view)
+        return Ended()
+
     def unmap(self) -> None:
         """Do nothing: no memory is held."""
 
