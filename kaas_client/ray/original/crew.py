@@ -82,7 +82,7 @@ class Crew:
         self.counters = createProfiler(prof_level)
         """``n_cold_start`` and ``n_killed``; whoever reads them puts others in place."""
         self._scheduler = Scheduler(policy=policy)
-        self._is_exclusive = policy.value == "exclusive"
+        self._is_exclusive = policy is Policy.EXCLUSIVE
         self._prof_level = prof_level
         self._members: dict[str, Member] = {}
         self._slots: set[str] = set()
