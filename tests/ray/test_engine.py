@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from kaas_client.errors import CancelledError, DeadlineExceededError, KernelFaul
 from kaas_client.ray.arrays import Form, LentArray
 from kaas_client.ray.engine import Engine, Job, Outputs
 from kaas_client.ray.tasks import Task
-from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.libraries.registry import ResolvedLibrary, content_id
 from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, product_kernel, product_request, spin_request, vectors
 
@@ -77,9 +77,9 @@ def wait_until_unused(engine: Engine) -> None:
     engine.run(job(dot_request(), a=np.ones(1024, "u4"), b=np.ones(1024, "u4")))
 
 
-def buffers_of(engine: Engine) -> list[Allocation]:
-    held = engine.executor.memory._held.values()
-    return [buffer for each in held for buffer in each.buffers if isinstance(buffer, Allocation)]
+def host_addresses(engine: Engine) -> list[int]:
+    """Return where what the emulated device holds lies in host memory."""
+    return [cast(Any, buffer).host_address for held in engine.executor.memory._held.values() for buffer in held.buffers]
 
 
 def test_a_large_output_is_handed_over_where_the_device_has_it(emulated: Engine) -> None:
@@ -88,7 +88,7 @@ def test_a_large_output_is_handed_over_where_the_device_has_it(emulated: Engine)
     outputs = emulated.run(job(product_request(LARGE), a=a, b=b))
     (content,) = outputs.contents.values()
     address = np.frombuffer(content, np.uint8).ctypes.data
-    assert address in [buffer.host_address for buffer in buffers_of(emulated)]
+    assert address in host_addresses(emulated)
     assert content.readonly
     array = LentArray.of(content, Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
     pieces: list[pickle.PickleBuffer] = []
