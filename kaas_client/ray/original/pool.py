@@ -69,7 +69,7 @@ class Pool:
 
     def run(
         self,
-        groupID: str,
+        groupID: str | None,
         methodName: str,
         num_returns: int = 1,
         args: Sequence[Any] = (),
