@@ -30,6 +30,7 @@ from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
 from benchmarks.rows.ray import ray_rows
 from benchmarks.rows.residency import residency_rows
+from benchmarks.rows.scheduling import scheduling_rows
 from benchmarks.rows.tenants import tenant_rows
 from benchmarks.rows.transfers import input_rows, output_rows
 from kaas_client import Client
@@ -46,6 +47,7 @@ SECTIONS = (
     Section("first", "The first request of a function", first_rows),
     Section("ray", "Requests as tasks of Ray", ray_rows),
     Section("memory", "Device memory by functions, MiB", memory_rows),
+    Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
 
 FILE_WIDTH = 150

@@ -16,11 +16,27 @@ class Start(NamedTuple):
     placement: Placement
 
 
+class Give(NamedTuple):
+    """The group may use the device, as it is."""
+
+    device: str
+    group: str
+
+
+class Close(NamedTuple):
+    """Start nothing more on the device: once it is idle another group gets it."""
+
+    device: str
+
+
 class Restart(NamedTuple):
-    """Give an idle device to another group, as new, and report ``Scheduler.add_device`` when it is there again."""
+    """The device is idle: restart it for the group, and tell ``add_device`` when it is there again."""
 
     device: str
     group: str
 
 
 Decision = Start | Restart
+"""Of a ``Scheduler``."""
+LeaseDecision = Give | Close | Restart
+"""Of ``Leases``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heappop
 
 from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow
 from kaasd.scheduling.request import OVERDUE, PROMISED, QueuedRequest, State
@@ -14,7 +14,7 @@ Owed = list[tuple[float, int, QueuedRequest]]
 class Device:
     """One device."""
 
-    __slots__ = ("_promised", "claims", "free_at", "name", "only_here", "open", "running", "slots", "used")
+    __slots__ = ("claims", "free_at", "name", "only_here", "open", "promised", "running", "slots", "used")
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
@@ -30,7 +30,8 @@ class Device:
         """Flows that may run nowhere else."""
         self.claims: FairQueue[Claim] = FairQueue()
         """Flows whose data it has."""
-        self._promised: Owed = []
+        self.promised: Owed = []
+        """Requests that wait for it because of their data; those that no longer do are passed over."""
 
     def wait_s(self, now: float) -> float:
         """Return how long a request that comes now is likely to wait for a slot.
@@ -47,13 +48,9 @@ class Device:
         """A request was to occupy a slot for some time, and has for another."""
         self.free_at += (occupied_s - planned_s) / self.slots
 
-    def promise(self, request: QueuedRequest) -> None:
-        """A request waits for it, because of its data."""
-        heappush(self._promised, (request.tag, request.number, request))
-
     def first_promised(self) -> QueuedRequest | None:
         """Return the first request that waits for it because of its data."""
-        promised = self._promised
+        promised = self.promised
         while promised:
             request = promised[0][2]
             if (request.state is PROMISED or request.state is OVERDUE) and request.runs_on == self.name:

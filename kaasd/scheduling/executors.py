@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import count
 from typing import NamedTuple
 
 from kaasd.scheduling.placement import Placement, Residents
+from kaasd.scheduling.ranking import Ranking
 from kaasd.scheduling.request import Datum
 
 
@@ -45,9 +44,7 @@ class Executors:
         self._sticky = sticky
         self._executors: dict[str, _Executor] = {}
         self._residents: Residents[str] = Residents()
-        self._by_load: list[tuple[float, int, _Executor]] = []
-        """Those whose ``free_at`` has changed since are put right when they come to the front."""
-        self._numbers = count()
+        self._by_load: Ranking[_Executor] = Ranking()
 
     def __contains__(self, name: str) -> bool:
         return name in self._executors
@@ -56,18 +53,19 @@ class Executors:
         """An executor is there, or there again: idle and empty. It runs ``slots`` requests at once."""
         self.remove(name)
         executor = self._executors[name] = _Executor(name, slots)
-        self._list(executor)
+        self._by_load.set(executor, executor.free_at)
 
     def remove(self, name: str) -> None:
         """An executor is gone. Idempotent."""
-        self._executors.pop(name, None)
-        self._residents.forget(name)
+        if (executor := self._executors.pop(name, None)) is not None:
+            self._by_load.discard(executor)
+            self._residents.forget(name)
 
     def report(self, name: str, backlog_s: float, now: float) -> None:
         """An executor says how long its queue is, whoever filled it. Ignored where it is not known."""
         if (executor := self._executors.get(name)) is not None:
             executor.free_at = now + backlog_s
-            self._list(executor)
+            self._by_load.set(executor, executor.free_at)
 
     def holds(self, name: str, key: Hashable) -> None:
         """Data are at an executor. What requests bring there is noted without this. Ignored where it is not known."""
@@ -101,7 +99,7 @@ class Executors:
         planned_s = expected_s + load_s
         best.outstanding += 1
         best.free_at = max(best.free_at, now) + planned_s / best.slots
-        self._list(best)
+        self._by_load.set(best, best.free_at)
         return Chosen(best.name, placement, planned_s)
 
     def ended(self, chosen: Chosen, occupied_s: float) -> None:
@@ -110,23 +108,12 @@ class Executors:
         if executor is not None and executor.outstanding:
             executor.outstanding -= 1
             executor.free_at += (occupied_s - chosen.planned_s) / executor.slots
-            self._list(executor)
-
-    def _list(self, executor: _Executor) -> None:
-        heappush(self._by_load, (executor.free_at, next(self._numbers), executor))
-        if len(self._by_load) > 4 * len(self._executors) + 64:
-            self._by_load = [(each.free_at, next(self._numbers), each) for each in self._executors.values()]
-            heapify(self._by_load)
+            self._by_load.set(executor, executor.free_at)
 
     def _least_loaded(self, now: float) -> _Executor:
-        while self._by_load:
-            free_at, _, executor = self._by_load[0]
-            if self._executors.get(executor.name) is not executor or free_at != executor.free_at:
-                heappop(self._by_load)
-                continue
+        while (executor := self._by_load.first()) is not None:
             executor.wait_s(now)
-            if executor.free_at == free_at:
+            if executor.free_at == self._by_load.key(executor):
                 return executor
-            heappop(self._by_load)
-            self._list(executor)
+            self._by_load.set(executor, executor.free_at)
         raise LookupError("there is no executor")

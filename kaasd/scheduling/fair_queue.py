@@ -11,14 +11,14 @@ proportional sharing for a storage service utility, SIGMETRICS 2004.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, TypeVar, Union
 
 from kaas_core.errors import GroupLimitError
 from kaasd.scheduling.group import Group, GroupUse
-from kaasd.scheduling.request import QUEUED, QueuedRequest
+from kaasd.scheduling.request import QUEUED, Datum, QueuedRequest
 
 LAG_REQUESTS = 2
 """How far behind the virtual time a group may stay that has requests outstanding, in the longest requests of its devices.
@@ -41,8 +41,8 @@ class GroupState:
     """A group in the queue: its virtual time, and counts."""
 
     __slots__ = (
-        "_advance_s", "_idle_from", "_max_running", "_share", "device_s", "flows", "granted", "queued",
-        "queued_bytes", "removed", "resident", "running", "started", "tag", "waiting",
+        "_advance_s", "_idle_from", "_max_running", "device_s", "flows", "granted", "may_run", "queued", "queued_bytes",
+        "removed", "resident", "running", "share", "started", "tag", "waiting",
     )  # fmt: skip
 
     def __init__(self, granted: Group) -> None:
@@ -55,6 +55,8 @@ class GroupState:
         self.waiting = 0
         """Those of ``queued`` that could run."""
         self.running = 0
+        self.may_run = True
+        """Whether another of its requests may go to a device."""
         self.device_s = 0.0
         self.started = 0
         self.resident = 0
@@ -66,14 +68,10 @@ class GroupState:
     def grant(self, granted: Group) -> None:
         """Change what it is granted, from now on."""
         self.granted = granted
-        self._share = granted.share
+        self.share = granted.share
         self._advance_s = granted.advance_s
         self._max_running = granted.max_running
-
-    @property
-    def may_run(self) -> bool:
-        """Whether another of its requests may go to a device."""
-        return not self._max_running or self.running < self._max_running
+        self._count_running(0)
 
     @property
     def use(self) -> GroupUse:
@@ -96,27 +94,38 @@ class GroupState:
         self.queued -= 1
         self.queued_bytes -= size_bytes
 
+    def send(self, request: QueuedRequest, expected_s: float) -> None:
+        """A request that could run goes to a device, and is charged what is expected of it."""
+        self.queued -= 1
+        self.queued_bytes -= request.size_bytes
+        self.waiting -= 1
+        self._count_running(1)
+        request.tag = self.tag
+        request.charged_s = expected_s
+        self.tag += expected_s / self.share
+
+    def back(self, request: QueuedRequest, device_s: float) -> None:
+        """A request is no longer with a device, where it has used ``device_s``."""
+        self._count_running(-1)
+        self.device_s += device_s
+        self.tag += (device_s - request.charged_s) / self.share
+
     def idle(self, virtual_time: float) -> None:
         """It has nothing any more that could run."""
         self._idle_from = virtual_time
 
     def enter(self, virtual_time: float, longest_s: float) -> None:
         """It has something to run again. ``longest_s`` is what the longest requests of its devices take."""
-        kept = LAG_REQUESTS * longest_s / self._share
+        kept = LAG_REQUESTS * longest_s / self.share
         if not self.running:
             kept = max(0.0, kept - (virtual_time - self._idle_from))
         floor = virtual_time - self._advance_s - kept
         if self.tag < floor:
             self.tag = floor
 
-    def used(self, device_s: float, charged_s: float) -> None:
-        """A request that was charged ``charged_s`` has used ``device_s``."""
-        self.device_s += device_s
-        self.charge(device_s - charged_s)
-
-    def charge(self, device_s: float) -> None:
-        """Move it on in virtual time; back, for a negative amount."""
-        self.tag += device_s / self._share
+    def _count_running(self, more: int) -> None:
+        self.running += more
+        self.may_run = not self._max_running or self.running < self._max_running
 
     def _over(self, limit: str, why: str) -> GroupLimitError:
         return GroupLimitError(f"group {self.granted.name}: {why}", {"group": self.granted.name, "limit": limit})
@@ -125,7 +134,7 @@ class GroupState:
 class Flow:
     """Requests of one group that wait for the same devices, in the order in which the group wants them."""
 
-    __slots__ = ("_requests", "claims", "entry", "group", "only", "waiting")
+    __slots__ = ("_requests", "claimed", "claims", "entry", "group", "only", "waiting")
 
     def __init__(self, group: GroupState, only: str | None) -> None:
         self.group = group
@@ -133,8 +142,10 @@ class Flow:
         """The only device that they may run on."""
         self.waiting = 0
         self.entry: Entry | None = None
+        self.claimed: Sequence[Datum] = ()
+        """What its first request needed when it last stood in the queues of devices."""
         self.claims: dict[object, Claim] = {}
-        """By the devices that have what its first request needs, and some more."""
+        """By device."""
         self._requests: list[tuple[int, float, int, QueuedRequest]] = []
 
     def push(self, request: QueuedRequest) -> None:
@@ -167,45 +178,43 @@ class Flow:
 
 
 class Claim:
-    """A flow in the queue of a device that has a key: it stands there while its first request needs that key."""
+    """A flow in the queue of a device that has what its first request needs, or most of it."""
 
-    __slots__ = ("entry", "flow", "group", "key")
+    __slots__ = ("data", "entry", "flow", "group", "missing_s")
 
-    def __init__(self, flow: Flow, key: Hashable) -> None:
+    def __init__(self, flow: Flow, data: Sequence[Datum], missing_s: float) -> None:
         self.flow = flow
         self.group = flow.group
-        self.key = key
+        self.data = data
+        self.missing_s = missing_s
+        """How long bringing the rest takes."""
         self.entry: Entry | None = None
 
     @property
     def waiting(self) -> bool:
         """Whether it still stands there with reason."""
-        if self.flow.waiting:
-            for datum in self.flow.first().data:
-                if datum.key == self.key:
-                    return True
-        return False
+        return self.flow.waiting > 0 and self.flow.claimed is self.data
 
 
 class FairQueue(Generic[F]):
     """Flows, or claims of flows, in the order of their groups' virtual times."""
 
-    __slots__ = ("_entries", "_numbers")
+    __slots__ = ("_numbers", "entries")
 
     def __init__(self) -> None:
         # An entry may be out of date: too early, where its group was charged meanwhile; superseded, where its group was refunded;
         # of a flow that has nothing to run. That is put right when it comes to the front.
-        self._entries: list[tuple[float, int, F]] = []
+        self.entries: list[tuple[float, int, F]] = []
         self._numbers = count()
 
     def list(self, flow: F) -> None:
         """A flow has requests that may run, or its group's virtual time has moved back."""
         entry = flow.entry = (flow.group.tag, next(self._numbers), flow)
-        heappush(self._entries, entry)
+        heappush(self.entries, entry)
 
     def first(self) -> F | None:
         """Return the flow whose group has the lowest virtual time, of those that have requests which may run."""
-        entries = self._entries
+        entries = self.entries
         while entries:
             entry = entries[0]
             flow = entry[2]

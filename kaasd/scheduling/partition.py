@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from heapq import heappush
 
 from kaasd.scheduling.decisions import Decision, Start
@@ -15,6 +15,8 @@ from kaasd.scheduling.request import OVERDUE, PROMISED, QUEUED, RUNNING, QueuedR
 
 Work = QueuedRequest | Flow | Claim
 """What may get a slot: a request that has left its flow, or the first one of a flow."""
+OwnWork = tuple[Device, float, Work]
+"""A device, and what it is to run itself, with its tag."""
 
 
 class Partition:
@@ -129,83 +131,86 @@ class Partition:
         while self._free:
             own = self._own_work()
             flow = self._queue.first()
-            shared: Work | None = flow
-            if self._overdue:
-                overdue = first_in(self._overdue, OVERDUE)
-                if overdue is not None and (flow is None or overdue.tag <= flow.group.tag):
-                    shared = overdue
-            if own is not None and (shared is None or self._goes_first(own[1], shared, own[0])):
-                device, work = own
-                self._reach(work, shared)
+            overdue = first_in(self._overdue, OVERDUE) if self._overdue else None
+            tag = math.inf if flow is None else flow.group.tag
+            if overdue is not None and overdue.tag <= tag:
+                flow, tag = None, overdue.tag
+            if own is not None and self._goes_first(own, flow, tag):
+                device, own_tag, work = own
+                self._reach(min(tag, own_tag))
                 request = work if isinstance(work, QueuedRequest) else self._take(work)
                 self._start(request, device, self.residents.missing_s(device, request.data), now, decisions)
-            elif shared is None:
-                break
-            elif isinstance(shared, QueuedRequest):
-                self._reach(shared, shared)
-                device, load_s, _ = self._choose(shared, now, must_be_free=True)
-                self._start(shared, device, load_s, now, decisions)
-            else:
-                request = self._take(shared)
+            elif flow is not None:
+                request = self._take(flow)
                 device, load_s, elsewhere_s = self._choose(request, now)
                 if device.used < device.slots:
-                    self._reach(request, request)
+                    self._reach(tag)
                     self._start(request, device, load_s, now, decisions)
                 else:
                     self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
+            elif overdue is not None:
+                self._reach(tag)
+                device, load_s, _ = self._choose(overdue, now, must_be_free=True)
+                self._start(overdue, device, load_s, now, decisions)
+            else:
+                break
         self._attention.clear()
 
-    def _reach(self, started: Work, shared: Work | None) -> None:
-        """Something starts, and ``shared`` is the first of all that waits for any device."""
-        tag = _tag(started)
-        if shared is not None and shared is not started:
-            tag = min(tag, _tag(shared))
-        if tag > self.virtual_time:
-            self.virtual_time = tag
-
-    def _own_work(self) -> tuple[Device, Work] | None:
+    def _own_work(self) -> OwnWork | None:
         """Return a device with a slot, and the first of what waits for it; None where there is none such."""
         attention = self._attention
         while attention:
             device = next(iter(attention))
             if device.used < device.slots:
-                work: Work | None = device.first_promised()
-                for queue in (device.only_here, device.claims):
-                    first = queue.first()
-                    if first is not None and (work is None or first.group.tag < _tag(work)):
-                        work = first
+                tag = math.inf
+                work: Work | None = None
+                if device.promised and (request := device.first_promised()) is not None:
+                    tag, work = request.tag, request
+                if device.only_here.entries and (flow := device.only_here.first()) is not None and flow.group.tag < tag:
+                    tag, work = flow.group.tag, flow
+                if device.claims.entries and (claim := self._first_claim(device)) is not None and claim.group.tag < tag:
+                    tag, work = claim.group.tag, claim
                 if work is not None:
-                    return device, work
+                    return device, tag, work
             del attention[device]
         return None
 
-    def _goes_first(self, own: Work, shared: Work, device: Device) -> bool:
-        """Return whether a device is to run what waits for it, rather than what may run on any.
+    def _first_claim(self, device: Device) -> Claim | None:
+        """Return the first flow that has its data on a device. Claims to what the device no longer has are removed."""
+        while (claim := device.claims.first()) is not None:
+            if self.residents.missing_s(device, claim.data) <= claim.missing_s:
+                break
+            claim.entry = None
+        return claim
+
+    def _goes_first(self, own: OwnWork, flow: Flow | None, tag: float) -> bool:
+        """Return whether a device is to run what waits for it. On any may run ``flow``, or something else, which has ``tag``.
 
         Who has its data there goes before a group whose data are elsewhere until that is owed the time that bringing them takes.
         """
-        ahead = _tag(own) - _tag(shared)
-        if not isinstance(own, Claim) or not isinstance(shared, Flow):
-            return ahead <= 0
-        if own.flow is shared:
-            return False  # a device that is used less may have its data too
-        return ahead * shared.group.granted.share <= self.residents.missing_s(device, shared.first().data)
+        device, own_tag, work = own
+        if not isinstance(work, Claim) or flow is None:
+            return own_tag <= tag
+        if work.flow is flow:
+            return not device.used  # another device that has its data may be used less
+        ahead = own_tag - tag
+        return ahead <= 0 or ahead * flow.group.share <= self.residents.missing_s(device, flow.first().data)
+
+    def _reach(self, tag: float) -> None:
+        """What starts now, or what waits behind it, has this tag at least."""
+        if tag > self.virtual_time:
+            self.virtual_time = tag
 
     def _take(self, work: Flow | Claim) -> QueuedRequest:
         """Take a flow's first request, and charge its group."""
         flow = work.flow if isinstance(work, Claim) else work
         request = flow.pop()
         group = flow.group
-        group.leave(request.size_bytes)
-        group.waiting -= 1
-        group.running += 1
-        request.tag = group.tag
         expected_s = request.expected_s
         if expected_s is None:
             expected_s = self._durations.expected_s(group if request.function is None else request.function)
-        request.charged_s = expected_s
-        group.charge(expected_s)
-        if flow.waiting and self._sticky and flow.only is None and flow.first().data != request.data:
+        group.send(request, expected_s)
+        if self._sticky and flow.only is None and flow.waiting and flow.first().data != flow.claimed:
             self._claim(flow)
         return request
 
@@ -241,7 +246,7 @@ class Partition:
         request.runs_on = device.name
         request.planned_s = request.charged_s + load_s
         device.occupy(request.planned_s, now)
-        device.promise(request)
+        heappush(device.promised, (request.tag, request.number, request))
         heappush(self._patience, (until, request.number, request))
 
     def _start(
@@ -275,9 +280,12 @@ class Partition:
     def _claim(self, flow: Flow) -> None:
         """Have a flow stand in the queues of the devices that lack least of what its first request needs."""
         data = flow.first().data
+        if data != flow.claimed:
+            flow.claimed = data
+        data = flow.claimed
         residents = self.residents
         least_s = math.inf
-        best: list[tuple[Device, Hashable]] = []
+        best: list[Device] = []
         for key, key_load_s in residents.rarest_first(data):
             for device in residents.holders(key):
                 missing_s = residents.missing_s(device, data)
@@ -285,18 +293,14 @@ class Partition:
                     least_s = missing_s
                     best.clear()
                 if missing_s == least_s:
-                    best.append((device, key))
+                    best.append(device)
             if least_s <= key_load_s:
                 break
-        for device, key in best:
+        for device in best:
             claim = flow.claims.get(device)
-            if claim is None or claim.key != key:
-                claim = flow.claims[device] = Claim(flow, key)
+            if claim is None or claim.data is not data or claim.missing_s != least_s:
+                claim = flow.claims[device] = Claim(flow, data, least_s)
             if claim.entry is None:
                 device.claims.list(claim)
         if len(flow.claims) > 4 * MOST_HOLDERS:
             flow.claims = {device: claim for device, claim in flow.claims.items() if claim.entry is not None}
-
-
-def _tag(work: Work) -> float:
-    return work.tag if isinstance(work, QueuedRequest) else work.group.tag

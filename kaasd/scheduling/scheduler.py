@@ -14,13 +14,16 @@ from heapq import heappop
 from itertools import count
 
 from kaas_core.errors import GroupNotFoundError, InvalidRequestError
-from kaasd.scheduling.decisions import Decision
+from kaasd.scheduling.decisions import Decision, Restart
 from kaasd.scheduling.device import Device, Owed, first_in
 from kaasd.scheduling.durations import Durations
+from kaasd.scheduling.exclusive import Exclusive
 from kaasd.scheduling.fair_queue import Flow, GroupState
 from kaasd.scheduling.group import DEFAULT_GROUP, Group, GroupUse
+from kaasd.scheduling.leases import RESTART_S
 from kaasd.scheduling.partition import Partition
 from kaasd.scheduling.request import ENDED, NEW, OVERDUE, PROMISED, QUEUED, RUNNING, UNREADY, WAITING, QueuedRequest
+from kaasd.scheduling.sharing import Sharing
 
 
 class Policy(Enum):
@@ -32,15 +35,22 @@ class Policy(Enum):
     """Any group on any device, where its data are unless waiting there takes longer than bringing them elsewhere."""
     STATIC = "static"
     """Devices belong to groups, by a table; what belongs to nobody is shared by the other groups, as by ``AFFINITY``."""
+    EXCLUSIVE = "exclusive"
+    """Each device belongs to one group at a time, and restarts for the next."""
 
 
 class Scheduler:
     """Groups, devices, and the requests between them."""
 
     def __init__(
-        self, groups: Iterable[Group] = (), policy: Policy = Policy.AFFINITY, owners: Mapping[str, str] | None = None
+        self,
+        groups: Iterable[Group] = (),
+        policy: Policy = Policy.AFFINITY,
+        owners: Mapping[str, str] | None = None,
+        *,
+        restart_s: float = RESTART_S,
     ) -> None:
-        """``owners`` are groups by device, for ``Policy.STATIC``."""
+        """``owners`` are groups by device, for ``STATIC``; ``restart_s`` is what a restart takes, for ``EXCLUSIVE``."""
         self._groups: dict[str, GroupState] = {}
         self._devices: dict[str, Device] = {}
         self._only: dict[str, dict[GroupState, Flow]] = {}
@@ -48,11 +58,14 @@ class Scheduler:
         self._durations = Durations()
         self._patience: Owed = []
         """When requests become overdue; those that are no longer ``PROMISED`` are passed over."""
-        self._owners = dict(owners or {}) if policy is Policy.STATIC else {}
-        self._shared = self._partition(sticky=policy is not Policy.BALANCE)
-        self._own = {group: self._partition(sticky=True) for group in self._owners.values()}
         self._changed: dict[Partition, None] = {}
+        """Partitions that have something to decide."""
         self._numbers = count()
+        self._sticky = policy is not Policy.BALANCE
+        if policy is Policy.EXCLUSIVE:
+            self._sharing: Sharing = Exclusive(self._partition, restart_s)
+        else:
+            self._sharing = Sharing(self._partition, (owners or {}) if policy is Policy.STATIC else {})
         for group in (Group(DEFAULT_GROUP), *groups):
             self.set_group(group)
 
@@ -62,11 +75,11 @@ class Scheduler:
         """Make a group, or change what it is granted."""
         state = self._groups.get(group.name)
         if state is None:
-            self._groups[group.name] = GroupState(group)
-        else:
-            state.removed = False
-            state.grant(group)
-            self._list_all(state)
+            state = self._groups[group.name] = GroupState(group)
+        state.removed = False
+        state.grant(group)
+        self._sharing.set_group(state)
+        self._list_all(state)
 
     def remove_group(self, name: str) -> None:
         """Take no more requests of a group; it is forgotten with its last one. Raises ``GroupNotFoundError``."""
@@ -89,48 +102,45 @@ class Scheduler:
         if name in self._devices:
             raise ValueError(f"there is a device {name} already")
         device = self._devices[name] = Device(name, slots)
-        partition = self._partition_at(name)
-        partition.add(device)
-        self._changed[partition] = None
+        self._sharing.add(device)
+        self._look_at(device)
         for flow in self._only.get(name, {}).values():
             self._list(flow)
 
     def remove_device(self, name: str) -> list[QueuedRequest]:
-        """A device is lost. Return what it ran: each is to be given to ``run_again`` or ``finished``.
+        """A device is lost. Return what it ran: each is to be given to ``run_again`` or ``finished``. Idempotent.
 
         What was promised the device waits for any; what may run only there waits for its return.
         """
-        self.close_device(name)
-        device = self._devices.pop(name)
-        self._partition_at(name).remove(device)
+        device = self._devices.pop(name, None)
+        if device is None:
+            self._sharing.abandon(name)
+            return []
+        self._put_back(self._sharing.close(device))
+        self._sharing.remove(device)
         for flow in self._only.get(name, {}).values():
             flow.entry = None
         return list(device.running)
 
     def close_device(self, name: str) -> None:
         """Start nothing more on a device; what it runs goes on. Idempotent."""
-        device = self._devices[name]
-        if device.open:
-            for request in self._partition_at(name).close(device):
-                self._refund(request)
-                self._wait(request)
+        self._put_back(self._sharing.close(self._devices[name]))
 
     def open_device(self, name: str) -> None:
         """Undo ``close_device``. Idempotent."""
         device = self._devices[name]
-        if not device.open:
-            partition = self._partition_at(name)
-            partition.open(device)
-            self._changed[partition] = None
+        self._sharing.open(device)
+        self._look_at(device)
 
     def holds(self, device: str, key: Hashable) -> None:
         """Data are on a device. What requests bring there is noted without this."""
-        self._partition_at(device).residents.add(self._devices[device], key)
+        if (partition := self._sharing.partition_at(device)) is not None:
+            partition.residents.add(self._devices[device], key)
 
     def dropped(self, device: str, key: Hashable) -> None:
         """Data are no longer on a device. Idempotent."""
-        if (found := self._devices.get(device)) is not None:
-            self._partition_at(device).residents.drop(found, key)
+        if (partition := self._sharing.partition_at(device)) is not None:
+            partition.residents.drop(self._devices[device], key)
 
     # Requests
 
@@ -165,7 +175,7 @@ class Scheduler:
         was, request.state = request.state, ENDED
         if was is PROMISED or was is OVERDUE:
             self._partition_of(state).withdraw(request)
-            self._refund(request)
+            self._back(request, state, 0.0)
         else:
             state.leave(request.size_bytes)
             if was is QUEUED:
@@ -178,44 +188,57 @@ class Scheduler:
         """A request is done, well or not, and used that much device time. None: from its start until now."""
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot finish")
-        occupied_s = self._vacate(request, now)
-        if device_s is None:
-            device_s = occupied_s
         state = self._groups[request.group]
+        self._vacate(request, state, now)
+        if device_s is None:
+            device_s = now - request.started_at
         self._durations.learn(state if request.function is None else request.function, device_s)
-        state.used(device_s, request.charged_s)
-        self._moved(state, request)
         request.state = ENDED
+        self._back(request, state, device_s)
         self._check_idle(state)
 
     def run_again(self, request: QueuedRequest, now: float, device_s: float = 0.0) -> None:
         """A request that runs, or ran on a device that was lost, is to run again; ``device_s`` counts as its group's."""
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot run again")
-        self._vacate(request, now)
         state = self._groups[request.group]
-        state.used(device_s, request.charged_s)
-        self._moved(state, request)
+        self._vacate(request, state, now)
+        self._back(request, state, device_s)
         self._wait(request)
 
     # Decisions
 
     def decide(self, now: float) -> list[Decision]:
         """Return what is to be done, in this order."""
-        while self.wakes_at <= now:
+        while self._patience and self._overdue_at <= now:
             request = heappop(self._patience)[2]
             partition = self._partition_of(self._groups[request.group])
             partition.overdue(request)
             self._changed[partition] = None
         decisions: list[Decision] = []
-        for partition in self._changed:
-            partition.decide(now, decisions)
-        self._changed.clear()
+        while True:
+            changed = tuple(self._changed)
+            self._changed.clear()
+            for partition in changed:
+                partition.decide(now, decisions)
+            again, promised = self._sharing.settle(now, changed, decisions)
+            self._put_back(promised)
+            for partition in again:
+                self._changed[partition] = None
+            if not self._changed:
+                break
+        for decision in decisions:
+            if isinstance(decision, Restart):
+                del self._devices[decision.device]
         return decisions
 
     @property
     def wakes_at(self) -> float:
         """When ``decide`` is to be called though nothing has happened; infinity, for never."""
+        return min(self._overdue_at, self._sharing.wakes_at)
+
+    @property
+    def _overdue_at(self) -> float:
         return math.inf if first_in(self._patience, PROMISED) is None else self._patience[0][0]
 
     # Parts of events
@@ -231,19 +254,18 @@ class Scheduler:
         if device is None:
             known = ", ".join(self._devices) or "none"
             raise InvalidRequestError.at("device", f"there is no device {name!r}; there are: {known}")
-        if self._partition_at(name) is not self._partition_of(state):
-            raise InvalidRequestError.at("device", f"{name} belongs to another group")
+        if not self._sharing.may_name(state.granted.name, name):
+            raise InvalidRequestError.at("device", f"group {state.granted.name} cannot ask for {name}: devices belong to groups")
 
-    def _partition(self, *, sticky: bool) -> Partition:
-        return Partition(self._groups, self._durations, self._patience, sticky=sticky)
+    def _partition(self) -> Partition:
+        return Partition(self._groups, self._durations, self._patience, sticky=self._sticky)
 
     def _partition_of(self, state: GroupState) -> Partition:
-        """Return the devices that a group may use."""
-        return self._own.get(state.granted.name, self._shared) if self._own else self._shared
+        return self._sharing.partition_of(state.granted.name)
 
-    def _partition_at(self, device: str) -> Partition:
-        """Return the devices of which this is one."""
-        return self._own[self._owners[device]] if device in self._owners else self._shared
+    def _look_at(self, device: Device) -> None:
+        if (partition := self._sharing.partition_at(device.name)) is not None:
+            self._changed[partition] = None
 
     def _enqueue(self, request: QueuedRequest, state: GroupState) -> None:
         """A request may run as soon as there is a slot."""
@@ -266,6 +288,12 @@ class Scheduler:
         request.runs_on = ""
         self._enqueue(request, state)
 
+    def _put_back(self, requests: Iterable[QueuedRequest]) -> None:
+        """Requests that were promised a device do not run there."""
+        for request in requests:
+            self._back(request, self._groups[request.group], 0.0)
+            self._wait(request)
+
     def _list(self, flow: Flow) -> None:
         """Let a flow wait for slots, if it has something that may run."""
         if flow.waiting and flow.group.may_run and (flow.only is None or flow.only in self._devices):
@@ -278,37 +306,31 @@ class Scheduler:
         for flow in state.flows.values():
             self._list(flow)
 
-    def _moved(self, state: GroupState, request: QueuedRequest) -> None:
-        """A group has another virtual time because of a request, and one fewer at devices."""
+    def _back(self, request: QueuedRequest, state: GroupState, device_s: float) -> None:
+        """A request is no longer with a device, nor is it promised one."""
+        state.back(request, device_s)
+        self._sharing.used(state.granted.name, device_s)
         flow = state.flows[request.device]
         if flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)
         if state.granted.max_running:
             self._list_all(state)
 
-    def _refund(self, request: QueuedRequest) -> None:
-        """A request that was promised a device does not run there after all."""
-        state = self._groups[request.group]
-        state.running -= 1
-        state.charge(-request.charged_s)
-        self._moved(state, request)
-
-    def _vacate(self, request: QueuedRequest, now: float) -> float:
-        """A request no longer runs. Return for how long it has."""
-        state = self._groups[request.group]
-        state.running -= 1
+    def _vacate(self, request: QueuedRequest, state: GroupState, now: float) -> None:
+        """A request no longer runs."""
         device = self._devices.get(request.runs_on)
         if device is not None and request in device.running:
             partition = self._partition_of(state)
             partition.vacate(request, device, now)
             self._changed[partition] = None
-        return now - request.started_at
+            self._sharing.vacated(device)
 
     def _check_idle(self, state: GroupState) -> None:
         if not state.running and not state.waiting:
             state.idle(self._partition_of(state).virtual_time)
             if state.removed and not state.queued:
                 del self._groups[state.granted.name]
+                self._sharing.remove_group(state.granted.name)
                 for only in state.flows:
                     if only is not None:
                         del self._only[only][state]

@@ -200,6 +200,27 @@ def test_groups_prefer_their_workers_under_affinity(make_pool: MakePool) -> None
     assert processes_of("a") + processes_of("a") + processes_of("b") + processes_of("b") == [first, first, second, second]
 
 
+def test_a_worker_serves_one_group_until_another_needs_it_under_exclusive(make_pool: MakePool) -> None:
+    pool = make_pool(1, policy=kaas.pool.policies.EXCLUSIVE)
+    pool.registerGroup("a", Holder)
+    pool.registerGroup("ours", kaas.ray.invokerActor)
+    a, b, expected = vectors(2)
+    request = ray.put(dot_request(kaas.ray.putObj(a), kaas.ray.putObj(b)))
+    processes = [ray.get(ray.get(pool.run("a", "two", num_returns=2, args=[0])[1])) for _ in range(2)]
+    output = result_of(pool, "ours", "invoke", (request, {}))
+    processes.append(ray.get(ray.get(pool.run("a", "two", num_returns=2, args=[0])[1])))
+    assert processes[0] == processes[1] != processes[2]
+    # The worker that this belongs to gave its place to another, and did not end.
+    assert ray.get(output).view(np.uint32)[0] == expected
+    report = pool.getProfile().report(metrics=["total"])
+    totals = {
+        group: {name: each["total"] for name, each in metrics.items()} for group, metrics in report["pool"]["groups"].items()
+    }
+    assert [totals[group]["n_cold_start"] for group in ("a", "ours")] == [2, 1]
+    assert [totals[group].get("n_killed", 0) for group in ("a", "ours")] == [1, 0]
+    assert report["workers"]["groups"]["a"]["n_initialized"]["total"] == 2
+
+
 def test_a_pool_that_was_shut_down_keeps_its_last_metrics() -> None:
     pool = kaas.pool.Pool(1)
     pool.registerGroup("group", Worker)

@@ -99,10 +99,3 @@ def test_one_that_comes_back_is_empty() -> None:
     known.remove("e1")
     with pytest.raises(LookupError):
         known.choose((), 1.0, 0.0)
-
-
-def test_the_list_by_load_does_not_grow() -> None:
-    known = executors(3)
-    for _ in range(2000):
-        known.ended(known.choose((), 1.0, 0.0), 1.0)
-    assert len(known._by_load) <= 4 * 3 + 64

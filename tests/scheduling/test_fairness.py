@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
+from benchmarks.simulation import Caller, Simulation, max_min_shares
 from kaasd.scheduling import Group, Policy, Scheduler
-from tests.scheduling.simulation import Caller, Simulation, max_min_shares
 
 TOLERANCE = 0.05
 SECONDS = 600.0

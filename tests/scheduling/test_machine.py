@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kaas_core.errors import GroupLimitError
-from kaasd.scheduling import Datum, Group, Policy, QueuedRequest, Scheduler, Start, State
+from kaasd.scheduling import Datum, Group, Policy, QueuedRequest, Restart, Scheduler, State
 
 DEVICES = ("d0", "d1", "d2")
 GROUPS = ("a", "b", "default")
@@ -26,12 +26,17 @@ data = st.lists(datum, max_size=2, unique_by=lambda each: each.key)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(policy=st.sampled_from([Policy.BALANCE, Policy.AFFINITY, Policy.STATIC]))
+    @initialize(policy=st.sampled_from([Policy.BALANCE, Policy.AFFINITY, Policy.STATIC, Policy.EXCLUSIVE]))
     def begin(self, policy: Policy) -> None:
         self.owners = {"d0": "a"} if policy is Policy.STATIC else {}
-        self.scheduler = Scheduler(policy=policy, owners=self.owners)
+        self.exclusive = policy is Policy.EXCLUSIVE
+        self.scheduler = Scheduler(policy=policy, owners=self.owners, restart_s=0.05)
         self.now = 0.0
         self.slots: dict[str, int] = {}
+        self.restarting: dict[str, str] = {}
+        """Devices, and the groups for which they restart."""
+        self.served: dict[str, str] = {}
+        """The groups that devices have served since they were new."""
         self.closed: set[str] = set()
         self.granted = {"a": Group("a", max_running=2), "b": Group("b", 2.0), "default": Group("default")}
         for name in GROUPS:
@@ -41,7 +46,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.lost: list[QueuedRequest] = []
         self.ended: Counter[object] = Counter()
         self.decided = True
-        for device in DEVICES:
+        for device in DEVICES[: 1 if self.exclusive else 3]:
             self.add_device(device, 1)
         for device, key in [("d0", "k0"), ("d1", "k1"), ("d0", "k2"), ("d1", "k2")]:
             self.scheduler.holds(device, key)
@@ -60,7 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         times=st.integers(1, 4),
     )
     def submit(self, times: int, group: str, device: str | None, ready: bool, data: list[Datum], **fields: Any) -> None:
-        if device is not None and (device not in self.slots or not self.may_use(group, device)):
+        if device is not None and (self.exclusive or device not in self.slots or not self.may_use(group, device)):
             device = None
         fields["size_bytes"] = fields.pop("size")
         granted = self.granted[group]
@@ -128,7 +133,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(event=st.sampled_from(["add", "lose", "close or open"]), device=st.sampled_from(DEVICES), slots=st.integers(1, 3))
     def change_device(self, event: str, device: str, slots: int) -> None:
-        if device not in self.slots:
+        if device in self.restarting and event == "lose":
+            assert self.scheduler.remove_device(device) == []
+            del self.restarting[device]
+        elif device not in self.slots:
             self.add_device(device, slots)
         elif event == "lose":
             self.lose_device(device)
@@ -139,6 +147,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def add_device(self, device: str, slots: int) -> None:
         self.scheduler.add_device(device, slots)
         self.slots[device] = slots
+        self.restarting.pop(device, None)
+        self.served.pop(device, None)
 
     def lose_device(self, device: str) -> None:
         lost = self.scheduler.remove_device(device)
@@ -173,19 +183,33 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(later=times)
     def decide(self, later: float) -> None:
         self.now += later
+        promised = {request for request in self.requests if request.state in (State.PROMISED, State.OVERDUE)}
         for decision in self.scheduler.decide(self.now):
-            assert isinstance(decision, Start)
+            if isinstance(decision, Restart):
+                self.restart(decision)
+                continue
             request, device = decision.request, decision.device
             assert device in self.slots and device not in self.closed
+            assert not self.exclusive or self.served.setdefault(device, request.group) == request.group
             assert request.device in (None, device)
             assert self.may_use(request.group, device)
             assert request not in self.running and request not in self.lost
             assert not self.ended[request.id]
             most = self.granted[request.group].max_running
-            assert not most or sum(each.group == request.group for each in self.running) < most
+            running = sum(each.group == request.group for each in self.running)
+            assert not most or running < most or request in promised, (
+                "the limit may have been higher when it was promised its device"
+            )
             self.running[request] = device
             assert self.used(device) <= self.slots[device]
         self.decided = True
+
+    def restart(self, restart: Restart) -> None:
+        assert self.exclusive
+        assert restart.device in self.slots and not self.used(restart.device)
+        assert self.served.get(restart.device) != restart.group
+        del self.slots[restart.device]
+        self.restarting[restart.device] = restart.group
 
     # What always holds
 
@@ -208,7 +232,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             at_devices = (State.PROMISED, State.OVERDUE, State.RUNNING)
             assert use.running == sum(request.state in at_devices for request in mine)
 
-    @precondition(lambda self: self.decided)
+    @precondition(lambda self: self.decided and not self.exclusive)
     @invariant()
     def no_slot_is_idle(self) -> None:
         for device in self.slots:
@@ -238,10 +262,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.add_device(device, 1)
             elif device in self.closed:
                 self.close_or_open(device)
-        for _ in range(2 * len(self.requests) + 2):
+        for _ in range(4 * len(self.requests) + 4):
             self.decide(max(0.0, min(self.scheduler.wakes_at, self.now + 100.0) - self.now) if not self.running else 0.0)
             while self.running:
                 self.finish(0, 0.1)
+            for device in list(self.restarting):
+                self.add_device(device, 1)
         assert all(self.ended[request.id] == 1 for request in self.requests)
         for group in GROUPS:
             use = self.scheduler.use(group)
@@ -251,6 +277,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     # The model
 
     def may_use(self, group: str, device: str) -> bool:
+        if self.exclusive:
+            return True
         own = [each for each, owner in self.owners.items() if owner == group]
         return device in own if own else device not in self.owners
 

@@ -292,5 +292,5 @@ class TestStatic:
     def test_a_device_of_another_group_cannot_be_asked_for(self) -> None:
         queue = Scheduler([Group("a"), Group("b")], Policy.STATIC, owners={"d0": "a"})
         queue.add_device("d0")
-        with pytest.raises(InvalidRequestError, match="device: d0 belongs to another group"):
+        with pytest.raises(InvalidRequestError, match="device: group b cannot ask for d0"):
             submitted(queue, 1, group="b", device="d0")

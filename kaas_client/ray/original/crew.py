@@ -18,6 +18,8 @@ from kaasd.scheduling import Datum, Group, Policy, QueuedRequest, Restart, Sched
 
 ELSEWHERE = 10
 """What a worker that a group does not prefer costs its request, in times of the group's typical request, as in the original."""
+FIRST_S = 1e-3
+"""What a group's first request is expected to take."""
 TYPICAL_WEIGHT = 0.25
 """Of the latest time in the typical one."""
 
@@ -82,7 +84,7 @@ class Crew:
         self.counters = createProfiler(prof_level)
         """``n_cold_start`` and ``n_killed``; whoever reads them puts others in place."""
         self._scheduler = Scheduler(policy=policy)
-        self._is_exclusive = policy.value == "exclusive"
+        self._is_exclusive = policy is Policy.EXCLUSIVE
         self._prof_level = prof_level
         self._members: dict[str, Member] = {}
         self._slots: set[str] = set()
@@ -126,7 +128,7 @@ class Crew:
         if not self._slots:
             raise PoolError(self._failure)
         member = self._members[work.group]
-        data = (Datum(member.name, ELSEWHERE * member.typical_s),) if member.prefers else ()
+        data = (Datum(member.name, ELSEWHERE * (member.typical_s or FIRST_S)),) if member.prefers else ()
         request = QueuedRequest(work, member.name, data=data)
         pending = self._pending[request] = Pending(work, asyncio.get_running_loop().create_future())
         self._idle.clear()

@@ -86,7 +86,7 @@ class PoolActor:
 
     def _register_exclusive(self, group: str, worker_class: Any) -> None:
         if self._shared is None:
-            self._shared = Crew(Policy(self._policy), self._prof_level)
+            self._shared = Crew(Policy.EXCLUSIVE, self._prof_level)
             for slot in range(self._max_workers):
                 self._shared.open_slot(str(slot))
         self._crews[group] = self._shared

@@ -1,0 +1,88 @@
+"""Which devices a group may use: the common ones, or its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+
+from kaasd.scheduling.decisions import Decision
+from kaasd.scheduling.device import Device
+from kaasd.scheduling.fair_queue import GroupState
+from kaasd.scheduling.partition import Partition
+from kaasd.scheduling.request import QueuedRequest
+
+
+class Sharing:
+    """One partition for all groups, but for those that have devices of their own by a table."""
+
+    def __init__(self, new_partition: Callable[[], Partition], owners: Mapping[str, str]) -> None:
+        """``owners`` are groups by device."""
+        self._owners = owners
+        self._common = new_partition()
+        self._own = {group: new_partition() for group in owners.values()}
+        self._at: dict[str, Partition] = {}
+
+    def partition_of(self, group: str) -> Partition:
+        """Return the devices that a group may use."""
+        return self._own.get(group, self._common)
+
+    def partition_at(self, device: str) -> Partition | None:
+        """Return the devices of which this is one; None for one that nobody may use just now."""
+        return self._at.get(device)
+
+    def may_name(self, group: str, device: str) -> bool:
+        """Return whether a request of a group may be for one device only."""
+        return self.partition_at(device) is self.partition_of(group)
+
+    # Events. Those without effect are for who overrides them.
+
+    def set_group(self, state: GroupState) -> None:
+        """A group is there, or is granted something else."""
+
+    def remove_group(self, name: str) -> None:
+        """A group is gone."""
+
+    def add(self, device: Device) -> None:
+        """A device is there."""
+        owner = self._owners.get(device.name)
+        partition = self._at[device.name] = self._common if owner is None else self._own[owner]
+        partition.add(device)
+
+    def close(self, device: Device) -> Sequence[QueuedRequest]:
+        """A device takes no more requests. Return those that were promised it. Idempotent."""
+        partition = self._at.get(device.name)
+        return partition.close(device) if partition is not None and device.open else ()
+
+    def open(self, device: Device) -> None:
+        """Undo ``close``. Idempotent."""
+        if not device.open:
+            self._at[device.name].open(device)
+
+    def remove(self, device: Device) -> None:
+        """A device that is closed is gone."""
+        if (partition := self._at.pop(device.name, None)) is not None:
+            partition.remove(device)
+
+    def abandon(self, device: str) -> None:
+        """A device that restarts does not come back."""
+
+    def vacated(self, device: Device) -> None:
+        """A request has left a device."""
+
+    def used(self, group: str, device_s: float) -> None:
+        """A group has used device time."""
+
+    # Decisions
+
+    @property
+    def wakes_at(self) -> float:
+        """When ``settle`` is to be called though nothing has happened; infinity, for never."""
+        return math.inf
+
+    def settle(
+        self, now: float, changed: Iterable[Partition], decisions: MutableSequence[Decision]
+    ) -> tuple[Sequence[Partition], Sequence[QueuedRequest]]:
+        """Partitions have decided. Add what else is to be done; return those that have to decide again, and requests that were
+        promised a device which their group has lost.
+        """
+        return (), ()

@@ -1,0 +1,123 @@
+"""The policy that gives each device to one group at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.simulation import Caller, Simulation
+from kaas_core.errors import InvalidRequestError
+from kaasd.scheduling import Group, Policy, QueuedRequest, Restart, Scheduler, Start
+
+RESTART_S = 2.0
+
+
+def scheduler(*groups: Group, devices: int = 1, slots: int = 1) -> Scheduler:
+    made = Scheduler(groups, Policy.EXCLUSIVE, restart_s=RESTART_S)
+    for number in range(devices):
+        made.add_device(f"d{number}", slots)
+    return made
+
+
+def decided(by: Scheduler, now: float) -> list[tuple[object, str]]:
+    return [
+        (decision.request.id if isinstance(decision, Start) else f"restart for {decision.group}", decision.device)
+        for decision in by.decide(now)
+    ]
+
+
+def submitted(to: Scheduler, group: str, *ids: str) -> list[QueuedRequest]:
+    requests = [QueuedRequest(each, group) for each in ids]
+    for request in requests:
+        to.submit(request)
+    return requests
+
+
+def test_groups_have_devices_of_their_own() -> None:
+    queue = scheduler(Group("a"), Group("b"), devices=3, slots=2)
+    submitted(queue, "a", "a1", "a2", "a3")
+    submitted(queue, "b", "b1")
+    assert sorted(decided(queue, 0.0)) == [("a1", "d0"), ("a2", "d2"), ("a3", "d0"), ("b1", "d1")]
+
+
+def test_an_idle_device_is_restarted_for_another_group() -> None:
+    queue = scheduler(Group("a"), Group("b"))
+    (first,) = submitted(queue, "a", "a1")
+    assert decided(queue, 0.0) == [("a1", "d0")]
+    queue.finished(first, 1.0)
+    submitted(queue, "b", "b1")
+    assert decided(queue, 1.0) == []
+    assert queue.wakes_at == 1.0 + RESTART_S
+    assert decided(queue, 3.0) == [("restart for b", "d0")]
+    assert decided(queue, 4.0) == []
+    queue.add_device("d0")
+    assert decided(queue, 5.0) == [("b1", "d0")]
+
+
+def test_a_device_that_is_lost_in_its_restart_is_another_time_a_device() -> None:
+    queue = scheduler(Group("a"), Group("b"))
+    (first,) = submitted(queue, "a", "a1")
+    decided(queue, 0.0)
+    queue.finished(first, 0.0)
+    submitted(queue, "b", "b1")
+    decided(queue, 0.0)
+    assert decided(queue, 2.0) == [("restart for b", "d0")]
+    assert queue.remove_device("d0") == []
+    submitted(queue, "a", "a2")
+    queue.add_device("d0")
+    assert decided(queue, 3.0) in ([("b1", "d0")], [("a2", "d0")])
+
+
+def test_a_device_that_is_closed_is_nobodys_and_opens_as_whose_it_was() -> None:
+    queue = scheduler(Group("a"), Group("b"))
+    (first,) = submitted(queue, "a", "a1")
+    assert decided(queue, 0.0) == [("a1", "d0")]
+    queue.close_device("d0")
+    queue.finished(first, 1.0)
+    submitted(queue, "a", "a2")
+    submitted(queue, "b", "b1")
+    assert decided(queue, 100.0) == []
+    queue.open_device("d0")
+    queue.open_device("d0")
+    assert decided(queue, 100.0) == [("a2", "d0")]
+
+
+def test_no_request_can_name_its_device() -> None:
+    with pytest.raises(InvalidRequestError, match="device: group a cannot ask for d0"):
+        scheduler(Group("a")).submit(QueuedRequest(1, "a", device="d0"))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 5])
+def test_shares_are_kept_at_few_restarts(devices: int) -> None:
+    shares = {"a": 1.0, "b": 2.0, "c": 1.0}
+    queue = scheduler(*(Group(name, share) for name, share in shares.items()), devices=devices)
+    simulation = Simulation(queue, restart_s=RESTART_S)
+    for name in shares:
+        simulation.add(Caller(name, 8, lambda: 0.5))
+    simulation.run(2000.0)
+    total = sum(simulation.served_s.values())
+    for name, share in shares.items():
+        assert simulation.served_s[name] / total == pytest.approx(share / 4, rel=0.05)
+    assert total > 0.88 * devices * 2000.0
+
+
+def test_groups_with_less_to_do_than_their_share_get_what_they_need() -> None:
+    queue = scheduler(*(Group(name) for name in "ab"), devices=4)
+    simulation = Simulation(queue, restart_s=RESTART_S)
+    simulation.add(Caller("a", 1, lambda: 0.5))
+    simulation.add(Caller("b", 8, lambda: 0.5))
+    simulation.run(1000.0)
+    assert simulation.served_s["a"] == pytest.approx(1000.0, rel=0.05)
+    assert simulation.served_s["b"] == pytest.approx(3000.0, rel=0.05)
+    assert simulation.restarts <= 4
+
+
+def test_a_restart_is_told_once() -> None:
+    queue = scheduler(Group("a"), Group("b"), devices=2)
+    first = submitted(queue, "a", "a1", "a2")
+    decided(queue, 0.0)
+    for request in first:
+        queue.finished(request, 0.0)
+    submitted(queue, "b", "b1")
+    assert queue.decide(0.0) == []
+    assert queue.decide(2.0) == [Restart("d0", "b")]
+    assert queue.decide(3.0) == []
