@@ -189,6 +189,10 @@ def test_what_cannot_be_is_said(balanced: kaas.pool.Pool, make_pool: MakePool) -
         balanced.registerGroup("other", Worker, weight=2)
     with pytest.raises(kaas.pool.PoolError, match="workers of the same class"):
         balanced.registerGroup("other", NeverStarts)
+    with pytest.raises(kaas.pool.PoolError, match="at least 1, not 0"):
+        balanced.run("group", "one", num_returns=0)
+    with pytest.raises(TypeError, match="groupID"):
+        ray.get(balanced.run("group", "one", kwargs={"groupID": "twice"}))
     empty = make_pool(0)
     empty.registerGroup("group", Worker)
     with pytest.raises(kaas.pool.PoolError, match="no group 'nobody'"):
@@ -232,6 +236,8 @@ def test_groups_prefer_their_workers_under_affinity(make_pool: MakePool) -> None
         calls = [pool.run(group, "two", num_returns=2, args=[0])[1] for group in groups]
         return ray.get(ray.get(calls))
 
+    with pytest.raises(kaas.pool.PoolError, match="above 0, not -1"):
+        pool.registerGroup("c", Worker, weight=-1)
     ready: set[int] = set()
     while len(ready) < 2:
         ready.update(processes_of("ab"))
@@ -264,10 +270,9 @@ def test_a_worker_serves_one_group_until_another_needs_it_under_exclusive(make_p
 def test_a_pool_that_was_shut_down_keeps_its_last_metrics() -> None:
     pool = kaas.pool.Pool(1)
     pool.registerGroup("group", Worker)
-    calls = [pool.run("group", "one", args=[value]) for value in range(3)]
+    for value in range(3):
+        pool.run("group", "one", args=[value])
     pool.shutdown()
-    with pytest.raises(ray.exceptions.OwnerDiedError):
-        ray.get(ray.get(calls[0]))
     assert pool.getProfile().report()["workers"]["groups"]["group"]["n_one"]["total"] == 3
     with pytest.raises(kaas.pool.PoolError, match="was shut down"):
         pool.run("group", "one", args=[1])

@@ -171,6 +171,10 @@ class Crew:
         self.counters.of_group(group)["n_cold_start"].increment(1)
         return Worker(worker_class.remote(profLevel=self._prof_level, defaultGroup=group), worker_class, group)
 
+    def _worker_for(self, member: Member) -> Worker:
+        parked = self._parked.get(member.id)
+        return parked.pop() if parked else self._hire(member.worker_class, member.id)
+
     async def _get_ready(self, worker: Worker) -> None:
         """Return when a worker is there. Raises what became of it instead."""
         worker.holds_resources = await worker.actor._holdsResources.remote()
@@ -202,9 +206,7 @@ class Crew:
             old.actor._shutdown.remote()
         elif old is not None:
             self._parked.setdefault(old.group, []).append(old)
-        parked = self._parked.get(member.id)
-        worker = parked.pop() if parked else self._hire(member.worker_class, member.id)
-        self._starting[slot] = worker
+        worker = self._starting[slot] = self._worker_for(member)
         try:
             await self._get_ready(worker)
         except Exception as error:
@@ -248,12 +250,18 @@ class Crew:
         work = pending.work
         worker = self._workers.get(slot)
         if worker is None:
-            worker = self._workers[slot] = self._hire(self._members[work.group].worker_class, work.group)
+            worker = self._workers[slot] = self._worker_for(self._members[work.group])
             self._spawn(self._learn(worker))
         method = worker.actor._runWithCompletion.options(num_returns=work.num_returns + 1)
-        done, *results = method.remote(work.method, *work.args, groupID=work.group, **work.kwargs)
-        if not pending.started.done():
-            pending.started.set_result(results)
+        done: Any = None
+        try:
+            done, *results = method.remote(work.method, *work.args, groupID=work.group, **work.kwargs)
+        except Exception as error:  # The arguments are such that Ray does not take them.
+            if not pending.started.done():
+                pending.started.set_exception(error)
+        else:
+            if not pending.started.done():
+                pending.started.set_result(results)
         self._spawn(self._wait(request, slot, worker, done))
 
     async def _learn(self, worker: Worker) -> None:
@@ -265,7 +273,8 @@ class Crew:
         """Wait until a worker has done what it was called for, well or not: that is for who has the references to say."""
         lost = False
         try:
-            await done
+            if done is not None:
+                await done
         except RayActorError:
             lost = self._workers.get(slot) is worker
         except Exception:

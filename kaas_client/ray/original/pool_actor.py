@@ -92,6 +92,8 @@ class PoolActor:
 
     def _register_affinity(self, group: str, worker_class: Any, weight: float = 1, affinities: Sequence[int] = ()) -> None:
         """``weight`` is what a request costs its group; it prefers the workers of these numbers, from 0."""
+        if not weight > 0:
+            raise PoolError(f"a weight is a number above 0, not {weight!r}")
         self._join_all(group, worker_class).register(group, worker_class, 1 / weight, frozenset(map(str, affinities)))
 
     def _register_exclusive(self, group: str, worker_class: Any) -> None:
