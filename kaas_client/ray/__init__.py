@@ -17,14 +17,15 @@ import ray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.builders import Request
-from kaas_client.ray import cluster, library
+from kaas_client.ray import cluster, groups, library
 from kaas_client.ray.function import RemoteFunction
 from kaas_client.ray.library import find_function, register, upload
 from kaas_client.ray.session import Session
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import CancelledError, KaasError, UnavailableError
+from kaasd.scheduling import Group
 
-__all__ = ["NAMESPACE", "RemoteFunction", "executors", "get", "init", "register", "remote", "shutdown", "upload"]
+__all__ = ["NAMESPACE", "RemoteFunction", "executors", "get", "init", "register", "remote", "set_group", "shutdown", "upload"]
 
 
 def init(device: str = "auto", executors: int | None = None) -> None:
@@ -69,6 +70,17 @@ def get(references: Any, *, timeout: float | None = None) -> Any:
         raise
     except TaskCancelledError as error:
         raise CancelledError(str(error)) from None
+
+
+def set_group(
+    name: str, share: float = 1.0, *, priority: int = 0, max_running: int = 0, max_queued: int = 0, max_queued_bytes: int = 0
+) -> None:
+    """Make a group, or change what it is granted: its share beside other groups, and limits, each for every executor.
+
+    As a limit 0 is none. Raises ``InvalidArgumentError``, ``UnavailableError``.
+    """
+    groups.write(Group(name, share, priority, max_running, max_queued, max_queued_bytes))
+    ray.get([executor.actor.set_group.remote(name) for executor in Session.current().executors])
 
 
 def shutdown() -> None:

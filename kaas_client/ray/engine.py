@@ -21,7 +21,7 @@ from typing import NamedTuple
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.objects import Loan, ObjectStore
 from kaas_client.ray.plasma import Plasma
-from kaas_client.ray.waiting import WaitingCalls
+from kaas_client.ray.queue import DeviceQueue
 from kaas_core.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -35,6 +35,7 @@ from kaas_core.request import BufferSpec
 from kaasd.devices.registry import kind_of, open_device
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import LibrarySource
+from kaasd.scheduling import DEFAULT_GROUP, QueuedRequest
 from kaasd.worker.calls import Call, Calls
 from kaasd.worker.cancellation import GRACE_S, REPEAT_S, Cancellation
 from kaasd.worker.execution import Invocation, Result, execute
@@ -78,6 +79,10 @@ class Job:
     """Processes that it may cost before it is refused."""
     input_keys: Mapping[str, str] = field(default_factory=dict)
     """Object ids of those of ``inputs`` that are objects, by buffer name."""
+    group: str = DEFAULT_GROUP
+    """Who it is for."""
+    priority: int = 0
+    """Higher first, within the group."""
 
 
 class Outputs(NamedTuple):
@@ -101,8 +106,15 @@ class _Pending:
     """Called when it needs the device no more, before who waits learns of it."""
     outcome: SimpleQueue[Outputs | Exception] = field(default_factory=SimpleQueue)
     """Of one element."""
+    queued: QueuedRequest = field(init=False)
     _handed_over: bool = False
     _outputs: Outputs | None = None
+
+    def __post_init__(self) -> None:
+        job = self.job
+        held = sum(map(len, job.inputs.values())) + sum(map(len, job.values.values()))
+        function = job.request.digest
+        self.queued = QueuedRequest(self, job.group, function, priority=job.priority, deadline=job.deadline, size_bytes=held)
 
     def receive(self, contents: Mapping[str, memoryview], loan: Loan | None) -> None:
         """Take the outputs."""
@@ -152,14 +164,12 @@ class Engine:
         """
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ids = count()
-        self._lock = threading.Lock()
-        self._waiting: WaitingCalls[_Pending] = WaitingCalls()
-        """Guarded by the lock."""
+        self._queue: DeviceQueue[_Pending] = DeviceQueue(CONCURRENCY if kind_of(device_name).runs_aside else 1)
+        self.knows_group, self.set_group = self._queue.knows, self._queue.set_group
         self._closing = False
-        self._concurrency = CONCURRENCY if kind_of(device_name).runs_aside else 1
+        self._slot_freed = False
         self._on_failure = on_failure
         self._journal = journal
-        self._suspects_under_way = 0
         self._store = ObjectStore(self._events.put, Plasma().mapping)
 
         def open_executor(stack: ExitStack) -> Executor:
@@ -184,8 +194,8 @@ class Engine:
     def run(self, job: Job, is_cancelled: Callable[[], bool] = lambda: False) -> Outputs:
         """Run a request, and return what it has written.
 
-        ``is_cancelled`` is asked now and then. Raises ``KaasError``. Does not return where the device is lost through no fault of
-        the request that is known: it is to run again in the next process.
+        ``is_cancelled`` is asked now and then. Raises ``KaasError``, such as ``GroupNotFoundError``. Does not return where the
+        device is lost through no fault of the request that is known: it is to run again in the next process.
         """
         losses = self._journal.losses(job.task_id) if self._journal is not None else ()
         if len(losses) > job.max_losses:
@@ -194,8 +204,7 @@ class Engine:
                 {"workers": str(len(losses)), "last_fault": losses[-1]},
             )
         pending = _Pending(next(self._ids), job, bool(losses), self._leaves_device)
-        with self._lock:
-            self._waiting.push(pending)
+        self._queue.push(pending)
         self._events.put(_look)
         overdue_from = math.inf
         wait_s = min(LOOK_S, job.deadline - monotonic())
@@ -227,8 +236,7 @@ class Engine:
     @property
     def queued(self) -> int:
         """Calls that wait for the device."""
-        with self._lock:
-            return len(self._waiting)
+        return len(self._queue)
 
     @property
     def running(self) -> int:
@@ -243,9 +251,8 @@ class Engine:
             _log.warning("the device stays open: outputs are still in use")
 
     def _cancel(self, pending: _Pending, error: KaasError, *, overdue: bool) -> None:
-        with self._lock:
-            if self._waiting.remove(pending):
-                raise type(error)(f"{error.message} while the request was queued")
+        if self._queue.remove(pending):
+            raise type(error)(f"{error.message} while the request was queued")
         self._calls.cancel(pending.id, error, overdue=overdue)
 
     def _own_device(self, open_executor: Callable[[ExitStack], Executor], opened: Future[tuple[Executor, Calls]]) -> None:
@@ -259,11 +266,23 @@ class Engine:
             calls = Calls(executor)
             stack.callback(calls.close)
             opened.set_result((executor, calls))
+
+            def may_begin(pending: _Pending) -> bool:
+                # One that Ray has sent twice, since it heard nothing for a while, waits for the first.
+                return not self._store.serves(pending.job.outputs)
+
+            def begin(pending: _Pending) -> None:
+                self._begin(pending, executor, calls)
+
             try:
                 while True:
-                    self._begin_waiting(executor, calls)
+                    self._slot_freed = False
+                    if not executor.device_lost:
+                        self._queue.begin(may_begin, begin)
                     calls.poll()
-                    if (self._closing or executor.device_lost) and not any(job.is_committing for job in calls.jobs):
+                    if executor.device_lost and not calls:
+                        break
+                    if self._closing and not any(job.is_committing for job in calls.jobs):
                         break
                     self._wait(calls)
             except BaseException:
@@ -272,27 +291,11 @@ class Engine:
             if executor.device_lost:
                 self._on_failure(EXIT_DEVICE_LOST)
 
-    def _begin_waiting(self, executor: Executor, calls: Calls) -> None:
-        """Begin the calls that there is room for."""
-        running = sum(not job.is_committing for job in calls.jobs)
-        while running < self._concurrency and not self._suspects_under_way and not executor.device_lost:
-            with self._lock:
-                pending = self._waiting.pop()
-                if pending is None:
-                    return
-                # One that Ray has sent twice, since it heard nothing for a while, waits for the first.
-                if (pending.suspect and running) or self._store.serves(pending.job.outputs):
-                    self._waiting.push_first(pending)
-                    return
-                self._begin(pending, executor, calls)
-            running += 1
-
     def _begin(self, pending: _Pending, executor: Executor, calls: Calls) -> None:
         job, cancellation, undo = pending.job, Cancellation(), ExitStack()
         undo.enter_context(self._store.serving(job.values, job.outputs, pending))
         if self._journal is not None:
             self._journal.begin(job.task_id)
-        self._suspects_under_way += pending.suspect
 
         def succeeded(result: Result) -> None:
             undo.close()
@@ -313,19 +316,16 @@ class Engine:
         calls.begin(pending.id, Call(execute(executor, invocation), cancellation, succeeded, failed))
 
     def _leaves_device(self, pending: _Pending) -> None:
-        self._suspects_under_way -= pending.suspect
+        self._queue.left(pending)
+        self._slot_freed = True
         if self._journal is not None:
             self._journal.end(pending.job.task_id)
 
     def _wait(self, calls: Calls) -> None:
         """Return when there may be something to do."""
-        if calls.one_ends_about(perf_counter_ns(), BUSY_POLL_NS):
-            timeout_s: float | None = 0
-        elif any(not job.is_committing for job in calls.jobs):
-            timeout_s = NAP_S
-        else:
-            with self._lock:
-                timeout_s = None if not len(self._waiting) else 0
+        timeout_s = NAP_S if any(not job.is_committing for job in calls.jobs) else None
+        if self._slot_freed or calls.one_ends_about(perf_counter_ns(), BUSY_POLL_NS):
+            timeout_s = 0
         try:
             self._events.get(timeout=timeout_s)()
             while True:

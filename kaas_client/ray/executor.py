@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ray
 from cachetools import LRUCache
 
-from kaas_client.ray import table
+from kaas_client.ray import groups, table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
@@ -24,7 +24,7 @@ from kaas_core.errors import CancelledError, DeadlineExceededError, InternalErro
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
 
-THREADS = 256
+THREADS = 128
 """Calls that are under way or queued here; the queue in front of these is Ray's. An idle thread takes 10 KB."""
 WAITING_THREADS = 256
 """Calls with a deadline that wait here for an input."""
@@ -117,6 +117,8 @@ class Executor:
 
     def _serve(self, call: Call, values: Sequence[Any]) -> object:
         task = self._task(call.digest)
+        if not self._engine.knows_group(call.group):
+            self._engine.set_group(groups.read(call.group))
         context = ray.get_runtime_context()
         job = _job(task, call, values, str(context.get_task_id()))
         try:
@@ -142,6 +144,10 @@ class Executor:
             if error.metadata["key"] not in (object_id for _, object_id in constants):
                 raise
         return self._engine.run(_with_values(job, task, constants), is_cancelled)
+
+    def set_group(self, name: str) -> None:
+        """Take over what the cluster knows of a group now."""
+        self._engine.set_group(groups.read(name))
 
     def usage(self) -> Usage:
         """Return what is on the device, and what has been brought there."""
@@ -192,8 +198,19 @@ def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
                 input_keys[name] = object_id
     results = [f"{task_id}{number.to_bytes(4, 'little').hex()}" for number in range(1, len(task.outputs) + 1)]
     keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
-    deadline = monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf
-    return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries, input_keys)
+    return Job(
+        task.serialized,
+        keys,
+        inputs,
+        objects,
+        results,
+        deadline=monotonic() + call.deadline_s - time.time() if call.deadline_s else math.inf,
+        task_id=task_id,
+        max_losses=call.max_retries,
+        input_keys=input_keys,
+        group=call.group,
+        priority=call.priority,
+    )
 
 
 def _with_values(job: Job, task: Task, constants: Mapping[tuple[str, str], Any]) -> Job:

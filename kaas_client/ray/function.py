@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,9 +17,7 @@ from kaas_client.ray.tasks import Call, Task
 from kaas_core.errors import InvalidArgumentError, InvalidRequestError, Violation
 from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import buffer_uses
-from kaas_core.violations import shown
-
-_GROUP = re.compile(r"[A-Za-z0-9._-]{1,64}")
+from kaasd.scheduling import DEFAULT_GROUP, Group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +26,8 @@ class Options:
 
     returns: tuple[str, ...] | None = None
     """The buffers to return, in order; None: all that a kernel writes, temporary uses aside, in the order of first writes."""
-    group: str = ""
-    """Who the calls are for; empty for the default group."""
+    group: str = DEFAULT_GROUP
+    """Who the calls are for."""
     priority: int = 0
     """Higher first, within the group."""
     timeout: float | None = None
@@ -42,8 +39,7 @@ class Options:
     """The name of the executor to run on; None: any."""
 
     def __post_init__(self) -> None:
-        if self.group and not _GROUP.fullmatch(self.group):
-            raise InvalidArgumentError(f"{shown(self.group)} is not a group's name: 1 to 64 characters of A-Z a-z 0-9 . _ - are")
+        Group(self.group)  # raises where it cannot be one's name
         if self.timeout is not None and not 0 < self.timeout < math.inf:
             raise InvalidArgumentError(f"timeout must be a number of seconds greater than 0, not {self.timeout!r}")
         if self.max_retries < 0:

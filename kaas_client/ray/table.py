@@ -20,6 +20,8 @@ class Kind(Enum):
     """A file of GPU code by its content id. Never changes."""
     FUNCTION = b"function/"
     """A registered request by its name."""
+    GROUP = b"group/"
+    """What a group is granted, by its name."""
 
 
 def put(kind: Kind, key: bytes, value: bytes) -> None:

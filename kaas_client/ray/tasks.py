@@ -15,6 +15,7 @@ from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import Use, buffer_uses
 from kaas_core.violations import Violations, shown
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.scheduling import DEFAULT_GROUP
 
 
 class Call(NamedTuple):
@@ -32,7 +33,7 @@ class Call(NamedTuple):
     """Since the epoch; 0 for none."""
     max_retries: int = 0
     """How often it may run again that was on the device when an executor ended."""
-    group: str = ""
+    group: str = DEFAULT_GROUP
     priority: int = 0
 
     def to_bytes(self) -> bytes:

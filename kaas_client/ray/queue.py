@@ -1,0 +1,99 @@
+"""The calls that wait for an executor's device, and which of them begins next.
+
+kaasd's scheduler, for one device and for several threads: groups share the device by their shares, whatever they have waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Generic, Protocol, TypeVar
+
+from kaasd.scheduling import Group, Policy, QueuedRequest, Scheduler, Start
+
+_DEVICE = "device"
+
+
+class QueuedCall(Protocol):
+    """A call, as far as it is of interest here."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may cost the process its device: it runs alone."""
+
+    @property
+    def queued(self) -> QueuedRequest:
+        """What it is in the scheduler, whose ``id`` is the call."""
+
+
+C = TypeVar("C", bound=QueuedCall)
+
+
+class DeviceQueue(Generic[C]):
+    """The queue of one device that runs ``slots`` calls at once."""
+
+    def __init__(self, slots: int) -> None:
+        self._lock = threading.Lock()
+        """Held while a call is begun, so that one that is no longer here has begun."""
+        # With one device there is nothing to place.
+        self._scheduler = Scheduler(policy=Policy.BALANCE)
+        self._scheduler.add_device(_DEVICE, slots)
+        self._groups = {group.name for group in self._scheduler.groups()}
+        self._waiting: set[C] = set()
+        self._next: deque[C] = deque()
+        """Those that have a slot, and cannot begin yet for another reason."""
+        self._running: set[C] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def knows(self, group: str) -> bool:
+        """Return whether a group has been set."""
+        return group in self._groups
+
+    def set_group(self, group: Group) -> None:
+        """Make a group, or change what it is granted."""
+        with self._lock:
+            self._scheduler.set_group(group)
+            self._groups.add(group.name)
+
+    def push(self, call: C) -> None:
+        """A call has come. Raises ``GroupLimitError``, ``GroupNotFoundError``."""
+        with self._lock:
+            self._scheduler.submit(call.queued)
+            self._waiting.add(call)
+
+    def begin(self, may_begin: Callable[[C], bool], begin: Callable[[C], None]) -> None:
+        """Begin those whose turn it is, in order, up to the first that must still wait for those before it."""
+        with self._lock:
+            for decision in self._scheduler.decide(monotonic()):
+                assert isinstance(decision, Start)
+                self._next.append(decision.request.id)  # type: ignore[arg-type]
+            while self._next:
+                call = self._next[0]
+                alone = call.suspect or any(other.suspect for other in self._running)
+                if (alone and self._running) or not may_begin(call):
+                    return
+                self._next.popleft()
+                self._waiting.discard(call)
+                self._running.add(call)
+                begin(call)
+
+    def remove(self, call: C) -> bool:
+        """A call is not to run. Return whether it was waiting."""
+        with self._lock:
+            if call not in self._waiting:
+                return False
+            self._waiting.discard(call)
+            if not self._scheduler.cancel(call.queued):
+                self._next.remove(call)
+                self._scheduler.finished(call.queued, monotonic(), 0.0)
+            return True
+
+    def left(self, call: C) -> None:
+        """A call needs the device no more."""
+        with self._lock:
+            self._running.discard(call)
+            self._scheduler.finished(call.queued, monotonic())
