@@ -134,7 +134,7 @@ def test_an_entry_of_another_size_or_kind_is_found(file: Path) -> None:
             assert refused(file)
         for _ in flipped(file, start + 4, range(16)):
             assert refused(file)
-        for _ in flipped(file, start + 6, range(1, 16)):
+        for _ in flipped(file, start + 6, range(16)):
             assert refused(file)
 
 
@@ -169,6 +169,29 @@ def test_a_key_out_of_order_is_found(file: Path) -> None:
     assert damaged > 3
 
 
+def test_a_page_of_an_earlier_transaction_is_found(store_path: Path, payload: Callable) -> None:
+    """A disk may lose a write. The page is whole, and of the same tree, but its values are those of before."""
+    file, chance, states = store_path / "data.mdb", random.Random(2), []
+    with LmdbStore(store_path, limit_bytes=64 << 20, durability=Durability.NONE) as store:
+        store.commit([Write(f"key {i}", [payload(150)]) for i in range(100)]).result()
+        for _ in range(20):
+            store.commit([Write(f"key {i}", [payload(150)]) for i in chance.sample(range(100), 2)]).result()
+            states.append((file.read_bytes(), set(pages_of(file)[LEAF])))
+    (last, leaves), problems = states.pop(), set()
+    for before, leaves_before in states:
+        for page in leaves & leaves_before:
+            raw = bytearray(last)
+            raw[page * PAGE : (page + 1) * PAGE] = before[page * PAGE : (page + 1) * PAGE]
+            if raw != last:
+                file.write_bytes(raw)
+                with pytest.raises(StoreForeignError) as caught:
+                    prepare(store_path, sync=False)
+                problems.add(re.sub(r"\d+", "N", str(caught.value).split("damaged: ")[1].split(";")[0]))
+    assert "not all of its entries are those of the last transaction" in problems
+    file.write_bytes(last)
+    assert not refused(file)
+
+
 def test_a_key_beyond_the_bounds_of_its_page_is_found(file: Path) -> None:
     """It is in order among those beside it, but LMDB looks for it elsewhere, and so nobody finds it."""
     whole = file.read_bytes()
@@ -201,13 +224,14 @@ def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:
     assert damaged
 
 
-def test_a_list_of_free_pages_out_of_order_is_found(file: Path) -> None:
-    """LMDB takes pages in a row by the first and the last of them, and the number of those between."""
+def test_a_broken_list_of_free_pages_is_found(file: Path) -> None:
+    """LMDB knows pages in a row by the first and the last of them, and the number of those between."""
     whole = file.read_bytes()
     with LmdbFile(file) as opened:
         raw = max((value for _, value in opened.below(opened.meta.free_root, PAGE, 32)), key=len)
     numbers = array("Q", raw)
-    for change in (numbers[:1] + numbers[2:3] + numbers[1:2] + numbers[3:], array("Q", [numbers[0] + 1]) + numbers[1:]):
+    changed_order = numbers[:1] + numbers[2:3] + numbers[1:2] + numbers[3:]
+    for change in (changed_order, *(array("Q", [numbers[0] + count]) + numbers[1:] for count in (1, -1))):
         file.write_bytes(whole.replace(raw, change.tobytes()))
         assert refused(file)
 
