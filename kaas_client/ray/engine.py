@@ -85,8 +85,8 @@ class Outputs(NamedTuple):
 
     contents: Mapping[str, memoryview]
     """By object id."""
-    loan: Loan
-    """To be held while the bytes are used."""
+    loan: Loan | None
+    """To be held while the bytes are used, if there is one."""
 
 
 @dataclass(eq=False)
@@ -102,12 +102,22 @@ class _Pending:
     outcome: SimpleQueue[Outputs | Exception] = field(default_factory=SimpleQueue)
     """Of one element."""
     _handed_over: bool = False
+    _outputs: Outputs | None = None
 
-    def receive(self, contents: Mapping[str, memoryview], loan: Loan) -> None:
+    def receive(self, contents: Mapping[str, memoryview], loan: Loan | None) -> None:
         """Take the outputs."""
         self._handed_over = True
         self.leaves_device(self)
-        self.outcome.put(Outputs(contents, loan))
+        outputs = Outputs(contents, loan)
+        if loan is None:
+            self._outputs = outputs
+        else:
+            self.outcome.put(outputs)  # and nothing here holds on to the loan
+
+    def succeed(self) -> None:
+        """Learn that all is done. Who waits is better woken now than before, where the rest does not wait for it."""
+        if self._outputs is not None:
+            self.outcome.put(self._outputs)
 
     def fail(self, error: Exception) -> None:
         """Take what it failed with."""
@@ -270,7 +280,8 @@ class Engine:
                 pending = self._waiting.pop()
                 if pending is None:
                     return
-                if pending.suspect and running:
+                # One that Ray has sent twice, since it heard nothing for a while, waits for the first.
+                if (pending.suspect and running) or self._store.serves(pending.job.outputs):
                     self._waiting.push_first(pending)
                     return
                 self._begin(pending, executor, calls)
@@ -285,6 +296,7 @@ class Engine:
 
         def succeeded(result: Result) -> None:
             undo.close()
+            pending.succeed()
             if result.printed:
                 print(result.printed, end="", flush=True)
 

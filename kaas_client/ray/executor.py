@@ -6,11 +6,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from cachetools import LRUCache
@@ -19,7 +19,7 @@ from kaas_client.ray import table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
-from kaas_client.ray.tasks import Call, Input, Task
+from kaas_client.ray.tasks import Call, Task
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
@@ -92,56 +92,69 @@ class Executor:
         """Return the device's name."""
         return self._engine.executor.device_name
 
-    def run(self, call: Call, *values: object) -> object:
+    def run(self, call: bytes, *values: object) -> object:
         """Run a task; return its output, or a tuple of several. Raises ``KaasError``."""
-        task = self._tasks.get(call.digest) or self._fetch(call.digest)
+        return self._serve(Call.from_bytes(call), values)
+
+    @ray.method(concurrency_group=WAITING)
+    def run_when_ready(self, call: bytes, *values: Any) -> object:
+        """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
+        waiting = Call.from_bytes(call)
+        *known, references = values
+        awaited = references[len(waiting.constants) :]
+        context = ray.get_runtime_context()
+        while True:
+            left_s = waiting.deadline_s - time.time()
+            _, missing = ray.wait(awaited, num_returns=len(awaited), timeout=max(0.0, min(LOOK_S, left_s)))
+            if not missing:
+                break
+            if left_s <= 0:
+                raise DeadlineExceededError("the deadline passed while the request waited for an input")
+            if context.is_canceled():
+                return _cancelled(self._task(waiting.digest))
+        ready = waiting._replace(given=[*waiting.given, *waiting.awaited], awaited=())
+        return self._serve(ready, (*known, *ray.get(awaited), references[: len(waiting.constants)]))
+
+    def _serve(self, call: Call, values: Sequence[Any]) -> object:
+        task = self._task(call.digest)
         context = ray.get_runtime_context()
         job = _job(task, call, values, str(context.get_task_id()))
         try:
-            outputs = self._run(job, task, call, context.is_canceled)
+            if call.constants:
+                constants = dict(zip(call.constants, values[-1], strict=True))
+                outputs = self._run_with_constants(job, task, constants, context.is_canceled)
+            else:
+                outputs = self._engine.run(job, context.is_canceled)
         except CancelledError:
             return _cancelled(task)
         results = zip(job.outputs, task.forms, strict=True)
         arrays = [LentArray.of(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
 
-    @ray.method(concurrency_group=WAITING)
-    def run_when_ready(self, call: Call, *values: object) -> object:
-        """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
-        references = [awaited.boxed[0] for awaited in call.awaited]
-        context = ray.get_runtime_context()
-        while True:
-            left_s = call.deadline_s - time.time()
-            _, missing = ray.wait(references, num_returns=len(references), timeout=max(0.0, min(LOOK_S, left_s)))
-            if not missing:
-                break
-            if left_s <= 0:
-                raise DeadlineExceededError("the deadline passed while the request waited for an input")
-            if context.is_canceled():
-                return _cancelled(self._tasks.get(call.digest) or self._fetch(call.digest))
-        given = [*call.given, *((awaited.buffer, awaited.object_id) for awaited in call.awaited)]
-        return self.run(call._replace(given=given), *values, *ray.get(references))
-
-    def _run(self, job: Job, task: Task, call: Call, is_cancelled: Callable[[], bool]) -> Outputs:
+    def _run_with_constants(
+        self, job: Job, task: Task, constants: Mapping[tuple[str, str], Any], is_cancelled: Callable[[], bool]
+    ) -> Outputs:
         """Run a job, with the values of those constants that are not on the device. Raises ``KaasError``."""
-        missing = [each for each in call.constants if not self._engine.holds(each.object_id, task.buffers[each.buffer])]
+        missing = [named for named in constants if not self._engine.holds(named[1], task.buffers[named[0]])]
         try:
-            return self._engine.run(_with_values(job, task, missing), is_cancelled)
+            return self._engine.run(_with_values(job, task, {named: constants[named] for named in missing}), is_cancelled)
         except KeyNotFoundError as error:  # One went meanwhile.
-            if error.metadata["key"] not in (constant.object_id for constant in call.constants):
+            if error.metadata["key"] not in (object_id for _, object_id in constants):
                 raise
-        return self._engine.run(_with_values(job, task, call.constants), is_cancelled)
+        return self._engine.run(_with_values(job, task, constants), is_cancelled)
 
     def usage(self) -> Usage:
         """Return what is on the device, and what has been brought there."""
         executor = self._engine.executor
         return Usage(executor.memory.held_bytes, executor.memory.in_use_bytes, executor.uploads, executor.uploaded_bytes)
 
-    def _fetch(self, digest: bytes) -> Task:
-        content = table.get(table.Kind.TASK, digest)
-        if content is None:
-            raise InternalError(f"the cluster has no task {digest.hex()}")
-        task = self._tasks[digest] = Task.from_content(content)
+    def _task(self, digest: bytes) -> Task:
+        task = self._tasks.get(digest)
+        if task is None:
+            content = table.get(table.Kind.TASK, digest)
+            if content is None:
+                raise InternalError(f"the cluster has no task {digest.hex()}")
+            task = self._tasks[digest] = Task.from_content(content)
         return task
 
 
@@ -166,9 +179,9 @@ def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
     """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
     inputs: dict[str, memoryview] = {}
     input_keys: dict[str, str] = {}
-    keys = {constant.buffer: constant.object_id for constant in call.constants}
+    keys = dict(call.constants)
     objects: dict[str, memoryview] = {}
-    for (name, object_id), value in zip(call.given, values, strict=True):
+    for (name, object_id), value in zip(call.given, values, strict=False):  # the references may follow
         content = bytes_of(value, task.buffers[name]).data
         if object_id and name in task.shareable:
             keys[name] = object_id
@@ -183,13 +196,10 @@ def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
     return Job(task.serialized, keys, inputs, objects, results, deadline, task_id, call.max_retries, input_keys)
 
 
-def _with_values(job: Job, task: Task, constants: Sequence[Input]) -> Job:
+def _with_values(job: Job, task: Task, constants: Mapping[tuple[str, str], Any]) -> Job:
     """Return the job with the values of some constants. Raises what became of one that is not there any more."""
     if not constants:
         return job
-    values = ray.get([constant.boxed[0] for constant in constants])
-    objects = {
-        constant.object_id: bytes_of(value, task.buffers[constant.buffer]).data
-        for constant, value in zip(constants, values, strict=True)
-    }
+    values = zip(constants, ray.get(list(constants.values())), strict=True)
+    objects = {object_id: bytes_of(value, task.buffers[name]).data for (name, object_id), value in values}
     return replace(job, values={**job.values, **objects})

@@ -14,7 +14,7 @@ import ray
 
 from kaas_client.ray.arrays import bytes_of
 from kaas_client.ray.session import Session
-from kaas_client.ray.tasks import Call, Input, Task
+from kaas_client.ray.tasks import Call, Task
 from kaas_core.errors import InvalidArgumentError, InvalidRequestError, Violation
 from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import buffer_uses
@@ -98,30 +98,32 @@ class RemoteFunction:
         session.publish(self._task)
         given: list[tuple[str, str]] = []
         values: list[object] = []
-        constants: list[Input] = []
-        awaited: list[Input] = []
+        constants: dict[tuple[str, str], ray.ObjectRef[Any]] = {}
+        awaited: dict[tuple[str, str], ray.ObjectRef[Any]] = {}
         options = self._options
         for name, value in buffers.items():
             if not isinstance(value, ray.ObjectRef):
                 given.append((name, ""))
                 values.append(self._bytes(name, value))
                 continue
-            object_id = value.hex()
+            named = name, value.hex()
             if self._inputs[name].constant and session.is_there(value):
-                constants.append(Input(name, object_id, [value]))
+                constants[named] = value
             elif options.timeout is not None and not session.is_there(value):
-                awaited.append(Input(name, object_id, [value]))
+                awaited[named] = value
             else:
-                given.append((name, object_id))
+                given.append(named)
                 values.append(value)
         deadline_s = 0.0 if options.timeout is None else time.time() + options.timeout
         digest, retries = self._task.serialized.digest, options.max_retries
-        call = Call(digest, given, constants, awaited, deadline_s, retries, options.group, options.priority)
+        call = Call(digest, given, (*constants,), (*awaited,), deadline_s, retries, options.group, options.priority)
+        if constants or awaited:
+            values.append([*constants.values(), *awaited.values()])
         actor = session.executor(options.executor).actor
         method: Any = actor.run_when_ready if awaited else actor.run
         # Executors count the retries: for Ray a call that only waited for the device was tried as well.
         method = method.options(name=self.name, num_returns=len(self._task.outputs), max_task_retries=-1 if retries else 0)
-        references = method.remote(call, *values)
+        references = method.remote(call.to_bytes(), *values)
         return references if isinstance(references, ray.ObjectRef) else tuple(references)
 
     def _check(self, buffers: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
 
+from kaas_core import ReadableBuffer
 from kaas_core.errors import KeyNotFoundError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace, StoreMapping, Write
 
@@ -32,8 +33,8 @@ class Loan:
 class Receiver(Protocol):
     """Who waits for what one request writes."""
 
-    def receive(self, contents: Mapping[str, memoryview], loan: Loan) -> None:
-        """Take the bytes of all outputs, by object id, to be used for as long as ``loan`` is held."""
+    def receive(self, contents: Mapping[str, memoryview], loan: Loan | None) -> None:
+        """Take the bytes of all outputs, by object id, to be used for as long as ``loan`` is held; None: for ever."""
 
 
 class ObjectStore:
@@ -55,6 +56,10 @@ class ObjectStore:
     def mapped(self) -> StoreMapping | None:
         """Where the values that are lent lie."""
         return self._mapped()
+
+    def serves(self, outputs: Sequence[str]) -> bool:
+        """Return whether a request is under way that is to write one of these."""
+        return any(key in self._receivers for key in outputs)
 
     @contextmanager
     def serving(self, values: Mapping[str, memoryview], outputs: Sequence[str], receiver: Receiver) -> Iterator[None]:
@@ -78,18 +83,24 @@ class ObjectStore:
         yield ObjectSnapshot(self._lent)
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
-        """Hand over one request's outputs, each a value in one piece; the future is done when nobody uses the bytes any more."""
+        """Hand over one request's outputs, each a value in one piece; the future is done when nobody uses the device's bytes."""
         future: Future[dict[str, Entry]] = Future()
-        contents: dict[str, memoryview] = {}
-        entries: dict[str, Entry] = {}
-        for write in writes:
-            assert isinstance(write.pieces, Sequence)
-            (piece,) = write.pieces
-            contents[write.key] = memoryview(piece)
-            entries[write.key] = Entry(write.key, len(piece), VERSION, 0)
-        returned = partial(future.set_result, entries)
-        self._receivers[writes[0].key].receive(contents, Loan(partial(self._later, returned)))
+        pieces = {write.key: _only_piece(write) for write in writes}
+        returned = partial(future.set_result, {key: Entry(key, len(piece), VERSION, 0) for key, piece in pieces.items()})
+        receiver = self._receivers[writes[0].key]
+        contents = {key: memoryview(piece) for key, piece in pieces.items()}
+        if all(isinstance(piece, bytes) for piece in pieces.values()):  # small ones, which were copied
+            receiver.receive(contents, None)
+            returned()
+        else:
+            receiver.receive(contents, Loan(partial(self._later, returned)))
         return future
+
+
+def _only_piece(write: Write) -> ReadableBuffer:
+    assert isinstance(write.pieces, Sequence)
+    (piece,) = write.pieces
+    return piece
 
 
 class ObjectSnapshot:

@@ -23,10 +23,11 @@ from kaasd.store.records import (
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
-    Counters,
     Damage,
     Head,
+    StoreState,
     chunk_key,
+    doubt,
     loose_key,
     pack_store_id,
     unpack_format,
@@ -47,6 +48,8 @@ LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 _NAMESPACES = {namespace.name.lower().encode(): namespace for namespace in Namespace}
 _KEY_BYTES = {CHUNKS: len(chunk_key(0)), LOOSE: len(loose_key(0, 0))}
+_MAX_DOUBTS = 12
+"""Damaged records whose checksum may be what was changed: each of them doubles what the sum of all may be."""
 DATABASES = (*_NAMESPACES, CHUNKS, LOOSE)
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
@@ -159,7 +162,7 @@ def _check_last(file: LmdbFile) -> None:
 def _written_by(file: LmdbFile, meta: Meta) -> int:
     """Return the transaction of a meta page, as what it leads to says; 0 where that is not known."""
     try:
-        return Counters.unpack(file.main_entries(meta).get(STATE_KEY, b"")).transaction
+        return StoreState.unpack(file.main_entries(meta).get(STATE_KEY, b"")).transaction
     except (Damage, StoreForeignError):
         return 0
 
@@ -169,11 +172,12 @@ def check_store(file: LmdbFile, meta: Meta) -> None:
 
     Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
     """
-    if check_trees(file, meta, RECORD_BYTES, _has_its_key) != set(DATABASES):
+    found = _Entries()
+    if check_trees(file, meta, RECORD_BYTES, found.add) != set(DATABASES):
         raise file.damaged("it has other trees than a store")
     entries = file.main_entries(meta)
     try:
-        Counters.unpack(entries[STATE_KEY])
+        found.check(StoreState.unpack(entries[STATE_KEY]))
         unpack_store_id(entries.get(STORE_ID_KEY, b""))
     except (Damage, KeyError) as damage:
         raise file.damaged(str(damage)) from None
@@ -196,15 +200,36 @@ def _format_of(file: LmdbFile) -> int:
     return number
 
 
-def _has_its_key(tree: bytes, raw_key: bytes, start: bytes) -> bool:
-    """Whether an entry that begins with ``start`` stands at the key that it was written for; one that is damaged may."""
-    namespace = _NAMESPACES.get(tree)
-    if namespace is None:
-        return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
-    try:
-        return Head.unpack(start).is_of(namespace, raw_key)
-    except Damage:
-        return True
+class _Entries:
+    """All that a look at the trees finds, beside what the store says of itself."""
+
+    def __init__(self) -> None:
+        self._sums = StoreState()
+        self._doubts: list[int] = []
+
+    def add(self, tree: bytes, raw_key: bytes, start: bytes) -> bool:
+        """Return whether an entry that begins with ``start`` may stand at this key."""
+        namespace = _NAMESPACES.get(tree)
+        if namespace is None:
+            if tree == LOOSE:
+                self._sums.count_loose(start)
+            return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
+        self._sums.count_key(namespace, raw_key)
+        self._sums.count_record(start)
+        try:
+            return Head.unpack(start).is_of(namespace, raw_key)
+        except Damage:
+            if len(start) == RECORD_BYTES:
+                self._doubts.append(doubt(start))
+            return True
+
+    def check(self, state: StoreState) -> None:
+        """Raises ``Damage`` where not all is as the last transaction has left it: a page of before is in the place of another."""
+        missing = {self._sums.records ^ state.records}
+        for change in self._doubts[:_MAX_DOUBTS]:
+            missing |= {sums ^ change for sums in missing}
+        if self._sums.keys != state.keys or 0 not in missing:
+            raise Damage("not all of its entries are those of the last transaction")
 
 
 def _create(path: Path, *, sync: bool) -> None:
@@ -226,7 +251,7 @@ def _create(path: Path, *, sync: bool) -> None:
         ):
             for database in DATABASES:
                 environment.open_db(database, txn=txn)
-            txn.put(STATE_KEY, Counters().pack())
+            txn.put(STATE_KEY, StoreState().pack())
             txn.put(STORE_ID_KEY, pack_store_id(os.urandom(STORE_ID_BYTES)))
         take_first_room(Path(name))
         with suppress(FileExistsError):

@@ -113,8 +113,6 @@ class LmdbFile:
         """
         for _, value in self.below(meta.free_root, meta.page_bytes):
             numbers = array("Q", value)
-            if numbers[0] >= len(numbers):
-                raise IndexError(numbers[0])
             yield numbers[1 : numbers[0] + 1]
 
     def _check(self) -> Meta:

@@ -38,8 +38,8 @@ from kaasd.store.records import (
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
-    Counters,
     Extent,
+    StoreState,
     chunk_key,
     pack_record,
     pack_store_id,
@@ -122,7 +122,7 @@ def _copy(old_file: Path, new_file: Path) -> int:
         "lib_version": LMDB_MAJOR_VERSION,
     }
     with (
-        lmdb.open(str(old_file), readonly=True, map_size=size_bytes, **settings) as old,
+        lmdb.open(str(old_file), readonly=True, **settings) as old,
         lmdb.open(str(new_file), sync=False, map_size=2 * size_bytes + _SPARE_BYTES, **settings) as new,
         old.begin(buffers=True) as source,
     ):
@@ -144,6 +144,7 @@ class _Migration:
         self._environment = new
         self._source = source
         self._target = new.begin(write=True)
+        self._state = StoreState()
         self._batch_bytes = 0
         self._told = time.monotonic()
 
@@ -153,13 +154,16 @@ class _Migration:
             for raw_key, raw in cursor:
                 record = self._record(namespace, bytes(raw_key), raw)  # may begin another transaction
                 self._target.put(raw_key, record, db=self._new[name])
+                self._state.count_key(namespace, bytes(raw_key))
+                self._state.count_record(record)
                 self.entries += 1
                 self._copied(len(raw))
 
     def finish(self) -> None:
         _, version, last_id = _STATE.unpack(self._source.get(STATE_KEY, b""))
         store_id = bytes(self._source.get(STORE_ID_KEY, b"")) or os.urandom(STORE_ID_BYTES)
-        self._target.put(STATE_KEY, Counters(version, last_id, self._target.id()).pack())
+        self._state.version, self._state.id, self._state.transaction = version, last_id, self._target.id()
+        self._target.put(STATE_KEY, self._state.pack())
         self._target.put(STORE_ID_KEY, pack_store_id(store_id))
         self._target.commit()
 

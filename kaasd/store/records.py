@@ -3,7 +3,8 @@
 =============  ========================================  ==========================================================
 database       key                                       value
 =============  ========================================  ==========================================================
-(main)         ``state``                                 format, last version, last id, transaction; checksum
+(main)         ``state``                                 format, last version, last id, transaction, sums of all keys and
+                                                         records; checksum
 (main)         ``store_id``                              128 random bits, which no other store has; checksum
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
 namespace                                                the key, of the body and of these fields; and then the body: the
@@ -41,13 +42,15 @@ NOBODY = 0
 
 _FORMAT = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<Q")
-_COUNTERS = struct.Struct("<QQQQ")
-_STATE = struct.Struct(_COUNTERS.format + "Q")
+_STATE_FIELDS = struct.Struct("<QQQQQQ")
+_STATE = struct.Struct(_STATE_FIELDS.format + "Q")
 _FIELDS = struct.Struct("<QQQIIQ")
 _RECORD = struct.Struct(_FIELDS.format + "Q")
 _EXTENT = struct.Struct("<QQQ")
 _ID = struct.Struct(">Q")
 _LOOSE = struct.Struct(">QQ")
+_KEY_BITS = 0xFFFFFFFF
+"""Of a key's checksum that stand in its record."""
 RECORD_BYTES = _RECORD.size
 STATE_BYTES = _STATE.size
 
@@ -73,27 +76,51 @@ class Extent(NamedTuple):
 
 
 @dataclass(slots=True)
-class Counters:
-    """The counters of a store."""
+class StoreState:
+    """What a store says of itself."""
 
     version: int = 0
+    """The last that was given."""
     id: int = 0
+    """The last that was given."""
     transaction: int = 1
-    """Of LMDB, which wrote them; a compact copy counts anew."""
+    """Of LMDB, which wrote this; a compact copy counts anew."""
+    keys: int = 0
+    """The checksums of all keys, added without carry: so each is added, and taken away, by the same operation."""
+    records: int = 0
+    """The same of the heads of all records and of all loose extents, as they stand there: whether all are of one transaction."""
+
+    def count_key(self, namespace: Namespace, raw_key: bytes) -> None:
+        """Count a key in, or out."""
+        self.keys ^= _key_checksum(namespace, raw_key)
+
+    def count_record(self, raw: bytes | memoryview) -> None:
+        """Count a record in, or out."""
+        if len(raw) >= _RECORD.size:
+            self.records ^= _CHECKSUM.unpack_from(raw, _FIELDS.size)[0]
+
+    def count_loose(self, raw: bytes | memoryview) -> None:
+        """Count what stands at a key of ``loose`` in, or out."""
+        self.records ^= int.from_bytes(raw[: _CHECKSUM.size], "little")
 
     def pack(self) -> bytes:
-        fields = _COUNTERS.pack(FORMAT, self.version, self.id, self.transaction)
+        fields = _STATE_FIELDS.pack(FORMAT, self.version, self.id, self.transaction, self.keys, self.records)
         return fields + _CHECKSUM.pack(checksum(fields))
 
     @classmethod
-    def unpack(cls, raw: bytes | memoryview) -> Counters:
+    def unpack(cls, raw: bytes | memoryview) -> StoreState:
         """Raises ``Damage``; the format is the caller's to look at."""
         if len(raw) != _STATE.size:
             raise Damage("its counters are missing")
-        _, version, last_id, transaction, expected = _STATE.unpack(raw)
-        if checksum(raw[: _COUNTERS.size]) != expected:
+        _, *fields, expected = _STATE.unpack(raw)
+        if checksum(raw[: _STATE_FIELDS.size]) != expected:
             raise Damage("its counters were changed")
-        return cls(version, last_id, transaction)
+        return cls(*fields)
+
+
+def doubt(raw: bytes | memoryview) -> int:
+    """Return what ``StoreState.records`` changes by if a damaged head's checksum was changed, and not what it is of."""
+    return checksum(raw[: _FIELDS.size]) ^ int(_CHECKSUM.unpack_from(raw, _FIELDS.size)[0])
 
 
 def unpack_format(state: bytes) -> int:
@@ -145,11 +172,11 @@ class Head(NamedTuple):
 
     def is_of(self, namespace: Namespace, raw_key: bytes) -> bool:
         """Whether the record was written for this key."""
-        return _key_checksum(namespace, raw_key) == self.key_checksum
+        return _key_checksum(namespace, raw_key) & _KEY_BITS == self.key_checksum
 
 
 def _key_checksum(namespace: Namespace, raw_key: bytes) -> int:
-    return checksum(raw_key, namespace.number) & 0xFFFFFFFF
+    return checksum(raw_key, namespace.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +193,11 @@ class Record:
     @classmethod
     def of(cls, raw: memoryview, namespace: Namespace, raw_key: bytes) -> Record:
         """Read a key's record. Raises ``Damage``."""
-        head = Head.of(raw, namespace, raw_key)
+        return cls.below(Head.of(raw, namespace, raw_key), raw)
+
+    @classmethod
+    def below(cls, head: Head, raw: memoryview) -> Record:
+        """Read a record whose head has been read. Raises ``Damage``."""
         body = raw[_RECORD.size :]
         if checksum(body) != head.body_checksum:
             raise Damage("the list of its chunks was changed" if head.extents else "its bytes are not those that were written")
@@ -185,7 +216,8 @@ def pack_record(
 ) -> bytes:
     """Return the bytes of a key's record; ``inline`` is the value where there are no extents."""
     body = pack_extents(extents) if extents else b"".join(inline)
-    fields = _FIELDS.pack(version, size_bytes, update_time_ns, len(extents), _key_checksum(namespace, raw_key), checksum(body))
+    key_checksum = _key_checksum(namespace, raw_key) & _KEY_BITS
+    fields = _FIELDS.pack(version, size_bytes, update_time_ns, len(extents), key_checksum, checksum(body))
     return b"".join((fields, _CHECKSUM.pack(checksum(fields)), body))
 
 

@@ -12,15 +12,16 @@ from typing import Generic, TypeVar
 from kaas_core.errors import DataDamagedError, StoreFullError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.reading import entry_of, read_chunk, read_head, read_raw
+from kaasd.store.reading import count_records, entry_of, read_chunk, read_head, read_raw
 from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
-    Counters,
     Damage,
     Extent,
+    Head,
     Pieces,
     Record,
+    StoreState,
     chunk_key,
     loose_key,
     overlap,
@@ -76,18 +77,22 @@ class WriteTransaction:
         self._chunk_bytes = chunk_bytes
         self._inline_bytes = max_inline_bytes(chunk_bytes)
         try:
-            self._counters = Counters.unpack(txn.get(STATE_KEY, b""))
+            self._state = StoreState.unpack(txn.get(STATE_KEY, b""))
         except Damage as damage:
             raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
         self._now_ns = time.time_ns()
         self._asked_bytes = 0
+        self._is_uncounted = False
+        """Whether something damaged is gone, so that what it had counted for is not known."""
         self.left_garbage = False
         """Whether chunks were left for ``free_loose(NOBODY)``."""
 
     def finish(self) -> None:
-        """Store the counters."""
-        self._counters.transaction = self._txn.id()
-        self._txn.put(STATE_KEY, self._counters.pack())
+        """Store what the store says of itself."""
+        if self._is_uncounted:
+            self._state.records = count_records(self._environment, self._txn)
+        self._state.transaction = self._txn.id()
+        self._txn.put(STATE_KEY, self._state.pack())
 
     # Checks: they change nothing, so that one who fails can share a transaction.
 
@@ -148,23 +153,24 @@ class WriteTransaction:
         """Delete a key, which was checked, damaged or not; return what it was, as far as that is known."""
         raw = read_raw(self._environment, self._txn, namespace, raw_key)
         entry = entry_of(raw, namespace, raw_key)
-        extents = _extents_of(raw, namespace, raw_key)
+        extents = self._count_out(raw, namespace, raw_key)
+        self._state.count_key(namespace, raw_key)
         self._txn.delete(raw_key, db=self._environment.entries[namespace])
-        self._counters.version += 1
-        self._retire(extents, self._counters.version)
+        self._state.version += 1
+        self._retire(extents, self._state.version)
         return entry
 
     def put_chunks(self, pieces: Pieces) -> list[Extent]:
         """Write ``pieces`` as new chunks."""
         extents = []
         for part in pieces.cut(self._chunk_bytes):
-            self._counters.id += 1
+            self._state.id += 1
             data = part.joined()
             checksum = self._environment.checksums.begin(data)
             try:
-                self._txn.put(chunk_key(self._counters.id), data, db=self._environment.chunks)
+                self._txn.put(chunk_key(self._state.id), data, db=self._environment.chunks)
             finally:
-                extent = Extent(self._counters.id, part.size_bytes, checksum())
+                extent = Extent(self._state.id, part.size_bytes, checksum())
             extents.append(extent)
         return extents
 
@@ -198,39 +204,43 @@ class WriteTransaction:
                 except Damage as damage:
                     # They may be anybody's. Nothing finds them any more, but they do no harm.
                     _log.warning("the store at %s is damaged: %s; they stay", self._environment.path, damage)
-                    extents = []
+                    extents, self._is_uncounted = [], True
                 batch, rest = extents[: FREED_AT_ONCE - freed], extents[FREED_AT_ONCE - freed :]
                 self.free(batch)
+                self._delete_loose(raw_key)
                 if rest:
                     self._put_loose(raw_key, rest)
-                else:
-                    self._txn.delete(raw_key, db=self._environment.loose)
                 freed += len(batch)
         return freed
 
     def _apply(self, change: Change) -> Entry:
         database = self._environment.entries[change.namespace]
         raw = self._txn.get(change.raw_key, db=database)
+        is_new = raw is None
         retired: Sequence[Extent] = ()
         if change.offset_bytes is None or (raw is None and change.create):
             size = change.size_bytes
             if raw is not None:
-                retired = _extents_of(raw, change.namespace, change.raw_key)
+                retired = self._count_out(raw, change.namespace, change.raw_key)
             extents, inline = self._place(change.extents, change.pieces, Pieces())
         else:
             assert raw is not None  # checked
             try:
                 old = Record.of(raw, change.namespace, change.raw_key)
                 size = old.size_bytes
+                self._count_out(raw, change.namespace, change.raw_key)
                 extents, inline, retired = self._splice(old, change, change.offset_bytes)
             except Damage as damage:
                 raise damage.of(change.namespace, change.raw_key) from None
         self._claim(change.extents)
-        self._counters.version += 1
-        version = self._counters.version
+        self._state.version += 1
+        version = self._state.version
         record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline)
         # `raw` and `old` must not be used from here on: their views are of a page that this rewrites.
         self._txn.put(change.raw_key, record, db=database)
+        if is_new:
+            self._state.count_key(change.namespace, change.raw_key)
+        self._state.count_record(record)
         self._retire(retired, version)
         return Entry(change.key, size, version, self._now_ns)
 
@@ -268,7 +278,20 @@ class WriteTransaction:
 
     def _claim(self, extents: Sequence[Extent]) -> None:
         for extent in extents:
-            self._txn.delete(loose_key(self._environment.owner, extent.id), db=self._environment.loose)
+            self._delete_loose(loose_key(self._environment.owner, extent.id))
+
+    def _count_out(self, raw: memoryview, namespace: Namespace, raw_key: bytes) -> Sequence[Extent]:
+        """A record is to go. Return its chunks, which nobody will need; none where their list is damaged: they may be others'."""
+        try:
+            head = Head.of(raw, namespace, raw_key)
+        except Damage:
+            self._is_uncounted = True
+            return ()
+        self._state.count_record(raw)
+        try:
+            return Record.below(head, raw).extents
+        except Damage:
+            return ()
 
     def _retire(self, extents: Sequence[Extent], version: int) -> None:
         """Free what a value has left behind, or leave it to the sweep where it is much."""
@@ -279,7 +302,15 @@ class WriteTransaction:
             self.left_garbage = True
 
     def _put_loose(self, raw_key: bytes, extents: Sequence[Extent]) -> None:
-        self._txn.put(raw_key, pack_loose(raw_key, extents), db=self._environment.loose)
+        packed = pack_loose(raw_key, extents)
+        self._txn.put(raw_key, packed, db=self._environment.loose)
+        self._state.count_loose(packed)
+
+    def _delete_loose(self, raw_key: bytes) -> None:
+        raw = self._txn.get(raw_key, db=self._environment.loose)
+        if raw is not None:
+            self._state.count_loose(raw)
+            self._txn.delete(raw_key, db=self._environment.loose)
 
     def _has(self, namespace: Namespace, raw_key: bytes) -> bool:
         return self._txn.get(raw_key, db=self._environment.entries[namespace]) is not None
@@ -291,14 +322,6 @@ class WriteTransaction:
             if start < stop
             else b""
         )
-
-
-def _extents_of(raw: memoryview, namespace: Namespace, raw_key: bytes) -> Sequence[Extent]:
-    """Return the chunks of a value that nobody will need; none where the list of them is damaged: they may be others'."""
-    try:
-        return Record.of(raw, namespace, raw_key).extents
-    except Damage:
-        return ()
 
 
 class PendingWrite(Generic[T]):

@@ -249,10 +249,9 @@ class Writer:
             self._waiting.clear()
             self._tasks.clear()
         for future in futures:
-            # A callback of a future may be what has failed.
+            # One may be done, or cancelled; and a callback of one may be what has failed.
             with suppress(BaseException):
-                if not future.done() and (future.running() or future.set_running_or_notify_cancel()):
-                    future.set_exception(self._ended_error())
+                future.set_exception(self._ended_error())
 
     def _free_some(self) -> int:
         """Free some of the chunks that uploads and overwritten values have left; return how many."""

@@ -47,6 +47,15 @@ def test_what_was_put_is_got(server: Running, size: int) -> None:
     assert server.stubs.kv.Stat(kv_pb2.StatRequest(key="k")).entry == stored
 
 
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
+def test_a_value_comes_in_chunks_of_at_most_1_mib(server: Running, size: int) -> None:
+    put(server, "k", bytes(size))
+    _, *chunks = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"))
+    sizes = [len(message.chunk) for message in chunks]
+    assert sum(sizes) == size
+    assert max(sizes) <= 1 << 20
+
+
 def test_every_put_gives_a_greater_version(server: Running) -> None:
     assert put(server, "k", b"one").version < put(server, "k", b"two").version
     assert get(server, "k")[1] == b"two"

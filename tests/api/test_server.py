@@ -8,7 +8,10 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import pytest
@@ -18,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, kv_pb2, library_pb2, types_pb2
+from kaasd.api import listen
 from kaasd.api.listen import ListenError
 from kaasd.api.server import GRPC_LOGGER
 from tests.api.support import WAIT_S, FakeDispatcher, Running, Stubs, running_server
@@ -138,6 +142,37 @@ class TestUnixSocket:
             running_server(tmp_path, FakeDispatcher(), listen=(f"unix:{directory}/kaasd.sock",)),
         ):
             pass
+
+    @pytest.mark.parametrize(
+        ("owner", "mode", "safe"),
+        [
+            ("me", 0o700, True),
+            ("root", 0o755, True),
+            ("root", 0o1777, True),
+            ("another", 0o700, False),
+            ("me", 0o707, False),
+            ("root", 0o777, False),
+        ],
+    )
+    def test_a_directory_is_safe_where_only_its_owner_or_root_replaces_files(self, owner: str, mode: int, safe: bool) -> None:
+        owners = {"me": os.getuid(), "root": 0, "another": os.getuid() + 1}
+        directory = cast("Path", SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owners[owner], st_mode=stat.S_IFDIR | mode)))
+        with nullcontext() if safe else pytest.raises(ListenError, match="another user may replace"):
+            listen._check_directory(directory)
+
+    def test_one_that_another_daemon_removes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "kaasd.sock"
+
+        class Late(socket.socket):
+            def connect(self, address: object) -> None:
+                path.unlink()
+                raise ConnectionRefusedError
+
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+        monkeypatch.setattr(listen.socket, "socket", Late)
+        listen._make_way(path)
+        assert not path.exists()
 
     def test_a_path_that_is_too_long(self, tmp_path: Path) -> None:
         with (

@@ -198,6 +198,8 @@ class TestPrepare:
                 await until(lambda: workers[1].info.state != admin_pb2.WORKER_STATE_READY)
                 await dispatcher.prepare(REQUEST)
                 assert workers[1].queue.load == 0
+                await until(lambda: workers[1].info.state == admin_pb2.WORKER_STATE_READY)
+                assert "prepare" not in {entry[0] for entry in seen(await execute(dispatcher, device="d1"))["log"]}
 
         run(body())
 

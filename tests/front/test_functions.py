@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from kaas.v1 import executor_pb2, types_pb2
-from kaas_core.errors import FunctionNotFoundError, InvalidArgumentError, InvalidRequestError
+from kaas_core.errors import DataDamagedError, FunctionNotFoundError, InvalidArgumentError, InvalidRequestError
 from kaasd.front.functions import FunctionRegistry, RegisteredFunction, RequestValidator, ValidatedRequest, describe
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
 LIBRARY = "sha256:" + "b" * 64
@@ -107,7 +107,7 @@ def test_the_cache_is_bounded() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[LmdbStore]:
-    with LmdbStore(tmp_path / "store", limit_bytes=64 << 20) as opened:
+    with LmdbStore(tmp_path / "store", limit_bytes=64 << 20, durability=Durability.NONE) as opened:
         yield opened
 
 
@@ -228,6 +228,34 @@ def test_what_this_version_cannot_read_is_left_alone(store: LmdbStore, caplog: p
     assert "broken" in caplog.text and "later" in caplog.text
     with store.snapshot() as snapshot:
         assert len(snapshot.list(namespace=Namespace.FUNCTIONS)) == 3
+
+
+@pytest.mark.parametrize("ends", ["register", "delete"])
+def test_a_damaged_function_is_an_error_until_it_is_replaced_or_deleted(store: LmdbStore, ends: str) -> None:
+    registry(store, function("f", "old"))
+    environment = store._environment
+    with environment.write() as txn:
+        database = environment.entries[Namespace.FUNCTIONS]
+        txn.put(b"f", bytes(txn.get(b"f", db=database))[:-1], db=database)
+
+    async def scenario() -> None:
+        functions = FunctionRegistry(store)
+        with pytest.raises(DataDamagedError, match="the function 'f' is damaged"):
+            functions.get("f")
+        assert functions.list() == []
+        if ends == "register":
+            await functions.register(function("f", "new"))
+            assert kernel_of(functions.get("f")) == "new"
+            await functions.delete("f")
+        else:
+            await functions.delete("f")
+        with pytest.raises(FunctionNotFoundError, match="'f'"):
+            functions.get("f")
+        with pytest.raises(FunctionNotFoundError):
+            await functions.delete("f")
+
+    asyncio.run(scenario())
+    assert len(registry(store)) == 0
 
 
 def test_listing(store: LmdbStore) -> None:

@@ -356,7 +356,8 @@ class TestCancelling:
         self, leaves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def body() -> None:
-            monkeypatch.setattr(module, "CANCEL_GRACE_S", 0.05)
+            if leaves:  # the other one has the grace of the daemon
+                monkeypatch.setattr(module, "CANCEL_GRACE_S", 0.05)
             async with supervised(tmp_path) as worker:
                 pid = worker.info.worker_pid
                 stuck = later(worker, "deaf", deadline=asyncio.get_running_loop().time() + 0.2)

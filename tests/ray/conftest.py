@@ -44,12 +44,16 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _start() -> None:
-    """Start Ray, or skip where it cannot be started at all."""
-    # Other processes of the cluster find the packages where this one does, and need no token.
+def set_up_environment() -> None:
+    """Have other processes of the cluster find the packages where this one does, and need no token."""
     os.environ["PYTHONPATH"] = os.pathsep.join(str(_HERE.parents[1] / folder) for folder in ("", "proto"))
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def _start() -> None:
+    """Start Ray, or skip where it cannot be started at all."""
+    set_up_environment()
     for attempt in range(1, _STARTS + 1):
         try:
             ray.init(

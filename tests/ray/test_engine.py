@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from kaas_client.errors import CancelledError, DeadlineExceededError, KernelFaul
 from kaas_client.ray.arrays import Form, LentArray
 from kaas_client.ray.engine import Engine, Job, Outputs
 from kaas_client.ray.tasks import Task
-from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.libraries.registry import ResolvedLibrary, content_id
 from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, product_kernel, product_request, spin_request, vectors
 
@@ -41,7 +41,15 @@ class Files:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine(device_name: str) -> Iterator[Engine]:
+    """An engine with the device of this name: on the emulated device, and with ``-m gpu`` on a GPU."""
+    with closing(Engine(device_name, Files())) as opened:
+        yield opened
+
+
+@pytest.fixture
+def emulated() -> Iterator[Engine]:
+    """An engine with the emulated device, which survives faults and can stop kernels."""
     with closing(Engine("emulator", Files())) as opened:
         yield opened
 
@@ -69,18 +77,18 @@ def wait_until_unused(engine: Engine) -> None:
     engine.run(job(dot_request(), a=np.ones(1024, "u4"), b=np.ones(1024, "u4")))
 
 
-def buffers_of(engine: Engine) -> list[Allocation]:
-    held = engine.executor.memory._held.values()
-    return [buffer for each in held for buffer in each.buffers if isinstance(buffer, Allocation)]
+def host_addresses(engine: Engine) -> list[int]:
+    """Return where what the emulated device holds lies in host memory."""
+    return [cast(Any, buffer).host_address for held in engine.executor.memory._held.values() for buffer in held.buffers]
 
 
-def test_a_large_output_is_handed_over_where_the_device_has_it(engine: Engine) -> None:
+def test_a_large_output_is_handed_over_where_the_device_has_it(emulated: Engine) -> None:
     """So the one copy of it is Ray's own, into its store."""
     a, b = vectors(1, LARGE)
-    outputs = engine.run(job(product_request(LARGE), a=a, b=b))
+    outputs = emulated.run(job(product_request(LARGE), a=a, b=b))
     (content,) = outputs.contents.values()
     address = np.frombuffer(content, np.uint8).ctypes.data
-    assert address in [buffer.host_address for buffer in buffers_of(engine)]
+    assert address in host_addresses(emulated)
     assert content.readonly
     array = LentArray.of(content, Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
     pieces: list[pickle.PickleBuffer] = []
@@ -145,15 +153,15 @@ def test_a_buffer_that_is_read_and_written_is_a_new_object(engine: Engine) -> No
     assert np.array_equal(words(outputs), a * b * b)
 
 
-def test_a_request_that_fails_leaves_nothing(engine: Engine) -> None:
+def test_a_request_that_fails_leaves_nothing(emulated: Engine) -> None:
     a, b = vectors(7, LARGE)
     far = Kernel(FAULTS, "writeAtKern", args=[u64(1 << 40), out("p")])
     with pytest.raises(KernelFaultError) as fault:
-        engine.run(job(Request([product_kernel(LARGE), far]), a=a, b=b))
+        emulated.run(job(Request([product_kernel(LARGE), far]), a=a, b=b))
     assert (fault.value.metadata["kernel_index"], fault.value.metadata["kernel"]) == ("1", "writeAtKern")
-    wait_until_unused(engine)
-    assert engine.executor.memory.in_use_bytes == 0
-    assert not [each for each in engine.executor.memory._held if "value" in each]  # type: ignore[operator]
+    wait_until_unused(emulated)
+    assert emulated.executor.memory.in_use_bytes == 0
+    assert not [each for each in emulated.executor.memory._held if "value" in each]  # type: ignore[operator]
 
 
 def test_what_nobody_uses_is_held_up_to_a_limit() -> None:
@@ -197,21 +205,21 @@ def wait_until_running(engine: Engine) -> None:
         ticks.wait(0.001)
 
 
-def test_a_running_kernel_is_cancelled_and_the_next_call_is_served(engine: Engine) -> None:
-    spinning = Caller(engine, job(spin_request(), flag=ZERO))
-    wait_until_running(engine)
+def test_a_running_kernel_is_cancelled_and_the_next_call_is_served(emulated: Engine) -> None:
+    spinning = Caller(emulated, job(spin_request(), flag=ZERO))
+    wait_until_running(emulated)
     spinning.cancelled.set()
     error = spinning.error()
     assert isinstance(error, CancelledError)
     assert error.message == "the call was cancelled while the request was running"
-    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+    assert words(emulated.run(job(spin_request(), flag=ONE)))[0] == 1
 
 
-def test_a_waiting_call_is_cancelled_at_once(engine: Engine) -> None:
-    spinning = Caller(engine, job(spin_request(), flag=ZERO))
-    wait_until_running(engine)
-    waiting = Caller(engine, job(spin_request(), flag=ONE))
-    also_waiting = Caller(engine, job(spin_request(), flag=ONE))
+def test_a_waiting_call_is_cancelled_at_once(emulated: Engine) -> None:
+    spinning = Caller(emulated, job(spin_request(), flag=ZERO))
+    wait_until_running(emulated)
+    waiting = Caller(emulated, job(spin_request(), flag=ONE))
+    also_waiting = Caller(emulated, job(spin_request(), flag=ONE))
     waiting.cancelled.set()
     error = waiting.error()
     assert isinstance(error, CancelledError)
@@ -221,33 +229,33 @@ def test_a_waiting_call_is_cancelled_at_once(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_deadline_holds_for_what_runs_and_what_waits(engine: Engine, behind: bool) -> None:
-    first = Caller(engine, job(spin_request(), flag=ZERO)) if behind else None
+def test_a_deadline_holds_for_what_runs_and_what_waits(emulated: Engine, behind: bool) -> None:
+    first = Caller(emulated, job(spin_request(), flag=ZERO)) if behind else None
     if behind:
-        wait_until_running(engine)
-    due = Caller(engine, replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() + 0.2))
+        wait_until_running(emulated)
+    due = Caller(emulated, replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() + 0.2))
     error = due.error()
     assert isinstance(error, DeadlineExceededError)
     assert error.message.endswith("queued" if behind else "running")
     if first is not None:
         first.cancelled.set()
         assert isinstance(first.error(), CancelledError)
-    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+    assert words(emulated.run(job(spin_request(), flag=ONE)))[0] == 1
 
 
-def test_a_deadline_in_the_past_is_never_run(engine: Engine) -> None:
+def test_a_deadline_in_the_past_is_never_run(emulated: Engine) -> None:
     with pytest.raises(DeadlineExceededError):
-        engine.run(replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() - 1))
-    assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+        emulated.run(replace(job(spin_request(), flag=ZERO), deadline=time.monotonic() - 1))
+    assert words(emulated.run(job(spin_request(), flag=ONE)))[0] == 1
 
 
-def test_what_is_handed_over_is_not_cancelled_any_more(engine: Engine) -> None:
+def test_what_is_handed_over_is_not_cancelled_any_more(emulated: Engine) -> None:
     a, b = vectors(9, LARGE)
-    caller = Caller(engine, job(product_request(LARGE), a=a, b=b))
+    caller = Caller(emulated, job(product_request(LARGE), a=a, b=b))
     outputs = caller.outputs()
     caller.cancelled.set()
-    spinning = Caller(engine, job(spin_request(), flag=ZERO))
-    wait_until_running(engine)
+    spinning = Caller(emulated, job(spin_request(), flag=ZERO))
+    wait_until_running(emulated)
     spinning.cancelled.set()
     assert isinstance(spinning.error(), CancelledError)
     assert np.array_equal(words(outputs), a * b)

@@ -136,3 +136,36 @@ def test_what_fails_is_raised_where_the_outer_reference_is_read() -> None:
     too_large = kaas.kaasReq([kaas.kernelSpec(DOT, "sumKern", (1,), (2048,), arguments=[(kaas.bufferSpec("x", 4), "o")])])
     with pytest.raises(InvalidRequestError):
         kaas.ray.invoke((too_large, {}))
+
+
+@ray.remote(num_cpus=0)
+class OwnGpu:
+    """An actor that was given a GPU, as far as the original's calls can tell; what they find is an emulated device."""
+
+    def __init__(self) -> None:
+        kaas.ray._was_given_gpu = lambda: True
+        kaas.ray.init()
+
+    def run(self, *requests: Any) -> list[Any]:
+        return [kaas.ray.invoke(request, profs=None, clientID="me") for request in requests]
+
+    def fail(self, request: Any) -> None:
+        kaas.ray.invoke(request)
+
+
+def test_a_process_that_was_given_a_gpu_runs_requests_itself() -> None:
+    a, b, expected = vectors(7)
+    c, d, other = vectors(8)
+    combined = kaas.ray.putObj(np.concatenate((a, b)))
+    request = dot_request(combined, combined, offset=4 * N, ephemeral=True)
+    request.bufferMap["inpA"] = request.bufferMap["inpA"]._replace(const=True)
+    reference = ray.put(request)
+    keys = {"inpA": kaas.ray.putObj(c), "inpB": kaas.ray.putObj(np.concatenate((a, d)))}
+    actor = OwnGpu.remote()
+    outputs = ray.get(actor.run.remote((reference, {}), (reference, keys), (reference, {})))
+    assert [ray.get(output).view(np.uint32)[0] for (output,) in outputs] == [expected, other, expected]
+    with pytest.raises(LibraryNotFoundError, match="cannot be read"):
+        nowhere = [kaas.kernelSpec("/no/such.ptx", "k", (1,), (1,), arguments=[(kaas.bufferSpec("x", 4), "o")])]
+        ray.get(actor.fail.remote((kaas.kaasReq(nowhere), {})))
+    with pytest.raises(KaasError, match="the range from"):
+        ray.get(actor.fail.remote((reference, {"inpA": kaas.ray.putObj(c[:4])})))

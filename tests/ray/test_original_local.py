@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import kaas_client.ray.original as kaas
+from kaas_client.errors import KernelFaultError, UnavailableError
 from kaas_client.ray.original import profiling
+from kaas_client.ray.original.device import OwnDevice
 from kaas_client.ray.original.lowering import lower
 from kaas_core.json_form import request_from_json
-from tests.ray.support import DOT, KERNELS, N
+from tests.ray.support import DOT, FAULTS, KERNELS, N
 
 
 def chain(depth: int, side: int = 16) -> kaas.kaasReq:
@@ -100,6 +102,42 @@ def test_a_request_is_the_same_after_a_way_through_its_dictionary() -> None:
     read = request_from_json(form)
     assert [spec.store_key for spec in read.buffers if not spec.ephemeral] == ["elsewhere", "constants", "constants"]
     assert read.kernels[0].arguments[:3] == lower(request).request.kernels[0].arguments[:3]
+
+
+def test_a_program_may_change_a_request_that_has_run() -> None:
+    kv = kaas.local.LocalKV()
+    kv.put("constants", np.diag(np.full(16, 2, np.float32)))
+    kv.put("A", np.ones((16, 16), np.float32))
+    request = chain(1)
+    request.kernels[0].ioTypes[2] = "io"
+    kaas.local.invoke((request, {}), kv)
+    assert "layer0_C" not in kv.store
+    request.kernels[0].ioTypes[2] = "o"
+    kaas.local.invoke((request, {}), kv)
+    assert (kv.get("layer0_C").view(np.float32) == 2).all()
+
+
+def test_requests_fail_once_one_has_cost_the_device() -> None:
+    device = OwnDevice("emulator")
+    executor: Any = device._engine.executor
+    explain = executor.explain
+
+    def lose(error: Any, *rest: Any) -> Any:
+        error.device_lost = True
+        return explain(error, *rest)
+
+    executor.explain = lose
+    buffer = kaas.bufferSpec("x", 4)
+    literals = [kaas.literalSpec("Q", 1 << 40)]
+    outside = lower(
+        kaas.kaasReq([kaas.kernelSpec(FAULTS, "writeAtKern", (1,), (1,), literals=literals, arguments=[(buffer, "o")])])
+    )
+    with pytest.raises(KernelFaultError):
+        device.run(outside, {})
+    while not device._lost:
+        device._engine._thread.join()
+    with pytest.raises(UnavailableError, match="cost this process its device"):
+        device.run(outside, {})
 
 
 def test_specs_compare_by_name_and_tell_uses_apart() -> None:

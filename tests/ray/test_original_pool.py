@@ -11,6 +11,7 @@ import pytest
 import ray
 
 import kaas_client.ray.original as kaas
+from kaas_client.ray.original import profiling
 from tests.ray.test_original import dot_request, vectors
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -22,6 +23,11 @@ HEAD = "node:__internal_head__"
 @kaas.pool.remote_with_confirmation()
 def doubled(value: int) -> int:
     return 2 * value
+
+
+@kaas.pool.remote_with_confirmation()
+def with_confirmation(value: Any) -> Any:
+    return value
 
 
 @kaas.pool.remote_with_confirmation(num_returns=2)
@@ -40,6 +46,12 @@ class Methods(kaas.pool.PoolWorker):
 
     def two(self, value: Any, scale: int = 1) -> tuple[Any, Any]:
         return scale * value, os.getpid()
+
+    def runKaas(self, req: Any, clientID: str | None = None) -> Any:
+        profs = self.getProfs()
+        kaas.ray.init()
+        with profiling.timer("t_model_run", profs):
+            return kaas.ray.invoke(req, profs=profs.mod("kaas"), clientID=clientID)
 
     def fail(self) -> None:
         raise ValueError("it cannot be done")
@@ -89,7 +101,7 @@ def balanced(cluster: None, make_pool: MakePool) -> kaas.pool.Pool:
     return pool
 
 
-def result_of(pool: kaas.pool.Pool, group: str, method: str, *args: Any) -> Any:
+def result_of(pool: kaas.pool.Pool, group: str | None, method: str, *args: Any) -> Any:
     return ray.get(ray.get(pool.run(group, method, args=args)))
 
 
@@ -124,12 +136,38 @@ def test_methods_return_one_value_or_several(balanced: kaas.pool.Pool) -> None:
     assert result_of(balanced, "group", "one", "after") == "after"
 
 
+def test_a_worker_of_ones_own_runs_requests(balanced: kaas.pool.Pool) -> None:
+    """As the original's benchmarks do: with a request that was put with its keys, once what makes its input is done."""
+    a, b, expected = vectors(3)
+    template = dot_request(b"", kaas.ray.putObj(b), ephemeral=True)
+    template.kernels[0].ioTypes[2] = "o"
+    reference = ray.put(template)
+    confirmation, made = with_confirmation.remote(a)
+    balanced.getProfile()
+    request = ray.put((reference, {"inpA": ray.cloudpickle.dumps(made)}))
+    call = balanced.run("group", "runKaas", 2, refDeps=[confirmation], args=[request], kwargs={"clientID": "group"})
+    product, total = ray.get(ray.get(ray.get(call)))
+    assert np.array_equal(product.view(np.uint32), a * b)
+    assert total.view(np.uint32)[0] == expected
+    report = balanced.getProfile().report(metrics=["total"])["workers"]["groups"]["group"]
+    assert report["kaas"]["n_invoke"]["total"] == 2
+    assert report["t_model_run"]["total"] > report["kaas"]["t_e2e"]["total"] > 0
+
+
 def test_work_waits_for_what_it_depends_on(balanced: kaas.pool.Pool) -> None:
     confirmation, value = doubled.remote(21)
     assert ray.get(ray.get(balanced.run("group", "one", args=[value], refDeps=[confirmation]))) == 42
     confirmation, same, square = with_square.remote(5)
     assert ray.get([same, square]) == [5, 25]
     assert ray.get(ray.get(balanced.run("group", "one", args=[square], refDeps=[confirmation]))) == 25
+
+
+def test_a_call_need_not_name_a_group_where_all_share_workers(balanced: kaas.pool.Pool) -> None:
+    balanced.getProfile()
+    assert result_of(balanced, None, "one", 3) == 3
+    report = balanced.getProfile().report(metrics=["total"])
+    assert report["workers"]["n_one"] == {"total": 1}
+    assert set(report["pool"]) == {"t_policy_run"}
 
 
 def test_a_worker_that_dies_is_replaced(balanced: kaas.pool.Pool) -> None:
@@ -147,14 +185,18 @@ def test_what_cannot_be_is_said(balanced: kaas.pool.Pool, make_pool: MakePool) -
         kaas.pool.Pool(1, policy="fifo")
     with pytest.raises(kaas.pool.PoolError, match="takes no arguments: strict"):
         kaas.pool.Pool(1, policyArgs={"strict": True})
-    with pytest.raises(kaas.pool.PoolError, match="no group 'nobody'"):
-        ray.get(balanced.run("nobody", "one"))
     with pytest.raises(TypeError, match="weight"):
         balanced.registerGroup("other", Worker, weight=2)
     with pytest.raises(kaas.pool.PoolError, match="workers of the same class"):
         balanced.registerGroup("other", NeverStarts)
+    with pytest.raises(kaas.pool.PoolError, match="at least 1, not 0"):
+        balanced.run("group", "one", num_returns=0)
+    with pytest.raises(TypeError, match="groupID"):
+        ray.get(balanced.run("group", "one", kwargs={"groupID": "twice"}))
     empty = make_pool(0)
     empty.registerGroup("group", Worker)
+    with pytest.raises(kaas.pool.PoolError, match="no group 'nobody'"):
+        ray.get(make_pool(1).run("nobody", "one"))
     with pytest.raises(kaas.pool.PoolError, match="the pool has no workers"):
         ray.get(empty.run("group", "one"))
 
@@ -181,6 +223,8 @@ def test_each_group_has_its_own_workers_under_static(make_pool: MakePool) -> Non
     assert report["workers"]["groups"]["b"]["n_initialized"]["total"] == 1
     with pytest.raises(kaas.pool.PoolError, match="'a' is registered already"):
         pool.registerGroup("a", Worker)
+    with pytest.raises(kaas.pool.PoolError, match="no group 'nobody'"):
+        ray.get(pool.run("nobody", "one"))
 
 
 def test_groups_prefer_their_workers_under_affinity(make_pool: MakePool) -> None:
@@ -192,6 +236,8 @@ def test_groups_prefer_their_workers_under_affinity(make_pool: MakePool) -> None
         calls = [pool.run(group, "two", num_returns=2, args=[0])[1] for group in groups]
         return ray.get(ray.get(calls))
 
+    with pytest.raises(kaas.pool.PoolError, match="above 0, not -1"):
+        pool.registerGroup("c", Worker, weight=-1)
     ready: set[int] = set()
     while len(ready) < 2:
         ready.update(processes_of("ab"))
@@ -200,13 +246,33 @@ def test_groups_prefer_their_workers_under_affinity(make_pool: MakePool) -> None
     assert processes_of("a") + processes_of("a") + processes_of("b") + processes_of("b") == [first, first, second, second]
 
 
+def test_a_worker_serves_one_group_until_another_needs_it_under_exclusive(make_pool: MakePool) -> None:
+    pool = make_pool(1, policy=kaas.pool.policies.EXCLUSIVE)
+    pool.registerGroup("a", Holder)
+    pool.registerGroup("ours", kaas.ray.invokerActor)
+    a, b, expected = vectors(2)
+    request = ray.put(dot_request(kaas.ray.putObj(a), kaas.ray.putObj(b)))
+    processes = [ray.get(ray.get(pool.run("a", "two", num_returns=2, args=[0])[1])) for _ in range(2)]
+    output = result_of(pool, "ours", "invoke", (request, {}))
+    processes.append(ray.get(ray.get(pool.run("a", "two", num_returns=2, args=[0])[1])))
+    assert processes[0] == processes[1] != processes[2]
+    # The worker that this belongs to gave its place to another, and did not end.
+    assert ray.get(output).view(np.uint32)[0] == expected
+    report = pool.getProfile().report(metrics=["total"])
+    totals = {
+        group: {name: each["total"] for name, each in metrics.items()} for group, metrics in report["pool"]["groups"].items()
+    }
+    assert [totals[group]["n_cold_start"] for group in ("a", "ours")] == [2, 1]
+    assert [totals[group].get("n_killed", 0) for group in ("a", "ours")] == [1, 0]
+    assert report["workers"]["groups"]["a"]["n_initialized"]["total"] == 2
+
+
 def test_a_pool_that_was_shut_down_keeps_its_last_metrics() -> None:
     pool = kaas.pool.Pool(1)
     pool.registerGroup("group", Worker)
-    calls = [pool.run("group", "one", args=[value]) for value in range(3)]
+    for value in range(3):
+        pool.run("group", "one", args=[value])
     pool.shutdown()
-    with pytest.raises(ray.exceptions.OwnerDiedError):
-        ray.get(ray.get(calls[0]))
     assert pool.getProfile().report()["workers"]["groups"]["group"]["n_one"]["total"] == 3
     with pytest.raises(kaas.pool.PoolError, match="was shut down"):
         pool.run("group", "one", args=[1])

@@ -20,7 +20,7 @@ from kaas_core.errors import KaasError
 from kaasd.store.base import DamagedEntry, Durability, Entry, Namespace, Write
 from kaasd.store.checksums import VerifiedChunks
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.store.records import Damage, Record, chunk_key
+from kaasd.store.records import RECORD_BYTES, Record, chunk_key
 from kaasd.store.snapshot import LmdbSnapshot
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -191,29 +191,26 @@ class Served:
         return self._store.stats().used_bytes
 
     def damage(self, where: Where, kind: str, at: float) -> bool:
-        """Change what is stored for a key, at a point of it from 0 to 1; return whether there was something to change."""
+        """Change what is stored for a key, at a point of it from 0 to 1; return whether it has a part of this kind."""
         namespace, raw_key = where[0], where[1].encode()
         environment = self._store._environment
         values = environment.entries[namespace]
         with environment.write() as txn:
-            raw = bytes(txn.get(raw_key, b"", db=values))
-            try:
-                record = Record.of(memoryview(raw), namespace, raw_key)
-            except Damage:
-                return False
-            head_bytes = len(raw) - len(record.extents) * 24 - len(record.inline)
-            if kind in CHUNK_DAMAGE and record.extents:
-                name = chunk_key(record.extents[int(at * len(record.extents))].id)
+            raw = bytes(txn.get(raw_key, db=values))
+            head, body = raw[:RECORD_BYTES], raw[RECORD_BYTES:]
+            extents = Record.of(memoryview(raw), namespace, raw_key).extents
+            if kind in CHUNK_DAMAGE and extents:
+                name = chunk_key(extents[int(at * len(extents))].id)
                 chunk = bytes(txn.get(name, db=environment.chunks))
                 txn.delete(name, db=environment.chunks)
                 if kind != "missing":
                     txn.put(name, _flip(chunk, at) if kind == "changed" else chunk[: int(at * len(chunk))], db=environment.chunks)
             elif kind == "head":
-                txn.put(raw_key, _flip(raw[:head_bytes], at) + raw[head_bytes:], db=values)
-            elif kind == "body" and len(raw) > head_bytes:
-                txn.put(raw_key, raw[:head_bytes] + _flip(raw[head_bytes:], at), db=values)
-            elif kind == "cut":
-                txn.put(raw_key, raw[: int(at * len(raw))], db=values)
+                txn.put(raw_key, _flip(head, at) + body, db=values)
+            elif kind == "body" and body:
+                txn.put(raw_key, head + _flip(body, at), db=values)
+            elif kind == "cut" and body:
+                txn.put(raw_key, head + body[: int(at * len(body))], db=values)
             else:
                 return False
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,7 @@ def test_a_disk_that_gets_full_meanwhile(store: LmdbStore, store_path: Path, sta
     store.commit([Write("a", [bytes(4_000_000)])]).result()
     child = start("""
 import resource
+import struct
 from contextlib import closing
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
 for _ in range(2):
@@ -228,10 +230,9 @@ def test_pages_that_are_lost_do_not_keep_it_from_being_made(
             store.commit([Write("a", [b"%d" % number * 10_000])]).result()
     file = store_path / "data.mdb"
     with LmdbFile(file) as found:
-        pages = max((value for _, value in found.below(found.meta.free_root, 4096, 32)), key=len)
-        root = found.meta.free_root * 4096
+        last_page, start = found.meta.last_page, found.meta.transaction % 2 * 4096
     content = bytearray(file.read_bytes())
-    content[content.index(pages, root)] -= 1  # their number: the last one is lost
+    struct.pack_into("<Q", content, content.index(struct.pack("<Q", last_page), start), last_page + 1)
     file.write_bytes(content)
     store = open_store()
     with unpacked(backed_up(store), tmp_path / "restored") as restored:

@@ -68,7 +68,7 @@ def test_each_kind_of_damage_is_found_and_the_rest_goes_on(filled: LmdbStore, re
     damage_chunk(filled, "chunks/3", 0, b"short")
     damage_chunk(filled, "sha256:1", 1, bytes(4096), Namespace.LIBRARIES)
     overwrite_record(filled, "inline/4", lambda record: b"\xff" + record[1:])
-    overwrite_record(filled, "inline/0", lambda record: record[:10])
+    overwrite_record(filled, "inline/0", lambda record: record[:40] + bytes(8) + record[48:])
     overwrite_record(filled, "inline/2", lambda record: record[:-1])
     overwrite_record(filled, "chunks/4", lambda record: record[:-16])
     progress = CheckProgress()
@@ -76,7 +76,7 @@ def test_each_kind_of_damage_is_found_and_the_rest_goes_on(filled: LmdbStore, re
         (Namespace.VALUES, "chunks/1", "chunk N is missing"),
         (Namespace.VALUES, "chunks/3", "chunk N has 5 of 4096 bytes"),
         (Namespace.VALUES, "chunks/4", "the list of its chunks was changed"),
-        (Namespace.VALUES, "inline/0", "its record is cut short"),
+        (Namespace.VALUES, "inline/0", "its record was changed"),
         (Namespace.VALUES, "inline/2", "its bytes are not those that were written"),
         (Namespace.VALUES, "inline/4", "its record was changed"),
         (Namespace.LIBRARIES, "sha256:1", "the bytes of chunk N are not those that were written"),
@@ -89,7 +89,9 @@ def test_a_key_that_is_no_text(store: LmdbStore) -> None:
     environment = store._environment
     with environment.write() as txn:
         txn.put(b"\xff\xfe", b"broken", db=environment.entries[Namespace.VALUES])
-    assert [(entry.key, entry.problem) for entry in store.check()] == [("\\xff\\xfe", "its record is cut short")]
+    trees, found = store.check()
+    assert "not all of its entries are those of the last transaction" in trees.problem
+    assert (found.key, found.problem) == ("\\xff\\xfe", "its record is cut short")
 
 
 def test_it_holds_no_snapshot_while_its_caller_takes_its_time(filled: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +170,7 @@ def test_a_chunk_that_cannot_be_found(filled: LmdbStore, monkeypatch: pytest.Mon
     monkeypatch.setattr(check, "read_chunk", fail)
     progress = CheckProgress()
     found = list(filled.check(progress))
-    assert {entry.namespace for entry in found} == {None}
+    assert {(entry.namespace, entry.key) for entry in found} == {(None, "")}
     assert len(found) == 6
     assert "value 'chunks/0': the trees of" in found[0].problem
     assert progress.entries == 13

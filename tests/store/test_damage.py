@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from kaasd.store import checksums
 from kaasd.store.base import Durability, Entry, Namespace, Write
 from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.store.records import NOBODY, STATE_KEY, STORE_ID_KEY, Extent, loose_key, pack_loose
+from kaasd.store.records import NOBODY, RECORD_BYTES, STATE_BYTES, STATE_KEY, STORE_ID_KEY, Extent, loose_key, pack_loose
 
 CHUNK_BYTES = 1 << 16
 SIZES = [0, 1, 40, 900, 3000, 16_000, 20_000, 150_000]
@@ -35,7 +36,7 @@ def content(payload: Callable[[int], bytes]) -> Content:
 @pytest.fixture
 def file(store_path: Path, content: Content) -> Path:
     """The file of a closed store that holds ``content``."""
-    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES) as store:
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES, durability=Durability.NONE) as store:
         for (namespace, key), value in content.items():
             store.commit([Write(key, [value], namespace=namespace)]).result()
     return store_path / "data.mdb"
@@ -185,6 +186,31 @@ def test_a_damaged_record_frees_no_chunk_of_others(opened: LmdbStore, content: C
     assert {key for _, key in look_at_values(opened, left)} == set()
 
 
+@pytest.mark.parametrize("place", [3, 43], ids=["its version", "its checksum"])
+def test_damaged_records_can_be_replaced_and_the_store_opened_again(
+    file: Path, content: Content, open_store: Callable, place: int
+) -> None:
+    """What they had counted for, where all must be of one transaction, is not known."""
+    keys = ["key/002", "key/003", "key/011"]
+    whole = file.read_bytes()
+    raw = bytearray(whole)
+    for key in keys:
+        for found in re.finditer(re.escape(content[Namespace.VALUES, key]), whole):  # also in pages that are free
+            raw[found.start() - RECORD_BYTES + place] ^= 0x10
+    file.write_bytes(raw)
+    refused = {(Namespace.VALUES, key) for key in keys}
+    with open_store(chunk_bytes=CHUNK_BYTES) as store:
+        assert look(store, content) == refused
+        store.delete("key/003").result()
+    left = {where: value for where, value in content.items() if where[1] != "key/003"}
+    with open_store(chunk_bytes=CHUNK_BYTES) as store:
+        assert look(store, left) == {where for where in refused if where in left}
+        store.commit([Write("key/002", [b"new"])]).result()
+    left[Namespace.VALUES, "key/002"] = b"new"
+    with open_store(chunk_bytes=CHUNK_BYTES) as store:
+        assert look(store, left) == {(Namespace.VALUES, "key/011")}
+
+
 def look_at_values(store: LmdbStore, content: Content) -> set[tuple[Namespace, str]]:
     return {where for where, value in content.items() if get(store, where[1], where[0]) != value}
 
@@ -214,10 +240,18 @@ def test_what_the_store_says_of_itself(file: Path, open_store: Callable, key: by
         open_store()
 
 
+@pytest.mark.parametrize("key", [STATE_KEY, STORE_ID_KEY], ids=bytes.decode)
+def test_what_the_store_says_of_itself_is_gone(file: Path, open_store: Callable, key: bytes) -> None:
+    with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:
+        txn.delete(key)
+    with pytest.raises(StoreForeignError, match=f"^{file} "):
+        open_store()
+
+
 def test_counters_that_change_while_it_is_open(opened: LmdbStore) -> None:
     """A version that was given before would make stale bytes on a device pass for new ones."""
     with opened._environment.write() as txn:
-        txn.put(STATE_KEY, bytes(40))
+        txn.put(STATE_KEY, bytes(STATE_BYTES))
     with pytest.raises(DataDamagedError, match="its counters were changed") as caught:
         opened.commit([Write("a", [b"1"])]).result()
     assert "key" not in caught.value.metadata

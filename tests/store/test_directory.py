@@ -17,7 +17,7 @@ import pytest
 
 from kaas_core.errors import KaasError, StoreForeignError, StoreGoneError
 from kaasd.store import disk_room
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.directory import DATABASES, StoreIdentity, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
@@ -35,7 +35,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.fixture
 def file(store_path: Path) -> Path:
     """The file of a store that is closed. Its trees lie in pages that were free again, before the end of a value."""
-    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=4096) as store:
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=4096, durability=Durability.NONE) as store:
         for _ in range(10):
             store.commit([Write("small", [b"1"])]).result()
         store.commit([Write("large", [b"2" * 100_000])]).result()

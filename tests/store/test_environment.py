@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import lmdb
 import numpy as np
 import pytest
 
-from kaas_core.errors import InternalError
+from kaas_core.errors import InternalError, StoreFullError
+from kaasd.store import disk_room
 from kaasd.store import environment as module
 from kaasd.store.base import StoreMapping, Write
 from kaasd.store.disk_room import keep_for_deletes
@@ -168,6 +171,71 @@ def test_who_is_alive(store: LmdbStore, start: Start) -> None:
     assert store._environment.is_alive(int(other))
     kill(child)
     assert not store._environment.is_alive(int(other))
+
+
+def test_what_is_used_is_the_pages_of_all_trees(store: LmdbStore, payload: Callable) -> None:
+    """Those of chunks, of what finds them, and of values that lie in their records."""
+    store.commit([Write("a", [payload(10 * 4096)])]).result()
+    assert store.stats().used_bytes == (10 * 2 + 1 + 1) * 4096  # with its header a chunk takes two pages
+    store.commit([Write(f"b{i:03}", [payload(1000)]) for i in range(300)]).result()
+    assert store.stats().used_bytes > 10 * 2 * 4096 + 300 * 1000
+
+
+def test_a_store_that_was_closed_has_no_file_open(open_store: Callable, store_path: Path) -> None:
+    """Neither a new one, nor one that was there."""
+    for _ in range(2):
+        open_store().close()
+        links = []
+        for link in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # The one that lists them is closed already.
+                links.append(link.readlink())
+        assert [link for link in links if link.is_relative_to(store_path)] == []
+
+
+def test_the_lock_file_is_on_the_disk_before_lmdb_maps_it(
+    open_store: Callable, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMDB writes to the map, which kills the process where there is no block for it any more."""
+    lock_file, open_, sizes = store_path / "lock.mdb", lmdb.open, []
+
+    def look(path: str, **settings: Any) -> lmdb.Environment:
+        if settings.get("lock", True):
+            status = lock_file.stat()
+            assert status.st_blocks * 512 >= status.st_size
+            sizes.append(status.st_size)
+        return open_(path, **settings)
+
+    monkeypatch.setattr(lmdb, "open", look)
+    open_store(max_readers=500).close()
+    size = lock_file.stat().st_size
+    for left in (0, size):  # as others than kaasd may have left it
+        os.truncate(lock_file, 0)
+        os.truncate(lock_file, left)
+        open_store(max_readers=500).close()
+    assert sizes == [502 * 64] * 3
+
+
+def test_a_disk_that_is_full_is_named_with_what_the_system_says(
+    open_store: Callable, store_path: Path, payload: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        monkeypatch.setattr(disk_room, "_fallocate", lambda *_: ctypes.set_errno(errno.ENOSPC) or -1)
+
+    with monkeypatch.context():
+        full()
+        with pytest.raises(
+            StoreFullError,
+            match=rf"^the file system that holds the store is full: {store_path} \(\[Errno 28\] No space left on device\)$",
+        ):
+            open_store()
+    assert list(store_path.iterdir()) == []
+    monkeypatch.undo()
+    store = open_store()
+    full()
+    with pytest.raises(
+        StoreFullError, match=rf"{store_path}/data.mdb has \d+ bytes and cannot grow \(No space left on device\)$"
+    ):
+        store.commit([Write("a", [payload(1_000_000)])]).result()
 
 
 def test_pages_that_a_dead_process_read_are_free_again(store: LmdbStore, start: Start) -> None:

@@ -292,7 +292,8 @@ class StoreMachine(RuleBasedStateMachine):
     def damage_entry(self, who: int, where: Where, kind: str, at: float) -> None:
         """While it is open, as a page of the file is damaged and not a state of it: no snapshot shows what was before."""
         self.close_snapshots()
-        if where in self.model.values and self.processes[who].do("damage", where, kind, at):
+        is_whole = where in self.model.values and where not in self.model.damaged
+        if is_whole and self.processes[who].do("damage", where, kind, at):
             self.was_damaged = True
             for process in self.processes:
                 process.do("forget")

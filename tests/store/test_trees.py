@@ -14,11 +14,12 @@ import lmdb
 import pytest
 
 from kaas_core.errors import StoreForeignError
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.directory import DATABASES, check_store, prepare
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import CHUNKS, LOOSE
+from kaasd.store.trees import check_trees
 
 PAGE = 4096
 BRANCH, LEAF, OVERFLOW = 1, 2, 4
@@ -27,7 +28,7 @@ BRANCH, LEAF, OVERFLOW = 1, 2, 4
 @pytest.fixture
 def file(store_path: Path) -> Path:
     """The file of a closed store: trees of several pages, values of all sizes, free pages."""
-    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=1 << 16) as store:
+    with LmdbStore(store_path, limit_bytes=64 << 20, chunk_bytes=1 << 16, durability=Durability.NONE) as store:
         sizes = [0, 1, 500, 3000, 30_000, 70_000, 400_000]
         for i in range(300):
             store.commit([Write(f"key {i:04}" * 5, [bytes([i % 251]) * sizes[i % 7]])]).result()
@@ -133,7 +134,7 @@ def test_an_entry_of_another_size_or_kind_is_found(file: Path) -> None:
             assert refused(file)
         for _ in flipped(file, start + 4, range(16)):
             assert refused(file)
-        for _ in flipped(file, start + 6, range(1, 16)):
+        for _ in flipped(file, start + 6, range(16)):
             assert refused(file)
 
 
@@ -149,18 +150,59 @@ def test_a_tree_of_another_kind_is_found(file: Path) -> None:
             assert refused(file)
 
 
+def keys_in(whole: bytes, page: int) -> tuple[int, list[bytes]]:
+    """Return where the entries of a leaf begin, before which nothing counts, and which of ``file``'s keys are among them."""
+    start = page * PAGE + struct.unpack_from("<H", whole, page * PAGE + 14)[0]
+    return start, sorted(set(re.findall(rb"(?:key \d{4}){5}", whole[start : (page + 1) * PAGE])))
+
+
 def test_a_key_out_of_order_is_found(file: Path) -> None:
     whole = file.read_bytes()
     damaged = 0
     for page in pages_of(file)[LEAF]:
-        start = page * PAGE + struct.unpack_from("<H", whole, page * PAGE + 14)[0]  # of the entries; before it nothing counts
-        keys = sorted(set(re.findall(rb"(?:key \d{4}){5}", whole[start : (page + 1) * PAGE])))
+        start, keys = keys_in(whole, page)
         if len(keys) > 2:
             at = whole.index(keys[0], start)
             file.write_bytes(whole[:at] + b"zzz" + whole[at + 3 :])
             assert refused(file)
             damaged += 1
     assert damaged > 3
+
+
+def test_a_page_of_an_earlier_transaction_is_found(store_path: Path, payload: Callable) -> None:
+    """A disk may lose a write. The page is whole, and of the same tree, but its values are those of before."""
+    file, chance, states = store_path / "data.mdb", random.Random(2), []
+    with LmdbStore(store_path, limit_bytes=64 << 20, durability=Durability.NONE) as store:
+        store.commit([Write(f"key {i}", [payload(150)]) for i in range(100)]).result()
+        for _ in range(20):
+            store.commit([Write(f"key {i}", [payload(150)]) for i in chance.sample(range(100), 2)]).result()
+            states.append((file.read_bytes(), set(pages_of(file)[LEAF])))
+    (last, leaves), problems = states.pop(), set()
+    for before, leaves_before in states:
+        for page in leaves & leaves_before:
+            raw = bytearray(last)
+            raw[page * PAGE : (page + 1) * PAGE] = before[page * PAGE : (page + 1) * PAGE]
+            if raw != last:
+                file.write_bytes(raw)
+                with pytest.raises(StoreForeignError) as caught:
+                    prepare(store_path, sync=False)
+                problems.add(re.sub(r"\d+", "N", str(caught.value).split("damaged: ")[1].split(";")[0]))
+    assert "not all of its entries are those of the last transaction" in problems
+    file.write_bytes(last)
+    assert not refused(file)
+
+
+def test_a_key_beyond_the_bounds_of_its_page_is_found(file: Path) -> None:
+    """It is in order among those beside it, but LMDB looks for it elsewhere, and so nobody finds it."""
+    whole = file.read_bytes()
+    leaves = sorted((keys, start, page) for page in pages_of(file)[LEAF] for start, keys in [keys_in(whole, page)] if keys)
+    assert len(leaves) > 5
+    for keys, start, page in leaves[1:-1]:  # nothing bounds the first one below and the last one above
+        for key, wrong in ((keys[0], b"aaa"), (keys[-1], b"zzz")):
+            at = whole.index(key, start)
+            file.write_bytes(whole[:at] + wrong + whole[at + 3 :])
+            with LmdbFile(file) as opened, pytest.raises(StoreForeignError, match=f"page {page} has its keys out of order"):
+                check_trees(opened, opened.meta, 0, lambda *_: True)
 
 
 def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:
@@ -182,13 +224,14 @@ def test_a_free_page_that_is_in_use_is_found(file: Path) -> None:
     assert damaged
 
 
-def test_a_list_of_free_pages_out_of_order_is_found(file: Path) -> None:
-    """LMDB takes pages in a row by the first and the last of them, and the number of those between."""
+def test_a_broken_list_of_free_pages_is_found(file: Path) -> None:
+    """LMDB knows pages in a row by the first and the last of them, and the number of those between."""
     whole = file.read_bytes()
     with LmdbFile(file) as opened:
         raw = max((value for _, value in opened.below(opened.meta.free_root, PAGE, 32)), key=len)
     numbers = array("Q", raw)
-    for change in (numbers[:1] + numbers[2:3] + numbers[1:2] + numbers[3:], array("Q", [numbers[0] + 1]) + numbers[1:]):
+    changed_order = numbers[:1] + numbers[2:3] + numbers[1:2] + numbers[3:]
+    for change in (changed_order, *(array("Q", [numbers[0] + count]) + numbers[1:] for count in (1, -1))):
         file.write_bytes(whole.replace(raw, change.tobytes()))
         assert refused(file)
 

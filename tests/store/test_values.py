@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -80,6 +83,18 @@ def test_range_write(store: LmdbStore, payload: Callable, read: Callable, size: 
     store.delete("a").result()
     store.sweep().result()
     assert store.stats().used_bytes == 0
+
+
+@pytest.mark.parametrize("size", [100, 10_000])
+def test_a_range_is_created_where_nothing_is_and_lies_in_what_is_there(
+    store: LmdbStore, payload: Callable, read: Callable, size: int
+) -> None:
+    value = payload(size)
+    store.commit([Write("a", [value], 0, create=True)]).result()
+    assert read(store, "a") == value
+    store.commit([Write("a", [b"12345"], 0, create=True)]).result()
+    store.commit([Write("a", [b"6"], 7, create=True)]).result()
+    assert read(store, "a") == b"12345" + value[5:7] + b"6" + value[8:]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +267,7 @@ def test_bad_key_is_refused_by_name(store: LmdbStore, key: str) -> None:
         ):
             with pytest.raises(InvalidArgumentError, match=f"^key: .*{BAD_KEYS[key]}") as caught:
                 attempt()
-            assert caught.value.reason == "INVALID_NAME"
+            assert (caught.value.reason, caught.value.metadata["field"]) == ("INVALID_NAME", "key")
     assert store.stats().keys == 0
 
 
@@ -271,8 +286,28 @@ def test_list(store: LmdbStore) -> None:
     assert [e.key for e in listed("", "a/15", 2)] == keys[2:4]
     assert listed("", "b") == listed("c") == listed("a", "b") == listed("", "", 0) == []
     for field, args in {"prefix": ("\ud800",), "after": ("", "x" * 401)}.items():
-        with pytest.raises(InvalidArgumentError, match=f"^{field}: "):
+        with pytest.raises(InvalidArgumentError, match=f"^{field}: ") as caught:
             listed(*args)
+        assert caught.value.metadata["field"] == field
+
+
+def test_a_list_has_100_entries_where_nothing_else_is_asked_for(store: LmdbStore) -> None:
+    store.commit([Write(f"{i:03}", [b""]) for i in range(101)]).result()
+    with store.snapshot() as snapshot:
+        assert [entry.key for entry in snapshot.list()] == [f"{i:03}" for i in range(100)]
+
+
+def test_a_list_that_lmdb_cannot_read_is_an_error_of_the_store(store: LmdbStore, store_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise lmdb.CorruptedError("mdb_cursor_open")
+
+    snapshot = store.snapshot()
+    transaction = snapshot._txn
+    snapshot._txn = SimpleNamespace(cursor=fail)  # type: ignore[assignment]
+    with pytest.raises(DataDamagedError, match=f"the trees of {store_path}, which find all that is stored, are damaged"):
+        snapshot.list()
+    snapshot._txn = transaction
+    snapshot.close()
 
 
 def test_settings_are_checked(open_store: Callable) -> None:

@@ -255,11 +255,12 @@ def test_a_writer_that_fails_leaves_nobody_waiting(open_store: Callable, read: C
 
     store = open_store()
     staged = store.stage()
+    value = bytearray(b"3" * 4096)
     with ThreadPoolExecutor(1) as threads:
         with writer_held_up(store):
             store.commit([Write("second", [b"2"])]).add_done_callback(exit_thread)
             waiting: list[Future[Any]] = [
-                store.commit([Write("third", [b"3"])]),
+                store.commit([Write("third", [value])]),
                 store.commit([Write("large", [b"4" * 50_000])]),
                 store.delete("none"),
                 store.sweep(),
@@ -271,6 +272,7 @@ def test_a_writer_that_fails_leaves_nobody_waiting(open_store: Callable, read: C
         for future in waiting:
             with pytest.raises(InternalError, match="its writer failed: SystemExit: no more"):
                 future.result()
+    value.extend(b"x")  # BufferError while something has a view of it
     later: list[Callable[[], object]] = [
         store.commit([Write("a", [b"1"])]).result,
         store.commit([Write("a", [b"1" * 50_000])]).result,
@@ -320,10 +322,10 @@ def test_pieces_are_checked_before_anything_is_queued(store: LmdbStore) -> None:
 
 @pytest.mark.parametrize(
     ("durability", "sync", "metasync"),
-    [(Durability.FULL, True, True), (Durability.META, True, False), (Durability.NONE, False, False)],
+    [("full", True, True), ("meta", True, False), ("none", False, False)],
 )
-def test_durability_is_lmdbs(open_store: Callable, read: Callable, durability: Durability, sync: bool, metasync: bool) -> None:
-    store = open_store(durability=durability)
+def test_durability_is_lmdbs(open_store: Callable, read: Callable, durability: str, sync: bool, metasync: bool) -> None:
+    store = open_store(durability=Durability(durability))
     flags = store._environment.lmdb.flags()
     assert (flags["sync"], flags["metasync"]) == (sync, metasync)
     store.commit([Write("a", [b"1" * 10_000])]).result()

@@ -18,7 +18,7 @@ from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.snapshot import LmdbSnapshot
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
-from tests.conformance.test_executor import LARGE, SMALL, Bench, serialize
+from tests.conformance.test_executor import LARGE, SMALL, Bench, finish, numbers, serialize
 
 
 class BusyStore(LmdbStore):
@@ -90,3 +90,29 @@ def test_small_values_are_read_once_while_nothing_is_committed(bench: Bench, mon
     assert run() == ({6}, 0)
     bench.put("c", np.full(SMALL, 7, np.uint32))
     assert run() == ({6}, 1)
+
+
+def test_a_value_that_changes_while_another_computes_with_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own; the old one is freed with the last who uses it."""
+    a, b, changed = numbers(0, LARGE), numbers(1, LARGE), numbers(2, LARGE)
+    bench.put("a", a)
+    bench.put("b", b)
+    request, memory = bench.multiply(LARGE), bench.executor.memory
+    bench.run(request)
+    held_bytes = memory.held_bytes
+    holding = True
+    monkeypatch.setattr(bench.executor.load_gate, "holds_back", lambda now_s: holding)
+    bench.executor.load_gate.enter(0.0)
+    first = bench.begin(request, {"p": "q"})
+    assert first.poll() is None  # all that it needs is on the device, or on its way
+    bench.put("a", changed)
+    second = bench.begin(request)
+    assert second.poll() is None
+    holding = False
+    finish([first, second])
+    np.testing.assert_array_equal(bench.get("q"), a * b)
+    np.testing.assert_array_equal(bench.get("p"), changed * b)
+    assert memory.in_use_bytes == 0
+    assert memory.held_bytes == held_bytes + 4 * LARGE  # the output of the second
+    bench.run(request)
+    np.testing.assert_array_equal(bench.get("p"), changed * b)

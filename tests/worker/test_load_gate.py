@@ -105,6 +105,8 @@ def test_a_new_library_waits_and_a_known_one_does_not(device: BusyDevice, bench:
     # The code is there now, so that another program of it is made at once.
     device.busy = True
     assert bench.run(known, {"a": "a", "b": "a", "p": "p"}).versions.keys() == {"p"}
+    assert Job(prepare(bench.executor, another, Cancellation())).poll()
+    assert Job(inspect(bench.executor, bench.library, None, Cancellation())).poll()
     bench.put("long", np.zeros(SMALL + 4, np.uint32))
     assert bench.run(another, {"a": "long", "b": "a", "p": "p"}).versions.keys() == {"p"}
 

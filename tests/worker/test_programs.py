@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaas_core.errors import KernelNotFoundError, LibraryNotFoundError
+from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, LibraryNotFoundError, NotEnabledError
 from kaas_core.request import BufferSpec, Request
 from kaasd.devices.base import Module
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
@@ -21,12 +21,14 @@ from kaasd.request.plan import Plan
 from kaasd.worker import programs as module
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Job
+from kaasd.worker.executor import Executor
 from kaasd.worker.preparation import inspect
 from kaasd.worker.programs import UnknownRequest
 from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, SMALL, Bench, finish, serialize
 
 LIMIT = 3
+HOST_CODE = Path(__file__).parents[1] / "libraries/data/convention.so"
 
 
 class CountingDevice(EmulatedDevice):
@@ -321,3 +323,19 @@ def test_instances_are_taken_by_what_they_last_ran_with(bench: Bench) -> None:
     for instance in (second, first):
         program.give_instance(memory, instance)
     assert program.take_instance(memory, device, []) is first  # the last used
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kind", "says"),
+    [
+        (False, NotEnabledError, "unless it is started with --allow-host-wrappers"),
+        (True, InvalidLibraryError, "is host code: host code launches its kernels on a CUDA GPU; the emulated device runs none"),
+    ],
+)
+def test_host_code_is_asked_of_the_device_where_it_is_allowed(
+    device: EmulatedDevice, bench: Bench, allowed: bool, kind: type[KaasError], says: str
+) -> None:
+    with closing(Executor(device, bench.store, Libraries(bench.store), allow_host_wrappers=allowed)) as executor:
+        job = Job(inspect(executor, "", HOST_CODE.read_bytes(), Cancellation()))
+        with pytest.raises(kind, match=says):
+            finish([job])

@@ -18,6 +18,8 @@ from kaasd.scheduling import Datum, Group, Policy, QueuedRequest, Restart, Sched
 
 ELSEWHERE = 10
 """What a worker that a group does not prefer costs its request, in times of the group's typical request, as in the original."""
+FIRST_S = 1e-3
+"""What a group's first request is expected to take."""
 TYPICAL_WEIGHT = 0.25
 """Of the latest time in the typical one."""
 
@@ -34,7 +36,7 @@ class PoolError(Exception):
 class Work:
     """A call of a worker's method."""
 
-    group: str
+    group: str | None
     method: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
@@ -45,7 +47,7 @@ class Work:
 class Member:
     """A group."""
 
-    id: str
+    id: str | None
     name: str
     """For the scheduler, which does not take every id."""
     worker_class: Any
@@ -82,9 +84,9 @@ class Crew:
         self.counters = createProfiler(prof_level)
         """``n_cold_start`` and ``n_killed``; whoever reads them puts others in place."""
         self._scheduler = Scheduler(policy=policy)
-        self._is_exclusive = policy.value == "exclusive"
+        self._is_exclusive = policy is Policy.EXCLUSIVE
         self._prof_level = prof_level
-        self._members: dict[str, Member] = {}
+        self._members: dict[str | None, Member] = {}
         self._slots: set[str] = set()
         """Of workers: those that are there, start, or are there to be filled."""
         self._workers: dict[str, Worker] = {}
@@ -102,7 +104,7 @@ class Crew:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def register(self, group: str, worker_class: Any, share: float = 1.0, prefers: frozenset[str] = frozenset()) -> None:
+    def register(self, group: str | None, worker_class: Any, share: float = 1.0, prefers: frozenset[str] = frozenset()) -> None:
         """Let a group send work; again, to change what it is granted."""
         member = self._members.setdefault(group, Member(group, f"g{len(self._members)}", worker_class))
         member.prefers = prefers
@@ -126,7 +128,7 @@ class Crew:
         if not self._slots:
             raise PoolError(self._failure)
         member = self._members[work.group]
-        data = (Datum(member.name, ELSEWHERE * member.typical_s),) if member.prefers else ()
+        data = (Datum(member.name, ELSEWHERE * (member.typical_s or FIRST_S)),) if member.prefers else ()
         request = QueuedRequest(work, member.name, data=data)
         pending = self._pending[request] = Pending(work, asyncio.get_running_loop().create_future())
         self._idle.clear()
@@ -166,8 +168,12 @@ class Crew:
     # Workers
 
     def _hire(self, worker_class: Any, group: str | None) -> Worker:
-        self._counters(group)["n_cold_start"].increment(1)
+        self.counters.of_group(group)["n_cold_start"].increment(1)
         return Worker(worker_class.remote(profLevel=self._prof_level, defaultGroup=group), worker_class, group)
+
+    def _worker_for(self, member: Member) -> Worker:
+        parked = self._parked.get(member.id)
+        return parked.pop() if parked else self._hire(member.worker_class, member.id)
 
     async def _get_ready(self, worker: Worker) -> None:
         """Return when a worker is there. Raises what became of it instead."""
@@ -195,14 +201,12 @@ class Crew:
         """Give a slot to another group: what its worker was is gone, or is kept for its own group."""
         old = self._workers.pop(slot, None)
         if old is not None and old.holds_resources:
-            self._counters(old.group)["n_killed"].increment(1)
+            self.counters.of_group(old.group)["n_killed"].increment(1)
             self._last_profiles.append(old.actor._getProfile.remote())
             old.actor._shutdown.remote()
         elif old is not None:
             self._parked.setdefault(old.group, []).append(old)
-        parked = self._parked.get(member.id)
-        worker = parked.pop() if parked else self._hire(member.worker_class, member.id)
-        self._starting[slot] = worker
+        worker = self._starting[slot] = self._worker_for(member)
         try:
             await self._get_ready(worker)
         except Exception as error:
@@ -215,7 +219,7 @@ class Crew:
         self._scheduler.add_device(slot)
         self._decide()
 
-    def _failed(self, error: Exception, groups: Collection[str]) -> None:
+    def _failed(self, error: Exception, groups: Collection[str | None]) -> None:
         """A worker could not be started. The work of these groups has none."""
         self._failure = f"a worker could not be started: {error}"
         for request, pending in list(self._pending.items()):
@@ -225,9 +229,6 @@ class Crew:
 
     def _all_workers(self) -> list[Worker]:
         return [*self._workers.values(), *chain.from_iterable(self._parked.values())]
-
-    def _counters(self, group: str | None) -> profCollection:
-        return self.counters if group is None else self.counters.mod("groups").mod(group)
 
     # Work
 
@@ -249,12 +250,18 @@ class Crew:
         work = pending.work
         worker = self._workers.get(slot)
         if worker is None:
-            worker = self._workers[slot] = self._hire(self._members[work.group].worker_class, work.group)
+            worker = self._workers[slot] = self._worker_for(self._members[work.group])
             self._spawn(self._learn(worker))
         method = worker.actor._runWithCompletion.options(num_returns=work.num_returns + 1)
-        done, *results = method.remote(work.method, *work.args, groupID=work.group, **work.kwargs)
-        if not pending.started.done():
-            pending.started.set_result(results)
+        done: Any = None
+        try:
+            done, *results = method.remote(work.method, *work.args, groupID=work.group, **work.kwargs)
+        except Exception as error:  # The arguments are such that Ray does not take them.
+            if not pending.started.done():
+                pending.started.set_exception(error)
+        else:
+            if not pending.started.done():
+                pending.started.set_result(results)
         self._spawn(self._wait(request, slot, worker, done))
 
     async def _learn(self, worker: Worker) -> None:
@@ -266,7 +273,8 @@ class Crew:
         """Wait until a worker has done what it was called for, well or not: that is for who has the references to say."""
         lost = False
         try:
-            await done
+            if done is not None:
+                await done
         except RayActorError:
             lost = self._workers.get(slot) is worker
         except Exception:

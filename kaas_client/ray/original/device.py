@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kaas_client.ray.engine import Engine, Job
+from kaas_client.ray.executor import EMULATOR_UNUSED_BYTES
 from kaas_client.ray.original.lowering import Bytes, Lowered
 from kaas_client.ray.tasks import Task
 from kaas_core import request as core
-from kaas_core.errors import LibraryNotFoundError
+from kaas_core.errors import LibraryNotFoundError, UnavailableError
 from kaas_core.violations import shown
 from kaasd.devices.registry import AUTO, available
 from kaasd.libraries.registry import ResolvedLibrary, content_id
@@ -61,18 +63,33 @@ class OwnLibraries:
 
 
 class OwnDevice:
-    """An open device. ``run`` is for any thread."""
+    """An open device. ``run`` is for any thread, and runs one request at a time."""
 
     def __init__(self, name: str) -> None:
         """Raises ``DeviceUnavailable``."""
         self._libraries = OwnLibraries()
-        self._engine = Engine(name, self._libraries)
+        unused_limit_bytes = None if name.startswith("cuda:") else EMULATOR_UNUSED_BYTES
+        self._engine = Engine(name, self._libraries, unused_limit_bytes=unused_limit_bytes, on_failure=self._lose)
+        self._lost = False
+        self._lock = threading.Lock()
         self._tasks: WeakKeyDictionary[Lowered, Task] = WeakKeyDictionary()
         self._runs = count()
         atexit.register(self._engine.close)
 
     def run(self, lowered: Lowered, inputs: Mapping[str, Bytes | Shared]) -> list[NDArray[np.int8]]:
-        """Run a request; return the outputs that its caller sees. Raises ``KaasError``."""
+        """Run a request; return the outputs that its caller sees.
+
+        Raises ``KaasError``, among them ``UnavailableError`` where an earlier request cost the device.
+        """
+        with self._lock:
+            if self._lost:
+                raise UnavailableError("an earlier request cost this process its device: only another process has one again")
+            return self._run(lowered, inputs)
+
+    def _lose(self, status: int) -> None:
+        self._lost = True
+
+    def _run(self, lowered: Lowered, inputs: Mapping[str, Bytes | Shared]) -> list[NDArray[np.int8]]:
         task = self._tasks.get(lowered)
         if task is None:
             task = self._tasks[lowered] = Task.of(self._libraries.read(lowered.request), lowered.returns)

@@ -70,15 +70,27 @@ class Lowered:
         return values
 
 
-_lowered: WeakKeyDictionary[kaasReq, Lowered] = WeakKeyDictionary()
+_lowered: WeakKeyDictionary[kaasReq, tuple[object, Lowered]] = WeakKeyDictionary()
 
 
 def lower(source: kaasReq) -> Lowered:
     """Return what a request means, whatever its keys are. Raises ``KaasError``, ``InvalidRequestError``."""
-    found = _lowered.get(source)
-    if found is None:
-        found = _lowered[source] = _lower(source)
+    said = _without_keys(source)
+    known, found = _lowered.get(source, (None, None))
+    if found is None or known != said:
+        found = _lower(source)
+        _lowered[source] = said, found
     return found
+
+
+def _without_keys(source: kaasReq) -> object:
+    """Return all that a request says but its keys, to be compared: a program may change it at any time."""
+    kernels = [
+        (each.library, each.kernel, [*each.gridDim], [*each.blockDim], each.sharedSize, *([*part] for part in each[6:]))
+        for each in source.kernels
+    ]
+    buffers = [(name, *buffer[:3], *buffer[4:]) for name, buffer in source.bufferMap.items()]
+    return source.nIter, kernels, buffers
 
 
 def _lower(source: kaasReq) -> Lowered:

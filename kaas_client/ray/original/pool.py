@@ -69,7 +69,7 @@ class Pool:
 
     def run(
         self,
-        groupID: str,
+        groupID: str | None,
         methodName: str,
         num_returns: int = 1,
         args: Sequence[Any] = (),
@@ -78,9 +78,12 @@ class Pool:
     ) -> Any:
         """Call a method of one of the group's workers, when one is there for it and the references in ``refDeps`` are ready.
 
-        Return a reference to a reference to what it returns; for more ``num_returns`` than one, a list of such.
+        Return a reference to a reference to what it returns; for more ``num_returns`` than one, a list of such. Raises
+        ``PoolError``.
         """
         self._check()
+        if num_returns < 1:
+            raise PoolError(f"a call returns something: num_returns must be at least 1, not {num_returns}")
         method = self.pool.run.options(num_returns=num_returns)
         return method.remote(groupID, methodName, *(refDeps or ()), num_returns=num_returns, args=args, kwargs=kwargs)
 

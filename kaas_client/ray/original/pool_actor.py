@@ -23,7 +23,7 @@ class PoolActor:
         self._max_workers = max_workers
         self._policy = policy
         self._prof_level = prof_level
-        self._crews: dict[str, Crew] = {}
+        self._crews: dict[str | None, Crew] = {}
         """By group. Under ``static`` each has its own; otherwise they are one and the same."""
         self._shared: Crew | None = None
         self._kind = ""
@@ -42,15 +42,25 @@ class PoolActor:
         register(group, worker_class, **arguments)
 
     async def run(
-        self, group: str, method: str, *awaited: Any, num_returns: int, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+        self,
+        group: str | None,
+        method: str,
+        *awaited: Any,
+        num_returns: int,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] | None,
     ) -> Any:
         """Return a reference to what the method returns, or a tuple of them, when a worker is there for it.
 
         ``awaited`` is there, or this would not run. Raises ``PoolError``.
         """
         if group not in self._crews:
-            raise PoolError(f"there is no group {group!r}: call registerGroup")
-        with profiling.timer("t_policy_run", self._waited.mod("groups").mod(group)):
+            if self._policy != "balance" or self._shared is None:
+                raise PoolError(f"there is no group {group!r}: call registerGroup")
+            # The workers of one group are those of all: programs rely on that, and leave the group out.
+            self._crews[group] = self._shared
+            self._shared.register(group, None)
+        with profiling.timer("t_policy_run", self._waited.of_group(group)):
             results = await self._crews[group].run(Work(group, method, args, kwargs or {}, num_returns))
         return results[0] if num_returns == 1 else tuple(results)
 
@@ -82,11 +92,13 @@ class PoolActor:
 
     def _register_affinity(self, group: str, worker_class: Any, weight: float = 1, affinities: Sequence[int] = ()) -> None:
         """``weight`` is what a request costs its group; it prefers the workers of these numbers, from 0."""
+        if not weight > 0:
+            raise PoolError(f"a weight is a number above 0, not {weight!r}")
         self._join_all(group, worker_class).register(group, worker_class, 1 / weight, frozenset(map(str, affinities)))
 
     def _register_exclusive(self, group: str, worker_class: Any) -> None:
         if self._shared is None:
-            self._shared = Crew(Policy(self._policy), self._prof_level)
+            self._shared = Crew(Policy.EXCLUSIVE, self._prof_level)
             for slot in range(self._max_workers):
                 self._shared.open_slot(str(slot))
         self._crews[group] = self._shared
@@ -139,6 +151,8 @@ def _for_this_cluster(worker_class: Any) -> Any:
 
 def _with_part(worker_class: Any, resource: str, threads: float, part: float) -> Any:
     """Return a class of actors that have a part of a resource, and of a GPU's threads under MPS."""
+    if not hasattr(worker_class, "options"):
+        return worker_class  # It has some already, which say what it needs.
     if resource != "GPU":
         return worker_class.options(**_without_gpu(worker_class), resources={resource: part})
     if not ray.cluster_resources().get("GPU"):

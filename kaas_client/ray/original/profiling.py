@@ -109,6 +109,10 @@ class profCollection(MutableMapping[str, prof]):
             self.mods[name] = profCollection(detail=self.detail)
         return self.mods[name]
 
+    def of_group(self, group: str | None) -> profCollection:
+        """Return the module of a group; this, for None."""
+        return self if group is None else self.mod("groups").mod(group)
+
     def getMods(self) -> Iterator[tuple[str, profCollection]]:
         """Yield the modules with their names."""
         yield from self.mods.items()

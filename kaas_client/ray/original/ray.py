@@ -67,8 +67,7 @@ def invoke(
     request, keys = rawReq
     with profiling.timer("t_e2e", profs):
         with profiling.timer("t_parse_request", profs):
-            source = _request(request)
-            lowered = lower(source)
+            source, lowered = (request, lower(request)) if isinstance(request, kaasReq) else _known(request)
         with profiling.timer("t_invoke", profs):
             references = _run_here(lowered, source, keys) if _has_gpu() else _run_on_executor(lowered, source, keys)
     if profs is not None:
@@ -109,15 +108,14 @@ def _was_given_gpu() -> bool:
     return bool(ray.get_runtime_context().get_accelerator_ids()["GPU"])
 
 
-_requests: LRUCache[Reference, kaasReq] = LRUCache(MOST_KNOWN)
+_requests: LRUCache[Reference, tuple[kaasReq, Lowered]] = LRUCache(MOST_KNOWN)
 
 
-def _request(request: Reference | kaasReq) -> kaasReq:
-    if isinstance(request, kaasReq):
-        return request
-    found = _requests.get(request)
+def _known(reference: Reference) -> tuple[kaasReq, Lowered]:
+    found = _requests.get(reference)
     if found is None:
-        found = _requests[request] = ray.get(request)
+        source = ray.get(reference)
+        found = _requests[reference] = source, lower(source)
     return found
 
 

@@ -27,7 +27,7 @@ class PoolWorker:
 
     def _runWithCompletion(self, fName: str, *args: Any, groupID: str | None = None, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method. Return True, which is small enough to wait for, and what it returned, element by element if a tuple."""
-        self._groupProfs = self._profsOf(groupID)
+        self._groupProfs = self._profs.of_group(groupID)
         result = getattr(self, fName)(*args, **kwargs)
         return (True, *result) if isinstance(result, tuple) else (True, result)
 
@@ -48,7 +48,4 @@ class PoolWorker:
 
     def _renewProfs(self) -> None:
         self._profs = profiling.createProfiler(self.profLevel)
-        self._groupProfs = self._profsOf(self._defaultGroup)
-
-    def _profsOf(self, group: str | None) -> profiling.profCollection:
-        return self._profs if group is None else self._profs.mod("groups").mod(group)
+        self._groupProfs = self._profs.of_group(self._defaultGroup)
