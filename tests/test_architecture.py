@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -146,6 +147,11 @@ def test_a_library_has_its_packages(library: str) -> None:
         if not any(within(module_name(path), package) for package in PACKAGES_OF[library])
     ]
     assert wrong == []
+
+
+def test_scheduling_needs_no_library() -> None:
+    names = {name.split(".")[0] for path in SOURCES if within(module_name(path), "kaasd.scheduling") for name in imports(path)}
+    assert names - sys.stdlib_module_names == {"kaasd", "kaas_core"}
 
 
 def test_the_daemon_does_not_import_the_client() -> None:

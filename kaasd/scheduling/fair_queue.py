@@ -71,7 +71,7 @@ class GroupState:
         self.share = granted.share
         self._advance_s = granted.advance_s
         self._max_running = granted.max_running
-        self._count_running(0)
+        self.may_run = not self._max_running or self.running < self._max_running
 
     @property
     def use(self) -> GroupUse:
@@ -99,14 +99,18 @@ class GroupState:
         self.queued -= 1
         self.queued_bytes -= request.size_bytes
         self.waiting -= 1
-        self._count_running(1)
+        self.running += 1
+        if self._max_running:
+            self.may_run = self.running < self._max_running
         request.tag = self.tag
         request.charged_s = expected_s
         self.tag += expected_s / self.share
 
     def back(self, request: QueuedRequest, device_s: float) -> None:
         """A request is no longer with a device, where it has used ``device_s``."""
-        self._count_running(-1)
+        self.running -= 1
+        if self._max_running:
+            self.may_run = self.running < self._max_running
         self.device_s += device_s
         self.tag += (device_s - request.charged_s) / self.share
 
@@ -122,10 +126,6 @@ class GroupState:
         floor = virtual_time - self._advance_s - kept
         if self.tag < floor:
             self.tag = floor
-
-    def _count_running(self, more: int) -> None:
-        self.running += more
-        self.may_run = not self._max_running or self.running < self._max_running
 
     def _over(self, limit: str, why: str) -> GroupLimitError:
         return GroupLimitError(f"group {self.granted.name}: {why}", {"group": self.granted.name, "limit": limit})
@@ -148,11 +148,21 @@ class Flow:
         """By device."""
         self._requests: list[tuple[int, float, int, QueuedRequest]] = []
 
-    def push(self, request: QueuedRequest) -> None:
-        """Take a request in."""
+    @property
+    def stands(self) -> bool:
+        """Whether it stands in the queue of a device that has what its first request needs."""
+        if self.claims and self.first().data == self.claimed:
+            for claim in self.claims.values():
+                if claim.entry is not None and claim.data is self.claimed:
+                    return True
+        return False
+
+    def push(self, request: QueuedRequest) -> bool:
+        """Take a request in. Return whether it is the first."""
         request.state = QUEUED
         heappush(self._requests, (-request.priority, request.deadline, request.number, request))
         self.waiting += 1
+        return self.waiting == 1 or self._requests[0][3] is request
 
     def pop(self) -> QueuedRequest:
         """Take the first request out; there is one."""
@@ -211,6 +221,12 @@ class FairQueue(Generic[F]):
         """A flow has requests that may run, or its group's virtual time has moved back."""
         entry = flow.entry = (flow.group.tag, next(self._numbers), flow)
         heappush(self.entries, entry)
+
+    def clear(self) -> None:
+        """Take all out."""
+        for _, _, flow in self.entries:
+            flow.entry = None
+        self.entries.clear()
 
     def first(self) -> F | None:
         """Return the flow whose group has the lowest virtual time, of those that have requests which may run."""

@@ -73,6 +73,7 @@ class Partition:
         if device.used < device.slots:
             del self._by_used[device.used][device]
             self._free -= 1
+        device.claims.clear()
         promised = []
         while (request := device.first_promised()) is not None:
             self.withdraw(request)
@@ -84,7 +85,7 @@ class Partition:
         if flow.entry is None:
             flow.group.enter(self.virtual_time, self._longest_s)
             self.move(flow)
-        if self._sticky and flow.only is None:
+        if self._sticky and flow.only is None and not flow.stands:
             self._claim(flow)
 
     def move(self, flow: Flow) -> None:
@@ -139,19 +140,19 @@ class Partition:
                 device, own_tag, work = own
                 self._reach(min(tag, own_tag))
                 request = work if isinstance(work, QueuedRequest) else self._take(work)
-                self._start(request, device, self.residents.missing_s(device, request.data), now, decisions)
+                self._start(request, device, now, decisions)
             elif flow is not None:
                 request = self._take(flow)
                 device, load_s, elsewhere_s = self._choose(request, now)
                 if device.used < device.slots:
                     self._reach(tag)
-                    self._start(request, device, load_s, now, decisions)
+                    self._start(request, device, now, decisions, load_s)
                 else:
                     self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
             elif overdue is not None:
                 self._reach(tag)
                 device, load_s, _ = self._choose(overdue, now, must_be_free=True)
-                self._start(overdue, device, load_s, now, decisions)
+                self._start(overdue, device, now, decisions, load_s)
             else:
                 break
         self._attention.clear()
@@ -250,8 +251,16 @@ class Partition:
         heappush(self._patience, (until, request.number, request))
 
     def _start(
-        self, request: QueuedRequest, device: Device, load_s: float, now: float, decisions: MutableSequence[Decision]
+        self,
+        request: QueuedRequest,
+        device: Device,
+        now: float,
+        decisions: MutableSequence[Decision],
+        load_s: float | None = None,
     ) -> None:
+        """A request gets a slot. ``load_s`` is how long bringing its data takes, where that is known."""
+        if load_s is None:
+            load_s = self.residents.missing_s(device, request.data)
         if request.state is not QUEUED:
             self.withdraw(request)
         request.state = RUNNING
@@ -288,11 +297,11 @@ class Partition:
         best: list[Device] = []
         for key, key_load_s in residents.rarest_first(data):
             for device in residents.holders(key):
-                missing_s = residents.missing_s(device, data)
+                missing_s = residents.missing_s(device, data) if device.open else math.inf
                 if missing_s < least_s:
                     least_s = missing_s
                     best.clear()
-                if missing_s == least_s:
+                if missing_s == least_s < math.inf:
                     best.append(device)
             if least_s <= key_load_s:
                 break

@@ -100,9 +100,12 @@ class Residents(Generic[D]):
     def bring(self, device: D, data: Sequence[Datum]) -> Placement:
         """A request runs on a device, and what it lacks is brought there. Return what that means."""
         keys = self._keys.get(device, ())
-        missing = [key for key, _ in data if key not in keys]
-        if not missing:
+        for key, _ in data:
+            if key not in keys:
+                break
+        else:
             return Placement.RESIDENT if data else Placement.UNSPECIFIED
+        missing = [key for key, _ in data if key not in keys]
         known = all(key in self._devices for key in missing)
         for key in missing:
             self.add(device, key)

@@ -62,10 +62,8 @@ class Scheduler:
         """Partitions that have something to decide."""
         self._numbers = count()
         self._sticky = policy is not Policy.BALANCE
-        if policy is Policy.EXCLUSIVE:
-            self._sharing: Sharing = Exclusive(self._partition, restart_s)
-        else:
-            self._sharing = Sharing(self._partition, (owners or {}) if policy is Policy.STATIC else {})
+        self._exclusive = Exclusive(self._partition, restart_s) if policy is Policy.EXCLUSIVE else None
+        self._sharing = self._exclusive or Sharing(self._partition, (owners or {}) if policy is Policy.STATIC else {})
         for group in (Group(DEFAULT_GROUP), *groups):
             self.set_group(group)
 
@@ -114,7 +112,8 @@ class Scheduler:
         """
         device = self._devices.pop(name, None)
         if device is None:
-            self._sharing.abandon(name)
+            if self._exclusive is not None:
+                self._exclusive.abandon(name)
             return []
         self._put_back(self._sharing.close(device))
         self._sharing.remove(device)
@@ -216,26 +215,32 @@ class Scheduler:
             partition.overdue(request)
             self._changed[partition] = None
         decisions: list[Decision] = []
+        for partition in self._changed:
+            partition.decide(now, decisions)
+        if self._exclusive is not None:
+            self._settle(self._exclusive, now, decisions)
+        self._changed.clear()
+        return decisions
+
+    def _settle(self, exclusive: Exclusive, now: float, decisions: list[Decision]) -> None:
+        """See to whose the devices are, until that changes nothing any more."""
         while True:
-            changed = tuple(self._changed)
+            again, promised = exclusive.settle(now, self._changed, decisions)
             self._changed.clear()
-            for partition in changed:
-                partition.decide(now, decisions)
-            again, promised = self._sharing.settle(now, changed, decisions)
+            self._changed.update(dict.fromkeys(again))
             self._put_back(promised)
-            for partition in again:
-                self._changed[partition] = None
             if not self._changed:
                 break
+            for partition in self._changed:
+                partition.decide(now, decisions)
         for decision in decisions:
             if isinstance(decision, Restart):
                 del self._devices[decision.device]
-        return decisions
 
     @property
     def wakes_at(self) -> float:
         """When ``decide`` is to be called though nothing has happened; infinity, for never."""
-        return min(self._overdue_at, self._sharing.wakes_at)
+        return self._overdue_at if self._exclusive is None else min(self._overdue_at, self._exclusive.wakes_at)
 
     @property
     def _overdue_at(self) -> float:
@@ -275,9 +280,8 @@ class Scheduler:
             flow = state.flows[only] = Flow(state, only)
             if only is not None:
                 self._only.setdefault(only, {})[state] = flow
-        flow.push(request)
         state.waiting += 1
-        if flow.entry is None or flow.first() is request:
+        if flow.push(request) or flow.entry is None:
             self._list(flow)
 
     def _wait(self, request: QueuedRequest) -> None:
@@ -309,7 +313,8 @@ class Scheduler:
     def _back(self, request: QueuedRequest, state: GroupState, device_s: float) -> None:
         """A request is no longer with a device, nor is it promised one."""
         state.back(request, device_s)
-        self._sharing.used(state.granted.name, device_s)
+        if self._exclusive is not None:
+            self._exclusive.used(state.granted.name, device_s)
         flow = state.flows[request.device]
         if flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)
@@ -323,7 +328,8 @@ class Scheduler:
             partition = self._partition_of(state)
             partition.vacate(request, device, now)
             self._changed[partition] = None
-            self._sharing.vacated(device)
+            if self._exclusive is not None:
+                self._exclusive.vacated(device)
 
     def _check_idle(self, state: GroupState) -> None:
         if not state.running and not state.waiting:

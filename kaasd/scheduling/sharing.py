@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from kaasd.scheduling.decisions import Decision
 from kaasd.scheduling.device import Device
 from kaasd.scheduling.fair_queue import GroupState
 from kaasd.scheduling.partition import Partition
@@ -34,8 +32,6 @@ class Sharing:
         """Return whether a request of a group may be for one device only."""
         return self.partition_at(device) is self.partition_of(group)
 
-    # Events. Those without effect are for who overrides them.
-
     def set_group(self, state: GroupState) -> None:
         """A group is there, or is granted something else."""
 
@@ -62,27 +58,3 @@ class Sharing:
         """A device that is closed is gone."""
         if (partition := self._at.pop(device.name, None)) is not None:
             partition.remove(device)
-
-    def abandon(self, device: str) -> None:
-        """A device that restarts does not come back."""
-
-    def vacated(self, device: Device) -> None:
-        """A request has left a device."""
-
-    def used(self, group: str, device_s: float) -> None:
-        """A group has used device time."""
-
-    # Decisions
-
-    @property
-    def wakes_at(self) -> float:
-        """When ``settle`` is to be called though nothing has happened; infinity, for never."""
-        return math.inf
-
-    def settle(
-        self, now: float, changed: Iterable[Partition], decisions: MutableSequence[Decision]
-    ) -> tuple[Sequence[Partition], Sequence[QueuedRequest]]:
-        """Partitions have decided. Add what else is to be done; return those that have to decide again, and requests that were
-        promised a device which their group has lost.
-        """
-        return (), ()

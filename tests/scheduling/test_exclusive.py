@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
+
 import pytest
 
 from benchmarks.simulation import Caller, Simulation
 from kaas_core.errors import InvalidRequestError
 from kaasd.scheduling import Group, Policy, QueuedRequest, Restart, Scheduler, Start
+from tests.scheduling.watched import Watched
 
 RESTART_S = 2.0
 
@@ -109,6 +113,23 @@ def test_groups_with_less_to_do_than_their_share_get_what_they_need() -> None:
     assert simulation.served_s["a"] == pytest.approx(1000.0, rel=0.05)
     assert simulation.served_s["b"] == pytest.approx(3000.0, rel=0.05)
     assert simulation.restarts <= 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_group_waits_longer_than_the_bound(seed: int) -> None:
+    """That of docs/scheduling.md."""
+    draw = random.Random(seed)
+    devices = draw.choice([1, 2, 3])
+    groups = [Group(f"g{number}", draw.choice([0.5, 1.0, 2.0])) for number in range(draw.choice([2, 4, 7]))]
+    watched = Watched(scheduler(*groups, devices=devices))
+    simulation = Simulation(watched, restart_s=RESTART_S)
+    for group in groups:
+        simulation.add(Caller(group.name, draw.choice([1, 8]), partial(draw.uniform, 0.5, 1.5), think_s=draw.choice([0.0, 3.0])))
+    simulation.run(2000.0)
+    shares = [group.share for group in groups]
+    quanta = sum(shares) / min(shares) + 2 * len(groups)
+    bound = (quanta * 10 * RESTART_S + len(groups) * (RESTART_S + 1.5)) / devices
+    assert watched.longest <= bound
 
 
 def test_a_restart_is_told_once() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -294,3 +296,10 @@ class TestStatic:
         queue.add_device("d0")
         with pytest.raises(InvalidRequestError, match="device: group b cannot ask for d0"):
             submitted(queue, 1, group="b", device="d0")
+
+
+def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/scheduling.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "docs/scheduling.md", "exec"), {})
+    assert capsys.readouterr().out == "send 1 to cuda:0 Placement.LOADED\n"
