@@ -22,12 +22,10 @@ from kaasd.store.checksums import VerifiedChunks
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import RECORD_BYTES, Record, chunk_key
 from kaasd.store.snapshot import LmdbSnapshot
+from kaasd.store.staged import StagedValue
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__])
-RECORD_DAMAGE = ("head", "body", "cut")
-CHUNK_DAMAGE = ("changed", "short", "missing")
-
 Where: TypeAlias = tuple[Namespace, str]
 
 
@@ -117,7 +115,7 @@ class Served:
         self._settings = settings
         self._store: LmdbStore
         self._snapshots: dict[int, LmdbSnapshot] = {}
-        self._uploads: list[Any] = []
+        self._uploads: list[StagedValue] = []
         self.calls_to_live = 0
         # In the threads of the store, which do not run yet.
         threading.setprofile(self._count)
@@ -127,6 +125,7 @@ class Served:
         self._store = LmdbStore(path, limit_bytes=limit_bytes, chunk_bytes=chunk_bytes, durability=durability)
 
     def close(self) -> None:
+        self._uploads.clear()
         self._store.close()
 
     def commit(self, puts: Sequence[Put]) -> dict[str, Entry]:
@@ -143,14 +142,16 @@ class Served:
     def delete(self, where: Where) -> Entry:
         return self._store.delete(where[1], where[0]).result()
 
-    def begin_upload(self, pieces: Sequence[bytes], give_up: bool) -> None:
+    def begin_upload(self, pieces: Sequence[bytes]) -> None:
         upload = self._store.stage()
         for piece in pieces:
             upload.append(piece)
-        if give_up:
-            upload.close()
-        else:
-            self._uploads.append(upload)
+        self._uploads.append(upload)
+
+    def end_upload(self, where: Where | None = None) -> dict[str, Entry]:
+        """Commit the upload that was begun last, or give it up."""
+        with self._uploads.pop() as upload:
+            return self._store.commit([Write(where[1], upload, namespace=where[0])]).result() if where is not None else {}
 
     def open_snapshot(self, number: int) -> None:
         self._snapshots[number] = self._store.snapshot()
@@ -190,8 +191,8 @@ class Served:
     def used_bytes(self) -> int:
         return self._store.stats().used_bytes
 
-    def damage(self, where: Where, kind: str, at: float) -> bool:
-        """Change what is stored for a key, at a point of it from 0 to 1; return whether it has a part of this kind."""
+    def damage(self, where: Where, kind: float, at: float) -> None:
+        """Change what is stored for a key: in one of several ways, and at a point of it; both are numbers from 0 to 1."""
         namespace, raw_key = where[0], where[1].encode()
         environment = self._store._environment
         values = environment.entries[namespace]
@@ -199,21 +200,16 @@ class Served:
             raw = bytes(txn.get(raw_key, db=values))
             head, body = raw[:RECORD_BYTES], raw[RECORD_BYTES:]
             extents = Record.of(memoryview(raw), namespace, raw_key).extents
-            if kind in CHUNK_DAMAGE and extents:
+            if extents and kind < 0.6:
                 name = chunk_key(extents[int(at * len(extents))].id)
                 chunk = bytes(txn.get(name, db=environment.chunks))
                 txn.delete(name, db=environment.chunks)
-                if kind != "missing":
-                    txn.put(name, _flip(chunk, at) if kind == "changed" else chunk[: int(at * len(chunk))], db=environment.chunks)
-            elif kind == "head":
+                if kind < 0.4:
+                    txn.put(name, _flip(chunk, at) if kind < 0.3 else chunk[: int(at * len(chunk))], db=environment.chunks)
+            elif not body or kind < 0.7:
                 txn.put(raw_key, _flip(head, at) + body, db=values)
-            elif kind == "body" and body:
-                txn.put(raw_key, head + _flip(body, at), db=values)
-            elif kind == "cut" and body:
-                txn.put(raw_key, head + body[: int(at * len(body))], db=values)
             else:
-                return False
-        return True
+                txn.put(raw_key, head + (_flip(body, at) if kind < 0.9 else body[: int(at * len(body))]), db=values)
 
     def forget(self) -> None:
         """Forget which chunks were compared, as a process that has just opened the store knows of none."""

@@ -11,11 +11,10 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -25,13 +24,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreForeignError, StoreGoneError, ValueTooShortError
 from kaasd.store.base import Durability, Entry, Namespace
 from tests.store.model import Model
-from tests.store.store_process import CHUNK_DAMAGE, RECORD_DAMAGE, Killed, Put, Settings, StoreProcess, Where
+from tests.store.store_process import Killed, Put, Settings, StoreProcess, Where
 
 CHUNK_BYTES = 4096
 LIMIT_BYTES = 64 << 20
 PAGE_BYTES = 4096
-SEQUENCES, STEPS = 25, 30
-"""That are made where the command line says nothing, always the same ones; and how long each is at most."""
+SEQUENCES, STEPS, MORE_STEPS = 50, 15, 40
+"""Where the command line says nothing, so many are made, always the same ones; how long each is at most, and how long else."""
+FIRST = {"a": 40, "b": 4000, "ä/1": 9000}
+"""Keys that are there at first, and the sizes of their values: in the record, in one chunk, in several."""
 MEMORY = Path("/dev/shm")
 """Where closing a store waits for no disk."""
 
@@ -44,8 +45,8 @@ sizes = st.one_of(
 )
 fractions = st.floats(0, 1, exclude_max=True)
 who = st.integers(0, 1)
-calls = st.integers(1, 500)
-"""Of a store's threads, before one of which their process is killed."""
+calls = st.integers(1, 200) | st.integers(200, 2000)
+"""Of a store's threads, before one of which their process is killed. A small commit takes 200, and so does a delete."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +83,23 @@ class Part:
     create: bool
     stage: bool
     too_long: bool
+    """The range ends behind the value."""
 
     def put(self, model: Model) -> Put:
         data, offset = self.new.data, None
-        if self.start is not None:
-            old = len(model.values.get(self.where, b""))
-            offset = int(self.start * old)
-            if not self.too_long and self.where in model.values:
-                data = data[: old - offset]
+        if self.start is not None and self.where in model.values:
+            size = len(model.values[self.where])
+            offset = int(self.start * size)
+            data = data.ljust(size - offset + 1)[: size - offset + 1] if self.too_long else data[: size - offset]
+        elif self.start is not None:
+            offset = int(self.start * 3)
         return Put(self.where, cut(data, self.cuts), offset, self.create, self.stage)
 
 
-rarely = st.integers(0, 19).map(lambda n: n == 7)
+rarely = st.integers(0, 7).map(lambda number: number == 5)
 whole_parts = st.builds(Part, keys, new_bytes, cuts, st.none(), st.booleans(), st.booleans(), st.just(False))
 range_parts = st.builds(Part, keys, new_bytes, cuts, fractions, st.booleans(), st.booleans(), rarely)
-commits = st.lists(st.one_of(whole_parts, range_parts), min_size=1, max_size=4)
+commits = st.lists(st.one_of(range_parts, whole_parts), min_size=1, max_size=4)
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Copy:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    """After each step both processes, and all snapshots that they hold, show what the model says."""
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="kaasd-store-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
@@ -133,6 +138,11 @@ class StoreMachine(RuleBasedStateMachine):
         config = Settings(self.path, durability, LIMIT_BYTES, CHUNK_BYTES)
         self.processes = [StoreProcess(config), StoreProcess(config)]
         self.open()
+        self.committed(
+            [Put((Namespace.VALUES, key), [bytes([number]) * size]) for number, (key, size) in enumerate(FIRST.items())],
+            lambda puts: self.processes[0].do("commit", puts),
+        )
+        self.look()
         self.back_up(0)
 
     # What users do
@@ -142,7 +152,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.committed([part.put(self.model) for part in parts], lambda puts: self.processes[who].do("commit", puts))
         self.look()
 
-    def committed(self, puts: list[Put], commit: Any) -> None:
+    def committed(self, puts: list[Put], commit: Callable[[list[Put]], dict[str, Entry]]) -> None:
+        """See that ``commit`` succeeds, and how, or fails as it must."""
         new, errors = self.model.after(puts)
         try:
             entries = commit(puts)
@@ -208,9 +219,17 @@ class StoreMachine(RuleBasedStateMachine):
         if where not in self.model.damaged or entry.version:
             assert (entry.size_bytes, entry.version) == (len(self.model.values[where]), self.model.versions[where])
 
-    @rule(who=who, new=new_bytes, cuts=cuts, give_up=st.booleans())
-    def begin_upload(self, who: int, new: NewBytes, cuts: list[float], give_up: bool) -> None:
-        self.processes[who].do("begin_upload", cut(new.data, cuts), give_up)
+    @rule(who=who, new=new_bytes, cuts=cuts, where=keys, end=st.sampled_from(["commit", "give up", "leave"]))
+    def upload(self, who: int, new: NewBytes, cuts: list[float], where: Where, end: str) -> None:
+        """The other process does not take its chunks for those of a dead one."""
+        process = self.processes[who]
+        process.do("begin_upload", cut(new.data, cuts))
+        self.processes[1 - who].do("sweep")
+        if end == "commit":
+            self.committed([Put(where, [new.data])], lambda _: process.do("end_upload", where))
+        elif end == "give up":
+            process.do("end_upload")
+        self.look()
 
     @precondition(lambda self: len(self.snapshots) < 3)
     @rule(who=who)
@@ -234,11 +253,6 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(who=who)
     def compact(self, who: int) -> None:
         self.processes[who].do("compact")
-        self.look()
-
-    @rule(who=who)
-    def sweep(self, who: int) -> None:
-        self.processes[who].do("sweep")
         self.look()
 
     # What else happens
@@ -274,11 +288,22 @@ class StoreMachine(RuleBasedStateMachine):
             self.model.delete(where)
         self.restart(who)
 
-    def restart(self, who: int) -> None:
+    @rule(who=who, parts=st.lists(whole_parts, min_size=1, max_size=4))
+    def restart_beside_a_commit(self, who: int, parts: list[Part]) -> None:
+        """Who opens the store looks at pages that another process writes over."""
+        self.restart(who, [part.put(self.model) for part in parts])
+
+    def restart(self, who: int, puts: list[Put] | None = None) -> None:
+        """Kill a process, if it is not dead yet, and start it again; meanwhile the other one commits ``puts``."""
         self.processes[who].kill()
         self.snapshots = {number: (holder, model) for number, (holder, model) in self.snapshots.items() if holder != who}
         self.processes[who].start()
+        other = self.processes[1 - who]
+        if puts is not None:
+            other.tell("commit", puts)
         self.processes[who].do("open")
+        if puts is not None:
+            self.committed(puts, lambda _: other.answer())
         self.look()
 
     @rule(copy_file=st.booleans())
@@ -289,12 +314,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
         self.look()
 
-    @rule(who=who, where=keys, kind=st.sampled_from(RECORD_DAMAGE + CHUNK_DAMAGE), at=fractions)
-    def damage_entry(self, who: int, where: Where, kind: str, at: float) -> None:
+    @rule(who=who, key=fractions, kind=fractions, at=fractions)
+    def damage_entry(self, who: int, key: float, kind: float, at: float) -> None:
         """While it is open, as a page of the file is damaged and not a state of it: no snapshot shows what was before."""
         self.close_snapshots()
-        is_whole = where in self.model.values and where not in self.model.damaged
-        if is_whole and self.processes[who].do("damage", where, kind, at):
+        if whole := sorted(self.model.values.keys() - self.model.damaged, key=str):
+            where = whole[int(key * len(whole))]
+            self.processes[who].do("damage", where, kind, at)
             self.was_damaged = True
             for process in self.processes:
                 process.do("forget")
@@ -393,7 +419,7 @@ def test_any_sequence_of_operations(request: pytest.FixtureRequest) -> None:
         StoreMachine,
         settings=settings(
             max_examples=SEQUENCES if wanted is None else wanted,
-            stateful_step_count=STEPS,
+            stateful_step_count=STEPS if wanted is None else MORE_STEPS,
             derandomize=wanted is None,
             deadline=None,
             # Shrinking takes longer than a test may; a run of one's own does it.
