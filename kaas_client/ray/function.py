@@ -59,6 +59,12 @@ class RemoteFunction:
         self._inputs: Mapping[str, BufferSpec] = {
             spec.name: spec for spec in request.buffers if spec.name in uses and uses[spec.name].reads_first
         }
+        self._zeros = {
+            spec.name: np.zeros(spec.size_bytes, np.uint8)
+            for spec in self._task.outputs
+            if spec.name in self._inputs and self._inputs[spec.name].ephemeral
+        }
+        """What starts as zeros unless it is given, and is returned: for an executor it is a value like others."""
         self._session: Session | None = None
 
     @property
@@ -88,6 +94,7 @@ class RemoteFunction:
         missing, not known or of another size.
         """
         self._check(buffers)
+        buffers = {**self._zeros, **buffers}
         session = self._session
         if session is None:
             session = self._session = Session.current()

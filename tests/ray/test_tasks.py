@@ -12,7 +12,7 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client import Kernel, Request, inp, out, u64
+from kaas_client import Kernel, Request, inout, inp, out, u64
 from kaas_client.errors import FunctionNotFoundError, InvalidRequestError, LibraryNotFoundError
 from tests.ray.support import DOT, N, Words, dot_request, product_and_dot_request, product_request, vectors
 
@@ -41,6 +41,16 @@ def test_a_pipeline_from_python_to_ours_to_ours_to_python(n: int) -> None:
     product = kaas_ray.remote(product_request(n))
     reference = negated.remote(product.remote(a=product.remote(a=negated.remote(a), b=b), b=b))
     assert np.array_equal(ray.get(reference), a * b * b)
+
+
+def test_what_starts_as_zeros_may_be_returned_and_given() -> None:
+    """As an iterative solver's first guess."""
+    a, b = vectors(6)
+    x = inout("x", 4 * N, ephemeral=True, dtype="u4", shape=N)
+    step = kaas_ray.remote(Request([Kernel(DOT, "prodKern", grid=1, block=N, args=[u64(N), x, inp("b", 4 * N), x])]))
+    assert not ray.get(step.remote(b=b)).any()
+    assert np.array_equal(ray.get(step.remote(b=b, x=a)), a * b)
+    assert not ray.get(step.remote(b=ray.put(b))).any()
 
 
 def test_a_registered_function_is_found_by_its_name() -> None:
