@@ -41,7 +41,7 @@ class Durability(Enum):
     META = "meta"
     """The last transaction, which may hold the outputs of several requests; the store stays whole."""
     NONE = "none"
-    """The last transactions, and the store where the file system reorders writes."""
+    """The last transactions; where the file system reorders writes also values, or the whole store, which are then refused."""
 
 
 @dataclass(frozen=True, slots=True)

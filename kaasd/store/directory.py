@@ -185,7 +185,17 @@ def check_store(file: LmdbFile, meta: Meta) -> None:
 
 def _format_of(file: LmdbFile) -> int:
     """Return the format of a store. Raises ``StoreForeignError`` where it is none, or of a later version."""
-    entries = file.main_entries(file.meta)
+    while True:
+        meta = file.latest_meta()
+        try:
+            return _format_in(file, meta)
+        except StoreForeignError:
+            if file.latest_meta() == meta:  # else a process that has the store open has committed meanwhile
+                raise
+
+
+def _format_in(file: LmdbFile, meta: Meta) -> int:
+    entries = file.main_entries(meta)
     number = unpack_format(entries.get(STATE_KEY, b""))
     if not number or not entries.keys() >= set(DATABASES):
         raise StoreForeignError(

@@ -44,8 +44,9 @@ class LmdbStore:
     * ``Durability.FULL``: nothing. Each commit waits for the data and for LMDB's root page.
     * ``Durability.META`` (``MDB_NOMETASYNC``): the last transaction before the crash, which may hold several commits
       and is undone; the store stays whole.
-    * ``Durability.NONE`` (``MDB_NOSYNC``): the commits of the last moments; the whole store where the file system writes
-      pages back in another order than they were written. Closing writes everything.
+    * ``Durability.NONE`` (``MDB_NOSYNC``): what was committed since the store was closed last, which writes everything. Where the
+      file system writes pages back in another order than they were written, also values, which are then damaged, or the whole
+      store, which is then refused when it is opened. What is there is as it was after one transaction, all of it.
 
     ``limit_bytes`` is LMDB's map size: address space, and at most so much disk. Values may take all of it but a hundredth (at
     least 256 KiB), which is kept for deletes. ``chunk_bytes`` is the most that one transaction writes.

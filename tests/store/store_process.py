@@ -97,7 +97,8 @@ class StoreProcess:
             result = self._connection.recv()
         except (EOFError, ConnectionResetError):
             self._process.join()
-            raise Killed(f"exit code {self._process.exitcode}") from None
+            assert self._process.exitcode == -signal.SIGKILL, f"it ended by itself: {self._process.exitcode}"
+            raise Killed from None
         if isinstance(result, Exception):
             raise result
         return result
@@ -107,7 +108,6 @@ class StoreProcess:
         self._process.kill()
         self._process.join()
         self._connection.close()
-        assert self._process.exitcode == -signal.SIGKILL, f"it ended by itself: {self._process.exitcode}"
 
 
 class Served:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -361,7 +362,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.end()
+            if sys.exc_info()[0] is None:
+                self.end()
         finally:
             for process in self.processes:
                 process.kill()

@@ -15,18 +15,19 @@ import pytest
 
 from tests.store.power_loss import STEPS
 
-Record = Callable[[str], Path]
+Record = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """Return the recording of the load in one mode, which is made once."""
+    """Return the recording of a load, in one mode where it has several; it is made once."""
     folder = tmp_path_factory.mktemp("recordings")
 
-    def record_(durability: str) -> Path:
-        log, store = folder / durability, folder / f"{durability}-store"
+    def record_(*mode: str, module: str = "power_loss") -> Path:
+        name = "-".join([module, *mode])
+        log, store = folder / name, folder / f"{name}-store"
         if not log.exists():
-            load = [sys.executable, "-m", "tests.store.power_loss", "load", str(store), durability]
+            load = [sys.executable, "-m", f"tests.store.{module}", "load", str(store), *mode]
             done = subprocess.run(
                 [sys.executable, "-m", "tests.store.recorder", str(log), str(store), *load],
                 capture_output=True,
@@ -40,13 +41,13 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
 
 
 @pytest.fixture
-def check(tmp_path: Path) -> Callable[[Path, str], subprocess.CompletedProcess[str]]:
+def check(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Open every file that the disk may hold by a recording."""
     memory = Path("/dev/shm")
     folder = memory / f"kaas-test-{os.getpid()}" if os.access(memory, os.W_OK) else tmp_path / "disk"
 
-    def check_(log: Path, durability: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tests.store.power_loss", "check", str(log), str(folder), durability]
+    def check_(log: Path, *mode: str, module: str = "power_loss") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"tests.store.{module}", "check", str(log), str(folder), *mode]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=False)
         finally:
@@ -72,6 +73,15 @@ def test_what_is_there_after_a_power_loss(durability: str, undone: int, record: 
     assert found[1] >= STEPS - 1  # committed, and not acknowledged yet
     assert found.get(-1, 0) >= 5 * undone
     assert found.keys() <= {-undone, 0, 1}
+
+
+def test_none_where_the_disk_writes_in_any_order(record: Record, check: Callable) -> None:
+    """Refused, or one state that is not older than the last sync, but for values that are refused: nothing else, and no crash."""
+    done = check(record(module="reordered_writes"), module="reordered_writes")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found.keys() == {"refused", "whole", "older", "damaged"}
+    assert min(found["refused"], found["whole"]) > 50
 
 
 def test_a_weaker_mode_does_not_keep_the_promise_of_full(record: Record, check: Callable) -> None:

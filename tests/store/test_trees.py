@@ -16,9 +16,9 @@ import pytest
 from kaas_core.errors import StoreForeignError
 from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.directory import DATABASES, check_store, prepare
-from kaasd.store.lmdb_file import LmdbFile
+from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.store.records import CHUNKS, LOOSE
+from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STATE_KEY
 from kaasd.store.trees import check_trees
 
 PAGE = 4096
@@ -253,3 +253,30 @@ def test_a_store_that_another_process_writes_to_is_whole(open_store: Callable, s
         pending = store.commit([Write(f"k{i % 7}", [bytes(i * 1000)])])
         prepare(store_path, sync=False)
         pending.result()
+
+
+def test_a_store_whose_main_page_is_written_over_meanwhile_is_whole(
+    open_store: Callable, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commits later what LMDB's root led to may be anything."""
+    store = open_store(chunk_bytes=1 << 16)
+    original = LmdbFile.main_entries
+    chance, looks = random.Random(6), list[Meta]()
+
+    def is_main_page(file: LmdbFile, meta: Meta) -> bool:
+        try:
+            return STATE_KEY in original(file, meta)
+        except StoreForeignError:
+            return False
+
+    def late(file: LmdbFile, meta: Meta) -> dict[bytes, bytes]:
+        looks.append(meta)
+        if len(looks) == 1:
+            while is_main_page(file, meta):
+                store.commit([Write("k", [bytes(chance.choice([0, 3000, 300_000]))])]).result()
+        return original(file, meta)
+
+    monkeypatch.setattr(LmdbFile, "main_entries", late)
+    assert prepare(store_path, sync=False) == FORMAT
+    assert looks[0] not in looks[1:]
+    assert len(looks) > 1
