@@ -122,8 +122,6 @@ class Partition:
         occupied_s = now - request.started_at
         device.occupied(request.planned_s, occupied_s)
         self._longest_s = max(occupied_s, self._longest_s * 0.999)
-        if not device.used and device.first_promised() is None:
-            device.free_at = now
 
     # Decisions
 
@@ -282,8 +280,10 @@ class Partition:
             placement = self.residents.bring(device, request.data)
             if placement is Placement.RESIDENT:
                 group.resident += 1
-            elif self._sticky and (flow := group.flows.get(None)) is not None and flow.waiting:
-                self._claim(flow)
+            elif self._sticky and (flow := group.flows.get(None)) is not None:
+                flow.claimed = ()  # another device has its data now
+                if flow.waiting:
+                    self._claim(flow)
         decisions.append(Start(request, device.name, placement))
 
     def _claim(self, flow: Flow) -> None:
