@@ -138,19 +138,20 @@ class Partition:
                 device, own_tag, work = own
                 self._reach(min(tag, own_tag))
                 request = work if isinstance(work, QueuedRequest) else self._take(work)
-                self._start(request, device, now, decisions)
+                load_s = work.missing_s if isinstance(work, Claim) else self.residents.missing_s(device, request.data)
+                self._start(request, device, load_s, now, decisions)
             elif flow is not None:
                 request = self._take(flow)
                 device, load_s, elsewhere_s = self._choose(request, now)
                 if device.used < device.slots:
                     self._reach(tag)
-                    self._start(request, device, now, decisions, load_s)
+                    self._start(request, device, load_s, now, decisions)
                 else:
                     self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
             elif overdue is not None:
                 self._reach(tag)
                 device, load_s, _ = self._choose(overdue, now, must_be_free=True)
-                self._start(overdue, device, now, decisions, load_s)
+                self._start(overdue, device, load_s, now, decisions)
             else:
                 break
         self._attention.clear()
@@ -249,16 +250,9 @@ class Partition:
         heappush(self._patience, (until, request.number, request))
 
     def _start(
-        self,
-        request: QueuedRequest,
-        device: Device,
-        now: float,
-        decisions: MutableSequence[Decision],
-        load_s: float | None = None,
+        self, request: QueuedRequest, device: Device, load_s: float, now: float, decisions: MutableSequence[Decision]
     ) -> None:
-        """A request gets a slot. ``load_s`` is how long bringing its data takes, where that is known."""
-        if load_s is None:
-            load_s = self.residents.missing_s(device, request.data)
+        """A request gets a slot. ``load_s`` is how long bringing its data takes."""
         if request.state is not QUEUED:
             self.withdraw(request)
         request.state = RUNNING
