@@ -30,9 +30,10 @@ endif
 PROTOS := $(wildcard proto/kaas/v1/*.proto)
 WORKER_PROTOS := $(wildcard proto/kaas/worker/v1/*.proto)
 GENERATED ?= proto
+RAY_OLDEST := $(CURDIR)/build/ray-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-gpu soak mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
+.PHONY: help venv demo test test-ray-oldest test-gpu soak mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
@@ -44,6 +45,10 @@ demo: $(RUNTIME) ## Start a daemon, run real requests on what this machine has, 
 
 test: $(DEV) ## Run the tests, in two processes; no GPU is needed. In one, as a debugger wants it: ARGS=-n0
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-ray-oldest: $(DEV) ## Run the tests of Ray with the oldest Ray that is supported
+	@test -d $(RAY_OLDEST) || $(PY) -m pip install --quiet --target $(RAY_OLDEST) --no-deps 'ray == 2.55.*'
+	@PYTHONPATH=$(RAY_OLDEST):$(PYTHONPATH) $(PY) -m pytest tests/ray $(ARGS)
 
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)

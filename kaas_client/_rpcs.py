@@ -47,8 +47,9 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", max_message_bytes),
         # gRPC's own back-off grows to two minutes; a restarted server should be found within a second.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # This is not the least back-off, but what an attempt may take: a busy server answers late.
+        ("grpc.min_reconnect_backoff_ms", 10_000),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.util import list_named_actors
 
-from kaas_client.ray.executor import THREADS, WAITING, WAITING_THREADS, Executor
+from kaas_client.ray.executor import THREADS, WAITING, WAITING_THREADS, ExecutorActor
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import InvalidArgumentError, UnavailableError
 from kaas_core.violations import shown
@@ -38,7 +38,7 @@ def start(kind: str, count: int | None) -> list[ExecutorRef]:
     if kind == "emulator":
         # Where no node says how many emulated devices it is to have, each takes the CPU that it runs on.
         needs = {"num_cpus": 0, "resources": {EMULATOR_RESOURCE: 1}} if EMULATOR_RESOURCE in resources else {"num_cpus": 1}
-    actors = actor_class(Executor)
+    actors = actor_class(ExecutorActor)
     executors = []
     for index in range(count):
         name = f"{kind}:{index}"
@@ -76,7 +76,7 @@ def stop(executors: list[ExecutorRef]) -> None:
         ray.kill(executor.actor)
 
 
-def actor_class(kind: type[Executor]) -> Any:
+def actor_class(kind: type[ExecutorActor]) -> Any:
     """Return a kind of executor as a class of actors: they are started again whenever they end, and their calls sent there."""
     remote: Any = ray.remote  # its types lack some options
     groups = {WAITING: WAITING_THREADS}

@@ -36,7 +36,7 @@ from kaasd.devices.registry import kind_of, open_device
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import LibrarySource
 from kaasd.scheduling import DEFAULT_GROUP, QueuedRequest
-from kaasd.worker.calls import Call, Calls
+from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import GRACE_S, REPEAT_S, Cancellation
 from kaasd.worker.execution import Invocation, Result, execute
 from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
@@ -313,7 +313,7 @@ class Engine:
                 pending.fail(error)
 
         invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation, input_keys=job.input_keys)
-        calls.begin(pending.id, Call(execute(executor, invocation), cancellation, succeeded, failed))
+        calls.begin(pending.id, CallUnderWay(execute(executor, invocation), cancellation, succeeded, failed))
 
     def _leaves_device(self, pending: _Pending) -> None:
         self._queue.left(pending)

@@ -19,7 +19,7 @@ from kaas_client.ray import groups, table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
-from kaas_client.ray.tasks import Call, Task
+from kaas_client.ray.tasks import Task, TaskCall
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
@@ -72,7 +72,7 @@ class ClusterLibraries:
         return True
 
 
-class Executor:
+class ExecutorActor:
     """Runs tasks on one device. Each call has a thread of its own; the device has another."""
 
     def __init__(self, device: str) -> None:
@@ -94,12 +94,12 @@ class Executor:
 
     def run(self, call: bytes, *values: object) -> object:
         """Run a task; return its output, or a tuple of several. Raises ``KaasError``."""
-        return self._serve(Call.from_bytes(call), values)
+        return self._serve(TaskCall.from_bytes(call), values)
 
     @ray.method(concurrency_group=WAITING)
     def run_when_ready(self, call: bytes, *values: Any) -> object:
         """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
-        waiting = Call.from_bytes(call)
+        waiting = TaskCall.from_bytes(call)
         *known, references = values
         awaited = references[len(waiting.constants) :]
         context = ray.get_runtime_context()
@@ -115,7 +115,7 @@ class Executor:
         ready = waiting._replace(given=[*waiting.given, *waiting.awaited], awaited=())
         return self._serve(ready, (*known, *ray.get(awaited), references[: len(waiting.constants)]))
 
-    def _serve(self, call: Call, values: Sequence[Any]) -> object:
+    def _serve(self, call: TaskCall, values: Sequence[Any]) -> object:
         task = self._task(call.digest)
         if not self._engine.knows_group(call.group):
             self._engine.set_group(groups.read(call.group))
@@ -181,7 +181,7 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
-def _job(task: Task, call: Call, values: Sequence[object], task_id: str) -> Job:
+def _job(task: Task, call: TaskCall, values: Sequence[object], task_id: str) -> Job:
     """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
     inputs: dict[str, memoryview] = {}
     input_keys: dict[str, str] = {}

@@ -13,7 +13,7 @@ import ray
 
 from kaas_client.ray.arrays import bytes_of
 from kaas_client.ray.session import Session
-from kaas_client.ray.tasks import Call, Task
+from kaas_client.ray.tasks import Task, TaskCall
 from kaas_core.errors import InvalidArgumentError, InvalidRequestError, Violation
 from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import buffer_uses
@@ -119,7 +119,7 @@ class RemoteFunction:
                 values.append(value)
         deadline_s = 0.0 if options.timeout is None else time.time() + options.timeout
         digest, retries = self._task.serialized.digest, options.max_retries
-        call = Call(digest, given, (*constants,), (*awaited,), deadline_s, retries, options.group, options.priority)
+        call = TaskCall(digest, given, (*constants,), (*awaited,), deadline_s, retries, options.group, options.priority)
         if constants or awaited:
             values.append([*constants.values(), *awaited.values()])
         actor = session.executor(options.executor).actor

@@ -93,7 +93,8 @@ class DeviceQueue(Generic[C]):
             return True
 
     def left(self, call: C) -> None:
-        """A call needs the device no more."""
+        """A call needs the device no more. Idempotent."""
         with self._lock:
-            self._running.discard(call)
-            self._scheduler.finished(call.queued, monotonic())
+            if call in self._running:
+                self._running.discard(call)
+                self._scheduler.finished(call.queued, monotonic())

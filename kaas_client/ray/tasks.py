@@ -18,7 +18,7 @@ from kaasd.ipc.messages import SerializedRequest
 from kaasd.scheduling import DEFAULT_GROUP
 
 
-class Call(NamedTuple):
+class TaskCall(NamedTuple):
     """One call of a task. The values of its inputs travel beside it, in this order; last, in a list, the references."""
 
     digest: bytes
@@ -41,7 +41,7 @@ class Call(NamedTuple):
         return pickle.dumps(tuple(self), pickle.HIGHEST_PROTOCOL)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Call:
+    def from_bytes(cls, data: bytes) -> TaskCall:
         """Return what ``to_bytes`` wrote."""
         return cls(*pickle.loads(data))
 

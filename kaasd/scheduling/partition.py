@@ -122,8 +122,6 @@ class Partition:
         occupied_s = now - request.started_at
         device.occupied(request.planned_s, occupied_s)
         self._longest_s = max(occupied_s, self._longest_s * 0.999)
-        if not device.used and device.first_promised() is None:
-            device.free_at = now
 
     # Decisions
 
@@ -140,19 +138,20 @@ class Partition:
                 device, own_tag, work = own
                 self._reach(min(tag, own_tag))
                 request = work if isinstance(work, QueuedRequest) else self._take(work)
-                self._start(request, device, now, decisions)
+                load_s = work.missing_s if isinstance(work, Claim) else self.residents.missing_s(device, request.data)
+                self._start(request, device, load_s, now, decisions)
             elif flow is not None:
                 request = self._take(flow)
                 device, load_s, elsewhere_s = self._choose(request, now)
                 if device.used < device.slots:
                     self._reach(tag)
-                    self._start(request, device, now, decisions, load_s)
+                    self._start(request, device, load_s, now, decisions)
                 else:
                     self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
             elif overdue is not None:
                 self._reach(tag)
                 device, load_s, _ = self._choose(overdue, now, must_be_free=True)
-                self._start(overdue, device, now, decisions, load_s)
+                self._start(overdue, device, load_s, now, decisions)
             else:
                 break
         self._attention.clear()
@@ -251,16 +250,9 @@ class Partition:
         heappush(self._patience, (until, request.number, request))
 
     def _start(
-        self,
-        request: QueuedRequest,
-        device: Device,
-        now: float,
-        decisions: MutableSequence[Decision],
-        load_s: float | None = None,
+        self, request: QueuedRequest, device: Device, load_s: float, now: float, decisions: MutableSequence[Decision]
     ) -> None:
-        """A request gets a slot. ``load_s`` is how long bringing its data takes, where that is known."""
-        if load_s is None:
-            load_s = self.residents.missing_s(device, request.data)
+        """A request gets a slot. ``load_s`` is how long bringing its data takes."""
         if request.state is not QUEUED:
             self.withdraw(request)
         request.state = RUNNING
@@ -282,8 +274,10 @@ class Partition:
             placement = self.residents.bring(device, request.data)
             if placement is Placement.RESIDENT:
                 group.resident += 1
-            elif self._sticky and (flow := group.flows.get(None)) is not None and flow.waiting:
-                self._claim(flow)
+            elif self._sticky and (flow := group.flows.get(None)) is not None:
+                flow.claimed = ()  # another device has its data now
+                if flow.waiting:
+                    self._claim(flow)
         decisions.append(Start(request, device.name, placement))
 
     def _claim(self, flow: Flow) -> None:

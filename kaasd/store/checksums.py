@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest as checksum
 
 from kaas_core import ReadableBuffer
+
+__all__ = ["ChecksumThread", "VerifiedChunks", "checksum"]
 
 ASIDE_BYTES = 1 << 20
 """From this size on a checksum is made by a thread of its own while LMDB copies the same bytes. XXH3 takes 40 µs for 1 MiB."""
 MAX_VERIFIED = 1 << 16
 """Chunks that a process remembers: 1 TiB of chunks of 16 MiB, in 4 MB of memory."""
-
-
-def checksum(data: ReadableBuffer, seed: int = 0) -> int:
-    """Return the checksum of ``data``; another ``seed`` gives another one."""
-    return xxh3_64_intdigest(data, seed)
 
 
 class ChecksumThread:

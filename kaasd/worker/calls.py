@@ -22,7 +22,7 @@ MAX_CANCELLED_EARLY = 1024
 way comes behind the few others that were sent, so that its cancellation is never the oldest of so many."""
 
 
-class Call(NamedTuple):
+class CallUnderWay(NamedTuple):
     """A call under way."""
 
     job: Job[Any]
@@ -40,7 +40,7 @@ class Calls:
         self._executor = executor
         self._lock = threading.Lock()
         """Held while a call begins, ends or is cancelled, so that a device is never told to stop the next one."""
-        self._under_way: dict[int, Call] = {}
+        self._under_way: dict[int, CallUnderWay] = {}
         self._cancelled_early: dict[int, KaasError] = {}
         """Errors of calls that are not under way, in the order of their cancellation."""
         self._overdue: frozenset[int] = frozenset()
@@ -60,7 +60,7 @@ class Calls:
         """Return whether the run of one should end about now, by how long it took before: ``late_ns`` ago at most."""
         return any(-EARLY_NS < now_ns - job.expected_end_ns < late_ns for job in self.jobs)
 
-    def begin(self, call_id: int, call: Call) -> None:
+    def begin(self, call_id: int, call: CallUnderWay) -> None:
         """Have a call polled from now on. Raises the reason where it was cancelled before."""
         with self._lock:
             if self._cancelled_early and (error := self._cancelled_early.pop(call_id, None)) is not None:
@@ -105,7 +105,7 @@ class Calls:
         for call in self._under_way.values():
             call.job.close()
 
-    def _cancel(self, call: Call, error: KaasError) -> bool:
+    def _cancel(self, call: CallUnderWay, error: KaasError) -> bool:
         """Have a call end; return whether the device could be told to stop it."""
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
@@ -134,14 +134,14 @@ class Calls:
                 by_another = WorkerRestartingError("another request's kernel went on past its deadline; nothing was changed")
                 self._fail(call_id, call, call.cancellation.reason or by_another)
 
-    def _succeed(self, call_id: int, call: Call, result: Any) -> None:
+    def _succeed(self, call_id: int, call: CallUnderWay, result: Any) -> None:
         self._end(call_id)
         try:
             call.succeeded(result)
         except Exception as error:
             call.failed(error)
 
-    def _fail(self, call_id: int, call: Call, error: Exception) -> None:
+    def _fail(self, call_id: int, call: CallUnderWay, error: Exception) -> None:
         self._end(call_id)
         if isinstance(error, UnknownRequest) and call.cancellation.reason is not None:
             with self._lock:  # It comes again, with its request.

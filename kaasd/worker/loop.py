@@ -15,7 +15,7 @@ from kaas_core.errors import InternalError, KaasError
 from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
-from kaasd.worker.calls import Call, Calls
+from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
@@ -173,7 +173,7 @@ class Loop:
         def failed(error: Exception) -> None:
             self._fail(call_id, error)
 
-        self.calls.begin(call_id, Call(job, cancellation, succeeded, failed))
+        self.calls.begin(call_id, CallUnderWay(job, cancellation, succeeded, failed))
 
     def _fail(self, call_id: int, error: Exception) -> None:
         if isinstance(error, UnknownRequest):

@@ -46,7 +46,8 @@ def cluster() -> Iterator[None]:
 
 def set_up_environment() -> None:
     """Have other processes of the cluster find the packages where this one does, and need no token."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(str(_HERE.parents[1] / folder) for folder in ("", "proto"))
+    paths = [str(_HERE.parents[1] / folder) for folder in ("", "proto")]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     os.environ["RAY_AUTH_MODE"] = "disabled"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from kaas_client.ray.executor import Executor
+from kaas_client.ray.executor import ExecutorActor
 from kaasd.devices.base import KernelFault
 
 MISALIGNED = "CUDA_ERROR_MISALIGNED_ADDRESS"
 
 
-class FragileExecutor(Executor):
+class FragileExecutor(ExecutorActor):
     """A fault loses the device; a misaligned access kills the process. Each start is noted in a file."""
 
     def __init__(self, starts: Path) -> None:

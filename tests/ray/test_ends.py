@@ -174,5 +174,5 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], message: st
 def test_an_executor_touches_no_gpu_and_brings_nothing_of_the_daemon() -> None:
     executor = ray.get_actor("emulator:0", kaas_ray.NAMESPACE)
     names = ray.get(executor.__ray_call__.remote(lambda _: list(sys.modules)))
-    brought = {"cuda", "lmdb", "kaasd.api", "kaasd.front", "kaasd.app"}
+    brought = {"cuda", "grpc", "lmdb", "kaasd.api", "kaasd.front", "kaasd.app"}
     assert not [name for name in names if name.split(".")[0] in brought or name in brought]

@@ -52,6 +52,7 @@ def order(queue: DeviceQueue[Waiting]) -> list[Waiting]:
         (call,) = begun(queue)
         calls.append(call)
         queue.left(call)
+        queue.left(call)
     return calls
 
 

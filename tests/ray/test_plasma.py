@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
+from kaas_client.ray.engine import Job
 from kaas_client.ray.plasma import find_mapping
 from tests.ray.conftest import OBJECT_STORE_BYTES
 from tests.ray.support import product_request, vectors
@@ -26,11 +30,30 @@ def test_the_largest_mapping_of_a_store_is_it() -> None:
     assert find_mapping(MAPS.replace("plasma", "other")) is None
 
 
+def recorded(executor: Any) -> list[int]:
+    """Have an executor note where the inputs of its next calls lie; return the list that it notes them in."""
+    engine = executor._engine
+    run, executor.noted = engine.run, []
+
+    def noting(job: Job, *rest: Any) -> Any:
+        views = [*job.inputs.values(), *job.values.values()]
+        executor.noted += [np.frombuffer(view, np.uint8).ctypes.data for view in views]
+        return run(job, *rest)
+
+    engine.run = noting
+    return []
+
+
 @pytest.mark.usefixtures("cluster")
-def test_an_executor_reads_its_inputs_there() -> None:
+def test_large_inputs_are_read_where_the_store_holds_them() -> None:
     a, b = vectors(80, 1 << 16)
     product = kaas_ray.remote(product_request(1 << 16)).options(executor="emulator:0")
-    ray.get(product.remote(a=ray.put(a), b=b))
     executor = ray.get_actor("emulator:0", kaas_ray.NAMESPACE)
+    ray.get(executor.__ray_call__.remote(recorded))
+    assert np.array_equal(ray.get(product.remote(a=ray.put(a), b=b)), a * b)
+    addresses = ray.get(executor.__ray_call__.remote(lambda self: self.noted))
     mapping = ray.get(executor.__ray_call__.remote(lambda self: self._engine.executor.store.mapped))
+    ray.get(executor.__ray_call__.remote(lambda self: self._engine.__dict__.pop("run") and None))
     assert mapping.size_bytes >= OBJECT_STORE_BYTES
+    assert len(addresses) == 2
+    assert all(mapping.address <= address < mapping.address + mapping.size_bytes for address in addresses)

@@ -57,6 +57,22 @@ def test_an_idle_device_is_restarted_for_another_group() -> None:
     assert decided(queue, 5.0) == [("b1", "d0")]
 
 
+def test_a_device_that_came_for_nothing_goes_to_the_next_group() -> None:
+    queue = scheduler(Group("a"), Group("b"), Group("c"))
+    (first,) = submitted(queue, "a", "a1")
+    decided(queue, 0.0)
+    queue.finished(first, 0.0)
+    (second,) = submitted(queue, "b", "b1")
+    decided(queue, 0.0)
+    assert decided(queue, 2.0) == [("restart for b", "d0")]
+    queue.cancel(second)
+    queue.add_device("d0")
+    assert decided(queue, 4.0) == []
+    submitted(queue, "c", "c1")
+    assert decided(queue, 5.0) == []
+    assert decided(queue, 6.0) == [("restart for c", "d0")]
+
+
 def test_a_device_that_is_lost_in_its_restart_is_another_time_a_device() -> None:
     queue = scheduler(Group("a"), Group("b"))
     (first,) = submitted(queue, "a", "a1")

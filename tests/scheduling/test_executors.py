@@ -99,3 +99,12 @@ def test_one_that_comes_back_is_empty() -> None:
     known.remove("e1")
     with pytest.raises(LookupError):
         known.choose((), 1.0, 0.0)
+
+
+def test_of_two_that_could_begin_at_once_the_one_that_has_the_data() -> None:
+    known = executors(2)
+    known.holds("e0", "weights")
+    data = [Datum("weights", 1.0)]
+    known.choose(data, 1.0, 0.0)
+    chosen = known.choose(data, 1.0, 0.0)
+    assert (chosen.executor, chosen.placement) == ("e0", Placement.RESIDENT)

@@ -199,6 +199,87 @@ def test_who_has_its_data_there_goes_before_others_until_they_are_owed_what_brin
     assert order["d0"][3] == "b replicated", "waiting there would have taken longer"
 
 
+def test_a_device_that_is_late_is_not_waited_for() -> None:
+    """At 3.0 the request of 0.4 is late by 2.6, and may take as long again; bringing the data takes 1."""
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    queue.submit(request("late"))
+    decided(queue, 0.0)
+    queue.submit(request("next"))
+    assert decided(queue, 3.0) == [("next", "d0", Placement.REPLICATED)]
+
+
+def test_what_a_device_has_dropped_is_not_looked_for_there() -> None:
+    """Both devices have the data when the request begins to wait; the one that is free first has dropped them by then."""
+    queue = scheduler(2)
+    for device in ("d0", "d1"):
+        queue.holds(device, "weights")
+    running = [request(f"r{n}") for n in range(2)]
+    for each in running:
+        queue.submit(each)
+    decided(queue, 0.0)
+    queue.submit(request("waits"))
+    assert decided(queue, 0.0) == []
+    queue.dropped("d0", "weights")
+    queue.finished(running[0], 0.2)
+    assert decided(queue, 0.2) == []
+    queue.finished(running[1], 0.4)
+    assert decided(queue, 0.4) == [("waits", "d1", Placement.RESIDENT)]
+
+
+def test_a_flow_stands_where_its_data_are() -> None:
+    queue = scheduler(2)
+    queue.holds("d1", "weights")
+    running = [request(f"r{n}", expected_s=3.0) for n in range(2)]
+    for each in running:
+        queue.submit(each)
+    assert decided(queue, 0.0) == [("r0", "d1", Placement.RESIDENT), ("r1", "d0", Placement.REPLICATED)]
+    for name in ("r2", "r3"):
+        queue.submit(request(name, expected_s=3.0))
+    flow = queue._groups["default"].flows[None]
+    assert {device.name for device in flow.claims} == {"d0", "d1"}
+    queue.close_device("d0")
+    queue.close_device("d1")
+    assert not flow.stands
+    queue.open_device("d1")
+    queue.submit(request("first", priority=1))
+    assert flow.stands
+    queue.finished(running[0], 3.0)
+    assert decided(queue, 3.0) == [("first", "d1", Placement.RESIDENT)]
+
+
+def test_a_flow_stands_at_a_device_that_has_just_got_its_data() -> None:
+    queue = scheduler(1)
+    for n in range(3):
+        queue.submit(request(f"r{n}"))
+    decided(queue, 0.0)
+    flow = queue._groups["default"].flows[None]
+    assert [device.name for device in flow.claims] == ["d0"]
+
+
+def test_who_goes_ahead_of_its_turn_moves_nobody_elses() -> None:
+    """Requests of b run where their data are, while a waits for its own device, for less than bringing its data would take. A
+    newcomer starts where a is.
+    """
+    queue = Scheduler([Group("a"), Group("b"), Group("c")])
+    for device in ("d0", "d1"):
+        queue.add_device(device)
+    queue.holds("d0", "a")
+    queue.holds("d1", "b")
+    for n in range(9):
+        queue.submit(QueuedRequest(f"b{n}", "b", data=(Datum("b", 1.0),), expected_s=0.1))
+    for n in range(2):
+        queue.submit(QueuedRequest(f"a{n}", "a", data=(Datum("a", 1.0),), expected_s=0.1))
+    running = {start.device: start.request for start in queue.decide(0.0) if isinstance(start, Start)}
+    for step in range(1, 5):
+        queue.finished(running["d1"], step / 10, 0.1)
+        running |= {start.device: start.request for start in queue.decide(step / 10) if isinstance(start, Start)}
+        assert running["d1"].group == "b"
+    assert queue._groups["b"].tag == pytest.approx(0.5)
+    queue.submit(QueuedRequest("c", "c"))
+    assert queue._groups["c"].tag == queue._groups["a"].tag == pytest.approx(0.1)
+
+
 def test_a_choice_looks_at_few_of_many_devices_and_at_all_in_turn() -> None:
     residents: Residents[int] = Residents()
     for device in range(100):

@@ -90,6 +90,14 @@ class TestQueue:
         with pytest.raises(ValueError, match="queued"):
             queue.run_again(request, 1.0)
 
+    def test_a_group_that_was_charged_too_much_has_its_turn_earlier(self) -> None:
+        queue = scheduler(Group("a"), Group("b"), devices=2)
+        first, _ = submitted(queue, "a0", "a1", group="a", expected_s=10.0)
+        submitted(queue, "b0", "b1", group="b", expected_s=1.0)
+        assert started(queue) == [("a0", "d0"), ("b0", "d1")]
+        queue.finished(first, 0.5, 0.5)
+        assert started(queue, 0.5) == [("a1", "d0")]
+
 
 class TestUnready:
     def test_one_among_a_hundred_delays_nobody(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DeadlineExceededError, WorkerRestartingError
 from kaasd.devices.base import DeviceLost
-from kaasd.worker.calls import Call, Calls
+from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import Executor
@@ -70,7 +70,7 @@ def test_only_a_call_that_does_not_commit_yet_costs_the_device_when_it_is_overdu
         told.append((call_id, what))
 
     for call_id, job in jobs.items():
-        calls.begin(call_id, Call(cast(Any, job), job.cancellation, partial(tell, call_id), partial(tell, call_id)))
+        calls.begin(call_id, CallUnderWay(cast(Any, job), job.cancellation, partial(tell, call_id), partial(tell, call_id)))
     late = DeadlineExceededError("the deadline passed")
     assert calls.cancel(1, late, overdue=True)
     jobs[1].is_committing = True
