@@ -13,13 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from kaas_core.errors import CancelledError, StoreFullError
-from kaasd.store.directory import DATA_FILE, NEW_FILE_PREFIX
+from kaasd.store.directory import DATA_FILE
+from kaasd.store.disk_room import NEW_FILE_PREFIX
 from kaasd.store.environment import Environment, translate
 
 PIECE_BYTES = 1 << 20
 LEFT_FREE_BYTES = 64 << 20
 """Of the disk, for the store itself: some chunks."""
-_PREFIX = "backup-"
+_PREFIX = ".kaasd-backup-"
+"""Nobody else names a file so: what has this name is removed at a start."""
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 
 

@@ -13,13 +13,14 @@ import lmdb
 
 from kaas_core.errors import StoreForeignError, StoreGoneError
 from kaasd.store.base import Namespace
-from kaasd.store.disk_room import take_first_room
+from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.records import (
     CHUNKS,
     FORMAT,
     LOOSE,
     RECORD_BYTES,
+    STATE_BYTES,
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
@@ -41,8 +42,8 @@ OWNERS_FILE = "owners"
 LMDB_LOCK_FILE = "lock.mdb"
 LOCK_FILE = "kaasd.lock"
 """Locked by the daemon."""
-NEW_FILE_PREFIX = "new-"
-"""Of a store's file that is not whole yet."""
+OLD_STATE_BYTES = 24
+"""Of format 1: see ``migration``."""
 MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
@@ -196,7 +197,15 @@ def _format_of(file: LmdbFile) -> int:
 
 def _format_in(file: LmdbFile, meta: Meta) -> int:
     entries = file.main_entries(meta)
-    number = unpack_format(entries.get(STATE_KEY, b""))
+    state = entries.get(STATE_KEY, b"")
+    number = unpack_format(state)
+    if len(state) == STATE_BYTES:
+        try:
+            StoreState.unpack(state)
+        except Damage as damage:
+            raise file.damaged(str(damage)) from None
+    elif number == 1 and len(state) != OLD_STATE_BYTES:
+        raise file.damaged("its counters were changed")
     if not number or not entries.keys() >= set(DATABASES):
         raise StoreForeignError(
             f"{file.path} is a file of LMDB, but not one of kaasd's stores; nothing was written to it."

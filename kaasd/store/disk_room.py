@@ -23,6 +23,8 @@ from kaas_core.errors import StoreFullError
 from kaasd.store.lmdb_file import LmdbFile, Meta
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NEW_FILE_PREFIX = ".kaasd-new-"
+"""Of a file that is not whole yet. Nobody else names one so: what has this name is removed at a start."""
 _READER_BYTES, _READERS_BEFORE = 64, 2
 """Of LMDB's lock file: one reader's slot, and how many slots' room is before the second."""
 _FULL_BELOW_BYTES = 64 << 20
@@ -235,7 +237,7 @@ def take_lock_file(path: Path, max_readers: int) -> None:
     """
     size = (_READERS_BEFORE + max_readers) * _READER_BYTES
     if not path.exists():
-        descriptor, name = tempfile.mkstemp(prefix="new-", suffix=".mdb", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=NEW_FILE_PREFIX, suffix=".mdb", dir=path.parent)
         try:
             os.ftruncate(descriptor, size)
             _take_blocks(descriptor, 0, size)

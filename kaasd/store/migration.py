@@ -13,8 +13,9 @@ import shutil
 import struct
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,10 @@ from kaasd.store.directory import (
     DATA_FILE,
     DATABASES,
     LMDB_MAJOR_VERSION,
-    NEW_FILE_PREFIX,
     OWNERS_FILE,
     sync_directory,
 )
-from kaasd.store.disk_room import take_first_room
+from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import (
     CHUNKS,
@@ -145,8 +145,23 @@ class _Migration:
         self._source = source
         self._target = new.begin(write=True)
         self._state = StoreState()
+        self._uses: Counter[int] = Counter()
+        """How many records have a chunk, by its id: one, unless something is damaged."""
+        self._last_version = 0
+        self._look_ahead()
         self._batch_bytes = 0
         self._told = time.monotonic()
+
+    def _look_ahead(self) -> None:
+        """Read what all records say of chunks and versions."""
+        for namespace in Namespace:
+            with self._source.cursor(self._old[namespace.name.lower().encode()]) as cursor:
+                for _, raw in cursor:
+                    with suppress(struct.error):
+                        version, _, _, count = _RECORD.unpack_from(raw)
+                        self._last_version = max(self._last_version, version)
+                        if count:
+                            self._uses.update(number for number, _ in _EXTENT.iter_unpack(raw[_RECORD.size :]))
 
     def copy(self, namespace: Namespace) -> None:
         name = namespace.name.lower().encode()
@@ -162,7 +177,9 @@ class _Migration:
     def finish(self) -> None:
         _, version, last_id = _STATE.unpack(self._source.get(STATE_KEY, b""))
         store_id = bytes(self._source.get(STORE_ID_KEY, b"")) or os.urandom(STORE_ID_BYTES)
-        self._state.version, self._state.id, self._state.transaction = version, last_id, self._target.id()
+        # Nothing shows whether these are right, and none may be given twice.
+        self._state.version, self._state.id = max(version, self._last_version), max([last_id, *self._uses])
+        self._state.transaction = self._target.id()
         self._target.put(STATE_KEY, self._state.pack())
         self._target.put(STORE_ID_KEY, pack_store_id(store_id))
         self._target.commit()
@@ -175,6 +192,8 @@ class _Migration:
             listed = list(_EXTENT.iter_unpack(body)) if count else []
         except struct.error:
             return bytes(raw)
+        if any(self._uses[number] > 1 for number, _ in listed):
+            return bytes(raw)  # nothing shows whose they are
         if len(listed) != count or size != (sum(part for _, part in listed) if count else len(body)):
             return bytes(raw)
         extents = [self._chunk(number, part) for number, part in listed]

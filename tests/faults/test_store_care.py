@@ -108,9 +108,9 @@ def test_a_backup_on_standard_output(own_address: str) -> None:
 def test_a_copy_that_has_a_name_is_gone_at_the_next_start(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
-    (store / "backup-x").write_bytes(b"half a copy")
+    (store / ".kaasd-backup-x").write_bytes(b"half a copy")
     with daemon_on(store):
-        assert not (store / "backup-x").exists()
+        assert not (store / ".kaasd-backup-x").exists()
 
 
 def test_a_compaction_gives_back_what_was_deleted(own_address: str) -> None:

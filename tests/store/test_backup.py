@@ -193,9 +193,13 @@ sys.stdin.readline()
 
 def test_copies_that_have_names_are_removed(store: LmdbStore, store_path: Path) -> None:
     """Some file systems know no file without a name: there it has one for a moment."""
-    (store_path / "backup-k2jh3").write_bytes(b"half a copy")
+    (store_path / ".kaasd-backup-k2jh3").write_bytes(b"half a copy")
+    (store_path / ".kaasd-new-k2jh3.mdb").write_bytes(b"half a store")
+    # What a user puts there is left alone.
+    for name in ("backup-monday.tar", "new-copy.mdb"):
+        (store_path / name).write_bytes(b"a whole copy")
     remove_left_copies(store_path)
-    assert {path.name for path in store_path.iterdir()} == FILES
+    assert {path.name for path in store_path.iterdir()} == {*FILES, "backup-monday.tar", "new-copy.mdb"}
 
 
 def test_a_store_that_is_closed_has_none(open_store: Callable, start: Start) -> None:

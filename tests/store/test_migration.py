@@ -222,3 +222,43 @@ def test_long_ones_say_how_far_they_are(
     assert list(store.check()) == []
     assert "1 entries are copied" in caplog.text
     assert f"the old file is kept as {old.parent / 'data-format1.mdb'}" in caplog.text
+
+
+def change_old(old: Path, change: Callable[[lmdb.Transaction[bytes], object], None]) -> None:
+    with lmdb.open(str(old.parent), max_dbs=len(DATABASES), lib_version=LMDB_MAJOR_VERSION) as environment:
+        entries = environment.open_db(b"values")
+        with environment.begin(write=True) as txn:
+            change(txn, entries)
+
+
+def test_counters_that_fell_back_give_nothing_twice(old: Path, values: Values, open_store: Callable, read: Callable) -> None:
+    change_old(old, lambda txn, entries: txn.put(b"state", struct.pack("<QQQ", 1, 2, 1)))
+    store = open_store()
+    assert read(store, "chunks") == values[Namespace.VALUES, "chunks"]
+    assert store.commit([Write("new", [bytes(20_000)])]).result()["new"].version == len(values) + 1
+    for (namespace, key), value in values.items():
+        assert read(store, key, namespace=namespace) == value
+    assert list(store.check()) == []
+
+
+def test_a_chunk_of_two_values_is_neither_ones(old: Path, values: Values, open_store: Callable, read: Callable) -> None:
+    def change(txn: lmdb.Transaction[bytes], entries: object) -> None:
+        (wrong,) = struct.unpack_from("<Q", txn.get(b"chunk", db=entries), 32)
+        record = bytearray(txn.get(b"chunks", db=entries))
+        struct.pack_into("<Q", record, 32, wrong)
+        txn.put(b"chunks", bytes(record), db=entries)
+
+    change_old(old, change)
+    store = open_store()
+    for key in ("chunk", "chunks"):
+        with pytest.raises(DataDamagedError):
+            read(store, key)
+        store.delete(key).result()
+    assert list(store.check()) == []
+    assert read(store, "many/499") == values[Namespace.VALUES, "many/499"]
+
+
+@pytest.mark.parametrize("state", [struct.pack("<QQQQ", 1, 2, 3, 4), struct.pack("<Q", 1)], ids=["longer", "shorter"])
+def test_counters_of_another_length(old: Path, open_store: Callable, state: bytes) -> None:
+    change_old(old, lambda txn, entries: txn.put(b"state", state))
+    refused(old, open_store, StoreForeignError, "is damaged: its counters were changed")
