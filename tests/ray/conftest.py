@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 import ray
@@ -18,6 +19,7 @@ _HERE = Path(__file__).parent
 _STARTS = 3
 """Ray gives up when a process of its own needs more than 15 to 30 s to start, as it may on a busy machine."""
 OBJECT_STORE_BYTES = 256 << 20
+SETTLED_WITHIN_S = 20.0
 
 
 @pytest.hookimpl(trylast=True)
@@ -28,9 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def usage(cluster: None) -> Callable[[], Usage]:
-    """Return what says what is on the device of ``emulator:0``, when all calls there have ended."""
+    """Return what says what is on the device of ``emulator:0`` once no call uses any of it, soon after the last has its results."""
     executor = ray.get_actor("emulator:0", NAMESPACE)
-    return lambda: ray.get(executor.usage.remote())
+
+    def settled() -> Usage:
+        deadline = monotonic() + SETTLED_WITHIN_S
+        while (found := ray.get(executor.usage.remote())).in_use_bytes:
+            assert monotonic() < deadline, f"still in use: {found}"
+            sleep(0.01)
+        return found
+
+    return settled
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ def test_a_constant_that_was_evicted_is_brought_again(usage: Callable[[], Usage]
     x, weights = vectors(22, LARGE)
     reference = ray.put(weights)
     assert np.array_equal(ray.get(scaled.remote(x=x, weights=reference)), x * weights)
+    assert usage().held_bytes > 0
     ray.get(ray.get_actor("emulator:0", kaas_ray.NAMESPACE).__ray_call__.remote(forget))
     assert usage().held_bytes == 0
     assert np.array_equal(ray.get(scaled.remote(x=x, weights=reference)), x * weights)
