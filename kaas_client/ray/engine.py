@@ -155,20 +155,22 @@ class Engine:
         unused_limit_bytes: int | None = None,
         journal: Journal | None = None,
         on_failure: Callable[[int], object] = lambda status: None,
+        on_result: Callable[[Result], object] = lambda result: None,
     ) -> None:
         """Open the device. The limits are those of ``kaasd.worker.executor.Executor``.
 
         ``on_failure`` is called with an exit status when the device is served no more: once all calls are answered that can be
-        here, as the others can in the next process. Without a ``journal`` nothing is known there of what this one did. Raises
-        ``DeviceUnavailable``.
+        here, as the others can in the next process. ``on_result`` is called by the device's thread when a request has run.
+        Without a ``journal`` nothing is known in the next process of what this one did. Raises ``DeviceUnavailable``.
         """
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ids = count()
         self._queue: DeviceQueue[_Pending] = DeviceQueue(CONCURRENCY if kind_of(device_name).runs_aside else 1)
-        self.knows_group, self.set_group = self._queue.knows, self._queue.set_group
+        self.knows_group, self.set_group, self.group_uses = self._queue.knows, self._queue.set_group, self._queue.group_uses
         self._closing = False
         self._slot_freed = False
         self._on_failure = on_failure
+        self._on_result = on_result
         self._journal = journal
         self._store = ObjectStore(self._events.put, Plasma().mapping)
 
@@ -300,6 +302,7 @@ class Engine:
         def succeeded(result: Result) -> None:
             undo.close()
             pending.succeed()
+            self._on_result(result)
             if result.printed:
                 print(result.printed, end="", flush=True)
 

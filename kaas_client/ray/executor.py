@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from cachetools import LRUCache
@@ -19,10 +19,12 @@ from kaas_client.ray import groups, table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
+from kaas_client.ray.metrics import Metrics, Usage
 from kaas_client.ray.tasks import Task, TaskCall
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
+from kaasd.worker.execution import Result
 
 THREADS = 128
 """Calls that are under way or queued here; the queue in front of these is Ray's. An idle thread takes 10 KB."""
@@ -34,19 +36,6 @@ EMULATOR_UNUSED_BYTES = 512 << 20
 """Constants and outputs that an emulated device keeps for requests to come."""
 REPLIES_S = 0.3
 """For the answers to be sent of calls that have just ended, before the process does. One that is lost is run again."""
-
-
-class Usage(NamedTuple):
-    """Of an executor's device."""
-
-    held_bytes: int
-    """Of its memory."""
-    in_use_bytes: int
-    """Of these, by calls under way."""
-    uploads: int
-    """Copies of inputs to it since it was opened, apart from the small ones that travel with launches."""
-    uploaded_bytes: int
-    """By these."""
 
 
 class ClusterLibraries:
@@ -85,7 +74,10 @@ class ExecutorActor:
             unused_limit_bytes=unused_limit_bytes,
             journal=Journal(_journal_path()),
             on_failure=_end_process,
+            on_result=self._note_stages,
         )
+        self._metrics = Metrics(ray.get_runtime_context().get_actor_name() or device, self._engine.group_uses, self.usage)
+        self._metrics.begin()
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
 
     def device(self) -> str:
@@ -94,15 +86,29 @@ class ExecutorActor:
 
     def run(self, call: bytes, *values: object) -> object:
         """Run a task; return its output, or a tuple of several. Raises ``KaasError``."""
-        return self._serve(TaskCall.from_bytes(call), values)
+        known = TaskCall.from_bytes(call)
+        return self._answer(known, lambda: self._serve(known, values))
 
     @ray.method(concurrency_group=WAITING)
     def run_when_ready(self, call: bytes, *values: Any) -> object:
         """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
         waiting = TaskCall.from_bytes(call)
+        return self._answer(waiting, lambda: self._serve_when_ready(waiting, *values))
+
+    def _answer(self, call: TaskCall, serve: Callable[[], object]) -> object:
+        """Return what ``serve`` does; of a call that Ray cancelled what Ray drops, so that its caller gets Ray's own
+        ``TaskCancelledError``, as for any task."""
+        try:
+            with self._metrics.request(call.group):
+                return serve()
+        except CancelledError:
+            outputs = len(self._task(call.digest).outputs)
+            return (None,) * outputs if outputs > 1 else None
+
+    def _serve_when_ready(self, waiting: TaskCall, *values: Any) -> object:
         *known, references = values
         awaited = references[len(waiting.constants) :]
-        context = ray.get_runtime_context()
+        is_cancelled = ray.get_runtime_context().is_canceled
         while True:
             left_s = waiting.deadline_s - time.time()
             _, missing = ray.wait(awaited, num_returns=len(awaited), timeout=max(0.0, min(LOOK_S, left_s)))
@@ -110,8 +116,8 @@ class ExecutorActor:
                 break
             if left_s <= 0:
                 raise DeadlineExceededError("the deadline passed while the request waited for an input")
-            if context.is_canceled():
-                return _cancelled(self._task(waiting.digest))
+            if is_cancelled():
+                raise CancelledError("the call was cancelled while the request waited for an input")
         ready = waiting._replace(given=[*waiting.given, *waiting.awaited], awaited=())
         return self._serve(ready, (*known, *ray.get(awaited), references[: len(waiting.constants)]))
 
@@ -121,14 +127,11 @@ class ExecutorActor:
             self._engine.set_group(groups.read(call.group))
         context = ray.get_runtime_context()
         job = _job(task, call, values, str(context.get_task_id()))
-        try:
-            if call.constants:
-                constants = dict(zip(call.constants, values[-1], strict=True))
-                outputs = self._run_with_constants(job, task, constants, context.is_canceled)
-            else:
-                outputs = self._engine.run(job, context.is_canceled)
-        except CancelledError:
-            return _cancelled(task)
+        if call.constants:
+            constants = dict(zip(call.constants, values[-1], strict=True))
+            outputs = self._run_with_constants(job, task, constants, context.is_canceled)
+        else:
+            outputs = self._engine.run(job, context.is_canceled)
         results = zip(job.outputs, task.forms, strict=True)
         arrays = [LentArray.of(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
@@ -154,6 +157,10 @@ class ExecutorActor:
         executor = self._engine.executor
         return Usage(executor.memory.held_bytes, executor.memory.in_use_bytes, executor.uploads, executor.uploaded_bytes)
 
+    def _note_stages(self, result: Result) -> None:
+        stages_ns = {"plan": result.plan_ns, "load": result.load_ns, "run": result.run_ns, "commit": result.commit_ns}
+        self._metrics.stages_ended(stages_ns)
+
     def _task(self, digest: bytes) -> Task:
         task = self._tasks.get(digest)
         if task is None:
@@ -162,11 +169,6 @@ class ExecutorActor:
                 raise InternalError(f"the cluster has no task {digest.hex()}")
             task = self._tasks[digest] = Task.from_content(content)
         return task
-
-
-def _cancelled(task: Task) -> object:
-    """Return what Ray drops of a call that it cancelled: its caller gets Ray's own ``TaskCancelledError``, as for any task."""
-    return (None,) * len(task.outputs) if len(task.outputs) > 1 else None
 
 
 def _journal_path() -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Generic, Protocol, TypeVar
 
-from kaasd.scheduling import Group, Policy, QueuedRequest, Scheduler, Start
+from kaasd.scheduling import Group, GroupUse, Policy, QueuedRequest, Scheduler, Start
 
 _DEVICE = "device"
 
@@ -58,6 +58,11 @@ class DeviceQueue(Generic[C]):
         with self._lock:
             self._scheduler.set_group(group)
             self._groups.add(group.name)
+
+    def group_uses(self) -> dict[str, GroupUse]:
+        """Return what each group uses."""
+        with self._lock:
+            return {group: self._scheduler.use(group) for group in self._groups}
 
     def push(self, call: C) -> None:
         """A call has come. Raises ``GroupLimitError``, ``GroupNotFoundError``."""

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client.ray.executor import Usage
+from kaas_client.ray.metrics import Usage
 from kaas_client.ray.table import NAMESPACE
 
 _HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def usage(cluster: None) -> Callable[[], Usage]:
-    """Return what says what is on the device of ``emulator:0`` once no call uses any of it, soon after the last has its results."""
+    """Return what says what is on the device of ``emulator:0``, once no call uses any of it."""
     executor = ray.get_actor("emulator:0", NAMESPACE)
 
     def settled() -> Usage:

@@ -12,7 +12,7 @@ import ray
 
 import kaas_client.ray as kaas_ray
 from kaas_client import Kernel, Request, inp, out, u64
-from kaas_client.ray.executor import Usage
+from kaas_client.ray.metrics import Usage
 from tests.ray.support import DOT, Words, product_request, vectors
 
 pytestmark = pytest.mark.usefixtures("cluster")
