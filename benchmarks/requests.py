@@ -6,12 +6,11 @@ from benchmarks.problems import CHAIN_N, DOT_N, JACOBI_LAUNCHES, JACOBI_N
 from kaas_client import BufferSpec, Kernel, Request, inout, inp, out, tmp, u32, u64
 
 
-def dot_request(library: str, *, stored: bool = False, b_key: str = "b", suffix: str = "") -> Request:
+def dot_request(library: str, *, stored: bool = False, b_key: str = "b", constant: bool = False, suffix: str = "") -> Request:
     """The dot product: ``a`` comes with the call, ``b`` lies in the store, ``c`` comes back, and is stored if so asked."""
     size = 4 * DOT_N
-    product = Kernel(
-        library, f"prodKern{suffix}", 1, DOT_N, [u64(DOT_N), inp("a", size), inp("b", size, key=b_key), tmp("p", size)]
-    )
+    b = inp("b", size, key=b_key, constant=constant)
+    product = Kernel(library, f"prodKern{suffix}", 1, DOT_N, [u64(DOT_N), inp("a", size), b, tmp("p", size)])
     total = Kernel(library, f"sumKern{suffix}", 1, DOT_N // 2, [inp("p"), out("c", 4, ephemeral=not stored)])
     return Request([product, total])
 

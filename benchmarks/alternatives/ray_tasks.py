@@ -110,12 +110,12 @@ def main() -> None:
     library, jacobi = kaas_ray.upload(DOT_PTX), kaas_ray.upload(JACOBI_PTX)
     a, b = dot_vectors()
     b_ref = ray.put(b)
-    dot = kaas_ray.remote(dot_request(library)).options(returns=["c"])
+    dot = kaas_ray.remote(dot_request(library, constant=True)).options(returns=["c"])  # the actors hold ``b`` too
     x = np.random.default_rng(5).integers(0, 2**32, COPIED_BYTES // 4, dtype=np.uint32)
     x_ref = ray.put(x)
     touch = kaas_ray.remote(touching_request(library, COPIED_BYTES))
     calls: dict[str, dict[str, Call]] = {
-        "dot": {"kaasd": lambda: dot.remote(a=a, b=b_ref), "actor": lambda: actors[0].dot.remote(a)},
+        "dot": {"kaasd": lambda: dot.remote(a=a, b=b_ref), "actor": lambda: actors[0].dot.remote(a), **original_calls(ray, a, b)},
         "touch": {"kaasd": lambda: touch.remote(x=x_ref), "actor": lambda: actors[0].touch.remote(x_ref)},
     }
     if on_gpu:
@@ -148,13 +148,36 @@ def main() -> None:
     ray.shutdown()
 
 
+def original_calls(ray: Any, a: NDArray[np.uint32], b: NDArray[np.uint32]) -> dict[str, Call]:
+    """Return what makes a call as programs of the original KaaS do: by its actor, and through its pool."""
+    import kaas_client.ray.original as kaas
+
+    size = 4 * DOT_N
+    inputs = [(kaas.bufferSpec(name, size, key=kaas.ray.putObj(value)), "i") for name, value in (("a", a), ("b", b))]
+    products = kaas.bufferSpec("p", size, ephemeral=True)
+    result = kaas.bufferSpec("c", 4, ephemeral=True)
+    lengths = [kaas.literalSpec("Q", DOT_N)]
+    product = kaas.kernelSpec(DOT_PTX, "prodKern", (1,), (DOT_N,), literals=lengths, arguments=[*inputs, (products, "t")])
+    total = kaas.kernelSpec(DOT_PTX, "sumKern", (1,), (DOT_N // 2,), arguments=[(products, "i"), (result, "o")])
+    request: tuple[Any, dict[str, str]] = (ray.put(kaas.kaasReq([product, total])), {})
+    invokers: Any = kaas.ray.invokerActor
+    actor = invokers.remote()
+    pool = kaas.pool.Pool(1)
+    pool.registerGroup("group", invokers)
+    return {
+        "invoker": lambda: ray.get(actor.invoke.remote(request))[0],
+        "pool": lambda: ray.get(ray.get(pool.run("group", "invoke", args=[request]))),
+    }
+
+
 def check(ray: Any, calls: dict[str, dict[str, Call]], product: bytes, x: NDArray[np.uint32]) -> None:
     """Raise ``AssertionError`` where an answer is not NumPy's."""
     squared = x.copy()
     squared[:DOT_N] *= squared[:DOT_N]
-    for who in ("kaasd", "actor"):
-        found = ray.get(calls["dot"][who](), timeout=TIMEOUT_S)
+    for who, call in calls["dot"].items():
+        found = ray.get(call(), timeout=TIMEOUT_S)
         assert found.tobytes() == product, f"{who} computed another dot product"
+    for who in ("kaasd", "actor"):
         np.testing.assert_array_equal(ray.get(calls["touch"][who](), timeout=TIMEOUT_S).view(np.uint32).ravel(), squared)
     if "solve" in calls:
         solutions = [ray.get(calls["solve"][who](), timeout=TIMEOUT_S).view(np.float64).ravel() for who in ("kaasd", "actor")]

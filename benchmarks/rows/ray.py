@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from benchmarks.turns import Turns, take_turns
 ACTOR = "plain actor"
 ACTORS = "an actor a group, each with a context"
 IN_FLIGHT = 32
+INVOKER, POOL = "by invokerActor", "by Pool"
 _WHO = {"kaasd": "kaasd", ACTOR: "actor"}
 
 
@@ -28,8 +29,8 @@ def ray_rows(bench: Bench) -> Iterator[Row]:
     with Crew("benchmarks.alternatives.ray_tasks", 1, [bench.device]) as crew:
         crew.wait_until_ready()
 
-        def contest(rounds: int, **order: Any) -> Turns:
-            contenders = {name: partial(ask, crew, who=who, **order) for name, who in _WHO.items()}
+        def contest(rounds: int, who: Mapping[str, str] = _WHO, **order: Any) -> Turns:
+            contenders = {name: partial(ask, crew, who=each, **order) for name, each in who.items()}
             return take_turns(contenders, rounds=rounds, seconds=20)
 
         yield time_row("dot request, one at a time", contest(rounds, work="dot", calls=calls), 1.2)
@@ -38,6 +39,9 @@ def ray_rows(bench: Bench) -> Iterator[Row]:
         figure, beside = compare(rates)
         goals = targets(rates, at_least={ACTOR: 2.0 if bench.cuda else 1.2})
         yield Row("ray", f"dot request, {IN_FLIGHT} in flight", "/s", figure, beside, goals)
+        turns = contest(rounds, {"kaasd": "kaasd", INVOKER: "invoker", POOL: "pool"}, work="dot", calls=calls)
+        figure, beside = compare(turns, scale=1e6)
+        yield Row("ray", "dot request by the original's interface", "µs", figure, beside)
         what = f"{COPIED_BYTES >> 20} MiB in and out"
         yield time_row(what, contest(rounds, work="touch", calls=max(calls // 20, 3)), 1.1)
         if bench.cuda:
