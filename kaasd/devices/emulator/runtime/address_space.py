@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable, Iterator
-from functools import partial
 
 from kaas_core import ReadableBuffer
 from kaasd.devices.base import OutOfMemory
 from kaasd.devices.emulator.codegen.structures import OFFSET_BITS, OFFSET_MASK, SEGMENT, SEGMENT_COUNT, Segment
+from kaasd.devices.emulator.runtime.host_memory import HostMemory
 from kaasd.devices.emulator.runtime.shadows import Shadows
 
-CLEARED_BY_HAND = 1 << 20
-"""Bytes: more is cleared by giving its pages back, of which the next use has to get anew those that it touches."""
-_ALIGNMENT = 256
 _LONGEST_STRING = 1 << 16
 _LIBC = ctypes.CDLL(None)
-
-
-class HostMemory:
-    """Zeroed memory of the process at a fixed address. Pages that nobody touches cost nothing."""
-
-    def __init__(self, size: int) -> None:
-        # Small blocks come from a bytearray: a mapping of its own would cost each of them a page.
-        if size >= mmap.PAGESIZE * 4:
-            self._owner: mmap.mmap | bytearray = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            start = 0
-        else:
-            self._owner = bytearray(size + _ALIGNMENT)
-            start = -ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) % _ALIGNMENT
-        self.view = memoryview(self._owner)[start : start + size]
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._owner)) + start
-
-    def filler(self, content: bytes) -> Callable[[], object]:
-        """Return what fills it with ``content`` and zeros behind, in one call."""
-        size = len(self.view)
-        if content:
-            return partial(ctypes.memmove, self.address, content.ljust(size, b"\0"), size)
-        if size > CLEARED_BY_HAND and isinstance(self._owner, mmap.mmap):
-            return partial(self._owner.madvise, mmap.MADV_DONTNEED)
-        return partial(ctypes.memset, self.address, 0, size)
-
-    def close(self) -> None:
-        """Free it. Idempotent."""
-        self.view.release()
-        if isinstance(self._owner, mmap.mmap):
-            self._owner.close()
 
 
 class Allocation:

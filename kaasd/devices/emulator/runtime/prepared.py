@@ -14,7 +14,8 @@ from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
-from kaasd.devices.emulator.runtime.address_space import Allocation, HostMemory
+from kaasd.devices.emulator.runtime.address_space import Allocation
+from kaasd.devices.emulator.runtime.host_memory import HostMemory
 from kaasd.devices.emulator.runtime.module import EmulatedKernel
 from kaasd.devices.emulator.runtime.scheduler import build_scheduler
 from kaasd.request.device_checks import DeviceProperties

@@ -12,8 +12,9 @@ from typing import Any
 
 from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
 from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
-from kaasd.devices.emulator.runtime.address_space import CLEARED_BY_HAND, AddressSpace, Allocation, HostMemory
+from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.fault_report import kernel_fault
+from kaasd.devices.emulator.runtime.host_memory import CLEARED_BY_HAND, HostMemory
 from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
 from kaasd.devices.emulator.runtime.printing import format_printed
 from kaasd.devices.trace import SpanKind, Stream, Tracer
