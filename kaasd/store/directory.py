@@ -105,6 +105,11 @@ def prepare(path: Path, *, sync: bool) -> int:
     try:
         size = file.stat().st_size
     except FileNotFoundError:
+        if file.is_symlink():
+            raise StoreGoneError(
+                f"{file} is a link to {file.readlink()}, which is missing. Put that back; to begin an empty store there instead,"
+                " let kaasd make it, and then move it and link to it"
+            ) from None
         if (path / OWNERS_FILE).exists():
             raise StoreGoneError(
                 f"{file} is missing, but {path / OWNERS_FILE} shows that a store was here. Put {DATA_FILE} back; to"

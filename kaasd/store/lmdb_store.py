@@ -63,13 +63,15 @@ class LmdbStore:
         held_timeout_s: float = 1.0,
         sweep_interval_s: float = 60.0,
         identity: StoreIdentity | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Open the store, or create it where nothing is. With an ``identity`` only that store is opened, and none is created.
 
         ``max_readers`` bounds the snapshots open at once, over all processes; ``held_timeout_s`` is how long a full store waits
-        for snapshots to close whose pages it could use.
+        for snapshots to close whose pages it could use. ``is_stopped`` is asked while a store of an older format is copied.
 
-        Raises ``InvalidArgumentError`` (a setting), ``InternalError`` (open in this process already, or damaged),
+        Raises ``InvalidArgumentError`` (a setting), ``CancelledError`` (stopped; the store is as it was), ``StoreFullError``,
+        ``InternalError`` (open in this process already, or damaged),
         ``StoreForeignError`` (another program's, or damaged), ``StoreGoneError`` (not the one of ``identity``; or no store, where
         one was), ``OSError``.
         """
@@ -79,7 +81,12 @@ class LmdbStore:
             )
         self._chunk_bytes = chunk_bytes
         self._environment = Environment(
-            Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers, identity=identity
+            Path(path),
+            limit_bytes=limit_bytes,
+            durability=durability,
+            max_readers=max_readers,
+            identity=identity,
+            is_stopped=is_stopped,
         )
         self._writer = Writer(
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
