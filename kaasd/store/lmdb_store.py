@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,7 @@ from kaasd.store.base import (
 from kaasd.store.check import check, tree_problem
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
+from kaasd.store.orphans import find_orphans
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
@@ -34,6 +36,8 @@ CHUNK_BYTES = 16 << 20
 """LMDB has one write lock and writes about 1 GB/s, so a chunk holds it for some 20 ms; copied to a device, one runs at the bus's
 speed."""
 MIN_CHUNK_BYTES = 4096
+
+_log = logging.getLogger(__name__)
 
 
 class LmdbStore:
@@ -182,7 +186,10 @@ class LmdbStore:
         try:
             environment.sync()  # here, so that the writer need not wait for all of it
             before = environment.disk.size
-            can_punch = self._writer.compact(is_stopped).result()
+            orphans = find_orphans(environment, is_stopped)
+            if orphans:
+                _log.info("%s: %d chunks that nothing names are freed", environment.path, len(orphans))
+            can_punch = self._writer.compact(orphans, is_stopped).result()
             after = environment.disk.size
         except (lmdb.Error, OSError) as error:
             raise translate(error, environment.path) from error

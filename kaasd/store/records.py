@@ -262,6 +262,12 @@ def chunk_key(chunk_id: int) -> bytes:
     return _ID.pack(chunk_id)
 
 
+def unpack_chunk_key(raw: bytes | memoryview) -> int:
+    """Return the id."""
+    (chunk_id,) = _ID.unpack(raw)
+    return int(chunk_id)
+
+
 def loose_key(owner: int, number: int) -> bytes:
     return _LOOSE.pack(owner, number)
 
