@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import types
 from kaas_client.builders import Request
+from kaas_core import request as core
 from kaas_core.protobuf import request_from_proto
 
 
@@ -23,6 +25,8 @@ class FunctionFields:
     name: str
     request: Request
     create_time: datetime
+    damaged: bool = False
+    """Only its name is known."""
 
 
 def entry(message: kv_pb2.Entry) -> types.Entry:
@@ -52,9 +56,21 @@ def function(message: executor_pb2.Function) -> FunctionFields:
     return FunctionFields(message.name, Request.from_spec(request_from_proto(message.request)), _time(message.create_time))
 
 
+def functions(message: executor_pb2.ListFunctionsResponse) -> list[FunctionFields]:
+    """Return a page of functions in the order of their names, with those that are damaged."""
+    nothing, never = Request.from_spec(core.Request(())), datetime.fromtimestamp(0, UTC)
+    damaged = [FunctionFields(name, nothing, never, damaged=True) for name in message.damaged_names]
+    return sorted([*map(function, message.functions), *damaged], key=attrgetter("name"))
+
+
 def library(message: library_pb2.Library) -> types.Library:
     return types.Library(
-        message.id, message.file_name, message.size_bytes, _library_kind(message.kind), _time(message.create_time)
+        message.id,
+        message.file_name,
+        message.size_bytes,
+        _library_kind(message.kind),
+        _time(message.create_time),
+        message.damaged,
     )
 
 

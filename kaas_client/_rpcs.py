@@ -118,7 +118,7 @@ def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
     return Rpc(
         attrgetter("executor.ListFunctions"),
         message,
-        lambda reply: ([_convert.function(f) for f in reply.functions], reply.next_page_token),
+        lambda reply: (_convert.functions(reply), reply.next_page_token),
     )
 
 

@@ -29,8 +29,13 @@ class Entry:
     key: str
     size_bytes: int
     version: int
-    """Grows with every commit of any value."""
+    """Grows with every commit of any value. 0 where the entry is damaged."""
     update_time: datetime
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a list knows only its key, as the rest is damaged. Other damage shows when the value is read or checked."""
+        return self.version == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,8 @@ class Library:
     kind: str
     """``ptx``, ``cubin``, ``fatbin``, ``shared_object`` or ``wrapper``."""
     create_time: datetime
+    damaged: bool = False
+    """Only its id is known then."""
 
 
 @dataclass(frozen=True, slots=True)

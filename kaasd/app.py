@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import KaasError
+from kaas_core.errors import CancelledError, KaasError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
@@ -54,12 +54,9 @@ async def serve(settings: Settings) -> None:
         settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_locked(settings.store / LOCK_FILE))
         remove_left_copies(settings.store)
-        store = LmdbStore(
-            settings.store,
-            limit_bytes=settings.store_limit_bytes,
-            durability=settings.durability,
-            chunk_bytes=settings.chunk_bytes,
-        )
+        store = await _opened(settings, stop)
+        if store is None:
+            return
         stack.callback(store.close)
         watch = StoreWatch(store.identity, store.tree_problem)
         supervisors = [
@@ -91,6 +88,22 @@ async def serve(settings: Settings) -> None:
             raise lost
 
 
+async def _opened(settings: Settings, stop: asyncio.Event) -> LmdbStore | None:
+    """Open the store, which takes long where it is large and of an older format; return None where the daemon is to stop then."""
+    try:
+        return await asyncio.to_thread(
+            LmdbStore,
+            settings.store,
+            limit_bytes=settings.store_limit_bytes,
+            durability=settings.durability,
+            chunk_bytes=settings.chunk_bytes,
+            is_stopped=stop.is_set,
+        )
+    except CancelledError as error:
+        _log.info("%s", error)
+        return None
+
+
 async def _stopped_or_lost(stop: asyncio.Event, watch: StoreWatch) -> KaasError | None:
     """Return when the daemon is to stop: with an error where its store is lost."""
     stopped, lost = asyncio.create_task(stop.wait()), asyncio.create_task(watch.until_lost())
@@ -104,6 +117,8 @@ async def _stopped_or_lost(stop: asyncio.Event, watch: StoreWatch) -> KaasError 
 
 async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bool:
     """Wait until all workers are ready, or until the daemon is to stop; return whether they are."""
+    if stop.is_set():
+        return False
     starting: asyncio.Future[list[None]] = asyncio.gather(*(supervisor.start() for supervisor in supervisors))
     stopping: asyncio.Future[bool] = asyncio.create_task(stop.wait())
     try:
@@ -114,6 +129,7 @@ async def _started(supervisors: Sequence[Supervisor], stop: asyncio.Event) -> bo
     finally:
         starting.cancel()
         stopping.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
 
 
 async def _drain(server: Server, timeout_s: float) -> None:

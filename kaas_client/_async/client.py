@@ -131,7 +131,10 @@ class Client:
         return await self._connection.unary(_rpcs.stat(key), timeout)
 
     def list(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[Entry]:
-        """Yield the keys that start with ``prefix`` in the order of their bytes. ``timeout`` is for each page."""
+        """Yield the keys that start with ``prefix`` in the order of their bytes, also damaged ones (``Entry.damaged``).
+
+        ``timeout`` is for each page.
+        """
         return self._connection.pages(lambda token: _rpcs.list_keys(prefix, token), timeout)
 
     async def delete(self, key: str, *, timeout: float | None = None) -> None:
@@ -164,7 +167,7 @@ class Client:
         return await self._connection.unary(_rpcs.inspect(library), timeout)
 
     def libraries(self, *, timeout: float | None = None) -> AsyncIterator[Library]:
-        """Yield the uploaded libraries in the order of their ids. ``timeout`` is for each page."""
+        """Yield the uploaded libraries in the order of their ids, also damaged ones. ``timeout`` is for each page."""
         return self._connection.pages(_rpcs.libraries, timeout)
 
     async def delete_library(self, id: str, *, timeout: float | None = None) -> None:
@@ -200,7 +203,10 @@ class Client:
         return Function(self, await self._connection.unary(_rpcs.function(name), timeout))
 
     async def functions(self, prefix: str = "", *, timeout: float | None = None) -> AsyncIterator[Function]:
-        """Yield the registered functions whose names start with ``prefix``, by name. ``timeout`` is for each page."""
+        """Yield the registered functions whose names start with ``prefix``, by name, also damaged ones (``Function.damaged``).
+
+        ``timeout`` is for each page.
+        """
         async for fields in self._connection.pages(lambda token: _rpcs.functions(prefix, token), timeout):
             yield Function(self, fields)
 

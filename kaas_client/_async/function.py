@@ -34,6 +34,8 @@ class Function:
         self.request = fields.request
         """As registered, defaults filled in."""
         self.create_time = fields.create_time
+        self.damaged = fields.damaged
+        """Only its name is known, and calling it fails; only in a list."""
         written = (
             argument.buffer
             for kernel in fields.request.spec.kernels
@@ -63,7 +65,7 @@ class Function:
         """
         bindings = {**(inputs or {}), **buffers}
         known = self._buffers()
-        if unknown := [name for name in bindings if name not in known]:
+        if not self.damaged and (unknown := [name for name in bindings if name not in known]):
             raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         returned = self.outputs if returns is None else returns
         return await self._client.invoke(self.name, bindings, returns=returned, device=device, timeout=timeout)

@@ -92,10 +92,11 @@ def ls(
                 "iterations": function.request.spec.iterations,
                 "create_time": function.create_time,
                 "request": json.loads(function.request.to_json()),
+                "damaged": function.damaged,
             }
             for function in client.functions(prefix)
         ]
-        printer.rows(rows, ["name", "kernels", "iterations", "create_time"])
+        printer.stored(rows, ["name", "kernels", "iterations", "create_time"])
 
 
 @app.command("rm")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -48,7 +49,8 @@ def ls(
 ) -> None:
     """List keys."""
     with connected(ctx) as (client, printer):
-        printer.rows(client.list(prefix), ["key", "size_bytes", "version", "update_time"])
+        rows = ({**asdict(entry), "damaged": entry.damaged} for entry in client.list(prefix))
+        printer.stored(rows, ["key", "size_bytes", "version", "update_time"])
 
 
 @app.command("stat")

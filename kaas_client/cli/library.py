@@ -42,7 +42,7 @@ def inspect(
 def ls(ctx: typer.Context) -> None:
     """List uploaded libraries."""
     with connected(ctx) as (client, printer):
-        printer.rows(client.libraries(), ["id", "file_name", "kind", "size_bytes", "create_time"])
+        printer.stored(client.libraries(), ["id", "file_name", "kind", "size_bytes", "create_time"])
 
 
 @app.command("rm")

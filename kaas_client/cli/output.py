@@ -51,6 +51,15 @@ class Printer:
         cells = [[_cell(column, fields[column]) for column in columns] for fields in map(_fields, records)]
         _print_table([_heading(column).upper() for column in columns], cells)
 
+    def stored(self, records: Iterable[Any], columns: Sequence[str]) -> None:
+        """Print what is stored, as ``rows``. What is ``damaged`` has only its first column, and a table that has it says so."""
+        known = (columns[0], "damaged")
+        listed = [
+            {name: value if name in known or not fields["damaged"] else None for name, value in fields.items()}
+            for fields in map(_fields, records)
+        ]
+        self.rows(listed, [*columns, "damaged"] if any(fields["damaged"] for fields in listed) else columns)
+
 
 def printable(text: str) -> str:
     """Return ``text`` with escapes for what could control a terminal: keys may contain any character."""

@@ -58,7 +58,11 @@ class ExecutorServicer:
             lambda function: function.name,
             executor_pb2.Function.ByteSize,
         )
-        return executor_pb2.ListFunctionsResponse(functions=functions, next_page_token=token)
+        return executor_pb2.ListFunctionsResponse(
+            functions=[function for function in functions if function.HasField("request")],
+            next_page_token=token,
+            damaged_names=[function.name for function in functions if not function.HasField("request")],
+        )
 
     async def DeleteFunction(
         self, request: executor_pb2.DeleteFunctionRequest, context: grpc.aio.ServicerContext

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
@@ -182,9 +183,12 @@ class FunctionRegistry:
         return found
 
     def list(self, prefix: str = "", after: str = "", limit: int = 100) -> list[executor_pb2.Function]:
-        """Return at most ``limit`` functions whose name starts with ``prefix`` and is greater than ``after``, in order."""
-        names = (name for name in self._functions if name > after and name.startswith(prefix))
-        return [self._functions[name].function for name in heapq.nsmallest(limit, names)]
+        """Return at most ``limit`` functions whose name starts with ``prefix`` and is greater than ``after``, in order.
+
+        Of damaged ones only the name is known.
+        """
+        names = (name for name in chain(self._functions, self._damaged) if name > after and name.startswith(prefix))
+        return [self._listed(name) for name in heapq.nsmallest(limit, names)]
 
     async def register(self, registered: RegisteredFunction) -> None:
         """Keep what ``describe`` described under its name, in place of what was there. Raises ``StoreFullError``."""
@@ -206,6 +210,10 @@ class FunctionRegistry:
                 _log.warning("function %s was in memory but not in the store", name)
             self._functions.pop(name, None)
             self._damaged.pop(name, None)
+
+    def _listed(self, name: str) -> executor_pb2.Function:
+        found = self._functions.get(name)
+        return executor_pb2.Function(name=name) if found is None else found.function
 
     def _load(self) -> None:
         after = ""

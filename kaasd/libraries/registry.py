@@ -234,7 +234,7 @@ def _read_listed(snapshot: Snapshot, library_id: str) -> library_pb2.Library:
     try:
         return _read_header(snapshot, library_id)
     except DataDamagedError:
-        return library_pb2.Library(id=library_id)
+        return library_pb2.Library(id=library_id, damaged=True)
 
 
 def _check_id(library_id: str) -> None:

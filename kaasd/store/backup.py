@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from glob import escape
+from itertools import chain
 from pathlib import Path
 
 from kaas_core.errors import CancelledError, StoreFullError
 from kaasd.store.directory import DATA_FILE
-from kaasd.store.disk_room import NEW_FILE_PREFIX
+from kaasd.store.disk_room import NEW_FILE_PREFIX, new_file_prefix
 from kaasd.store.environment import Environment, translate
 
 PIECE_BYTES = 1 << 20
@@ -102,7 +104,9 @@ class StoreBackup:
 
 def remove_left_copies(path: Path) -> None:
     """Remove files that are not whole: of processes that ended before they could finish them, or take them away."""
-    for prefix in (_PREFIX, NEW_FILE_PREFIX):
-        for file in path.glob(f"{prefix}*"):
-            with suppress(OSError):
-                file.unlink()
+    target = (path / DATA_FILE).resolve()  # where that is a link, others may have files beside it
+    for file in chain(
+        path.glob(f"{_PREFIX}*"), path.glob(f"{NEW_FILE_PREFIX}*"), target.parent.glob(f"{escape(new_file_prefix(target))}*")
+    ):
+        with suppress(OSError):
+            file.unlink()

@@ -253,9 +253,10 @@ class KeyValueStore(ValueStore, Protocol):
     def compact(self, is_stopped: Callable[[], bool] = lambda: False) -> Compaction:
         """Give the disk back the blocks of what is free, while the store is used; blocks meanwhile. May be repeated.
 
+        Chunks that nothing names, as damage may leave them, are freed first, unless something is damaged that may name them.
         What snapshots see stays, and so does some room for deletes. ``is_stopped`` is asked before each short step. Nobody may
         hold on to pages of the map other than by a snapshot: a driver that has registered them would go on seeing what they were.
-        Raises ``StoreFullError``, ``InternalError``.
+        Raises ``StoreFullError``, ``QueueFullError``, ``DataDamagedError`` (the trees), ``InternalError``.
         """
 
     def close(self) -> None:

@@ -12,28 +12,23 @@ from pathlib import Path
 import lmdb
 
 from kaas_core.errors import StoreForeignError, StoreGoneError
-from kaasd.store.base import Namespace
 from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.records import (
     CHUNKS,
     FORMAT,
     LOOSE,
-    RECORD_BYTES,
     STATE_BYTES,
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
     Damage,
-    Head,
     StoreState,
-    chunk_key,
-    doubt,
-    loose_key,
     pack_store_id,
     unpack_format,
     unpack_store_id,
 )
+from kaasd.store.sums import NAMESPACES, START_BYTES, EntrySums
 from kaasd.store.trees import check_trees
 
 DATA_FILE = "data.mdb"
@@ -47,11 +42,7 @@ OLD_STATE_BYTES = 24
 MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
-_NAMESPACES = {namespace.name.lower().encode(): namespace for namespace in Namespace}
-_KEY_BYTES = {CHUNKS: len(chunk_key(0)), LOOSE: len(loose_key(0, 0))}
-_MAX_DOUBTS = 12
-"""Damaged records whose checksum may be what was changed: each of them doubles what the sum of all may be."""
-DATABASES = (*_NAMESPACES, CHUNKS, LOOSE)
+DATABASES = (*NAMESPACES, CHUNKS, LOOSE)
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
 
@@ -114,6 +105,11 @@ def prepare(path: Path, *, sync: bool) -> int:
     try:
         size = file.stat().st_size
     except FileNotFoundError:
+        if file.is_symlink():
+            raise StoreGoneError(
+                f"{file} is a link to {file.readlink()}, which is missing. Put that back; to begin an empty store there instead,"
+                " let kaasd make it, and then move it and link to it"
+            ) from None
         if (path / OWNERS_FILE).exists():
             raise StoreGoneError(
                 f"{file} is missing, but {path / OWNERS_FILE} shows that a store was here. Put {DATA_FILE} back; to"
@@ -173,12 +169,12 @@ def check_store(file: LmdbFile, meta: Meta) -> None:
 
     Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
     """
-    found = _Entries()
-    if check_trees(file, meta, RECORD_BYTES, found.add) != set(DATABASES):
+    sums = EntrySums(file)
+    if check_trees(file, meta, START_BYTES, sums.add) != set(DATABASES):
         raise file.damaged("it has other trees than a store")
     entries = file.main_entries(meta)
     try:
-        found.check(StoreState.unpack(entries[STATE_KEY]))
+        sums.check(StoreState.unpack(entries[STATE_KEY]))
         unpack_store_id(entries.get(STORE_ID_KEY, b""))
     except (Damage, KeyError) as damage:
         raise file.damaged(str(damage)) from None
@@ -217,38 +213,6 @@ def _format_in(file: LmdbFile, meta: Meta) -> int:
             " Use a later version, or another directory (--store)"
         )
     return number
-
-
-class _Entries:
-    """All that a look at the trees finds, beside what the store says of itself."""
-
-    def __init__(self) -> None:
-        self._sums = StoreState()
-        self._doubts: list[int] = []
-
-    def add(self, tree: bytes, raw_key: bytes, start: bytes) -> bool:
-        """Return whether an entry that begins with ``start`` may stand at this key."""
-        namespace = _NAMESPACES.get(tree)
-        if namespace is None:
-            if tree == LOOSE:
-                self._sums.count_loose(start)
-            return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
-        self._sums.count_key(namespace, raw_key)
-        self._sums.count_record(start)
-        try:
-            return Head.unpack(start).is_of(namespace, raw_key)
-        except Damage:
-            if len(start) == RECORD_BYTES:
-                self._doubts.append(doubt(start))
-            return True
-
-    def check(self, state: StoreState) -> None:
-        """Raises ``Damage`` where not all is as the last transaction has left it: a page of before is in the place of another."""
-        missing = {self._sums.records ^ state.records}
-        for change in self._doubts[:_MAX_DOUBTS]:
-            missing |= {sums ^ change for sums in missing}
-        if self._sums.keys != state.keys or 0 not in missing:
-            raise Damage("not all of its entries are those of the last transaction")
 
 
 def _create(path: Path, *, sync: bool) -> None:

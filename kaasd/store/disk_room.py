@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import resource
 import shutil
@@ -127,7 +128,7 @@ class DiskRoom:
             blocks = min(size)  # without the holes
             if self._wanted(used_bytes + size_bytes) > blocks:
                 raise StoreFullError(
-                    f"the file system that holds the store is full: {size_bytes} bytes are needed, {used_bytes} are in use,"
+                    f"{room_problem(error, self._file.parent)}: {size_bytes} bytes are needed, {used_bytes} are in use,"
                     f" and {self._file} has {blocks} bytes and cannot grow ({error.strerror})",
                     {"asked_bytes": str(size_bytes), "used_bytes": str(used_bytes)},
                 ) from None
@@ -223,6 +224,11 @@ def _kept(size_bytes: int) -> int:
     return min(keep_for_deletes(size_bytes), _MAX_KEPT_BYTES)
 
 
+def new_file_prefix(file: Path) -> str:
+    """Return how the name of a file begins that is to take the place of ``file``, while it is not whole."""
+    return f"{NEW_FILE_PREFIX}{file.name}-"
+
+
 def take_first_room(file: Path) -> None:
     """Have blocks for what a new store keeps for deletes. Raises ``OSError``."""
     with file.open("r+b") as opened:
@@ -273,17 +279,34 @@ def fill_lock_file(path: Path) -> bool:
 
 def is_full(error: Exception, path: Path) -> bool:
     """Whether ``error``, met by LMDB or the system in the directory ``path``, is that no room could be had for a file."""
-    if isinstance(error, OSError):
-        return error.errno in NO_SPACE
-    code = getattr(error, "code", 0)  # py-lmdb's own errors, which LMDB does not know, have none
-    if code != errno.EIO:
-        return code in NO_SPACE
-    # That is what LMDB calls a write that was cut short.
+    return bool(room_problem(error, path))
+
+
+def room_problem(error: Exception, path: Path) -> str:
+    """Return why no room could be had for a file in the directory ``path``; nothing where ``error`` is something else."""
+    # py-lmdb's own errors, which LMDB does not know, have no code.
+    code = error.errno if isinstance(error, OSError) else getattr(error, "code", 0)
+    limit = max_file_bytes()
+    if code == errno.EIO and not isinstance(error, OSError):
+        # That is what LMDB calls a write that was cut short.
+        size = max((file.stat().st_size for file in path.glob("*.mdb")), default=0)
+        if size + _FULL_BELOW_BYTES > limit:
+            code = errno.EFBIG
+        elif shutil.disk_usage(path).free < _FULL_BELOW_BYTES:
+            code = errno.ENOSPC
+    if code == errno.EFBIG:
+        if limit == math.inf:
+            return "the store is full: its file system allows no longer file"
+        return f"the store is full: this process may write files of at most {limit} bytes (ulimit -f, LimitFSIZE=)"
+    if code == errno.EDQUOT:
+        return "the disk quota of the file system that holds the store is used up"
+    return "the file system that holds the store is full" if code == errno.ENOSPC else ""
+
+
+def max_file_bytes() -> float:
+    """Return how long this process may make a file."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    size = max((file.stat().st_size for file in path.glob("*.mdb")), default=0)
-    return (limit != resource.RLIM_INFINITY and size + _FULL_BELOW_BYTES > limit) or (
-        shutil.disk_usage(path).free < _FULL_BELOW_BYTES
-    )
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def _take_blocks(descriptor: int, start: int, end: int) -> None:

@@ -35,7 +35,7 @@ from kaasd.store.directory import (
     StoreIdentity,
     prepare,
 )
-from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, take_lock_file
+from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, room_problem, take_lock_file
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.migration import migrate
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
@@ -60,8 +60,9 @@ class Environment:
         durability: Durability,
         max_readers: int,
         identity: StoreIdentity | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """``identity``: only this store is opened, and none is made."""
+        """``identity``: only this store is opened, and none is made. ``is_stopped``: see ``LmdbStore``."""
         if limit_bytes < MIN_LIMIT_BYTES:
             raise InvalidArgumentError(
                 f"limit_bytes: must be at least {MIN_LIMIT_BYTES}, not {limit_bytes}", {"field": "limit_bytes"}
@@ -82,7 +83,7 @@ class Environment:
             try:
                 if identity is None:
                     if prepare(path, sync=durability is not Durability.NONE) != FORMAT:
-                        migrate(path)
+                        migrate(path, is_stopped)
                 else:
                     identity.check()
                     LmdbFile(path / DATA_FILE).close()  # whole still: what is missing kills who maps it
@@ -374,8 +375,8 @@ def translate(error: Exception, path: Path) -> KaasError:
             kind, text = StoreFullError, "the store is full: open snapshots still hold the pages that could be used again"
         case lmdb.ReadersFullError():
             kind, text = QueueFullError, "too many snapshots of the store are open"
-        case _ if is_full(error, path):
-            kind, text = StoreFullError, f"the file system that holds the store is full: {path}"
+        case _ if problem := room_problem(error, path):
+            kind, text = StoreFullError, f"{problem}: {path}"
         case lmdb.CorruptedError() | lmdb.PageNotFoundError():
             kind, text = DataDamagedError, f"the trees of {path}, which find all that is stored, are damaged"
         case lmdb.InvalidError() | lmdb.VersionMismatchError():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,7 @@ from kaasd.store.base import (
 from kaasd.store.check import check, tree_problem
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
+from kaasd.store.orphans import find_orphans
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
@@ -34,6 +36,8 @@ CHUNK_BYTES = 16 << 20
 """LMDB has one write lock and writes about 1 GB/s, so a chunk holds it for some 20 ms; copied to a device, one runs at the bus's
 speed."""
 MIN_CHUNK_BYTES = 4096
+
+_log = logging.getLogger(__name__)
 
 
 class LmdbStore:
@@ -63,13 +67,15 @@ class LmdbStore:
         held_timeout_s: float = 1.0,
         sweep_interval_s: float = 60.0,
         identity: StoreIdentity | None = None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """Open the store, or create it where nothing is. With an ``identity`` only that store is opened, and none is created.
 
         ``max_readers`` bounds the snapshots open at once, over all processes; ``held_timeout_s`` is how long a full store waits
-        for snapshots to close whose pages it could use.
+        for snapshots to close whose pages it could use. ``is_stopped`` is asked while a store of an older format is copied.
 
-        Raises ``InvalidArgumentError`` (a setting), ``InternalError`` (open in this process already, or damaged),
+        Raises ``InvalidArgumentError`` (a setting), ``CancelledError`` (stopped; the store is as it was), ``StoreFullError``,
+        ``InternalError`` (open in this process already, or damaged),
         ``StoreForeignError`` (another program's, or damaged), ``StoreGoneError`` (not the one of ``identity``; or no store, where
         one was), ``OSError``.
         """
@@ -79,7 +85,12 @@ class LmdbStore:
             )
         self._chunk_bytes = chunk_bytes
         self._environment = Environment(
-            Path(path), limit_bytes=limit_bytes, durability=durability, max_readers=max_readers, identity=identity
+            Path(path),
+            limit_bytes=limit_bytes,
+            durability=durability,
+            max_readers=max_readers,
+            identity=identity,
+            is_stopped=is_stopped,
         )
         self._writer = Writer(
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
@@ -175,7 +186,10 @@ class LmdbStore:
         try:
             environment.sync()  # here, so that the writer need not wait for all of it
             before = environment.disk.size
-            can_punch = self._writer.compact(is_stopped).result()
+            orphans = find_orphans(environment, is_stopped)
+            if orphans:
+                _log.info("%s: %d chunks that nothing names are freed", environment.path, len(orphans))
+            can_punch = self._writer.compact(orphans, is_stopped).result()
             after = environment.disk.size
         except (lmdb.Error, OSError) as error:
             raise translate(error, environment.path) from error

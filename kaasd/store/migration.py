@@ -14,14 +14,14 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from kaas_core.errors import StoreForeignError, StoreFullError
+from kaas_core.errors import CancelledError, StoreForeignError, StoreFullError
 from kaasd.store.base import Namespace
 from kaasd.store.checksums import checksum
 from kaasd.store.directory import (
@@ -31,7 +31,7 @@ from kaasd.store.directory import (
     OWNERS_FILE,
     sync_directory,
 )
-from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
+from kaasd.store.disk_room import new_file_prefix, room_problem, take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import (
     CHUNKS,
@@ -46,8 +46,6 @@ from kaasd.store.records import (
 )
 from kaasd.store.trees import check_trees
 
-OLD_FILE = "data-format1.mdb"
-"""The store as it was."""
 _STATE = struct.Struct("<QQQ")
 _RECORD = struct.Struct("<QQQQ")
 _EXTENT = struct.Struct("<QQ")
@@ -59,34 +57,54 @@ _SPARE_BYTES = 64 << 20
 _log = logging.getLogger(__name__)
 
 
-def migrate(path: Path) -> None:
-    """Put a new ``data.mdb`` with all of the store at ``path`` in the place of the old one, which becomes ``OLD_FILE``.
+def migrate(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    """Put a new ``data.mdb`` with all of the store at ``path`` in the place of the old one, which is kept: see ``old_file``.
 
-    What is damaged already, as far as format 1 shows that, is damaged in the new file too; nothing is changed before the new
-    file is whole. Raises ``StoreForeignError`` (the trees are damaged, an ``OLD_FILE`` is in the way, another process has the
-    store open), ``StoreFullError``, ``OSError``, ``lmdb.Error``.
+    Where that is a link, this is done where it leads. What is damaged already, as far as format 1 shows that, is damaged in the
+    new file too; nothing is changed before the new file is whole. Raises ``StoreForeignError`` (the trees are damaged, another
+    file is where the old one would be kept, another process has the store open), ``StoreFullError``, ``CancelledError``
+    (stopped), ``OSError``, ``lmdb.Error``.
     """
-    file, kept = path / DATA_FILE, path / OLD_FILE
+    file = (path / DATA_FILE).resolve()
+    kept = old_file(file)
     with _alone(path):
         if kept.exists() and not kept.samefile(file):
             raise StoreForeignError(f"{file} has an old format, and {kept}, where it would be kept, exists; move that away")
         with LmdbFile(file) as found:
-            check_trees(found, found.meta, 0, lambda *_: True)
+            check_trees(found, found.meta, 0, lambda *_: _go_on(is_stopped))
         _check_room(file)
         began = time.monotonic()
-        descriptor, name = tempfile.mkstemp(prefix=NEW_FILE_PREFIX, suffix=".mdb", dir=path)
+        descriptor, name = tempfile.mkstemp(prefix=new_file_prefix(file), suffix=".mdb", dir=file.parent)
         os.close(descriptor)
         try:
             _log.info("%s has an old format: it is copied into today's", file)
-            entries = _copy(file, Path(name))
+            entries = _copy(file, Path(name), is_stopped)
             take_first_room(Path(name))
             if not kept.exists():
                 os.link(file, kept)
             Path(name).replace(file)
+        except (lmdb.Error, OSError) as error:
+            if problem := room_problem(error, file.parent):
+                raise StoreFullError(
+                    f"{file} has an old format, and could not be copied into today's: {problem} ({error})"
+                ) from error
+            raise
         finally:
             Path(name).unlink(missing_ok=True)
-        sync_directory(path)
+        sync_directory(file.parent)
     _log.info("%d entries were copied in %.1f s; the old file is kept as %s", entries, time.monotonic() - began, kept)
+
+
+def old_file(file: Path) -> Path:
+    """Return where a store's file of before is kept: ``data-format1.mdb``, beside ``data.mdb``."""
+    return file.with_name(f"{file.stem}-format1{file.suffix}")
+
+
+def _go_on(is_stopped: Callable[[], bool]) -> bool:
+    """Raises ``CancelledError`` where this is to end; returns True."""
+    if is_stopped():
+        raise CancelledError("the store has an old format, and copying it into today's was stopped; nothing was changed")
+    return True
 
 
 @contextmanager
@@ -104,7 +122,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _check_room(file: Path) -> None:
-    needed, free = file.stat().st_blocks * 512 + _SPARE_BYTES, shutil.disk_usage(file.parent).free
+    stored = file.stat().st_blocks * 512
+    needed, free = stored + _SPARE_BYTES, shutil.disk_usage(file.parent).free
     if needed > free:
         raise StoreFullError(
             f"{file} has an old format. Copying it into today's takes {needed} bytes, but its file system has {free}",
@@ -112,9 +131,9 @@ def _check_room(file: Path) -> None:
         )
 
 
-def _copy(old_file: Path, new_file: Path) -> int:
+def _copy(old_path: Path, new_path: Path, is_stopped: Callable[[], bool]) -> int:
     """Copy all that keys point at, and have it on the disk; return how many keys there are."""
-    size_bytes = old_file.stat().st_size
+    size_bytes = old_path.stat().st_size
     settings: dict[str, Any] = {
         "subdir": False,
         "lock": False,
@@ -122,11 +141,11 @@ def _copy(old_file: Path, new_file: Path) -> int:
         "lib_version": LMDB_MAJOR_VERSION,
     }
     with (
-        lmdb.open(str(old_file), readonly=True, **settings) as old,
-        lmdb.open(str(new_file), sync=False, map_size=2 * size_bytes + _SPARE_BYTES, **settings) as new,
+        lmdb.open(str(old_path), readonly=True, **settings) as old,
+        lmdb.open(str(new_path), sync=False, map_size=2 * size_bytes + _SPARE_BYTES, **settings) as new,
         old.begin(buffers=True) as source,
     ):
-        migration = _Migration(old, new, source)
+        migration = _Migration(old, new, source, is_stopped)
         for namespace in Namespace:
             migration.copy(namespace)
         migration.finish()
@@ -137,8 +156,15 @@ def _copy(old_file: Path, new_file: Path) -> int:
 class _Migration:
     """One store on its way into another file."""
 
-    def __init__(self, old: lmdb.Environment, new: lmdb.Environment, source: lmdb.Transaction[memoryview]) -> None:
+    def __init__(
+        self,
+        old: lmdb.Environment,
+        new: lmdb.Environment,
+        source: lmdb.Transaction[memoryview],
+        is_stopped: Callable[[], bool],
+    ) -> None:
         self.entries = 0
+        self._is_stopped = is_stopped
         self._old = {name: old.open_db(name, txn=source) for name in DATABASES}
         self._new = {name: new.open_db(name) for name in DATABASES}
         self._environment = new
@@ -157,6 +183,7 @@ class _Migration:
         for namespace in Namespace:
             with self._source.cursor(self._old[namespace.name.lower().encode()]) as cursor:
                 for _, raw in cursor:
+                    _go_on(self._is_stopped)
                     with suppress(struct.error):
                         version, _, _, count = _RECORD.unpack_from(raw)
                         self._last_version = max(self._last_version, version)
@@ -208,9 +235,11 @@ class _Migration:
         return Extent(number, size_bytes, checksum(chunk))
 
     def _copied(self, size_bytes: int) -> None:
+        _go_on(self._is_stopped)
         self._batch_bytes += size_bytes
         if self._batch_bytes > _BATCH_BYTES:
             self._target.commit()
+            self._environment.sync(True)  # so that nobody has to wait long for the end of it
             self._target = self._environment.begin(write=True)
             self._batch_bytes = 0
         if time.monotonic() > self._told + _PROGRESS_S:

@@ -118,9 +118,19 @@ class StoreState:
         return cls(*fields)
 
 
-def doubt(raw: bytes | memoryview) -> int:
-    """Return what ``StoreState.records`` changes by if a damaged head's checksum was changed, and not what it is of."""
+def head_change(raw: bytes | memoryview) -> int:
+    """Return what ``StoreState.records`` changes by if a head's checksum was changed, and not what it is of; 0 if neither was."""
     return checksum(raw[: _FIELDS.size]) ^ int(_CHECKSUM.unpack_from(raw, _FIELDS.size)[0])
+
+
+def loose_change(raw_key: bytes, raw: bytes) -> int:
+    """Return the same for what stands at a key of ``loose``."""
+    return checksum(raw_key + raw[_CHECKSUM.size :]) ^ int.from_bytes(raw[: _CHECKSUM.size], "little")
+
+
+def body_is_intact(raw: bytes) -> bool:
+    """Whether a record whose head is damaged has a body that fits the checksum which the head has of it."""
+    return bool(checksum(raw[_RECORD.size :]) == Head._make(_RECORD.unpack_from(raw)).body_checksum)
 
 
 def unpack_format(state: bytes) -> int:
@@ -250,6 +260,12 @@ def unpack_loose(raw_key: bytes, raw: bytes) -> list[Extent]:
 
 def chunk_key(chunk_id: int) -> bytes:
     return _ID.pack(chunk_id)
+
+
+def unpack_chunk_key(raw: bytes | memoryview) -> int:
+    """Return the id."""
+    (chunk_id,) = _ID.unpack(raw)
+    return int(chunk_id)
 
 
 def loose_key(owner: int, number: int) -> bytes:

@@ -56,8 +56,8 @@ class _Damage(Exception):
     """A page or a tree is not as it must be; the text says where."""
 
 
-IsRight: TypeAlias = Callable[[bytes, bytes, bytes], bool]
-"""Whether an entry may be what it seems: the name of its tree, its key, and its value's first bytes."""
+IsRight: TypeAlias = Callable[[bytes, bytes, bytes, range], bool]
+"""Whether an entry may be what it seems: its tree's name, its key, its value's first bytes, and where in the file all are."""
 
 
 def check_trees(file: LmdbFile, meta: Meta, start_bytes: int, is_right: IsRight) -> Set[bytes]:
@@ -162,7 +162,7 @@ class _Check:
         if flags not in (0, BIG_DATA):
             raise _Damage(f"page {number} has an entry of a kind that kaasd does not write")
         if not flags:
-            self._check_entry(number, key, page[start : start + min(size, self._start_bytes)])
+            self._check_entry(number, key, page[start : start + min(size, self._start_bytes)], number * len(page) + start, size)
             return
         (first,) = NUMBER.unpack_from(page, start)
         wanted = -(-(HEADER_BYTES + size) // len(page))
@@ -174,10 +174,10 @@ class _Check:
             raise _Damage(f"page {first} does not begin a large entry")
         self._use(first + wanted, pages - wanted)
         self._counts[2] += pages
-        self._check_entry(number, key, begin[HEADER_BYTES:])
+        self._check_entry(number, key, begin[HEADER_BYTES:], first * len(page) + HEADER_BYTES, size)
 
-    def _check_entry(self, number: int, key: bytes, start: bytes) -> None:
-        if not self._is_right(self._name, key, start):
+    def _check_entry(self, number: int, key: bytes, start: bytes, place: int, size: int) -> None:
+        if not self._is_right(self._name, key, start, range(place, place + size)):
             raise _Damage(f"page {number} has the entry of another key")
 
     def _use(self, first: int, count: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -65,6 +65,10 @@ class Change:
 def max_inline_bytes(chunk_bytes: int) -> int:
     """Return the largest value that lies in its record."""
     return min(_MAX_INLINE_BYTES, chunk_bytes // 4)
+
+
+def _ids(extents: Iterable[Extent]) -> Iterator[int]:
+    return (extent.id for extent in extents)
 
 
 class WriteTransaction:
@@ -184,12 +188,12 @@ class WriteTransaction:
     def drop_loose(self, extents: Sequence[Extent]) -> None:
         """Free chunks that no key has come to point at."""
         self._claim(extents)
-        self.free(extents)
+        self.free(_ids(extents))
 
-    def free(self, extents: Sequence[Extent]) -> None:
+    def free(self, chunk_ids: Iterable[int]) -> None:
         """Delete chunks."""
-        for extent in extents:
-            self._txn.delete(chunk_key(extent.id), db=self._environment.chunks)
+        for chunk_id in chunk_ids:
+            self._txn.delete(chunk_key(chunk_id), db=self._environment.chunks)
 
     def free_loose(self, owner: int) -> int:
         """Delete some of the chunks that ``owner`` has left; return how many, 0 at the end."""
@@ -202,11 +206,11 @@ class WriteTransaction:
                 try:
                     extents = unpack_loose(raw_key, bytes(cursor.value()))
                 except Damage as damage:
-                    # They may be anybody's. Nothing finds them any more, but they do no harm.
+                    # They may be anybody's. Nothing finds them any more but a compaction.
                     _log.warning("the store at %s is damaged: %s; they stay", self._environment.path, damage)
                     extents, self._is_uncounted = [], True
                 batch, rest = extents[: FREED_AT_ONCE - freed], extents[FREED_AT_ONCE - freed :]
-                self.free(batch)
+                self.free(_ids(batch))
                 self._delete_loose(raw_key)
                 if rest:
                     self._put_loose(raw_key, rest)
@@ -296,7 +300,7 @@ class WriteTransaction:
     def _retire(self, extents: Sequence[Extent], version: int) -> None:
         """Free what a value has left behind, or leave it to the sweep where it is much."""
         if len(extents) <= FREED_AT_ONCE:
-            self.free(extents)
+            self.free(_ids(extents))
         else:
             self._put_loose(loose_key(NOBODY, version), extents)
             self.left_garbage = True

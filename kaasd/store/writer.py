@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import lmdb
@@ -101,10 +102,13 @@ class Writer:
             future.set_exception(self._ended_error())
         return future
 
-    def compact(self, is_stopped: Callable[[], bool]) -> Future[bool]:
-        """Give the disk back what is free; the future has whether the file system takes it from within a file."""
+    def compact(self, orphans: Sequence[int], is_stopped: Callable[[], bool]) -> Future[bool]:
+        """Free the chunks of these ids, and give the disk back what is free.
+
+        The future has whether the file system takes that from within a file.
+        """
         future: Future[bool] = Future()
-        if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._compact(future, is_stopped)))):
+        if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._compact(future, orphans, is_stopped)))):
             future.set_exception(self._ended_error())
         return future
 
@@ -328,11 +332,14 @@ class Writer:
         else:
             future.set_result(freed)
 
-    def _compact(self, future: Future[bool], is_stopped: Callable[[], bool]) -> Iterator[None]:
+    def _compact(self, future: Future[bool], orphans: Sequence[int], is_stopped: Callable[[], bool]) -> Iterator[None]:
         if not future.set_running_or_notify_cancel():
             return
         try:
             yield from self._sweep(Future())
+            for start in range(0, len(orphans), FREED_AT_ONCE):
+                self.run(partial(WriteTransaction.free, chunk_ids=orphans[start : start + FREED_AT_ONCE]))
+                yield
             self.run(lambda _: None)  # what the last transaction has freed LMDB uses after one more
             can_punch = yield from give_back(self._environment, is_stopped)
         except Exception as error:

@@ -106,6 +106,19 @@ def test_kv_ls_of_nothing(kaasctl: Kaasctl, server: FakeServer) -> None:
     assert json.loads(succeed(kaasctl("-o", "json", "kv", "ls")).text) == []
 
 
+def test_kv_ls_shows_what_is_damaged(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("List", kv_pb2.ListResponse(entries=[entry_message("a", 1536), kv_pb2.Entry(key="b")]))
+    assert succeed(kaasctl("kv", "ls")).text.splitlines() == [
+        "KEY  SIZE     VERSION  UPDATE TIME          DAMAGED",
+        "a    1.5 KiB  9        2026-01-02 12:00:00  no",
+        "b    -        -        -                    yes",
+    ]
+    good, bad = json.loads(succeed(kaasctl("-o", "json", "kv", "ls")).text)
+    assert (good["key"], good["size_bytes"], good["damaged"]) == ("a", 1536, False)
+    assert bad == {"key": "b", "size_bytes": None, "version": None, "update_time": None, "damaged": True}
+
+
 def test_keys_cannot_steer_the_terminal(kaasctl: Kaasctl, server: FakeServer) -> None:
     for _ in range(2):
         server.expect("List", kv_pb2.ListResponse(entries=[entry_message("\x1b[2Jé\n[bold]")]))
@@ -179,6 +192,25 @@ def test_library_ls_and_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("DeleteLibrary", library_pb2.DeleteLibraryResponse())
     succeed(kaasctl("library", "rm", LIBRARY_ID))
     assert server.only_call("DeleteLibrary").request.id == LIBRARY_ID
+
+
+def test_library_ls_shows_what_is_damaged(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect(
+            "ListLibraries",
+            library_pb2.ListLibrariesResponse(libraries=[library_pb2.Library(id=LIBRARY_ID, damaged=True)]),
+        )
+    heading, row = succeed(kaasctl("library", "ls")).text.splitlines()
+    assert (heading.split()[-1], row.split()) == ("DAMAGED", [LIBRARY_ID, "-", "-", "-", "-", "yes"])
+    (listed,) = json.loads(succeed(kaasctl("-o", "json", "library", "ls")).text)
+    assert listed == {
+        "id": LIBRARY_ID,
+        "file_name": None,
+        "size_bytes": None,
+        "kind": None,
+        "create_time": None,
+        "damaged": True,
+    }
 
 
 # submit and function
@@ -290,6 +322,24 @@ def test_function_ls_and_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("DeleteFunction", executor_pb2.DeleteFunctionResponse())
     succeed(kaasctl("function", "rm", "f"))
     assert server.only_call("DeleteFunction").request.name == "f"
+
+
+def test_function_ls_shows_what_is_damaged(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        reply = executor_pb2.ListFunctionsResponse(functions=[FUNCTION_MESSAGE], damaged_names=["a", "g"])
+        server.expect("ListFunctions", reply)
+    assert succeed(kaasctl("function", "ls")).text.splitlines() == [
+        "NAME  KERNELS  ITERATIONS  CREATE TIME          DAMAGED",
+        "a     -        -           -                    yes",
+        "f     copy     1           2026-01-02 12:00:00  no",
+        "g     -        -           -                    yes",
+    ]
+    listed = json.loads(succeed(kaasctl("-o", "json", "function", "ls")).text)
+    assert [(function["name"], function["damaged"], function["request"] is None) for function in listed] == [
+        ("a", True, True),
+        ("f", False, False),
+        ("g", True, True),
+    ]
 
 
 # the server

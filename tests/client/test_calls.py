@@ -283,6 +283,17 @@ def test_functions(client: Any, server: FakeServer) -> None:
     assert server.only_call("ListFunctions").request.prefix == "f"
 
 
+def test_damaged_functions_are_listed(client: Any, server: FakeServer) -> None:
+    """In their order; calling one says what is wrong, whatever buffers it is given."""
+    reply = executor_pb2.ListFunctionsResponse(functions=[FUNCTION_MESSAGE], damaged_names=["a", "g"])
+    server.expect("ListFunctions", reply)
+    functions = list(client.functions())
+    assert [(function.name, function.damaged) for function in functions] == [("a", True), ("f", False), ("g", True)]
+    server.expect("Invoke", executor_pb2.InvokeResponse())
+    functions[0](x=b"1")
+    assert server.only_call("Invoke").request.function == "a"
+
+
 def test_delete_function(client: Any, server: FakeServer) -> None:
     server.expect("DeleteFunction", executor_pb2.DeleteFunctionResponse())
     client.delete_function("f")

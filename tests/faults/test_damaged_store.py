@@ -133,8 +133,9 @@ def test_damaged_libraries_and_functions(daemons: Daemons, store: Path, values: 
     damaged(lambda: kaas.inspect(library), "library", library)
     damaged(lambda: kaas.function("dot")(), "library", library)
     damaged(lambda: kaas.function("broken/dot")(), "function", "broken/dot")
-    assert {found.id for found in kaas.libraries()} == {library, other}
-    assert [function.name for function in kaas.functions()] == ["dot"]
+    assert {found.id: found.damaged for found in kaas.libraries()} == {library: True, other: False}
+    assert [(function.name, function.damaged) for function in kaas.functions()] == [("broken/dot", True), ("dot", False)]
+    damaged(next(kaas.functions()), "function", "broken/dot")
     assert kaas.inspect(other)
     assert {(entry.kind, entry.key) for entry in kaas.check_store().damaged} == {
         ("library", library),
@@ -144,6 +145,7 @@ def test_damaged_libraries_and_functions(daemons: Daemons, store: Path, values: 
     assert kaas.function("dot")(a=values["a"], b=values["b"]).array("c", "u4") == expected(values["a"], values["b"])
     kaas.register("broken/dot", dot(library))
     kaas.function("broken/dot")()
+    assert [function.damaged for function in kaas.functions()] == [False, False]
     assert kaas.check_store().damaged == ()
 
 

@@ -16,7 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
 from kaas_core.errors import DrainingError
+from kaasd.store.base import Namespace
 from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
+from tests.store.test_migration import write_old
 
 
 @pytest.fixture
@@ -109,15 +111,48 @@ def test_values_and_functions_outlive_the_daemon(tmp_path: Path) -> None:
 
 def test_a_worker_that_hangs_while_it_starts_holds_up_no_shutdown(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kaasd", "--listen", f"unix:{tmp_path}/kaasd.sock", "--store", f"{tmp_path}/store"]
-    with subprocess.Popen([*command, "--device", "emulator"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*command, "--device", "emulator"], stderr=subprocess.PIPE, text=True) as process:
         try:
             wait_until(lambda: any(map(has_own_program, children(process.pid))))
             for worker in children(process.pid):
                 os.kill(worker, signal.SIGSTOP)
             process.terminate()
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+MIGRATION = """
+import sys, time
+from kaasd import __main__
+from kaasd.store import migration
+def go_on(is_stopped):
+    print("copying", flush=True)
+    while not is_stopped():
+        time.sleep(0.001)
+    return original(is_stopped)
+original, migration._go_on = migration._go_on, go_on
+sys.exit(__main__.main())
+"""
+"""A daemon that comes no further with a store of an older format than to look whether it is to end."""
+
+
+def test_a_store_that_is_brought_up_to_date_holds_up_no_shutdown(tmp_path: Path) -> None:
+    old = write_old(tmp_path / "store", {(Namespace.VALUES, f"key/{number}"): bytes(5000) for number in range(10)})
+    before = old.read_bytes()
+    options = ["--listen", f"unix:{tmp_path}/kaasd.sock", "--store", str(old.parent), "--device", "emulator"]
+    with subprocess.Popen([sys.executable, "-c", MIGRATION, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "copying\n"
+            process.terminate()
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert old.read_bytes() == before
+    assert {file.name for file in old.parent.iterdir()} == {"data.mdb", "lock.mdb", "owners", "kaasd.lock"}
 
 
 def has_own_program(pid: int) -> bool:

@@ -242,7 +242,7 @@ def test_a_damaged_function_is_an_error_until_it_is_replaced_or_deleted(store: L
         functions = FunctionRegistry(store)
         with pytest.raises(DataDamagedError, match="the function 'f' is damaged"):
             functions.get("f")
-        assert functions.list() == []
+        assert functions.list() == [executor_pb2.Function(name="f")]
         if ends == "register":
             await functions.register(function("f", "new"))
             assert kernel_of(functions.get("f")) == "new"
@@ -256,6 +256,24 @@ def test_a_damaged_function_is_an_error_until_it_is_replaced_or_deleted(store: L
 
     asyncio.run(scenario())
     assert len(registry(store)) == 0
+
+
+def test_damaged_functions_are_listed_in_their_place(store: LmdbStore) -> None:
+    registry(store, *(function(name) for name in "abcd"))
+    environment = store._environment
+    with environment.write() as txn:
+        database = environment.entries[Namespace.FUNCTIONS]
+        for name in (b"b", b"d"):
+            txn.put(name, bytes(txn.get(name, db=database))[:-1], db=database)
+    functions = registry(store)
+    assert [(one.name, one.HasField("request")) for one in functions.list()] == [
+        ("a", True),
+        ("b", False),
+        ("c", True),
+        ("d", False),
+    ]
+    assert [one.name for one in functions.list(after="a", limit=2)] == ["b", "c"]
+    assert len(functions) == 2
 
 
 def test_listing(store: LmdbStore) -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 import lmdb
@@ -16,7 +17,18 @@ from kaasd.store import checksums
 from kaasd.store.base import Durability, Entry, Namespace, Write
 from kaasd.store.environment import translate
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.store.records import NOBODY, RECORD_BYTES, STATE_BYTES, STATE_KEY, STORE_ID_KEY, Extent, loose_key, pack_loose
+from kaasd.store.records import (
+    NOBODY,
+    RECORD_BYTES,
+    STATE_BYTES,
+    STATE_KEY,
+    STORE_ID_KEY,
+    Extent,
+    loose_key,
+    pack_loose,
+    unpack_loose,
+)
+from kaasd.store.write_transaction import WriteTransaction
 
 CHUNK_BYTES = 1 << 16
 SIZES = [0, 1, 40, 900, 3000, 16_000, 20_000, 150_000]
@@ -209,6 +221,68 @@ def test_damaged_records_can_be_replaced_and_the_store_opened_again(
     left[Namespace.VALUES, "key/002"] = b"new"
     with open_store(chunk_bytes=CHUNK_BYTES) as store:
         assert look(store, left) == {(Namespace.VALUES, "key/011")}
+
+
+def heads(file: Path, content: Content) -> Iterator[tuple[tuple[Namespace, str], list[int]]]:
+    """Yield what lies in its record, and where the heads of that are, also in pages that are free; only those within a sector."""
+    whole = file.read_bytes()
+    for where, value in content.items():
+        places = [found.start() - RECORD_BYTES for found in re.finditer(re.escape(value), whole)] if len(value) > 1 else []
+        if places and all(place // 512 == (place + RECORD_BYTES - 1) // 512 for place in places):
+            yield where, places
+
+
+@pytest.mark.parametrize("many", [1, 13, 200])
+@pytest.mark.parametrize(
+    "stretch",
+    [(40, 48), (0, 40), (30, 46), (36, 52), (0, 48)],
+    ids=["checksum", "fields", "end of fields and checksum", "checksum and value", "all"],
+)
+def test_heads_that_are_damaged_cost_their_values_and_no_others(
+    file: Path, content: Content, open_store: Callable, payload: Callable, stretch: tuple[int, int], many: int
+) -> None:
+    """However many there are, and whether or not anything is left that tells what they counted for."""
+    content = {**content, **{(Namespace.VALUES, f"more/{number:03}"): payload(20 + number) for number in range(300)}}
+    with LmdbStore(file.parent, limit_bytes=64 << 20, chunk_bytes=CHUNK_BYTES, durability=Durability.NONE) as store:
+        store.commit([Write(key, [value]) for (_, key), value in content.items() if key.startswith("more/")]).result()
+    raw, refused = bytearray(file.read_bytes()), set()
+    for where, places in islice(heads(file, content), many):
+        for place in places:
+            raw[place + stretch[0] : place + stretch[1]] = payload(stretch[1] - stretch[0])
+        refused.add(where)
+    assert len(refused) == many
+    file.write_bytes(raw)
+    for _ in range(2):
+        with open_store(chunk_bytes=CHUNK_BYTES) as store:
+            assert look(store, content) == refused
+            assert {(entry.namespace, entry.key) for entry in store.check()} == refused
+            store.commit([Write("key/000", [b"new"])]).result()
+            content[Namespace.VALUES, "key/000"] = b"new"
+    with open_store(chunk_bytes=CHUNK_BYTES) as store:
+        for namespace, key in refused:
+            store.delete(key, namespace).result()
+    with open_store(chunk_bytes=CHUNK_BYTES) as store:
+        assert look(store, {where: value for where, value in content.items() if where not in refused}) == set()
+
+
+@pytest.mark.parametrize("place", [3, 20], ids=["its checksum", "what it lists"])
+def test_a_damaged_list_of_garbage_keeps_no_store_from_opening(
+    file: Path, content: Content, open_store: Callable, place: int
+) -> None:
+    raw_key = loose_key(NOBODY, 7)
+    packed = pack_loose(raw_key, [Extent(1 << 40, 1, 1), Extent(1 << 41, 1, 1)])
+    with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:
+        transaction = WriteTransaction(store._environment, txn)
+        transaction._put_loose(raw_key, unpack_loose(raw_key, packed))
+        transaction.finish()
+    raw = bytearray(file.read_bytes())
+    for found in re.finditer(re.escape(packed), bytes(raw)):
+        raw[found.start() + place] ^= 1
+    file.write_bytes(raw)
+    for _ in range(2):
+        with open_store(chunk_bytes=CHUNK_BYTES) as store:
+            store.sweep().result()
+            assert look(store, content) == set()
 
 
 def look_at_values(store: LmdbStore, content: Content) -> set[tuple[Namespace, str]]:

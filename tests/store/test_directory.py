@@ -144,6 +144,16 @@ def test_what_is_not_a_whole_store_is_refused_and_left_alone(
         assert contents(file.parent) == before
 
 
+def test_a_link_that_leads_nowhere_is_left_alone(store_path: Path, tmp_path: Path, open_store: Callable) -> None:
+    """LMDB would make a file there, and none of ours."""
+    store_path.mkdir()
+    (store_path / "data.mdb").symlink_to(tmp_path / "elsewhere.mdb")
+    with pytest.raises(StoreGoneError, match=r"is a link to .*/elsewhere\.mdb, which is missing"):
+        open_store()
+    assert [path.name for path in store_path.iterdir()] == ["data.mdb"]
+    assert not (tmp_path / "elsewhere.mdb").exists()
+
+
 def test_a_directory_that_was_emptied_gets_a_new_store(file: Path, open_store: Callable) -> None:
     shutil.rmtree(file.parent)
     file.parent.mkdir()

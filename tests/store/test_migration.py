@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import lmdb
 import pytest
 
-from kaas_core.errors import DataDamagedError, StoreForeignError, StoreFullError
+from kaas_core.errors import CancelledError, DataDamagedError, StoreForeignError, StoreFullError
 from kaasd.store import migration
+from kaasd.store.backup import remove_left_copies
 from kaasd.store.base import Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION
+from tests.store.conftest import LIMIT_BYTES
 from tests.store.support import Start, kill, said
 
 STORE_ID = bytes(range(16))
@@ -161,6 +164,70 @@ def test_no_room_for_a_copy(old: Path, open_store: Callable, monkeypatch: pytest
     refused(old, open_store, StoreFullError, r"Copying it into today's takes \d+ bytes, but its file system has 1000")
 
 
+@pytest.mark.parametrize("asked", [1, 300, 700, 1000, 1300, 1500])
+def test_one_that_is_stopped_changes_nothing(
+    old: Path, values: Values, open_store: Callable, read: Callable, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """Whatever it does then: it looks at the trees, counts, copies."""
+    monkeypatch.setattr(migration, "_BATCH_BYTES", 10_000)
+    answers = iter([False] * asked + [True])
+    refused(old, partial(open_store, is_stopped=lambda: next(answers)), CancelledError, "was stopped; nothing was changed")
+    assert read(open_store(), "chunks") == values[Namespace.VALUES, "chunks"]
+
+
+def test_a_link_stays_one(old: Path, values: Values, tmp_path: Path, open_store: Callable, read: Callable) -> None:
+    """The store's file may lie on a larger disk, and so do the new one and the one that is kept."""
+    large = tmp_path / "large disk"
+    large.mkdir()
+    before = old.read_bytes()
+    target = old.replace(large / "of [this] store.mdb")
+    old.symlink_to(target)
+    for name in ("of [this] store.mdb-1", "of another.mdb-1", "1"):  # of a process that was killed, and of others
+        (large / f".kaasd-new-{name}").touch()
+    remove_left_copies(old.parent)
+    store = open_store()
+    assert read(store, "chunks") == values[Namespace.VALUES, "chunks"]
+    assert old.readlink() == target
+    assert {file.name for file in old.parent.iterdir()} == {"data.mdb", "lock.mdb", "owners"}
+    assert (large / "of [this] store-format1.mdb").read_bytes() == before
+    assert {file.name for file in large.iterdir()} == {
+        "of [this] store.mdb",
+        "of [this] store-format1.mdb",
+        ".kaasd-new-of another.mdb-1",
+        ".kaasd-new-1",
+    }
+
+
+@pytest.mark.parametrize("step", ["copying", "the room behind the copy"])
+def test_a_limit_on_the_size_of_files_is_named(
+    old: Path, values: Values, tmp_path: Path, open_store: Callable, start: Start, step: str
+) -> None:
+    before, names = old.read_bytes(), {file.name for file in old.parent.iterdir()}
+    limit = 60_000
+    if step != "copying":
+        whole = write_old(tmp_path / "another", values)
+        migration.migrate(whole.parent)
+        limit = whole.stat().st_size - 4096
+    child = start(
+        f"""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    LmdbStore({str(old.parent)!r}, limit_bytes={LIMIT_BYTES})
+except Exception as error:
+    say(type(error).__name__, error)
+""",
+        bare="yes",
+    )
+    words = said(child)
+    assert words.startswith("StoreFullError ")
+    assert f"this process may write files of at most {limit} bytes (ulimit -f, LimitFSIZE=)" in words
+    assert child.wait() == 0
+    assert old.read_bytes() == before
+    assert {file.name for file in old.parent.iterdir()} == names
+    open_store()
+
+
 def test_an_old_file_in_the_way(old: Path, open_store: Callable) -> None:
     kept = old.parent / "data-format1.mdb"
     kept.write_bytes(b"of another time")
@@ -196,6 +263,7 @@ def test_killed_at_the_last_steps(
 import signal
 from pathlib import Path
 from kaasd.store import migration
+from kaasd.store.backup import remove_left_copies
 original = {target}
 def last(*arguments, **more):
     original(*arguments, **more)

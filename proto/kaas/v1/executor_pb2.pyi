@@ -110,12 +110,14 @@ class ListFunctionsRequest(_message.Message):
     def __init__(self, prefix: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListFunctionsResponse(_message.Message):
-    __slots__ = ("functions", "next_page_token")
+    __slots__ = ("functions", "next_page_token", "damaged_names")
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_NAMES_FIELD_NUMBER: _ClassVar[int]
     functions: _containers.RepeatedCompositeFieldContainer[Function]
     next_page_token: str
-    def __init__(self, functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    damaged_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., damaged_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DeleteFunctionRequest(_message.Message):
     __slots__ = ("name",)

@@ -26,18 +26,20 @@ LIBRARY_KIND_SHARED_OBJECT: LibraryKind
 LIBRARY_KIND_WRAPPER: LibraryKind
 
 class Library(_message.Message):
-    __slots__ = ("id", "file_name", "size_bytes", "kind", "create_time")
+    __slots__ = ("id", "file_name", "size_bytes", "kind", "create_time", "damaged")
     ID_FIELD_NUMBER: _ClassVar[int]
     FILE_NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     id: str
     file_name: str
     size_bytes: int
     kind: LibraryKind
     create_time: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[LibraryKind, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    damaged: bool
+    def __init__(self, id: _Optional[str] = ..., file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., kind: _Optional[_Union[LibraryKind, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., damaged: bool = ...) -> None: ...
 
 class UploadLibraryRequest(_message.Message):
     __slots__ = ("header", "chunk")

@@ -82,7 +82,7 @@ class LibraryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListLibraries(self, request, context):
-        """Lists uploaded libraries in the order of their ids. Idempotent. INVALID_ARGUMENT: bad page token.
+        """Lists uploaded libraries in the order of their ids, also damaged ones. Idempotent. INVALID_ARGUMENT: bad page token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
