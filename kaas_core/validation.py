@@ -14,6 +14,8 @@ MAX_KERNELS = 10_000
 MAX_BUFFERS = 10_000
 MAX_ARGUMENTS = 4096
 """CUDA's parameter space is 32764 bytes, which 4096 addresses already exceed."""
+MAX_ALL_ARGUMENTS = 100_000
+"""Of a request's kernels together."""
 MAX_DTYPE_BYTES = 4096
 MAX_DIMENSIONS = 64
 """NumPy's limit."""

@@ -22,6 +22,7 @@ import typer
 
 from kaas_core import __version__
 from kaas_core.address import default_listen_address, parse_address
+from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS
 from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.devices.registry import AUTO, kind_of
 from kaasd.store.base import Durability
@@ -214,6 +215,12 @@ class Settings:
     daemon's user can: whoever can connect has that user's rights. Default: off."""
     max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_from(1, 1 << 30))] = 16 << 20
     """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
+    max_kernels: Annotated[int, _Option("max_kernels", "N", _whole_from(1, MAX_KERNELS))] = MAX_KERNELS
+    """Most kernels of a request. Default and most: 10000."""
+    max_buffers: Annotated[int, _Option("max_buffers", "N", _whole_from(1, MAX_BUFFERS))] = MAX_BUFFERS
+    """Most buffers of a request. Default and most: 10000."""
+    max_arguments: Annotated[int, _Option("max_arguments", "N", _whole_from(1, MAX_ALL_ARGUMENTS))] = MAX_ALL_ARGUMENTS
+    """Most arguments of a request's kernels together. Default and most: 100000."""
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
     max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64

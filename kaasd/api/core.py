@@ -14,10 +14,10 @@ from grpc_health.v1.health import aio as health
 
 from kaas_core.errors import DataDamagedError, DrainingError, KaasError
 from kaasd.api.errors import as_kaas_error
-from kaasd.api.shared import finish
+from kaasd.api.shared import Aside, finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
-from kaasd.front.functions import FunctionRegistry, RequestValidator
+from kaasd.front.functions import FunctionRegistry, RequestLimits, RequestValidator
 from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
@@ -35,7 +35,9 @@ class Core:
     libraries: Libraries
     dispatcher: Dispatcher
     watch: StoreWatch
-    validator: RequestValidator = field(default_factory=RequestValidator)
+    aside: Aside = field(default_factory=Aside)
+    limits: RequestLimits = field(init=False)
+    validator: RequestValidator = field(init=False)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
     """Failed calls by reason."""
@@ -45,6 +47,11 @@ class Core:
     """Since the epoch."""
     started: float = field(default_factory=time.monotonic)
     _drained: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.limits = RequestLimits(settings.max_kernels, settings.max_buffers, settings.max_arguments)
+        self.validator = RequestValidator(self.aside.call, self.limits)
 
     def refuse_if_draining(self) -> None:
         """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered.

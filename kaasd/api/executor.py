@@ -27,7 +27,7 @@ class ExecutorServicer:
         self._core = core
 
     async def Submit(self, request: executor_pb2.SubmitRequest, context: grpc.aio.ServicerContext) -> executor_pb2.SubmitResponse:
-        validated = self._core.validator.validate(request.request)
+        validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
         reply = await self._run(validated, {}, inputs, request, _deadline(context))
@@ -37,7 +37,8 @@ class ExecutorServicer:
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.RegisterFunctionResponse:
         self._core.refuse_if_draining()
-        registered = describe(request.name, request.request)
+        size, name, limits = request.ByteSize(), request.name, self._core.limits
+        registered = await self._core.aside.call(size, describe, name, request.request, limits)
         await self._core.dispatcher.prepare(registered.validated.serialized)
         await self._core.write(self._core.functions.register(registered))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)

@@ -7,6 +7,7 @@ iterator of them) and the context. It returns its one response, or writes its st
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,10 +19,12 @@ from grpc_status import rpc_status
 
 from kaas_core.errors import InvalidRequestError
 from kaasd.api.core import Core
+from kaasd.api.counting import SMALL_BYTES, count, field_limits
 from kaasd.api.errors import to_status
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
+END = object()
 DEADLINE_SLACK_S = 0.05
 """A caller counts from when it called, the server from when that arrived."""
 
@@ -34,8 +37,13 @@ def service_handler(servicer: object, service: ServiceDescriptor, core: Core) ->
 
 def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) -> grpc.RpcMethodHandler:
     request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+    limits = field_limits(core.limits)
 
-    def parse(data: bytes) -> Message:
+    async def parse(data: bytes) -> Message:
+        if len(data) > SMALL_BYTES:
+            counting = count(data, method.input_type, limits)
+            if next(counting, END) is not END:
+                await core.aside.call(len(data), deque, counting, 0)
         try:
             return request_type.FromString(data)
         except DecodeError:
@@ -44,11 +52,11 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) 
 
     async def parse_each(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:
-            yield parse(data)
+            yield await parse(data)
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
         try:
-            return await behaviour(parse_each(request) if method.client_streaming else parse(request), context)
+            return await behaviour(parse_each(request) if method.client_streaming else await parse(request), context)
         except asyncio.CancelledError:
             # gRPC cancels both when the caller goes away and when its deadline passes, which it may tell before our clock does.
             left_s = context.time_remaining()

@@ -55,6 +55,7 @@ class Server:
         """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""
         await self._server.stop(grace_s)
         self._keeping_health.cancel()
+        self._core.aside.close()
 
 
 GRPC_LOGGER = "grpc._cython.cygrpc"

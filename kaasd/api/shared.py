@@ -8,6 +8,7 @@ import binascii
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grpc
@@ -24,6 +25,9 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 2 << 20
 """A client of gRPC takes messages of 4 MiB unless it asks for more."""
+
+AT_ONCE_BYTES = 16 << 10
+"""Of a serialised request: checking it takes 5 ms."""
 
 T = TypeVar("T")
 
@@ -106,6 +110,23 @@ async def finish(work: Awaitable[T], stop: Callable[[], object] = lambda: None) 
         if not task.cancelled():
             task.exception()  # Seen: nobody is left to hear of it.
         raise
+
+
+class Aside:
+    """A thread for what is done with large requests, one after the other, so that the event loop serves others meanwhile."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "large-requests")
+
+    async def call(self, size_bytes: int, function: Callable[..., T], *arguments: object) -> T:
+        """Call ``function``, here where it is about at most ``AT_ONCE_BYTES`` of a request."""
+        if size_bytes <= AT_ONCE_BYTES:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+
+    def close(self) -> None:
+        """Begin nothing more. Returns at once."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 async def in_thread(function: Callable[..., T], *arguments: object) -> T:

@@ -11,9 +11,10 @@ import heapq
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import NamedTuple, Protocol, TypeVar
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError
@@ -31,18 +32,47 @@ from kaas_core.errors import (
 from kaas_core.protobuf import request_from_proto, request_to_proto
 from kaas_core.request import Request
 from kaas_core.uses import buffer_uses
-from kaas_core.validation import key_problem
-from kaas_core.violations import shown
+from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS, key_problem
+from kaas_core.violations import Violations, shown
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.store.base import KeyValueStore, Namespace, Write
 
 MAX_CACHE_BYTES = 32 << 20
 """Of serialised requests; a request of ten kernels has about 1 KiB."""
 MAX_NAME_LENGTH = 200
+T = TypeVar("T")
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{MAX_NAME_LENGTH}}}")
 _PAGE = 1000
 
 _log = logging.getLogger(__name__)
+
+
+class Call(Protocol):
+    """Calls a function with these arguments, aside from the event loop where it is about a request of many bytes."""
+
+    def __call__(self, size_bytes: int, function: Callable[..., T], *arguments: object) -> Awaitable[T]: ...
+
+
+class RequestLimits(NamedTuple):
+    """The most that a request may have, of each."""
+
+    kernels: int = MAX_KERNELS
+    buffers: int = MAX_BUFFERS
+    arguments: int = MAX_ALL_ARGUMENTS
+    """Of all kernels together."""
+
+    def check(self, message: types_pb2.Request) -> None:
+        """Raises ``InvalidRequestError``."""
+        found = Violations()
+        arguments = sum(len(kernel.arguments) for kernel in message.kernels)
+        counts = {"kernels": len(message.kernels), "buffers": len(message.buffers), "kernels[].arguments": arguments}
+        for (path, number), most in zip(counts.items(), self, strict=True):
+            if number > most:
+                found.add(path, f"at most {most} are allowed, not {number}")
+        found.raise_if_any()
+
+
+DEFAULT_LIMITS = RequestLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +93,12 @@ class ValidatedRequest:
     serialized: SerializedRequest
     buffers: Mapping[str, ValidatedBuffer]
     """Every buffer that a kernel uses, by name."""
+
+    @classmethod
+    def from_message(cls, message: types_pb2.Request, serialized: bytes, limits: RequestLimits) -> ValidatedRequest:
+        """Return what ``message``, and its serialised form, say. Raises ``InvalidRequestError`` with every violation."""
+        limits.check(message)
+        return cls.of(request_from_proto(message), serialized)
 
     @classmethod
     def of(cls, request: Request, serialized: bytes) -> ValidatedRequest:
@@ -132,16 +168,19 @@ class ValidatedRequest:
 class RequestValidator:
     """Validates requests, and remembers the valid ones by their bytes."""
 
-    def __init__(self, limit_bytes: int = MAX_CACHE_BYTES) -> None:
+    def __init__(self, call: Call, limits: RequestLimits = DEFAULT_LIMITS, *, limit_bytes: int = MAX_CACHE_BYTES) -> None:
+        """``limit_bytes`` are remembered."""
+        self._call = call
+        self._limits = limits
         self._limit_bytes = limit_bytes
         self._cache: LRUCache[bytes, ValidatedRequest] = LRUCache(limit_bytes, lambda valid: len(valid.serialized.content))
 
-    def validate(self, message: types_pb2.Request) -> ValidatedRequest:
+    async def validate(self, message: types_pb2.Request) -> ValidatedRequest:
         """Return the request in its validated form. Raises ``InvalidRequestError`` with every violation."""
         serialized = message.SerializeToString(deterministic=True)
         validated = self._cache.get(serialized)
         if validated is None:
-            validated = ValidatedRequest.of(request_from_proto(message), serialized)
+            validated = await self._call(len(serialized), ValidatedRequest.from_message, message, serialized, self._limits)
             if len(serialized) <= self._limit_bytes:
                 self._cache[serialized] = validated
         return validated
@@ -246,12 +285,13 @@ def item_path(field: str, name: str) -> str:
     return f'{field}["{quoted}"]'
 
 
-def describe(name: str, message: types_pb2.Request) -> RegisteredFunction:
+def describe(name: str, message: types_pb2.Request, limits: RequestLimits = DEFAULT_LIMITS) -> RegisteredFunction:
     """Return the function that ``name`` and a request make, created now, with the request's defaults filled in.
 
     Raises ``InvalidArgumentError`` (malformed name), ``InvalidRequestError``.
     """
     check_name(name)
+    limits.check(message)
     request = _with_keys(request_from_proto(message))
     function = executor_pb2.Function(name=name, request=request_to_proto(request))
     function.create_time.FromNanoseconds(time.time_ns())

@@ -42,6 +42,14 @@ def request(*uses: tuple[str, int], size: int = 8, ephemeral: tuple[str, ...] = 
     )
 
 
+async def call_here(size_bytes: int, function: Callable[..., Any], *arguments: object) -> Any:
+    return function(*arguments)
+
+
+def validated(message: types_pb2.Request, validator: RequestValidator | None = None) -> ValidatedRequest:
+    return asyncio.run((validator or RequestValidator(call_here)).validate(message))
+
+
 @pytest.fixture
 def valid() -> ValidatedRequest:
     message = request(
@@ -52,7 +60,7 @@ def valid() -> ValidatedRequest:
         ("passing", types_pb2.ACCESS_INPUT),
         ephemeral=("passing",),
     )
-    return RequestValidator().validate(message)
+    return validated(message)
 
 
 def fields(call: Callable[[], object]) -> list[str]:
@@ -83,26 +91,26 @@ def test_what_may_be_returned(valid: ValidatedRequest) -> None:
 
 
 def test_a_request_seen_before_is_not_validated_again() -> None:
-    validator = RequestValidator()
+    validator = RequestValidator(call_here)
     message = request(("a", types_pb2.ACCESS_INPUT))
     same = types_pb2.Request.FromString(message.SerializeToString())
-    assert validator.validate(message) is validator.validate(same)
-    assert validator.validate(message) is not validator.validate(request(("a", types_pb2.ACCESS_INPUT), size=9))
+    assert validated(message, validator) is validated(same, validator)
+    assert validated(message, validator) is not validated(request(("a", types_pb2.ACCESS_INPUT), size=9), validator)
 
 
 def test_a_bad_request_is_never_remembered() -> None:
-    validator = RequestValidator()
+    validator = RequestValidator(call_here)
     for _ in range(2):
-        assert fields(lambda: validator.validate(request(("a", types_pb2.ACCESS_UNSPECIFIED)))) == ["kernels[0].arguments[0]"]
+        assert fields(lambda: validated(request(("a", types_pb2.ACCESS_UNSPECIFIED)), validator)) == ["kernels[0].arguments[0]"]
 
 
 def test_the_cache_is_bounded() -> None:
     first = request(("a", types_pb2.ACCESS_INPUT), size=1)
-    validator = RequestValidator(limit_bytes=3 * len(first.SerializeToString()))
-    kept = validator.validate(first)
+    validator = RequestValidator(call_here, limit_bytes=3 * len(first.SerializeToString()))
+    kept = validated(first, validator)
     for size in range(2, 10):
-        validator.validate(request(("a", types_pb2.ACCESS_INPUT), size=size))
-    assert validator.validate(first) is not kept
+        validated(request(("a", types_pb2.ACCESS_INPUT), size=size), validator)
+    assert validated(first, validator) is not kept
 
 
 @pytest.fixture
