@@ -66,6 +66,7 @@ BELOW = {
         "kaasd.devices",
         "kaasd.ipc",
         "kaasd.libraries",
+        "kaasd.request",
         "kaasd.scheduling",
         "kaasd.store",
         "kaasd.worker",

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.util import list_named_actors
 
+from kaas_client.ray import reports
 from kaas_client.ray.executor import THREADS, WAITING, WAITING_THREADS, ExecutorActor
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import InvalidArgumentError, UnavailableError
@@ -17,6 +19,7 @@ EMULATOR_RESOURCE = "kaas_emulator"
 """Of a node that is to have emulated devices: how many."""
 _DEVICES = {"gpu": "cuda:0", "emulator": "emulator"}
 """By kind, what an executor opens: of the GPUs it sees only its own."""
+_DOWN = frozenset({ActorTableData.ActorState.RESTARTING, ActorTableData.ActorState.DEAD})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class ExecutorRef:
     """``gpu:0``, ``emulator:3``."""
     actor: Any
     """Its handle."""
+
+    def is_down(self) -> bool:
+        """Return whether it has ended, and is not there again yet, as far as this process knows. It takes no time."""
+        return self.actor._get_local_state() in _DOWN
 
 
 def start(kind: str, count: int | None) -> list[ExecutorRef]:
@@ -74,6 +81,7 @@ def stop(executors: list[ExecutorRef]) -> None:
     """End executors, with what they run."""
     for executor in executors:
         ray.kill(executor.actor)
+        reports.forget(executor.name)
 
 
 def actor_class(kind: type[ExecutorActor]) -> Any:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.objects import Loan, ObjectStore
 from kaas_client.ray.plasma import Plasma
-from kaas_client.ray.queue import DeviceQueue
+from kaas_client.ray.queue import DeviceQueue, Load
 from kaas_core.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -234,6 +234,10 @@ class Engine:
     def holds(self, object_id: str, spec: BufferSpec) -> bool:
         """Return whether what a buffer is read from is on the device now, or on its way there. For any thread."""
         return value_key(object_id, spec) in self.executor.memory
+
+    def load(self, functions: int) -> Load:
+        """Return what there is to do, and the times of so many functions. For any thread."""
+        return self._queue.load(functions)
 
     @property
     def queued(self) -> int:

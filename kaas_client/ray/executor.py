@@ -20,6 +20,7 @@ from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.metrics import Metrics, Usage
+from kaas_client.ray.reports import Reporter
 from kaas_client.ray.tasks import Task, TaskCall
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
@@ -79,6 +80,8 @@ class ExecutorActor:
         self._metrics = Metrics(ray.get_runtime_context().get_actor_name() or device, self._engine.group_uses, self.usage)
         self._metrics.begin()
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
+        if name := ray.get_runtime_context().get_actor_name():
+            Reporter(name, self._engine)
 
     def device(self) -> str:
         """Return the device's name."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from kaasd.scheduling import Group, GroupUse, Policy, QueuedRequest, Scheduler, Start
 
@@ -31,10 +31,22 @@ class QueuedCall(Protocol):
 C = TypeVar("C", bound=QueuedCall)
 
 
+class Load(NamedTuple):
+    """What a device has to do."""
+
+    calls: int
+    """That wait for it, or that it runs."""
+    device_s: float
+    """That they are likely to take, together."""
+    expected_s: Mapping[Hashable, float]
+    """What a call of a function is likely to take, by its digest."""
+
+
 class DeviceQueue(Generic[C]):
     """The queue of one device that runs ``slots`` calls at once."""
 
     def __init__(self, slots: int) -> None:
+        self._slots = slots
         self._lock = threading.Lock()
         """Held while a call is begun, so that one that is no longer here has begun."""
         # With one device there is nothing to place.
@@ -63,6 +75,17 @@ class DeviceQueue(Generic[C]):
         """Return what each group uses."""
         with self._lock:
             return {group: self._scheduler.use(group) for group in self._groups}
+
+    def load(self, functions: int) -> Load:
+        """Return what there is to do, and the times of so many functions."""
+        with self._lock:
+            scheduler, now = self._scheduler, monotonic()
+            device_s = sum(scheduler.expected_s(call.queued) for call in self._waiting)
+            for call in self._running:
+                # What is late may take as long again.
+                device_s += abs(call.queued.started_at + scheduler.expected_s(call.queued) - now)
+            calls = len(self._waiting) + len(self._running)
+            return Load(calls, device_s / self._slots, scheduler.expected_of(functions))
 
     def push(self, call: C) -> None:
         """A call has come. Raises ``GroupLimitError``, ``GroupNotFoundError``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import Any, ClassVar
 
 import ray
@@ -10,9 +9,9 @@ from cachetools import LRUCache
 
 from kaas_client.ray import cluster, table
 from kaas_client.ray.cluster import ExecutorRef
+from kaas_client.ray.placement import Placer
 from kaas_client.ray.tasks import Task
-from kaas_core.errors import InvalidArgumentError, UnavailableError
-from kaas_core.violations import shown
+from kaas_core.errors import UnavailableError
 
 MOST_KNOWN = 65536
 """Objects that are known to be there: asking costs 50 microseconds."""
@@ -28,7 +27,7 @@ class Session:
         self._job = ray.get_runtime_context().get_job_id()
         self._published: set[bytes] = set()
         self._there: LRUCache[bytes, None] = LRUCache(MOST_KNOWN)
-        self._turn = count()
+        self.placer = Placer(executors)
 
     @classmethod
     def current(cls) -> Session:
@@ -67,13 +66,3 @@ class Session:
             return False
         self._there[object_id] = None
         return True
-
-    def executor(self, name: str | None) -> ExecutorRef:
-        """Return the executor of this name, or that which is to run the next call. Raises ``InvalidArgumentError``."""
-        if name is None:
-            return self.executors[next(self._turn) % len(self.executors)]
-        for executor in self.executors:
-            if executor.name == name:
-                return executor
-        names = ", ".join(executor.name for executor in self.executors)
-        raise InvalidArgumentError(f"there is no executor {shown(name)}: there are {names}")

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 
-from ray.experimental.internal_kv import _internal_kv_exists, _internal_kv_get, _internal_kv_put
+from ray.experimental.internal_kv import (
+    _internal_kv_del,
+    _internal_kv_exists,
+    _internal_kv_get,
+    _internal_kv_put,
+    internal_kv_get_gcs_client,
+)
 
 NAMESPACE = "kaas"
 """Of our rows, and of our actors' names."""
@@ -22,6 +29,8 @@ class Kind(Enum):
     """A registered request by its name."""
     GROUP = b"group/"
     """What a group is granted, by its name."""
+    REPORT = b"report/"
+    """What an executor said of itself last, by its name."""
 
 
 def put(kind: Kind, key: bytes, value: bytes) -> None:
@@ -37,3 +46,14 @@ def get(kind: Kind, key: bytes) -> bytes | None:
 def exists(kind: Kind, key: bytes) -> bool:
     """Return whether there is such a row."""
     return bool(_internal_kv_exists(kind.value + key, namespace=_NAMESPACE))
+
+
+def get_all(kind: Kind, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return those rows that there are, by key, asking once."""
+    found = internal_kv_get_gcs_client().internal_kv_multi_get([kind.value + key for key in keys], _NAMESPACE)
+    return {key.removeprefix(kind.value): value for key, value in found.items()}
+
+
+def delete(kind: Kind, key: bytes) -> None:
+    """Delete a row. Idempotent."""
+    _internal_kv_del(kind.value + key, namespace=_NAMESPACE)

@@ -15,6 +15,7 @@ from kaas_core.request import BufferSpec, Request
 from kaas_core.uses import Use, buffer_uses
 from kaas_core.violations import Violations, shown
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.request.plan import SMALL_BYTES
 from kaasd.scheduling import DEFAULT_GROUP
 
 
@@ -55,6 +56,8 @@ class Task:
     """What it returns, in order."""
     forms: tuple[Form, ...]
     """Of these."""
+    kept: tuple[int, ...]
+    """Indices of those that stay on the device, where they may be read again."""
     buffers: Mapping[str, BufferSpec]
     shareable: frozenset[str]
     """Inputs that no kernel writes: one copy of an object on the device serves all that read it."""
@@ -90,6 +93,7 @@ class Task:
             SerializedRequest(sha256(content).digest(), content),
             outputs,
             tuple(map(Form.of, outputs)),
+            tuple(index for index, spec in enumerate(outputs) if spec.size_bytes > SMALL_BYTES),
             {spec.name: spec for spec in buffers},
             frozenset(spec.name for spec in stored if not uses[spec.name].writes),
         )

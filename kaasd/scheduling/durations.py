@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import islice
 
 DEFAULT_S = 1e-3
 """Expected of what never ran; put right by the first that has."""
@@ -21,6 +22,10 @@ class Durations:
     def expected_s(self, function: Hashable) -> float:
         """Return the device time that the next request of a function is likely to take."""
         return self._expected_s.get(function, DEFAULT_S)
+
+    def latest(self, most: int) -> dict[Hashable, float]:
+        """Return what is expected of the functions that were new last, at most so many."""
+        return dict(islice(reversed(self._expected_s.items()), most))
 
     def learn(self, function: Hashable, device_s: float) -> None:
         """A request of a function took ``device_s``."""

@@ -17,17 +17,25 @@ class Chosen(NamedTuple):
     placement: Placement
     planned_s: float
     """For how long it is likely to occupy one of the executor's slots."""
+    sent_s: float
+    """What had been sent to the executor then, with this."""
 
 
 class _Executor:
-    __slots__ = ("free_at", "name", "outstanding", "slots")
+    __slots__ = ("free_at", "name", "others_until", "outstanding", "planned_s", "sent_s", "slots")
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
         self.slots = slots
         self.outstanding = 0
+        self.planned_s = 0.0
+        """Of these, together."""
+        self.sent_s = 0.0
+        """Of all that were ever sent."""
         self.free_at = 0.0
         """When its queue is likely to be empty."""
+        self.others_until = 0.0
+        """When it is likely to be done with what others have sent there."""
 
     def wait_s(self, now: float) -> float:
         """Return how long a request that comes now is likely to wait there; what is late may take as long again."""
@@ -62,9 +70,14 @@ class Executors:
             self._residents.forget(name)
 
     def report(self, name: str, backlog_s: float, now: float) -> None:
-        """An executor says how long its queue is, whoever filled it. Ignored where it is not known."""
+        """An executor says how long its queue is, whoever filled it. Ignored where it is not known.
+
+        Requests that were sent from here count in any case: they may not have come there yet.
+        """
         if (executor := self._executors.get(name)) is not None:
-            executor.free_at = now + backlog_s
+            own_s = executor.planned_s / executor.slots
+            executor.others_until = now + max(0.0, backlog_s - own_s)
+            executor.free_at = executor.others_until + own_s
             self._by_load.set(executor, executor.free_at)
 
     def holds(self, name: str, key: Hashable) -> None:
@@ -76,21 +89,30 @@ class Executors:
         """Data are no longer at an executor. Idempotent."""
         self._residents.drop(name, key)
 
-    def choose(self, data: Sequence[Datum], expected_s: float, now: float) -> Chosen:
+    def choose(
+        self,
+        data: Sequence[Datum],
+        expected_s: float,
+        now: float,
+        after: Sequence[Chosen] = (),
+        only: str | None = None,
+    ) -> Chosen:
         """Pick the executor that can begin a request's kernels first, and count the request there until ``ended``.
 
-        Raises ``LookupError`` where there is none.
+        ``after`` are those whose results it awaits: until then it waits wherever it is. ``only`` names the executor that it is
+        for, if it is for one. Raises ``LookupError`` where there is none.
         """
-        best = self._least_loaded(now)
+        best = self._least_loaded(now) if only is None else self._executors[only]
         residents = self._residents
         load_s = residents.missing_s(best.name, data)
-        cost_s = load_s + best.wait_s(now)
-        if self._sticky and cost_s:
+        if load_s and only is None and self._sticky:
+            unready_s = max((self.ends_at(each, now) for each in after), default=now) - now
+            cost_s = load_s + max(best.wait_s(now), unready_s)
             for datum in residents.rarest_first(data):
                 for name in residents.holders(datum.key):
                     executor = self._executors[name]
                     missing_s = residents.missing_s(name, data)
-                    began_s = missing_s + executor.wait_s(now)
+                    began_s = missing_s + max(executor.wait_s(now), unready_s)
                     if (began_s, missing_s) < (cost_s, load_s):
                         best, load_s, cost_s = executor, missing_s, began_s
                 if cost_s <= datum.load_s:
@@ -98,16 +120,28 @@ class Executors:
         placement = residents.bring(best.name, data)
         planned_s = expected_s + load_s
         best.outstanding += 1
+        best.planned_s += planned_s
+        best.sent_s += planned_s
         best.free_at = max(best.free_at, now) + planned_s / best.slots
         self._by_load.set(best, best.free_at)
-        return Chosen(best.name, placement, planned_s)
+        return Chosen(best.name, placement, planned_s, best.sent_s)
 
-    def ended(self, chosen: Chosen, occupied_s: float) -> None:
-        """A request that was sent to an executor is answered; it occupied a slot for ``occupied_s``, 0 if it never began."""
+    def ends_at(self, chosen: Chosen, now: float) -> float:
+        """Return when a request that has not ended is likely to be answered."""
+        executor = self._executors.get(chosen.executor)
+        if executor is None:
+            return now
+        executor.wait_s(now)
+        return executor.free_at - max(0.0, executor.sent_s - chosen.sent_s) / executor.slots
+
+    def ended(self, chosen: Chosen, now: float) -> None:
+        """A request that was sent to an executor is answered, well or not."""
         executor = self._executors.get(chosen.executor)
         if executor is not None and executor.outstanding:
             executor.outstanding -= 1
-            executor.free_at += (occupied_s - chosen.planned_s) / executor.slots
+            executor.planned_s = max(0.0, executor.planned_s - chosen.planned_s) if executor.outstanding else 0.0
+            left_s = executor.planned_s / executor.slots
+            executor.free_at = min(executor.free_at, max(now, executor.others_until) + left_s)
             self._by_load.set(executor, executor.free_at)
 
     def _least_loaded(self, now: float) -> _Executor:

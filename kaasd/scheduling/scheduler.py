@@ -93,6 +93,18 @@ class Scheduler:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
         return self._group(group).use
 
+    # Times
+
+    def expected_s(self, request: QueuedRequest) -> float:
+        """Return the device time that a request of a known group is likely to take."""
+        if request.expected_s is not None:
+            return request.expected_s
+        return self._durations.expected_s(self._groups[request.group] if request.function is None else request.function)
+
+    def expected_of(self, most: int) -> dict[Hashable, float]:
+        """Return the device times expected of the functions that were new last, at most so many."""
+        return self._durations.latest(most)
+
     # Devices
 
     def add_device(self, name: str, slots: int = 1) -> None:

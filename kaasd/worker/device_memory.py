@@ -227,6 +227,10 @@ class DeviceMemory:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._held
 
+    def keys(self) -> list[Hashable]:
+        """Return what is held, the oldest first. For any thread."""
+        return list(self._held)
+
     def use(self, key: Hashable) -> Holding | None:
         """Return what is held under a key, pinned; None where nothing is."""
         return self._held[key] if self._residency.use(key) else None

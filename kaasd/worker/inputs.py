@@ -14,7 +14,7 @@ from kaasd.devices.base import DeviceBuffer, Run, Transfer
 from kaasd.devices.trace import Tracer
 from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import ValueSnapshot
-from kaasd.worker.device_memory import Holding, copy_cost_s
+from kaasd.worker.device_memory import DeviceMemory, Holding, copy_cost_s
 from kaasd.worker.executor import Executor
 from kaasd.worker.programs import Program
 
@@ -238,3 +238,8 @@ class BoundRequest:
 def value_key(key: str, spec: BufferSpec) -> tuple[object, ...]:
     """Return what the part of a key's value that a buffer is read from is held under."""
     return ("value", key, spec.offset_bytes, spec.size_bytes)
+
+
+def values_held(memory: DeviceMemory) -> set[str]:
+    """Return the keys of which some value, or a part of it, is on the device. For any thread."""
+    return {key[1] for key in memory.keys() if isinstance(key, tuple) and key[0] == "value"}  # noqa: SIM118  (no mapping)

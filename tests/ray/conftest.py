@@ -29,11 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def usage(cluster: None) -> Callable[[], Usage]:
-    """Return what says what is on the device of ``emulator:0``, once no call uses any of it."""
-    executor = ray.get_actor("emulator:0", NAMESPACE)
+def settled(cluster: None) -> Callable[[str], Usage]:
+    """Return what says what is on an executor's device once no call uses any of it, soon after the last has its results."""
 
-    def settled() -> Usage:
+    def settled(name: str) -> Usage:
+        executor = ray.get_actor(name, NAMESPACE)
         deadline = monotonic() + SETTLED_WITHIN_S
         while (found := ray.get(executor.usage.remote())).in_use_bytes:
             assert monotonic() < deadline, f"still in use: {found}"
@@ -41,6 +41,12 @@ def usage(cluster: None) -> Callable[[], Usage]:
         return found
 
     return settled
+
+
+@pytest.fixture
+def usage(settled: Callable[[str], Usage]) -> Callable[[], Usage]:
+    """Return ``settled`` for ``emulator:0``."""
+    return lambda: settled("emulator:0")
 
 
 @pytest.fixture(scope="session")

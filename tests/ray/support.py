@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from kaas_client import Kernel, Request, inp, out, tmp, u64
@@ -39,6 +41,13 @@ def product_request(n: int, **of_p: Any) -> Request:
     return Request([product_kernel(n, **of_p)])
 
 
+def scaled_request(n: int) -> Request:
+    """Return the product of a vector and a constant one."""
+    size = 4 * n
+    args = [u64(n), inp("x", size), inp("weights", size, constant=True), out("y", dtype="u4", shape=n)]
+    return Request([Kernel(DOT, "prodKern", grid=n // 1024, block=1024, args=args)])
+
+
 def product_and_dot_request() -> Request:
     """Return both the product of two vectors of ``N`` words and its sum."""
     return Request([product_kernel(N), Kernel(DOT, "sumKern", grid=1, block=N // 2, args=[inp("p"), out("c", dtype="u4")])])
@@ -57,3 +66,12 @@ def vectors(seed: int, n: int = N) -> tuple[Words, Words]:
     """Return two random vectors."""
     a, b = np.random.default_rng(seed).integers(0, 2**32, (2, n), dtype=np.uint32)
     return a, b
+
+
+@ray.remote(num_cpus=0)
+def when(path: Path, value: Any) -> Any:
+    """Return the value once there is such a file."""
+    ticks = threading.Event()
+    while not path.exists():
+        ticks.wait(0.01)
+    return value

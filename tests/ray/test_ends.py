@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +24,11 @@ from kaas_client.errors import (
     KernelNotFoundError,
     ValueTooShortError,
 )
-from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, spin_request, vectors
+from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, spin_request, vectors, when
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 FIRST = {"executor": "emulator:0"}
-
-
-@ray.remote(num_cpus=0)
-def when(path: Path, value: Any) -> Any:
-    """Return the value once there is such a file."""
-    ticks = threading.Event()
-    while not path.exists():
-        ticks.wait(0.01)
-    return value
 
 
 def faulty() -> kaas_ray.RemoteFunction:

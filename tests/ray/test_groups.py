@@ -14,6 +14,7 @@ import kaas_client.ray as kaas_ray
 from kaas_client.errors import GroupLimitError, GroupNotFoundError, InvalidArgumentError
 from kaas_client.ray.queue import DeviceQueue
 from kaasd.scheduling import Group, QueuedRequest
+from kaasd.scheduling.durations import DEFAULT_S
 from tests.ray.support import ZERO, dot_request, spin_request, vectors
 
 
@@ -110,6 +111,22 @@ def test_a_group_that_is_not_known_is_refused(queue: DeviceQueue[Waiting]) -> No
     with pytest.raises(GroupNotFoundError):
         queue.push(Waiting("none"))
     assert len(queue) == 0
+
+
+def test_what_there_is_to_do_is_what_calls_of_each_function_took_before() -> None:
+    queue: DeviceQueue[Waiting] = DeviceQueue(2)
+    known, unknown, other = (Waiting("default") for _ in range(3))
+    known.queued.expected_s, unknown.queued.expected_s, unknown.queued.function = 60.0, None, b"new"
+    for call in (known, unknown, other):
+        queue.push(call)
+    load = queue.load(8)
+    assert (load.calls, load.device_s, load.expected_s) == (3, pytest.approx((60 + DEFAULT_S + 1) / 2), {})
+    assert begun(queue) == [known, unknown]
+    assert 25 < queue.load(8).device_s < 31
+    queue.left(unknown)
+    load = queue.load(8)
+    assert (load.calls, list(load.expected_s)) == (2, [b"new"])
+    assert queue.load(0).expected_s == {}
 
 
 @pytest.mark.usefixtures("cluster")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,16 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client import Kernel, Request, inp, out, u64
+from kaas_client.ray import reports
 from kaas_client.ray.metrics import Usage
-from tests.ray.support import DOT, Words, product_request, vectors
+from tests.ray.support import Words, product_request, scaled_request, vectors
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 LARGE = 1 << 16
 """Words of a vector: 256 KiB, too large to travel by value."""
 FIRST = {"executor": "emulator:0"}
-
-
-def scaled_request(n: int) -> Request:
-    """Return the product of a vector and a constant one."""
-    size = 4 * n
-    args = [u64(n), inp("x", size), inp("weights", size, constant=True), out("y", dtype="u4", shape=n)]
-    return Request([Kernel(DOT, "prodKern", grid=n // 1024, block=1024, args=args)])
+WITHIN_S = 60
 
 
 def forget(executor: Any) -> None:
@@ -79,6 +74,28 @@ def test_a_constant_that_was_evicted_is_brought_again(usage: Callable[[], Usage]
     ray.get(ray.get_actor("emulator:0", kaas_ray.NAMESPACE).__ray_call__.remote(forget))
     assert usage().held_bytes == 0
     assert np.array_equal(ray.get(scaled.remote(x=x, weights=reference)), x * weights)
+
+
+def test_an_executor_reports_what_it_holds_and_what_it_has_dropped(usage: Callable[[], Usage]) -> None:
+    scaled = kaas_ray.remote(scaled_request(LARGE)).options(**FIRST)
+    x, weights = vectors(27, LARGE)
+    reference = ray.put(weights)
+
+    def reported(where: str) -> None:
+        deadline = monotonic() + WITHIN_S
+        while reference.binary() not in getattr(reports.read(["emulator:0", "none"])["emulator:0"], where):
+            assert monotonic() < deadline
+            sleep(0.05)
+
+    ray.get(scaled.remote(x=x, weights=reference))
+    reported("held")
+    assert reference.binary() not in reports.read(["emulator:0"])["emulator:0"].dropped
+    usage()
+    ray.get(ray.get_actor("emulator:0", kaas_ray.NAMESPACE).__ray_call__.remote(forget))
+    reported("dropped")
+    assert reports.read(["emulator:0"])["emulator:0"].held == []
+    ray.get(scaled.remote(x=x, weights=reference))
+    reported("held")
 
 
 def test_a_chain_on_one_executor_uploads_nothing_of_what_it_made(usage: Callable[[], Usage]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kaasd.scheduling import Datum, Executors, Placement
+from kaasd.scheduling import Chosen, Datum, Executors, Placement
 
 
 def executors(count: int, *, slots: int = 1, sticky: bool = True) -> Executors:
@@ -74,6 +74,65 @@ def test_a_report_replaces_what_was_reckoned() -> None:
     assert [known.choose((), 1.0, 1.0).executor for _ in range(5)] == ["e1"] * 5
     known.report("e0", 0.0, 2.0)
     assert known.choose((), 1.0, 2.0).executor == "e0"
+
+
+def test_a_report_says_what_others_have_sent() -> None:
+    known = executors(2)
+    first, second = (known.choose((), 1.0, 0.0) for _ in range(2))
+    known.report("e0", 0.0, 0.0)  # the request has not come there yet
+    known.report("e1", 3.0, 0.0)
+    assert [known.choose((), 1.0, 0.0).executor for _ in range(2)] == ["e0", "e0"]
+    known.ended(second, 0.5)  # what others have there goes on until 2.0
+    known.ended(first, 0.5)
+    assert known.choose((), 1.0, 0.5).executor == "e1"
+
+
+def test_requests_that_were_shorter_than_expected_shorten_the_queue_once() -> None:
+    known = executors(2)
+    sent = [known.choose((), 1.0, 0.0) for _ in range(20)]
+    for number, each in enumerate(sent[:10]):
+        known.ended(each, (number + 1) * 0.1)
+    assert known.ends_at(known.choose((), 1.0, 1.0), 1.0) == pytest.approx(6.9)  # five more of 1.0 at e0 from 0.9 on
+
+
+def test_what_is_made_of_results_that_are_awaited_goes_where_these_will_be() -> None:
+    """Two chains, each of whose steps waits for the one before: the first comes to one executor, the second to the other."""
+    known = executors(2)
+    went: list[list[str]] = [[], []]
+    last: list[list[Chosen]] = [[], []]
+    for step in range(10):
+        for chain in range(2):
+            data = [Datum((chain, step), 0.01)]
+            known.report("e0", 0.0, float(step))  # nothing has come there yet
+            chosen = known.choose(data, 1.0, float(step), last[chain])
+            assert step == 0 or chosen.placement is Placement.RESIDENT
+            last[chain] = [chosen]
+            known.holds(chosen.executor, (chain, step + 1))
+            went[chain].append(chosen.executor)
+    assert went == [["e0"] * 10, ["e1"] * 10]
+
+
+def test_a_chain_leaves_a_long_queue_where_that_is_worth_bringing_its_data() -> None:
+    known = executors(1)
+    first = known.choose((), 1.0, 0.0)
+    for key in ("result", "large result"):
+        known.holds("e0", key)
+    for _ in range(5):
+        known.choose((), 1.0, 0.0)
+    known.add("e1")
+    # There it would begin at 6.0, here at 1.0, with what must be brought.
+    assert known.choose([Datum("result", 4.0)], 1.0, 0.0, [first]).executor == "e1"
+    assert known.choose([Datum("large result", 5.1)], 1.0, 0.0, [first]).executor == "e0"
+
+
+def test_a_request_may_be_for_one_executor_only() -> None:
+    known = executors(2)
+    known.holds("e1", "weights")
+    chosen = known.choose([Datum("weights", 1.0)], 5.0, 0.0, only="e0")
+    assert (chosen.executor, chosen.placement, known.ends_at(chosen, 0.0)) == ("e0", Placement.REPLICATED, 6.0)
+    assert known.choose((), 1.0, 0.0).executor == "e1"
+    with pytest.raises(LookupError):
+        known.choose((), 1.0, 0.0, only="e7")
 
 
 def test_an_executor_that_is_late_is_avoided() -> None:
