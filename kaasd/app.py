@@ -30,6 +30,7 @@ CORES_FOR_ONE = 2
 """That a worker may poll for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
 CORES_FOR_TWO = 4
 """That front and worker may, also beside other calls."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_GRACE_S = 5.0
 """After the drain: how long the calls that are left may go on before they are cancelled. Those are calls that only read, and
 requests that the drain has not waited for."""
@@ -42,11 +43,11 @@ class StoreInUse(Exception):
 
 
 async def serve(settings: Settings) -> None:
-    """Run the daemon until SIGTERM or SIGINT, then drain. Prints ``listening on …`` when requests can come."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Run the daemon until SIGTERM or SIGINT, then drain; a second one ends it at once.
+
+    Prints ``listening on …`` when requests can come.
+    """
+    stop = _stop_on_signal()
     devices = available(settings.devices, settings.emulator_devices)
     if settings.allow_host_wrappers:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
@@ -86,6 +87,25 @@ async def serve(settings: Settings) -> None:
         await _drain(server, settings.drain_timeout_s)
         if lost is not None:
             raise lost
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Return what the first SIGTERM or SIGINT sets. The second one has the system end this process, whatever it is doing then.
+
+    Its workers end with it, and the store stays whole.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        stop.set()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, signalled)
+    return stop
 
 
 async def _opened(settings: Settings, stop: asyncio.Event) -> LmdbStore | None:

@@ -17,6 +17,7 @@ from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
 from kaas_core.errors import DrainingError
 from kaasd.store.base import Namespace
+from kaasd.store.lmdb_store import LmdbStore
 from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
 from tests.store.test_migration import write_old
 
@@ -79,6 +80,27 @@ def test_what_still_runs_when_the_drain_has_taken_too_long_is_cancelled(tmp_path
             assert endless.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         assert "requests still run after 0.3 s; what still runs in another 5 s is cancelled" in process.stderr.read()
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(
+    daemon: tuple[subprocess.Popen[str], str], library_root: Path, tmp_path: Path, second: signal.Signals
+) -> None:
+    process, address = daemon
+    workers = [worker for worker in children(process.pid) if has_own_program(worker)]
+    assert workers
+    with Client(address) as kaas, grpc.insecure_channel(address) as channel:
+        kaas.put("kept", b"value")
+        endless = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(spin(library_root), timeout=600)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)
+        process.send_signal(second)
+        assert process.wait(60) == -second
+        assert endless.code() is grpc.StatusCode.UNAVAILABLE
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    with LmdbStore(tmp_path / "store", limit_bytes=1 << 30) as store, store.snapshot() as snapshot:
+        assert b"".join(snapshot.pieces("kept")) == b"value"
 
 
 def test_a_store_in_use_is_refused(daemon: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
