@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import mmap
 from collections.abc import Iterable, Sequence
 from random import Random
@@ -18,8 +17,6 @@ from kaasd.devices.emulator.runtime.host_memory import CLEARED_BY_HAND, HostMemo
 from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
 from kaasd.devices.emulator.runtime.printing import format_printed
 from kaasd.devices.trace import SpanKind, Stream, Tracer
-
-_log = logging.getLogger(__name__)
 
 KERNELS = Stream("kernels")
 """Where all runs are, one after the other."""
@@ -125,10 +122,10 @@ class Processor:
             outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
         else:
             outcome = self._run_traced(prepared, iterations, tracer)
-        printed = self._format_printed() if context.printed_used else ""
         try:
             if outcome == Fault.STOPPED:
                 raise Stopped
+            printed = self._format_printed() if context.printed_used else ""
             if outcome != Fault.NONE:
                 fault = kernel_fault(context, prepared.launches, self._space)
                 if printed:
@@ -159,7 +156,6 @@ class Processor:
         printed = format_printed(self._print_memory.view[: context.printed_used], self._space)
         if context.printed_lost:
             printed += f"[{context.printed_lost} calls of printf did not fit the buffer of {PRINT_BYTES} bytes]\n"
-        _log.info("device code printed:\n%s", printed)
         return printed
 
     def close(self) -> None:
