@@ -16,6 +16,12 @@ from kaas.worker.v1 import worker_pb2
 from kaasd.ipc.channel import FrontChannel
 
 COMMAND = (sys.executable, "-m", "kaasd.worker.main")
+HEARTBEAT_S = 1.0
+"""Between two questions to a worker whether it still runs. A thread of its own answers, whatever the device does."""
+MOST_UNANSWERED = 10
+"""In a row: a worker that answers no more is replaced. On a busy machine one may be late by a second or two."""
+MOST_UNANSWERED_AT_START = 120
+"""Until it has answered first, when its device is open."""
 EXIT_GRACE_S = 5.0
 """From the closing of the channels to the killing of a worker that does not exit."""
 
@@ -44,6 +50,24 @@ class RestartPolicy:
         return min(self.longest_delay_s, math.ldexp(self.first_delay_s, doublings))
 
 
+@dataclass
+class Heartbeat:
+    """Whether a process still answers."""
+
+    unanswered: int = 0
+    """Questions in a row."""
+    has_answered: bool = False
+
+    def ask(self) -> bool:
+        """Return whether to ask on, which counts as one more question; not where too many have gone unanswered."""
+        self.unanswered += 1
+        return self.unanswered <= (MOST_UNANSWERED if self.has_answered else MOST_UNANSWERED_AT_START)
+
+    def answered(self) -> None:
+        """It runs."""
+        self.unanswered, self.has_answered = 0, True
+
+
 class WorkerProcess:
     """One process after another, each started with exec: nothing of the front's gRPC or LMDB may cross a fork."""
 
@@ -65,6 +89,7 @@ class WorkerProcess:
         """The channel to the latest process."""
         self.cancellations: FrontChannel | None = None
         """The channel on which it hears of calls that are to end early, while it is busy with them."""
+        self._watch: asyncio.Task[None] | None = None
         self.restarts = 0
         """How often a process took the place of another."""
 
@@ -91,10 +116,13 @@ class WorkerProcess:
         self.restarts += self._process is not None
         self._process = process
         self._on_started()
-        self.cancellations = await FrontChannel.open(pairs[1][0])
+        heartbeat = Heartbeat()
+        self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
         # The last thing waited for: that a process is lost is heard of only when it has started.
         self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
         self.calls.send(worker_pb2.ToWorker(configure=self._config))
+        self._end_watch()
+        self._watch = asyncio.create_task(self._ask(heartbeat, process))
 
     async def restart(self, was_ready: bool, check: Callable[[], object]) -> None:
         """Start a process in place of one that has ended, as soon as ``policy`` allows; again and again where that fails.
@@ -122,10 +150,24 @@ class WorkerProcess:
 
     async def close(self) -> None:
         """Close the channels, on which an idle worker exits, and wait for its end; kill it where it does not. Idempotent."""
+        self._end_watch()
         for channel in (self.calls, self.cancellations):
             if channel is not None:
                 channel.close()
         await self._reap(EXIT_GRACE_S)
+
+    async def _ask(self, heartbeat: Heartbeat, process: subprocess.Popen[bytes]) -> None:
+        """Ask a process again and again whether it still runs; kill it when it does not say so any more."""
+        while heartbeat.ask():
+            assert self.cancellations is not None
+            self.cancellations.send(worker_pb2.ToWorker(ping=worker_pb2.Ping()))
+            await asyncio.sleep(HEARTBEAT_S)
+        _log.error("worker of %s (pid %d) does not answer any more, and is killed", self._config.device, process.pid)
+        process.kill()
+
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def _reap(self, grace_s: float) -> None:
         """Wait for the end of the process, and kill it when it takes longer than ``grace_s``."""

@@ -1,4 +1,7 @@
-"""Cancellations: which calls are to end. They come on a channel of their own to a thread of their own, while kernels may run."""
+"""Cancellations: which calls are to end. They come on a channel of their own to a thread of their own, while kernels may run.
+
+So do the front's questions whether this process still runs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Protocol
 
+from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, KaasError
 from kaasd.ipc.channel import WorkerChannel
 
@@ -69,7 +73,9 @@ def _listen(channel: WorkerChannel, calls: CancellableCalls) -> None:
             message = channel.receive()
             if message is None:
                 break
-            if message.cancel.deadline_exceeded:
+            if message.HasField("ping"):
+                channel.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
+            elif message.cancel.deadline_exceeded:
                 cancelled[message.id] = DeadlineExceededError("the deadline passed"), monotonic() + GRACE_S
             else:
                 cancelled[message.id] = CancelledError("the caller went away"), float("inf")

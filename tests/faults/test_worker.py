@@ -71,6 +71,15 @@ def test_a_worker_that_heeds_no_stop_is_replaced_at_the_deadline(daemon: str, li
         assert kaas.devices()[0].restarts == 1
 
 
+def test_a_worker_that_stands_still_is_replaced_though_nobody_waits_for_it(daemon: str, library_root: Path) -> None:
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        put_dot_inputs(kaas)
+        os.kill(kaas.devices()[0].worker_pid, signal.SIGSTOP)
+        wait_until(lambda: kaas.devices()[0].restarts == 1)
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
+
+
 def test_a_known_request_runs_anew_when_its_library_file_has_changed(daemon: str, library_root: Path) -> None:
     """The worker has given up what it made of the request, which must come to it once more."""
     changing = library_root / "changing.ptx"

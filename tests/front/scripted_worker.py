@@ -75,6 +75,8 @@ class ScriptedWorker:
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         match message.WhichOneof("call"):
+            case "ping":
+                self._cancellations.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
             case "cancel":
                 deadline = message.cancel.deadline_exceeded
                 self._log.append(["cancel", message.id, deadline])

@@ -1,8 +1,15 @@
-"""How long a new worker waits, after ones that served and ones that never did."""
+"""How long a new worker waits, after ones that served and ones that never did; and when one counts as stuck."""
 
 from __future__ import annotations
 
-from kaasd.front.worker_process import RestartPolicy
+import asyncio
+import sys
+
+import pytest
+
+from kaas.worker.v1 import worker_pb2
+from kaasd.front import worker_process
+from kaasd.front.worker_process import MOST_UNANSWERED, MOST_UNANSWERED_AT_START, Heartbeat, RestartPolicy, WorkerProcess
 
 
 def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
@@ -21,3 +28,41 @@ def test_a_delay_between_two_doublings_is_the_longest() -> None:
 def test_a_worker_that_cannot_start_for_days_is_tried_still() -> None:
     policy = RestartPolicy()
     assert {policy.lost(was_ready=False) for _ in range(5000)} == {0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0}
+
+
+def questions(heartbeat: Heartbeat) -> int:
+    """Return how often it asks of a worker that says nothing."""
+    asked = 0
+    while heartbeat.ask():
+        asked += 1
+    return asked
+
+
+def test_a_worker_has_long_to_start_and_less_once_it_has_answered() -> None:
+    heartbeat = Heartbeat()
+    assert questions(heartbeat) == MOST_UNANSWERED_AT_START
+    heartbeat.answered()
+    assert questions(heartbeat) == MOST_UNANSWERED
+
+
+def test_answers_count_as_often_as_they_come() -> None:
+    heartbeat = Heartbeat()
+    for _ in range(10 * MOST_UNANSWERED_AT_START):
+        assert heartbeat.ask()
+        heartbeat.answered()
+
+
+def test_a_process_that_never_answers_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", "import time; time.sleep(1000)"))
+    monkeypatch.setattr(worker_process, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(worker_process, "MOST_UNANSWERED_AT_START", 3)
+
+    async def run() -> None:
+        lost = asyncio.Event()
+        process = WorkerProcess(worker_pb2.WorkerConfig(device="emulator"), lambda: None, lambda message: None, lost.set)
+        await process.start()
+        await lost.wait()
+        await process.close()
+
+    asyncio.run(run())
+    assert "worker of emulator" in caplog.text and "does not answer any more" in caplog.text

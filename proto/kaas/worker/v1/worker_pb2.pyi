@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "hold_pages", "only_call")
+    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "hold_pages", "ping", "only_call")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class ToWorker(_message.Message):
     FORGET_LIBRARY_FIELD_NUMBER: _ClassVar[int]
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     HOLD_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     ONLY_CALL_FIELD_NUMBER: _ClassVar[int]
     id: int
     execute: Execute
@@ -28,8 +29,9 @@ class ToWorker(_message.Message):
     forget_library: ForgetLibrary
     configure: WorkerConfig
     hold_pages: HoldPages
+    ping: Ping
     only_call: bool
-    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., hold_pages: _Optional[_Union[HoldPages, _Mapping]] = ..., only_call: bool = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., hold_pages: _Optional[_Union[HoldPages, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., only_call: bool = ...) -> None: ...
 
 class SerializedRequest(_message.Message):
     __slots__ = ("digest", "content")
@@ -99,6 +101,10 @@ class HoldPages(_message.Message):
     allowed: bool
     def __init__(self, allowed: bool = ...) -> None: ...
 
+class Ping(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class WorkerConfig(_message.Message):
     __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -150,7 +156,7 @@ class FileIdentity(_message.Message):
     def __init__(self, name: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released")
+    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released", "pong")
     ID_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EXECUTED_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +165,7 @@ class FromWorker(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_REQUEST_FIELD_NUMBER: _ClassVar[int]
     PAGES_RELEASED_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     id: int
     ready: Ready
     executed: Executed
@@ -167,7 +174,8 @@ class FromWorker(_message.Message):
     failed: Failed
     unknown_request: UnknownRequest
     pages_released: PagesReleased
-    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ...) -> None: ...
+    pong: Pong
+    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("device",)
@@ -194,6 +202,10 @@ class UnknownRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class PagesReleased(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Pong(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
