@@ -18,6 +18,7 @@ from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.front.supervisor import Supervisor
 from kaasd.libraries.registry import Libraries
@@ -60,8 +61,10 @@ async def serve(settings: Settings) -> None:
             return
         stack.callback(store.close)
         watch = StoreWatch(store.identity, store.tree_problem)
+        quarantine = Quarantine()
         supervisors = [
-            Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check) for device in devices
+            Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check, quarantine)
+            for device in devices
         ]
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)

@@ -1,21 +1,35 @@
 """Which calls a worker has, when each is due, and what becomes of it: events in, decisions out, no I/O.
 
-A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are those
-that it is serving. When the worker dies only these have been touched; the others are sent again to its successor. Where a fault
-took the device from several requests and nobody can tell which of them did it, each is run again, alone.
+A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are
+taken for those that it is serving. When it dies it has left word which it had begun: the others are sent to its successor. So are
+those that had changed nothing yet, each alone, since one of them may be why it died; but not again and again. Likewise where a
+fault took the device from several requests and nobody can tell which of them did it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from typing import NamedTuple
 
-from kaas_core.errors import CancelledError, DeadlineExceededError, KaasError, QueueFullError, WorkerRestartingError
+from kaas_core.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    KaasError,
+    QuarantinedError,
+    QueueFullError,
+    WorkerRestartingError,
+)
+from kaasd.ipc.progress import Stage
 
+DEATH = "the worker's process ended"
+"""How a worker is lost that says nothing."""
+MOST_LOSSES = 3
+"""Workers that may die while they run one call, before it is given up."""
 WAITING_AT_WORKER = 1
 """Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
@@ -57,7 +71,13 @@ class Kill(NamedTuple):
     """Kill the worker: it serves a call that cannot be ended otherwise."""
 
 
-Decision = Send | Fail | Cancel | Kill
+class Blame(NamedTuple):
+    """The worker's end is this call's doing: no other was under way."""
+
+    call: int
+
+
+Decision = Send | Fail | Cancel | Kill | Blame
 
 
 @dataclass(slots=True)
@@ -80,6 +100,10 @@ class CallQueue:
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._alone: set[int] = set()
         """Calls that must not run beside others."""
+        self._losses: dict[int, int] = {}
+        """Workers that have died while they ran a call."""
+        self._killing = False
+        """The worker is killed for a call that is known."""
         self._last_served: list[int] | None = None
         """What the worker served when it lost its device: since then it has begun nothing."""
 
@@ -120,7 +144,7 @@ class CallQueue:
         if device_lost:
             self._device_lost()
         self._sent.pop(call, None)
-        self._alone.discard(call)
+        self._forget(call)
         return self._next()
 
     def run_again(self, call: int, *, alone: bool) -> list[Decision]:
@@ -137,37 +161,50 @@ class CallQueue:
             self._alone.add(call)
         return []
 
-    def worker_lost(self) -> list[Decision]:
-        """The worker has gone: what it served fails, what only waited there waits for the next worker."""
+    def worker_lost(self, begun: Mapping[int, Stage]) -> list[Decision]:
+        """The worker has gone, which had begun these calls and not answered them.
+
+        What it committed fails. What it ran is run again, alone, unless it has cost several workers; what only waited there waits
+        for the next one.
+        """
         self._ready = False
-        served = set(self._served())
         decisions: list[Decision] = []
-        waiting = []
+        waiting, suspects = [], []
         for call, sent in self._sent.items():
+            stage = begun.get(call)
             if sent.failed:
                 continue
             if sent.cancelled is not None:
-                decisions.append(Fail(call, sent.cancelled.error("running")))
-            elif call in served:
-                # It may have died between the commit and its answer.
-                error = WorkerRestartingError(
-                    "the worker died while it served this request; all of its outputs are stored, or none is"
-                )
-                decisions.append(Fail(call, error))
+                decisions.append(self._fail(call, sent.cancelled.error("running")))
+            elif stage is Stage.COMMITTING:
+                text = "the worker died while it committed what this request wrote; all of its outputs are stored, or none is"
+                decisions.append(self._fail(call, WorkerRestartingError(text)))
+            elif stage is Stage.RUNNING and not self._killing:
+                suspects.append(call)
             else:
                 waiting.append(call)
+        for call in suspects:
+            self._losses[call] = self._losses.get(call, 0) + 1
+            if len(suspects) == 1:
+                decisions.append(Blame(call))
+            if self._losses[call] < MOST_LOSSES:
+                self._queued[call] = None
+                self._alone.add(call)
+            else:
+                workers = {"workers": str(MOST_LOSSES), "last_fault": DEATH}
+                text = f"the request was running each time when {MOST_LOSSES} workers died; nothing was changed"
+                decisions.append(self._fail(call, QuarantinedError(text, workers)))
         for call in reversed(waiting):
             self._wait_first(call)
         self._sent.clear()
-        self._last_served = None
+        self._last_served, self._killing = None, False
         return decisions
 
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
         """A call's deadline has passed, or its caller has gone."""
         if call in self._queued:
             del self._queued[call]
-            self._alone.discard(call)
-            return [Fail(call, reason.error("queued"))]
+            return [self._fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
         if sent is None or sent.cancelled is CancelReason.DEADLINE:
             return []
@@ -179,15 +216,17 @@ class CallQueue:
 
     def grace_over(self, call: int) -> list[Decision]:
         """A call that was to end at its deadline had time enough to do so."""
-        return [Kill()] if call in self._served() and self._sent[call].cancelled is CancelReason.DEADLINE else []
+        if call not in self._served() or self._sent[call].cancelled is not CancelReason.DEADLINE:
+            return []
+        self._killing = True
+        return [Kill()]
 
     def fail_all(self, error: KaasError) -> list[Decision]:
         """No worker will come, or none soon."""
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
         self._sent.clear()
         self._queued.clear()
-        self._alone.clear()
-        return [Fail(call, error) for call in calls]
+        return [self._fail(call, error) for call in calls]
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
@@ -199,6 +238,16 @@ class CallQueue:
             self._sent[call] = _Sent()
             decisions.append(Send(call))
         return decisions
+
+    def _fail(self, call: int, error: KaasError) -> Fail:
+        self._forget(call)
+        return Fail(call, error)
+
+    def _forget(self, call: int) -> None:
+        """A call has ended."""
+        self._alone.discard(call)
+        if self._losses:
+            self._losses.pop(call, None)
 
     def _wait_first(self, call: int) -> None:
         self._queued[call] = None

@@ -17,8 +17,21 @@ from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
-from kaasd.front.call_queue import CallQueue, Cancel, CancelReason, Deadlines, Decision, Fail, Kill, SeenRequests, Send
+from kaas_core.errors import DrainingError, InternalError, KaasError, KernelFaultError, WorkerBusyError, WorkerRestartingError
+from kaasd.front.call_queue import (
+    DEATH,
+    Blame,
+    CallQueue,
+    Cancel,
+    CancelReason,
+    Deadlines,
+    Decision,
+    Fail,
+    Kill,
+    SeenRequests,
+    Send,
+)
+from kaasd.front.quarantine import Quarantine
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
 
@@ -47,9 +60,16 @@ class Supervisor:
     """The worker of one device, as the front sees it."""
 
     def __init__(
-        self, config: worker_pb2.WorkerConfig, max_queued: int, check_store: Callable[[], object] = lambda: None
+        self,
+        config: worker_pb2.WorkerConfig,
+        max_queued: int,
+        check_store: Callable[[], object] = lambda: None,
+        quarantine: Quarantine | None = None,
     ) -> None:
-        """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more."""
+        """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more.
+
+        ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones.
+        """
         self._loop = asyncio.get_running_loop()
         self._queue = CallQueue(max_queued, config.concurrency)
         self._calls: dict[int, PendingCall] = {}
@@ -57,6 +77,7 @@ class Supervisor:
         self._timer: asyncio.TimerHandle | None = None
         self._seen = SeenRequests(MAX_KNOWN_REQUESTS)
         self._ids = itertools.count(1)
+        self._quarantine = quarantine or Quarantine()
         self._check_store = check_store
         self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -99,6 +120,8 @@ class Supervisor:
         """
         if (refusal := self._refusal or self._not_starting) is not None:
             raise refusal.with_traceback(None)
+        if request is not None and request.digest in self._quarantine.refused:
+            raise self._quarantine.refusal(request.digest)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
@@ -233,12 +256,16 @@ class Supervisor:
             if by_another or int(failed.metadata.get("suspects", "1")) > 1:
                 self._act(self._queue.run_again(message.id, alone=not by_another))
                 return
+            if failed.reason == KernelFaultError.reason:
+                self._blame(message.id, failed.message)
         self._answered(message, device_lost=failed.device_lost)
 
     def _answered(self, message: worker_pb2.FromWorker, *, device_lost: bool = False) -> None:
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
+            if self._quarantine.suspected and call.request is not None and message.HasField("executed"):
+                self._quarantine.acquit(call.request.digest)
         self._deadlines.discard(message.id)
         self._act(self._queue.answered(message.id, device_lost=device_lost))
 
@@ -247,7 +274,7 @@ class Supervisor:
         self._pages_released(
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
         )
-        decisions = self._queue.worker_lost()
+        decisions = self._queue.worker_lost(self._process.begun())
         if self._refusal is None:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             if not self._ready.done():
@@ -302,6 +329,8 @@ class Supervisor:
                         self._loop.call_later(CANCEL_GRACE_S, self._grace_over, call_id)
                 case Kill():
                     self._process.kill()
+                case Blame(call_id):
+                    self._blame(call_id, DEATH)
 
     def _send(self, call_id: int, *, with_content: bool = False) -> None:
         call = self._calls.get(call_id)
@@ -321,6 +350,12 @@ class Supervisor:
         named.digest = request.digest
         if self._seen.add(request.digest) or with_content:
             named.content = request.content
+
+    def _blame(self, call_id: int, fault: str) -> None:
+        """A call has cost the worker."""
+        call = self._calls.get(call_id)
+        if call is not None and call.request is not None:
+            self._quarantine.cost(call.request.digest, fault)
 
     def _fail(self, call_id: int, error: KaasError) -> None:
         self._deadlines.discard(call_id)

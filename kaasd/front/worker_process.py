@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kaas.worker.v1 import worker_pb2
 from kaasd.ipc.channel import FrontChannel
+from kaasd.ipc.progress import Progress, Stage
 
 COMMAND = (sys.executable, "-m", "kaasd.worker.main")
 HEARTBEAT_S = 1.0
@@ -22,6 +24,8 @@ MOST_UNANSWERED = 10
 """In a row: a worker that answers no more is replaced. On a busy machine one may be late by a second or two."""
 MOST_UNANSWERED_AT_START = 120
 """Until it has answered first, when its device is open."""
+SPARE_PLACES = 64
+"""For calls that a worker has begun beside its requests."""
 EXIT_GRACE_S = 5.0
 """From the closing of the channels to the killing of a worker that does not exit."""
 
@@ -68,6 +72,15 @@ class Heartbeat:
         self.unanswered, self.has_answered = 0, True
 
 
+@contextmanager
+def closing_descriptor(descriptor: int) -> Iterator[None]:
+    """Close it at the end."""
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class WorkerProcess:
     """One process after another, each started with exec: nothing of the front's gRPC or LMDB may cross a fork."""
 
@@ -90,6 +103,7 @@ class WorkerProcess:
         self.cancellations: FrontChannel | None = None
         """The channel on which it hears of calls that are to end early, while it is busy with them."""
         self._watch: asyncio.Task[None] | None = None
+        self._progress: Progress | None = None
         self.restarts = 0
         """How often a process took the place of another."""
 
@@ -109,10 +123,15 @@ class WorkerProcess:
             pairs = [socket.socketpair() for _ in range(2)]
             for ours, _ in pairs:
                 on_failure.callback(ours.close)
-            with pairs[0][1] as calls, pairs[1][1] as cancellations:
-                descriptors = (calls.fileno(), cancellations.fileno())
+            shared = Progress.create(self._config.concurrency + SPARE_PLACES)
+            with pairs[0][1] as calls, pairs[1][1] as cancellations, closing_descriptor(shared):
+                descriptors = (calls.fileno(), cancellations.fileno(), shared)
                 process = subprocess.Popen([*COMMAND, *map(str, descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL)
+                progress = Progress(shared)
             on_failure.pop_all()
+        if self._progress is not None:
+            self._progress.close()
+        self._progress = progress
         self.restarts += self._process is not None
         self._process = process
         self._on_started()
@@ -143,6 +162,10 @@ class WorkerProcess:
             else:
                 return
 
+    def begun(self) -> dict[int, Stage]:
+        """Return the calls that the latest process, which has ended, had begun and not answered."""
+        return {} if self._progress is None else self._progress.begun()
+
     def kill(self) -> None:
         """End the process at once, whatever it does."""
         if self._process is not None:
@@ -155,6 +178,9 @@ class WorkerProcess:
             if channel is not None:
                 channel.close()
         await self._reap(EXIT_GRACE_S)
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
 
     async def _ask(self, heartbeat: Heartbeat, process: subprocess.Popen[bytes]) -> None:
         """Ask a process again and again whether it still runs; kill it when it does not say so any more."""

@@ -48,6 +48,8 @@ class Invocation(NamedTuple):
     """Where not 0, the result is to have a trace that begins at this ``perf_counter_ns``."""
     input_keys: Mapping[str, str] = MappingProxyType({})
     """Keys whose values some of ``inputs`` are, and remain: where the device has one it is not brought there again."""
+    on_commit: Callable[[], object] = lambda: None
+    """Called before the store may change."""
 
 
 class Result(NamedTuple):
@@ -278,6 +280,7 @@ class Execution:
         ]
         if not writes:
             return {}
+        self._invocation.on_commit()
         commit = _Commit(self._executor.store.commit(writes), self._executor.on_commit)
         try:
             while not commit.done():

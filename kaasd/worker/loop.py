@@ -6,6 +6,7 @@ import logging
 import os
 import select
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter_ns
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from kaas_core.errors import InternalError, KaasError
 from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
+from kaasd.ipc.progress import Progress
 from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
@@ -59,12 +61,18 @@ class Loop:
     """Serves the calls of one channel with one executor."""
 
     def __init__(
-        self, channel: WorkerChannel, executor: Executor, commits: CommitSignal, config: worker_pb2.WorkerConfig
+        self,
+        channel: WorkerChannel,
+        executor: Executor,
+        commits: CommitSignal,
+        config: worker_pb2.WorkerConfig,
+        progress: Progress,
     ) -> None:
-        """``commits`` is what the executor notifies."""
+        """``commits`` is what the executor notifies; ``progress`` is told of every call."""
         self._channel = channel
         self._executor = executor
         self._commits = commits
+        self._progress = progress
         self._concurrency = config.concurrency
         self.calls = Calls(executor)
         """Those under way."""
@@ -123,6 +131,8 @@ class Loop:
         """Begin a call."""
         cancellation = Cancellation()
         try:
+            if message.id:
+                self._progress.begin(message.id)
             match message.WhichOneof("call"):
                 case "execute":
                     call = message.execute
@@ -133,6 +143,7 @@ class Loop:
                         return_buffers=tuple(call.return_buffers),
                         cancellation=cancellation,
                         trace_from_ns=call.trace_from_ns,
+                        on_commit=partial(self._progress.commit, message.id),
                     )
                     self._begin(message.id, execute(self._executor, invocation), cancellation, self._executed)
                 case "prepare":
@@ -160,7 +171,9 @@ class Loop:
             self._executor.mark_device_lost()
             raise
         if not allowed:
-            self._channel.send(worker_pb2.FromWorker(id=message.id, pages_released=worker_pb2.PagesReleased()))
+            self._answer(message.id, worker_pb2.FromWorker(pages_released=worker_pb2.PagesReleased()))
+        else:
+            self._progress.end(message.id)  # which has no answer
 
     def _begin(
         self, call_id: int, job: Job[T], cancellation: Cancellation, to_answer: Callable[[T], worker_pb2.FromWorker]
@@ -188,6 +201,7 @@ class Loop:
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
         answer.id = call_id
         self._channel.send(answer)
+        self._progress.end(call_id)
         self._last_event_ns = perf_counter_ns()
 
     def _executed(self, result: Result) -> worker_pb2.FromWorker:

@@ -1,7 +1,7 @@
 """The worker process: owns one device, serves the calls of the front, exits when the front has gone.
 
 The main thread owns the device, receives calls and answers them: no hand-over between threads on the way. Started as
-``python -m kaasd.worker.main CALLS_FD CANCELLATIONS_FD``; its settings are the first message.
+``python -m kaasd.worker.main CALLS_FD CANCELLATIONS_FD PROGRESS_FD``; its settings are the first message.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kaasd.devices.base import Device
 from kaasd.devices.registry import open_device, options_from_text
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import failed_from_error
+from kaasd.ipc.progress import Progress
 from kaasd.libraries.registry import Libraries
 from kaasd.process import keep_freed_memory, start_log
 from kaasd.request.device_checks import DeviceProperties
@@ -40,7 +41,7 @@ SWITCH_INTERVAL_S = 1e-4
 _log = logging.getLogger(__name__)
 
 
-def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel) -> int:
+def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel, progress: Progress) -> int:
     """Serve the front until it closes its end; return the exit status."""
     with ExitStack() as stack:
         commits = CommitSignal()
@@ -52,7 +53,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
-        serving = Loop(calls, executor, commits, config)
+        serving = Loop(calls, executor, commits, config, progress)
         listen(cancellations, serving.calls, on_failure=lambda: os._exit(EXIT_DEAF))
         calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
         serving.run()
@@ -120,18 +121,21 @@ def _inherited(descriptor: int) -> socket.socket:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the front at the other ends of two inherited sockets."""
+    """Serve the front at the other ends of two inherited sockets, and write down in inherited memory what is begun."""
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    calls, cancellations = (WorkerChannel(_inherited(int(descriptor))) for descriptor in arguments)
+    *sockets, shared = map(int, arguments)
+    calls, cancellations = (WorkerChannel(_inherited(descriptor)) for descriptor in sockets)
+    progress = Progress(shared)
+    os.close(shared)
     first = calls.receive()
     if first is None:  # The front has gone already.
         return 0
     config = first.configure
     start_log(config.log_level, config.device)
-    return serve(config, calls, cancellations)
+    return serve(config, calls, cancellations, progress)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,8 @@ class Caller:
         self.name = name
         self.done = 0
         """Writes that were acknowledged."""
+        self.errors: list[UnavailableError] = []
+        """What writes failed with."""
         self._library = library
         self._versions = versions
         self._numbers = itertools.count(1)
@@ -114,8 +116,8 @@ class Caller:
                             self.check(kaas)
                             step(kaas)
                             self.done += 1
-            except UnavailableError:  # It was killed. Then it is gone, or its worker is.
-                pass
+            except UnavailableError as error:  # The daemon was killed, or a worker in the middle of a commit.
+                self.errors.append(error)
 
     def check(self, kaas: Client) -> None:
         """See that each key has one of the values that it may have, which from then on is the only one."""
@@ -295,6 +297,8 @@ def test_killed_workers(daemon: Daemon, callers: list[Caller], kills: Iterator[i
             time.sleep(moments.uniform(0, 0.1))
             os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
             wait_until(lambda restarts=restarts: kaas.devices()[0].restarts == restarts)
+    errors = {error.message for caller in callers for error in caller.errors}
+    assert all("died while it committed" in message for message in errors), "what was not committed is run again"
     assert daemon.end(signal.SIGTERM) == 0
     assert_nothing_is_left(daemon)
 

@@ -29,12 +29,14 @@ from kaas_core.errors import (
 )
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.ipc.messages import failed_from_error
+from kaasd.ipc.progress import Progress
 
 
 class ScriptedWorker:
     """Serves its calls in order. What it holds ends when it is cancelled, or released by another call."""
 
-    def __init__(self, calls: socket.socket, cancellations: socket.socket) -> None:
+    def __init__(self, calls: socket.socket, cancellations: socket.socket, progress: Progress) -> None:
+        self._progress = progress
         self._socket = calls
         self._calls, self._cancellations = WorkerChannel(calls), WorkerChannel(cancellations)
         self._known: set[bytes] = set()
@@ -120,6 +122,7 @@ class ScriptedWorker:
     def _execute(self, message: worker_pb2.ToWorker) -> None:
         execute = message.execute
         script = execute.keys["do"]
+        self._progress.begin(message.id)
         self._log.append([script, message.id, len(execute.request.content)])
         if execute.request.content:
             assert execute.request.digest == sha256(execute.request.content).digest()
@@ -128,6 +131,7 @@ class ScriptedWorker:
             self._known.clear()
         elif execute.request.digest not in self._known:
             self._calls.send(worker_pb2.FromWorker(id=message.id, unknown_request=worker_pb2.UnknownRequest()))
+            self._progress.end(message.id)
             return
         match script.split():
             case ["hold" | "deaf"]:
@@ -143,6 +147,11 @@ class ScriptedWorker:
             case ["fail"]:
                 self._fail(message.id, StoreFullError("no room there"))
             case ["die"]:
+                os._exit(3)
+            case ["die", "once"] if self._count("deaths") == 1:
+                os._exit(3)
+            case ["die", "committing"]:
+                self._progress.commit(message.id)
                 os._exit(3)
             case ["garbage"]:
                 self._socket.sendall(b"\x03\0\0\0\xff\xff\xff")
@@ -171,6 +180,7 @@ class ScriptedWorker:
 
     def _fail(self, call_id: int, error: KaasError, *, device_lost: bool = False) -> None:
         self._calls.send(worker_pb2.FromWorker(id=call_id, failed=failed_from_error(error, device_lost)))
+        self._progress.end(call_id)
 
     def _answer(self, call_id: int, seen: dict[str, Any]) -> None:
         self._held.pop(call_id, None)
@@ -180,6 +190,7 @@ class ScriptedWorker:
             reply.trace.SetInParent()
         executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000)
         self._calls.send(worker_pb2.FromWorker(id=call_id, executed=executed))
+        self._progress.end(call_id)
 
     def _count(self, what: str) -> int:
         """Return how often this was called for ``what``, in all lives."""
@@ -190,4 +201,5 @@ class ScriptedWorker:
 
 
 if __name__ == "__main__":
-    ScriptedWorker(*(socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:])).run()
+    calls, cancellations, shared = map(int, sys.argv[1:])
+    ScriptedWorker(socket.socket(fileno=calls), socket.socket(fileno=cancellations), Progress(shared)).run()

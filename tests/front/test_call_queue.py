@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
-from kaasd.front.call_queue import CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
+from kaasd.front.call_queue import MOST_LOSSES, Blame, CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
+from kaasd.ipc.progress import Stage
+
+RUNNING, COMMITTING = Stage
 
 
 def ready_queue(max_queued: int = 10) -> CallQueue:
@@ -40,11 +45,11 @@ def test_a_full_queue_refuses() -> None:
     assert queue.submit(4) == []
 
 
-def test_a_lost_worker_fails_what_it_served_and_the_rest_goes_to_its_successor() -> None:
+def test_a_lost_worker_fails_what_it_committed_and_the_rest_goes_to_its_successor() -> None:
     queue = ready_queue()
     for call in (1, 2, 3):
         queue.submit(call)
-    (failed,) = queue.worker_lost()
+    (failed,) = queue.worker_lost({1: COMMITTING})
     assert isinstance(failed, Fail)
     assert failed.call == 1
     assert isinstance(failed.error, WorkerRestartingError)
@@ -52,12 +57,60 @@ def test_a_lost_worker_fails_what_it_served_and_the_rest_goes_to_its_successor()
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
+def test_what_a_worker_had_not_begun_is_run_again_with_nothing_said() -> None:
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    assert queue.worker_lost({}) == []
+    assert queue.worker_ready() == [Send(1), Send(2), Send(3)]
+
+
+def test_what_a_worker_ran_is_run_again_alone_behind_what_waited() -> None:
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == []
+    assert queue.worker_ready() == [Send(3)]
+    assert queue.answered(3) == [Send(1)]
+    assert queue.answered(1) == [Send(2)]
+    assert queue.answered(2) == []
+
+
+def test_a_call_that_costs_several_workers_is_given_up() -> None:
+    queue = ready_queue()
+    queue.submit(1)
+    for _ in range(MOST_LOSSES - 1):
+        assert queue.worker_lost({1: RUNNING}) == [Blame(1)]
+        assert queue.worker_ready() == [Send(1)]
+    blamed, failed = queue.worker_lost({1: RUNNING})
+    assert blamed == Blame(1)
+    assert isinstance(failed, Fail)
+    assert (failed.error.reason, failed.error.metadata["workers"]) == ("QUARANTINED", str(MOST_LOSSES))
+    assert queue.worker_ready() == []
+
+
+def test_what_ran_beside_a_call_that_the_worker_is_killed_for_is_no_suspect() -> None:
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    queue.submit(1)
+    queue.submit(2)
+    queue.cancel(1, CancelReason.DEADLINE)
+    assert queue.grace_over(1) == [Kill()]
+    (failed,) = queue.worker_lost({1: RUNNING, 2: RUNNING})
+    assert isinstance(failed, Fail)
+    assert failed.call == 1
+    queue.submit(3)
+    assert queue.worker_ready() == [Send(2), Send(3)]  # not alone
+
+
 def test_a_call_answered_before_the_loss_is_not_failed() -> None:
     queue = ready_queue()
     queue.submit(1)
     queue.submit(2)
     assert queue.answered(1) == []
-    (failed,) = queue.worker_lost()
+    (failed,) = queue.worker_lost({2: COMMITTING})
     assert isinstance(failed, Fail)
     assert failed.call == 2
 
@@ -84,7 +137,7 @@ def test_a_call_that_waits_at_the_worker_fails_at_once_and_is_skipped_there() ->
     assert (failed.call, type(failed.error)) == (2, DeadlineExceededError)
     assert cancel == Cancel(2, CancelReason.DEADLINE)
     assert queue.grace_over(2) == []
-    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1]
+    assert [decision.call for decision in queue.worker_lost({1: COMMITTING}) if isinstance(decision, Fail)] == [1]
     assert queue.worker_ready() == []
 
 
@@ -94,7 +147,8 @@ def test_as_many_run_as_the_worker_serves_at_a_time() -> None:
     assert [queue.submit(call) for call in range(1, 6)] == [[Send(1)], [Send(2)], [Send(3)], [Send(4)], []]
     assert (queue.running, queue.queued) == (3, 2)
     assert queue.answered(2) == [Send(5)]
-    assert [decision.call for decision in queue.worker_lost() if isinstance(decision, Fail)] == [1, 3, 4]
+    lost = queue.worker_lost(dict.fromkeys((1, 3, 4), COMMITTING))
+    assert [decision.call for decision in lost if isinstance(decision, Fail)] == [1, 3, 4]
     assert queue.worker_ready() == [Send(5)]
 
 
@@ -105,7 +159,7 @@ def test_suspects_of_a_fault_run_again_one_at_a_time() -> None:
         queue.submit(call)
     for call in (3, 2, 1):
         assert queue.run_again(call, alone=True) == []
-    assert queue.worker_lost() == []
+    assert queue.worker_lost({}) == []
     queue.submit(4)
     queue.submit(5)
     assert queue.worker_ready() == [Send(1)]
@@ -132,7 +186,7 @@ def test_a_worker_without_its_device_gets_no_other_call() -> None:
         queue.submit(call)
     assert queue.answered(1, device_lost=True) == []
     assert queue.run_again(2, alone=False) == []
-    assert queue.worker_lost() == []
+    assert queue.worker_lost({}) == []
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
@@ -142,12 +196,12 @@ def test_what_only_waited_at_a_worker_that_lost_its_device_goes_to_its_successor
     for call in range(1, 4):
         queue.submit(call)
     assert queue.answered(2, device_lost=True) == []
-    (failed,) = queue.worker_lost()
+    (failed,) = queue.worker_lost({1: COMMITTING})
     assert isinstance(failed, Fail)
     assert failed.call == 1
     assert queue.worker_ready() == [Send(3)]
     queue.submit(4)
-    (failed, also) = queue.worker_lost()
+    (failed, also) = queue.worker_lost({3: COMMITTING, 4: COMMITTING})
     assert isinstance(failed, Fail) and isinstance(also, Fail)
     assert (failed.call, also.call) == (3, 4)
 
@@ -169,7 +223,7 @@ def test_a_running_call_is_cancelled_and_its_worker_killed_when_it_goes_on() -> 
     assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
     assert queue.cancel(1, CancelReason.DEADLINE) == []
     assert queue.grace_over(1) == [Kill()]
-    (failed,) = queue.worker_lost()
+    (failed,) = queue.worker_lost({1: RUNNING})
     assert isinstance(failed, Fail)
     assert (failed.call, type(failed.error)) == (1, DeadlineExceededError)
     assert queue.worker_ready() == [Send(2)]
@@ -206,8 +260,11 @@ def test_all_calls_fail_at_the_end() -> None:
 
 
 @settings(max_examples=500)
-@given(st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "deadline", "cancel"]), max_size=60))
-def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "deadline", "cancel"]), max_size=60),
+    st.lists(st.sampled_from([None, *Stage]), min_size=1, max_size=3),
+)
+def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str], stages: list[Stage | None]) -> None:
     queue = CallQueue(max_queued=1000)
     ended: list[int] = []
     at_worker: list[int] = []
@@ -234,8 +291,9 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[
             note(queue.answered(call))
         elif event == "lost" and ready:
             ready = False
+            begun = dict(zip(at_worker, cycle(stages), strict=False))
             at_worker.clear()
-            note(queue.worker_lost())
+            note(queue.worker_lost({call: stage for call, stage in begun.items() if stage is not None}))
         elif event == "ready" and not ready:
             ready = True
             note(queue.worker_ready())
@@ -261,7 +319,7 @@ def test_a_call_that_is_sent_again_comes_behind_the_others() -> None:
     queue.submit(2)
     queue.sent_again(1)
     assert queue.cancel(1, CancelReason.CANCELLED)[0] != Cancel(1, CancelReason.CANCELLED)
-    decisions = queue.worker_lost()
+    decisions = queue.worker_lost({2: COMMITTING})
     assert [type(decision) for decision in decisions] == [Fail]
     assert decisions[0].call == 2  # it was being served
     assert queue.worker_ready() == []

@@ -266,7 +266,7 @@ def test_readiness_is_told_when_it_changes(tmp_path: Path) -> None:
             changed = asyncio.ensure_future(anext(readiness))
             for worker in workers:  # One after the other: one of them is ready all the time.
                 with pytest.raises(WorkerRestartingError):
-                    await execute(dispatcher, "die", device=worker.info.name)
+                    await execute(dispatcher, "die committing", device=worker.info.name)
                 await execute(dispatcher, device=worker.info.name)
             assert not changed.done()
             for worker in workers:

@@ -21,6 +21,7 @@ from kaas_core.errors import (
     InvalidLibraryError,
     KaasError,
     KernelFaultError,
+    QuarantinedError,
     QueueFullError,
     StoreFullError,
     StoreGoneError,
@@ -40,6 +41,7 @@ READY, STARTING, RESTARTING, STOPPED = (
     admin_pb2.WORKER_STATE_STOPPED,
 )
 LENGTH = len(REQUEST.content)
+OTHER = SerializedRequest.of(b"another request")
 
 
 def note_states(supervisor: Supervisor) -> list[int]:
@@ -170,14 +172,11 @@ class TestStart:
 
 
 class TestLoss:
-    def test_what_it_served_fails_and_what_waited_runs_on_its_successor(self, tmp_path: Path) -> None:
+    def test_what_it_committed_fails_and_what_waited_runs_on_its_successor(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with supervised(tmp_path) as worker:
-                served, at_worker, queued = (later(worker, script) for script in ("deaf", "look", "look"))
-                await until(lambda: worker.queue.load == 3)
-                assert (worker.queue.running, worker.queue.queued) == (1, 2)
                 states, pid = note_states(worker), worker.info.worker_pid
-                os.kill(pid, signal.SIGKILL)
+                served, at_worker, queued = (later(worker, script) for script in ("die committing", "look", "look"))
                 assert "all of its outputs are stored, or none is" in await fails(served, WorkerRestartingError)
                 assert (await at_worker)["pid"] == (await queued)["pid"] == worker.info.worker_pid != pid
                 assert states == [RESTARTING, STARTING, READY]
@@ -187,13 +186,25 @@ class TestLoss:
         run(body())
 
     @pytest.mark.parametrize("script", ["die", "garbage"])
-    def test_one_that_ends_or_talks_nonsense_is_replaced(self, script: str, tmp_path: Path) -> None:
+    def test_one_that_ends_or_talks_nonsense_is_replaced_a_finite_number_of_times(self, script: str, tmp_path: Path) -> None:
         async def body() -> None:
             async with supervised(tmp_path) as worker:
                 pid = worker.info.worker_pid
-                await fails(later(worker, script), WorkerRestartingError)
-                assert (await call(worker, "look"))["pid"] != pid
+                poison, queued = later(worker, script, request=OTHER), later(worker, "look")
+                assert "was running each time when 3 workers died" in await fails(poison, QuarantinedError)
+                assert (await queued)["pid"] != pid
                 assert not is_alive(pid)
+                assert "has cost 3 workers" in await fails(later(worker, "look", request=OTHER), QuarantinedError)
+                await call(worker, "look")
+                assert worker.info.restarts == 3
+
+        run(body())
+
+    def test_what_it_ran_is_run_again_and_its_caller_sees_nothing(self, tmp_path: Path) -> None:
+        async def body() -> None:
+            async with supervised(tmp_path) as worker:
+                pid = worker.info.worker_pid
+                assert (await call(worker, "die once"))["pid"] == worker.info.worker_pid != pid
                 assert worker.info.restarts == 1
 
         run(body())
@@ -203,7 +214,7 @@ class TestLoss:
             monkeypatch.setattr(worker_process, "RestartPolicy", lambda: RestartPolicy(first_delay_s=0.001))
             async with supervised(tmp_path, "die in second life") as worker:
                 states = note_states(worker)
-                await fails(later(worker, "die"), WorkerRestartingError)
+                await fails(later(worker, "die committing"), WorkerRestartingError)
                 await call(worker, "look")
                 assert states == [RESTARTING, STARTING, RESTARTING, STARTING, READY]
                 assert worker.info.restarts == 2
@@ -219,7 +230,7 @@ class TestLoss:
             monkeypatch.setattr(worker_process, "RestartPolicy", lambda: RestartPolicy(first_delay_s=0.001, longest_delay_s=0.01))
             async with supervised(tmp_path, "fail until told") as worker:
                 states = note_states(worker)
-                await fails(later(worker, "die"), WorkerRestartingError)
+                await fails(later(worker, "die committing"), WorkerRestartingError)
                 waiting = [later(worker, "look") for _ in range(2)]
                 for waited in waiting:
                     text = await fails(waited, WorkerRestartingError)
@@ -248,7 +259,7 @@ class TestLoss:
             async with supervised(tmp_path) as worker:
                 monkeypatch.setattr(worker_process.subprocess, "Popen", popen)
                 with caplog.at_level(logging.WARNING):
-                    await fails(later(worker, "die"), WorkerRestartingError)
+                    await fails(later(worker, "die committing"), WorkerRestartingError)
                     await call(worker, "look")
                 assert not failures
                 assert (worker.info.restarts, worker.info.state) == (1, READY)
@@ -260,9 +271,8 @@ class TestLoss:
     def test_a_caller_that_left_while_its_call_waited_for_a_successor(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with supervised(tmp_path) as worker:
-                served, left = later(worker, "deaf"), later(worker, "left", deadline=asyncio.get_running_loop().time() + 100)
-                await until(lambda: worker.queue.load == 2)
-                os.kill(worker.info.worker_pid, signal.SIGKILL)
+                served = later(worker, "die committing")
+                left = later(worker, "left", deadline=asyncio.get_running_loop().time() + 100)
                 await fails(served, WorkerRestartingError)
                 left.cancel()
                 log = (await call(worker, "look"))["log"]
@@ -468,7 +478,7 @@ def test_no_worker_is_started_where_the_store_is_gone(tmp_path: Path) -> None:
         await worker.start()
         assert checks == []
         with pytest.raises(WorkerRestartingError):
-            await call(worker, "die")
+            await call(worker, "die committing")
         with pytest.raises(StoreGoneError, match="it is gone"):
             await call(worker, "after")
         assert (len(checks), worker.info.restarts, worker.info.state) == (1, 0, STOPPED)

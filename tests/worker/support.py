@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, cast
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
 from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.progress import Progress
 from kaasd.worker.cancellation import Cancellation, listen
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor
@@ -110,7 +112,11 @@ class Worker:
         self._front, self._front_cancellations = calls[0], cancellations[0]
         self._commits = CommitSignal()
         self._closed = False
-        self.serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG)
+        shared = Progress.create(2 * CONFIG.concurrency)
+        self.progress, progress = Progress(shared), Progress(shared)
+        """As the front and the worker see it."""
+        os.close(shared)
+        self.serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG, progress)
         listen(WorkerChannel(cancellations[1]), self.serving.calls, on_failure=lambda: None)
         self._thread = threading.Thread(target=self.serving.run)
         self._thread.start()

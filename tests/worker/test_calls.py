@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,6 +13,7 @@ from kaas.v1 import executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError
 from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.progress import Progress
 from kaasd.worker import loop
 from kaasd.worker.calls import EARLY_NS, MAX_CANCELLED_EARLY
 from kaasd.worker.cancellation import Cancellation
@@ -236,7 +238,10 @@ class Waiting:
         monkeypatch.setattr(loop, "execute", HeldExecutor.begin)
         self.front, workers = socket.socketpair()
         config = {"device": "deaf", "concurrency": 4, "busy_poll_s": 0.001, **config}
-        self._loop = Loop(WorkerChannel(workers), cast(Executor, executor), CommitSignal(), worker_pb2.WorkerConfig(**config))
+        shared = Progress.create(4)
+        settings = worker_pb2.WorkerConfig(**config)
+        self._loop = Loop(WorkerChannel(workers), cast(Executor, executor), CommitSignal(), settings, Progress(shared))
+        os.close(shared)
 
     def wait_s(self, *jobs: HeldJob, only_calls: int = ONLY_CALLS, since_event_ns: int = 0) -> float | None:
         """Return how long it sleeps with these jobs under way."""

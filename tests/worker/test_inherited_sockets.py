@@ -19,6 +19,7 @@ from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Re
 from kaasd.app import _worker_config
 from kaasd.config import load_settings
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.ipc.progress import Progress
 from kaasd.store.lmdb_store import LmdbStore
 from tests.conformance.launching import KERNELS
 
@@ -45,7 +46,8 @@ def test_it_hears_of_calls_and_of_cancellations(tmp_path: Path, many_descriptors
     with ExitStack() as stack:
         pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(2)]
         high = [fcntl.fcntl(worker.fileno(), fcntl.F_DUPFD, HIGH) for _, worker in pairs]
-        process = subprocess.Popen([sys.executable, "-m", "kaasd.worker.main", *map(str, high)], pass_fds=high)
+        descriptors = [*high, Progress.create(4)]
+        process = subprocess.Popen([sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors)], pass_fds=descriptors)
         stack.callback(process.wait)
         stack.callback(process.kill)
         calls, cancellations = (front for front, _ in pairs)
@@ -74,7 +76,7 @@ def test_a_worker_whose_front_has_gone_already_ends_at_once() -> None:
         pairs = [tuple(stack.enter_context(each) for each in socket.socketpair()) for _ in range(2)]
         for front, _ in pairs:
             front.close()
-        descriptors = [worker.fileno() for _, worker in pairs]
+        descriptors = [*(worker.fileno() for _, worker in pairs), Progress.create(4)]
         command = [sys.executable, "-m", "kaasd.worker.main", *map(str, descriptors)]
         done = subprocess.run(command, pass_fds=descriptors, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

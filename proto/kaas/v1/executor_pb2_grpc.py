@@ -28,7 +28,7 @@ if _version_not_supported:
 class ExecutorServiceStub(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself right after a commit the reply is lost, and all outputs are stored.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
     """
 
     def __init__(self, channel):
@@ -77,7 +77,7 @@ class ExecutorServiceStub(object):
 class ExecutorServiceServicer(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself right after a commit the reply is lost, and all outputs are stored.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
     """
 
     def Submit(self, request, context):
@@ -184,7 +184,7 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
 class ExecutorService(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself right after a commit the reply is lost, and all outputs are stored.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
     """
 
     @staticmethod
