@@ -50,7 +50,7 @@ class States:
             store.commit([Write(key, [value]) for key, value in self.values.items()]).result()
             self.before = []
             for number, key in enumerate(self.values):
-                if number >= len(self.values) - 8:
+                if number >= len(self.values) - 5:
                     self.before.append(self.file.read_bytes())
                 self.values[key] = payload(150)
                 store.commit([Write(key, [self.values[key]])]).result()
