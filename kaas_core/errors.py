@@ -246,8 +246,8 @@ class DrainingError(UnavailableError):
 
 
 class WorkerRestartingError(UnavailableError):
-    """The worker that served the request died or is restarting. Nothing was changed, unless the worker died by itself: then all
-    outputs of the request may have been stored, or none."""
+    """The worker died while it committed what the request wrote, and all of its outputs are stored, or none; or no worker starts,
+    and nothing was changed."""
 
     reason = "WORKER_RESTARTING"
 

@@ -20,7 +20,7 @@ from kaas_core.errors import (
     KernelFaultError,
     KernelNotFoundError,
     NotEnabledError,
-    WorkerRestartingError,
+    QuarantinedError,
 )
 from tests.faults.support import contents
 
@@ -176,11 +176,11 @@ def test_a_wrapper_that_crashes_takes_the_worker_with_it() -> None:
         crash = Kernel(kaas.upload(DATA / "convention.so"), "crash", grid=1, block=1, args=[])
         wrapper = kaas.upload(WRAPPER)
         before = contents(kaas)
-        with pytest.raises(WorkerRestartingError):
-            kaas.submit(total_request(wrapper, 1000, crash), timeout=60)
+        with pytest.raises(QuarantinedError, match="running each time when 3 workers died"):
+            kaas.submit(total_request(wrapper, 1000, crash), timeout=100)
         assert contents(kaas) == before
         assert kaas.submit(total_request(wrapper, 1000), returns=["c"], timeout=60).array("c", "u4")[0] == 1000
-        assert kaas.devices()[0].restarts == 1
+        assert kaas.devices()[0].restarts == 3
 
 
 @pytest.mark.gpu
