@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from tempfile import SpooledTemporaryFile
+from typing import IO
 
 import grpc
 
 from kaas.v1 import library_pb2
-from kaas_core.errors import DataDamagedError, InvalidLibraryError, InvalidRequestError, LibraryNotFoundError
+from kaas_core.errors import (
+    DataDamagedError,
+    InvalidLibraryError,
+    InvalidRequestError,
+    LibraryNotFoundError,
+    StoreFullError,
+)
 from kaasd.api.core import Core
 from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id, describe_library
+from kaasd.store.disk_room import NO_SPACE
+
+IN_MEMORY_BYTES = 1 << 20
+"""Of an upload; a larger one is in a file until all of it has come."""
+WHOLE_IN_MEMORY = 2
+"""Uploads that are looked at and stored at a time."""
 
 
 class LibraryServicer:
@@ -18,6 +33,7 @@ class LibraryServicer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._whole_in_memory = asyncio.Semaphore(WHOLE_IN_MEMORY)
 
     async def UploadLibrary(
         self, requests: AsyncIterator[library_pb2.UploadLibraryRequest], context: grpc.aio.ServicerContext
@@ -25,10 +41,11 @@ class LibraryServicer:
         self._core.refuse_if_draining()
         header, chunks = await read_upload(requests)
         _check_header(header)
-        content = bytearray()
-        async for chunk in chunks:
-            content += chunk
-        library = await self._store(bytes(content), header.file_name)
+        with SpooledTemporaryFile(IN_MEMORY_BYTES, "w+b", dir=str(self._core.settings.store)) as file:
+            async for chunk in chunks:
+                await in_thread(self._append, file, chunk)
+            async with self._whole_in_memory:
+                library = await self._store(await in_thread(_content, file), header.file_name)
         return library_pb2.UploadLibraryResponse(library=library)
 
     async def InspectLibrary(
@@ -51,6 +68,16 @@ class LibraryServicer:
         await self._core.write(self._delete(request.id))
         return library_pb2.DeleteLibraryResponse()
 
+    def _append(self, file: IO[bytes], chunk: bytes) -> None:
+        """Write some of an upload to a file without a name, which goes with the call. Raises ``StoreFullError``."""
+        try:
+            file.write(chunk)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            text = f"an upload needs room in {self._core.settings.store} until all of it is there: {error.strerror}"
+            raise StoreFullError(text) from None
+
     async def _delete(self, library_id: str) -> None:
         await in_thread(self._core.libraries.delete, library_id)
         self._core.dispatcher.forget_library(library_id)
@@ -65,6 +92,11 @@ class LibraryServicer:
         await self._core.dispatcher.inspect("", content)
         await self._core.write(in_thread(libraries.put, library, content))
         return library
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def _check_header(header: library_pb2.UploadLibraryHeader) -> None:

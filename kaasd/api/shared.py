@@ -26,6 +26,8 @@ MAX_PAGE_SIZE = 1000
 MAX_PAGE_BYTES = 2 << 20
 """A client of gRPC takes messages of 4 MiB unless it asks for more."""
 
+UPLOAD_IDLE_S = 60.0
+"""Between two messages of an upload: what has come takes room meanwhile, and its sender may have gone without a word."""
 AT_ONCE_BYTES = 16 << 10
 """Of a serialised request: checking it takes 5 ms."""
 
@@ -69,9 +71,9 @@ async def read_upload(messages: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[
     """Return an upload's header, and an iterator over its chunks that raises where they do not meet the header's size.
 
     The header comes once and first; the chunks add up to the size that it declares. Raises ``InvalidRequestError`` (messages out
-    of order), ``UploadIncompleteError``.
+    of order), ``UploadIncompleteError``, also where nothing comes for ``UPLOAD_IDLE_S``.
     """
-    first = await anext(messages, None)
+    first = await _next(messages)
     if first is None:
         raise UploadIncompleteError("the stream ended before its header")
     if first.WhichOneof("part") != "header":
@@ -81,7 +83,7 @@ async def read_upload(messages: AsyncIterator[Any]) -> tuple[Any, AsyncIterator[
 
 async def _chunks(messages: AsyncIterator[Any], size_bytes: int) -> AsyncIterator[bytes]:
     received = 0
-    async for message in messages:
+    while (message := await _next(messages)) is not None:
         if message.WhichOneof("part") != "chunk":
             raise InvalidRequestError.at("chunk", "every message after the header must be a chunk")
         chunk: bytes = message.chunk
@@ -92,6 +94,15 @@ async def _chunks(messages: AsyncIterator[Any], size_bytes: int) -> AsyncIterato
             yield chunk
     if received < size_bytes:
         raise UploadIncompleteError(f"the stream ended after {received} of {size_bytes} bytes; nothing was stored")
+
+
+async def _next(messages: AsyncIterator[Any]) -> Any:
+    """Return the next message, or None at the end."""
+    try:
+        async with asyncio.timeout(UPLOAD_IDLE_S):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise UploadIncompleteError(f"nothing came for {UPLOAD_IDLE_S:g} s; nothing was stored") from None
 
 
 async def finish(work: Awaitable[T], stop: Callable[[], object] = lambda: None) -> T:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import itertools
+import threading
 from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
 
 import grpc
 import pytest
 
 from kaas.v1 import library_pb2
 from kaas_core import errors
+from kaasd.api import library as api
+from kaasd.api import shared
 from kaasd.store.base import Namespace
-from tests.api.support import PTX, Call, Running, failure, inspected
+from tests.api.support import PTX, WAIT_S, Call, Running, failure, inspected, wait_for_failure
 
 ID = f"sha256:{hashlib.sha256(PTX).hexdigest()}"
 
@@ -26,6 +33,10 @@ def parts(content: bytes, size: int | None = None, file_name: str = "nothing.ptx
 def upload(server: Running, content: bytes = PTX, **header: object) -> library_pb2.Library:
     server.dispatcher.expect("inspect", inspected())
     return server.stubs.library.UploadLibrary(parts(content, **header)).library
+
+
+LARGE_PTX = PTX + b"// a comment\n" * (1 << 18)
+"""More than is kept in memory while it comes."""
 
 
 def stored(server: Running) -> list[str]:
@@ -128,3 +139,43 @@ def test_pages(server: Running) -> None:
         ids += [library.id for library in response.libraries]
         token = response.next_page_token
     assert (ids, token) == (expected, "")
+
+
+def test_a_large_upload(server: Running) -> None:
+    server.dispatcher.expect("inspect", inspected())
+    messages = [
+        library_pb2.UploadLibraryRequest(header=library_pb2.UploadLibraryHeader(size_bytes=len(LARGE_PTX))),
+        *(library_pb2.UploadLibraryRequest(chunk=LARGE_PTX[at : at + (1 << 20)]) for at in range(0, len(LARGE_PTX), 1 << 20)),
+    ]
+    library = server.stubs.library.UploadLibrary(iter(messages)).library
+    assert library.id == f"sha256:{hashlib.sha256(LARGE_PTX).hexdigest()}"
+    (call,) = server.dispatcher.calls
+    assert call.arguments["content"] == LARGE_PTX
+
+
+def test_an_upload_that_the_disk_has_no_room_for(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(api, "SpooledTemporaryFile", lambda *arguments, **options: Full())
+    failed = failure(lambda: server.stubs.library.UploadLibrary(parts(PTX)))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORE_FULL")
+    assert stored(server) == []
+    wait_for_failure(server, "STORE_FULL")
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3])
+def test_an_upload_that_nothing_comes_of_any_more_ends(server: Running, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
+    monkeypatch.setattr(shared, "UPLOAD_IDLE_S", 0.2)
+    goes_on = threading.Event()
+
+    def stops() -> Iterator[library_pb2.UploadLibraryRequest]:
+        yield from itertools.islice(parts(PTX), sent)
+        goes_on.wait(WAIT_S)
+
+    failed = failure(lambda: server.stubs.library.UploadLibrary(stops()))
+    goes_on.set()
+    assert (failed.code, failed.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_INCOMPLETE")
+    assert "nothing came for 0.2 s" in failed.message
+    assert stored(server) == []
