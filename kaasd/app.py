@@ -61,7 +61,13 @@ async def serve(settings: Settings) -> None:
         stack.callback(store.close)
         watch = StoreWatch(store.identity, store.tree_problem)
         supervisors = [
-            Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check) for device in devices
+            Supervisor(
+                _worker_config(settings, device, store.identity),
+                settings.max_queue,
+                watch.check,
+                max_queued_bytes=settings.max_queued_bytes,
+            )
+            for device in devices
         ]
         for supervisor in supervisors:
             stack.push_async_callback(supervisor.close)

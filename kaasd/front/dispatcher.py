@@ -146,8 +146,10 @@ class Dispatcher:
         execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
         for name, key in (keys or {}).items():
             execute.keys[name] = key
+        input_bytes = 0
         for name, data in (inputs or {}).items():
             execute.inputs[name] = data
+            input_bytes += len(data)
         execute.return_buffers.extend(return_buffers)
         if trace:
             execute.trace_from_ns = arrived_ns
@@ -155,7 +157,7 @@ class Dispatcher:
             message.only_call = self._in_flight.only_call
             try:
                 due = latest if deadline is None else min(deadline, latest)
-                answer, sent_at_ns = await supervisor.call(message, request, due)
+                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise

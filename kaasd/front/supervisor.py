@@ -47,11 +47,16 @@ class Supervisor:
     """The worker of one device, as the front sees it."""
 
     def __init__(
-        self, config: worker_pb2.WorkerConfig, max_queued: int, check_store: Callable[[], object] = lambda: None
+        self,
+        config: worker_pb2.WorkerConfig,
+        max_queued: int,
+        check_store: Callable[[], object] = lambda: None,
+        *,
+        max_queued_bytes: float = math.inf,
     ) -> None:
         """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more."""
         self._loop = asyncio.get_running_loop()
-        self._queue = CallQueue(max_queued, config.concurrency)
+        self._queue = CallQueue(max_queued, config.concurrency, max_queued_bytes)
         self._calls: dict[int, PendingCall] = {}
         self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
@@ -90,19 +95,23 @@ class Supervisor:
         await self._ready
 
     async def call(
-        self, message: worker_pb2.ToWorker, request: SerializedRequest | None = None, deadline: float | None = None
+        self,
+        message: worker_pb2.ToWorker,
+        request: SerializedRequest | None = None,
+        deadline: float | None = None,
+        input_bytes: int = 0,
     ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
-        cancelled the call is cancelled too. Raises ``KaasError``.
+        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time; ``input_bytes`` is the size of
+        the inputs in the message. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``.
         """
         if (refusal := self._refusal or self._not_starting) is not None:
             raise refusal.with_traceback(None)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
-            self._act(self._queue.submit(call_id))
+            self._act(self._queue.submit(call_id, input_bytes))
             if deadline is not None and self._deadlines.add(call_id, deadline):
                 self._set_timer()
             answer = await call.answer
