@@ -71,6 +71,8 @@ class Supervisor:
         """Why the last worker has not started, if it could say so."""
         self._not_starting: KaasError | None = None
         """What calls fail with until a worker has started."""
+        self._is_wanted = False
+        """A call has failed so since the last start."""
         self._restarting: asyncio.Task[None] | None = None
         self._may_hold_pages = True
         self._hold_pages_id = 0
@@ -107,6 +109,7 @@ class Supervisor:
         the inputs in the message. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``.
         """
         if (refusal := self._refusal or self._not_starting) is not None:
+            self._is_wanted = True
             raise refusal.with_traceback(None)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
@@ -184,6 +187,7 @@ class Supervisor:
     def _process_started(self) -> None:
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._seen.clear()
+        self._is_wanted = False
         self._set_state(admin_pb2.WORKER_STATE_STARTING)
 
     def _set_state(self, state: admin_pb2.WorkerState) -> None:
@@ -273,7 +277,7 @@ class Supervisor:
 
     async def _restart(self, was_ready: bool) -> None:
         try:
-            await self._process.restart(was_ready, self._check_store)
+            await self._process.restart(was_ready, self._check_store, lambda: self._is_wanted or self._queue.load > 0)
         except KaasError as error:
             self.give_up(error)
             self._set_state(admin_pb2.WORKER_STATE_STOPPED)
