@@ -239,6 +239,10 @@ def drain() -> Rpc[None]:
     return Rpc(attrgetter("admin.Drain"), admin_pb2.DrainRequest(), _nothing)
 
 
+def resume() -> Rpc[None]:
+    return Rpc(attrgetter("admin.Resume"), admin_pb2.ResumeRequest(), _nothing)
+
+
 def check_store(answers: CheckAnswers) -> Rpc[types.StoreCheck]:
     """The answer's messages go to ``answers``, and so the conversion is its result."""
     return Rpc(attrgetter("admin.CheckStore"), admin_pb2.CheckStoreRequest(), lambda _: answers.result())

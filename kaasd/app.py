@@ -63,7 +63,13 @@ async def serve(settings: Settings) -> None:
         watch = StoreWatch(store.identity, store.tree_problem)
         quarantine = Quarantine()
         supervisors = [
-            Supervisor(_worker_config(settings, device, store.identity), settings.max_queue, watch.check, quarantine)
+            Supervisor(
+                _worker_config(settings, device, store.identity),
+                settings.max_queue,
+                watch.check,
+                quarantine,
+                max_queued_bytes=settings.max_queued_bytes,
+            )
             for device in devices
         ]
         for supervisor in supervisors:

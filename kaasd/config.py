@@ -223,6 +223,8 @@ class Settings:
     """Most arguments of a request's kernels together. Default and most: 100000."""
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
+    max_queued_bytes: Annotated[int, _Option("max_queued_bytes", "SIZE", parse_size)] = 1 << 30
+    """Most bytes that requests which wait for one device bring with them as inputs, together. Default 1GiB."""
     max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64
     """Most invocations of one InvokeStream at a time. Default 64."""
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0

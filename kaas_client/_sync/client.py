@@ -255,11 +255,18 @@ class Client:
         return self._connection.unary(_rpcs.health(service), timeout)
 
     def drain(self, *, timeout: float | None = None) -> None:
-        """Make the server refuse new requests, and return when none is left.
+        """Make the server refuse new requests, and return when none is left; it goes on to refuse them until ``resume``.
 
-        Raises ``DeadlineExceededError``, ``NotEnabledError`` over TCP.
+        Raises ``DeadlineExceededError``, ``CancelledError`` where somebody resumes before, ``NotEnabledError`` over TCP.
         """
         return self._connection.unary(_rpcs.drain(), timeout)
+
+    def resume(self, *, timeout: float | None = None) -> None:
+        """Make the server take requests again after ``drain``.
+
+        Raises ``DrainingError`` where it was told to exit, ``NotEnabledError`` over TCP.
+        """
+        return self._connection.unary(_rpcs.resume(), timeout)
 
     def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
         """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.

@@ -59,6 +59,8 @@ app.add_typer(device.app, name="device")
 app.add_typer(store.app, name="store")
 app.command("stats")(server.stats)
 app.command("health")(server.health)
+app.command("drain")(server.drain)
+app.command("resume")(server.resume)
 app.command("version")(server.version)
 app.command("completion")(completion.completion)
 

@@ -1,4 +1,4 @@
-"""``kaasctl health``, ``stats`` and ``version``: what the server says of itself."""
+"""``kaasctl health``, ``stats``, ``version``, ``drain`` and ``resume``: the server itself."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def stats(ctx: typer.Context) -> None:
     """Show counters since the server's start, and current values."""
     with connected(ctx) as (client, printer):
         printer.record(client.stats())
+
+
+def drain(ctx: typer.Context) -> None:
+    """Have the server refuse new requests, and return when none is left. Over its unix socket only."""
+    with connected(ctx) as (client, _):
+        client.drain()
+
+
+def resume(ctx: typer.Context) -> None:
+    """Have the server take requests again after a drain. Over its unix socket only."""
+    with connected(ctx) as (client, _):
+        client.resume()
 
 
 def version(ctx: typer.Context) -> None:

@@ -68,8 +68,14 @@ class AdminServicer:
 
     async def Drain(self, request: admin_pb2.DrainRequest, context: grpc.aio.ServicerContext) -> admin_pb2.DrainResponse:
         check_local(context)
-        await self._core.drain()
+        await self._core.dispatcher.drain()
         return admin_pb2.DrainResponse()
+
+    async def Resume(self, request: admin_pb2.ResumeRequest, context: grpc.aio.ServicerContext) -> admin_pb2.ResumeResponse:
+        check_local(context)
+        self._core.watch.check()
+        self._core.dispatcher.resume()
+        return admin_pb2.ResumeResponse()
 
     async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
@@ -46,7 +45,6 @@ class Core:
     start_time_ns: int = field(default_factory=time.time_ns)
     """Since the epoch."""
     started: float = field(default_factory=time.monotonic)
-    _drained: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -76,19 +74,9 @@ class Core:
         self.watch.check()
         return result
 
-    async def drain(self) -> None:
-        """Turn health to NOT_SERVING, refuse new work, and return when none is left. A cancelled caller does not stop it."""
-        if self._drained is None:
-            self._drained = asyncio.create_task(self._drain())
-        await asyncio.shield(self._drained)
-
     async def keep_health(self, services: Sequence[str]) -> None:
-        """Have the health of ``services`` say, from now on, whether a worker is ready. Draining overrides it for good."""
+        """Have the health of ``services`` say, from now on, whether a worker is ready and calls are taken."""
         async for ready in self.dispatcher.readiness():
             status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
             for service in services:
                 await self.health.set(service, status)
-
-    async def _drain(self) -> None:
-        await self.health.enter_graceful_shutdown()
-        await self.dispatcher.drain()

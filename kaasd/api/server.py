@@ -48,8 +48,8 @@ class Server:
         return self._core.addresses
 
     async def drain(self) -> None:
-        """Turn health to NOT_SERVING, refuse new work, and return when none is left."""
-        await self._core.drain()
+        """Turn health to NOT_SERVING and refuse new work, for good, and return when none is left."""
+        await self._core.dispatcher.drain(for_good=True)
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""

@@ -84,6 +84,7 @@ Decision = Send | Fail | Cancel | Kill | Blame
 class _Sent:
     """A call at the worker."""
 
+    input_bytes: int = 0
     cancelled: CancelReason | None = None
     failed: bool = False
     """Its caller has been told already; the worker skips it."""
@@ -92,11 +93,14 @@ class _Sent:
 class CallQueue:
     """The calls of one worker, waiting and sent."""
 
-    def __init__(self, max_queued: int, concurrency: int = 1) -> None:
+    def __init__(self, max_queued: int, concurrency: int = 1, max_queued_bytes: float = math.inf) -> None:
         self._max_queued = max_queued
+        self._max_queued_bytes = max_queued_bytes
         self._concurrency = concurrency
         self._ready = False
-        self._queued: OrderedDict[int, None] = OrderedDict()
+        self._queued: OrderedDict[int, int] = OrderedDict()
+        """The size of each one's inputs."""
+        self._queued_bytes = 0
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._alone: set[int] = set()
         """Calls that must not run beside others."""
@@ -122,11 +126,21 @@ class CallQueue:
         """All calls."""
         return len(self._queued) + len(self._sent)
 
-    def submit(self, call: int) -> list[Decision]:
-        """Take a new call. Raises ``QueueFullError``."""
+    @property
+    def queued_bytes(self) -> int:
+        """Size of the inputs of all calls that have not been sent."""
+        return self._queued_bytes
+
+    def submit(self, call: int, input_bytes: int = 0) -> list[Decision]:
+        """Take a new call, which brings ``input_bytes`` with it. Raises ``QueueFullError``."""
         if len(self._queued) >= self._max_queued:
             raise QueueFullError(f"{len(self._queued)} requests are waiting already, the most that this server allows")
-        self._queued[call] = None
+        if self._queued_bytes + input_bytes > self._max_queued_bytes and (self._queued or not self._has_place):
+            raise QueueFullError(
+                f"requests with {self._queued_bytes} bytes of inputs are waiting already, and with the {input_bytes} of this one"
+                f" it would be more than the {self._max_queued_bytes} that this server allows"
+            )
+        self._wait(call, input_bytes)
         return self._next()
 
     def worker_ready(self) -> list[Decision]:
@@ -156,7 +170,7 @@ class CallQueue:
         sent = self._sent.pop(call, _Sent())
         if sent.cancelled is not None:
             return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
-        self._wait_first(call)
+        self._wait_first(call, sent.input_bytes)
         if alone:
             self._alone.add(call)
         return []
@@ -188,14 +202,14 @@ class CallQueue:
             if len(suspects) == 1:
                 decisions.append(Blame(call))
             if self._losses[call] < MOST_LOSSES:
-                self._queued[call] = None
+                self._wait(call, self._sent[call].input_bytes)
                 self._alone.add(call)
             else:
                 workers = {"workers": str(MOST_LOSSES), "last_fault": DEATH}
                 text = f"the request was running each time when {MOST_LOSSES} workers died; nothing was changed"
                 decisions.append(self._fail(call, QuarantinedError(text, workers)))
         for call in reversed(waiting):
-            self._wait_first(call)
+            self._wait_first(call, self._sent[call].input_bytes)
         self._sent.clear()
         self._last_served, self._killing = None, False
         return decisions
@@ -203,7 +217,7 @@ class CallQueue:
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
         """A call's deadline has passed, or its caller has gone."""
         if call in self._queued:
-            del self._queued[call]
+            self._queued_bytes -= self._queued.pop(call)
             return [self._fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
         if sent is None or sent.cancelled is CancelReason.DEADLINE:
@@ -226,18 +240,25 @@ class CallQueue:
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
         self._sent.clear()
         self._queued.clear()
+        self._queued_bytes = 0
         return [self._fail(call, error) for call in calls]
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while self._ready and self._queued and len(self._sent) < self._concurrency + WAITING_AT_WORKER:
+        while self._queued and self._has_place:
             call = next(iter(self._queued))
             if self._sent and (call in self._alone or not self._alone.isdisjoint(self._sent)):
                 break
-            del self._queued[call]
-            self._sent[call] = _Sent()
+            input_bytes = self._queued.pop(call)
+            self._queued_bytes -= input_bytes
+            self._sent[call] = _Sent(input_bytes)
             decisions.append(Send(call))
         return decisions
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether the worker takes another call."""
+        return self._ready and len(self._sent) < self._concurrency + WAITING_AT_WORKER
 
     def _fail(self, call: int, error: KaasError) -> Fail:
         self._forget(call)
@@ -249,8 +270,12 @@ class CallQueue:
         if self._losses:
             self._losses.pop(call, None)
 
-    def _wait_first(self, call: int) -> None:
-        self._queued[call] = None
+    def _wait(self, call: int, input_bytes: int) -> None:
+        self._queued[call] = input_bytes
+        self._queued_bytes += input_bytes
+
+    def _wait_first(self, call: int, input_bytes: int) -> None:
+        self._wait(call, input_bytes)
         self._queued.move_to_end(call, last=False)
 
     def _device_lost(self) -> None:

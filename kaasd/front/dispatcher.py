@@ -11,7 +11,7 @@ from google.protobuf import duration_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import DrainingError, InvalidRequestError, KaasError
+from kaas_core.errors import CancelledError, DrainingError, InvalidRequestError, KaasError
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 
@@ -86,9 +86,22 @@ class _InFlight:
         else:
             self._busy_poll.end()
 
+    def resume(self) -> None:
+        """Refuse no call any more, and have who waits for the last to end wait no longer."""
+        self.refusal = None
+        self._none.set()
+        if self._count:
+            self._none = asyncio.Event()
+
     async def none_left(self) -> None:
-        """Return when no call is in flight."""
+        """Return when no call is in flight.
+
+        Raises ``CancelledError`` where calls are taken again before, and where they are refused for another reason, that.
+        """
+        refusal = self.refusal
         await self._none.wait()
+        if self.refusal is not refusal:
+            raise CancelledError("the drain was undone") if self.refusal is None else self.refusal.with_traceback(None)
 
 
 class Dispatcher:
@@ -98,6 +111,8 @@ class Dispatcher:
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
         self._in_flight = _InFlight(busy_poll)
+        self._irrevocable: KaasError | None = None
+        """Why calls are refused for good."""
         self._loop = asyncio.get_running_loop()
         self._state_changed = asyncio.Event()
         for supervisor in supervisors:
@@ -105,7 +120,7 @@ class Dispatcher:
 
     @property
     def draining(self) -> bool:
-        """True once ``drain`` or ``give_up`` was called: new calls fail."""
+        """True after ``drain``, until ``resume``, and after ``give_up``: new calls fail."""
         return self._in_flight.refusal is not None
 
     async def execute(
@@ -131,8 +146,10 @@ class Dispatcher:
         execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
         for name, key in (keys or {}).items():
             execute.keys[name] = key
+        input_bytes = 0
         for name, data in (inputs or {}).items():
             execute.inputs[name] = data
+            input_bytes += len(data)
         execute.return_buffers.extend(return_buffers)
         if trace:
             execute.trace_from_ns = arrived_ns
@@ -140,7 +157,7 @@ class Dispatcher:
             message.only_call = self._in_flight.only_call
             try:
                 due = latest if deadline is None else min(deadline, latest)
-                answer, sent_at_ns = await supervisor.call(message, request, due)
+                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
@@ -205,24 +222,40 @@ class Dispatcher:
             for supervisor in supervisors:
                 supervisor.hold_pages()
 
-    async def drain(self) -> None:
-        """Take no new call, and return when none is left. Idempotent."""
-        if self._in_flight.refusal is None:
-            self._in_flight.refusal = DrainingError("the server is draining")
+    async def drain(self, *, for_good: bool = False) -> None:
+        """Take no new call, and return when none is left. Idempotent. What is once ``for_good`` cannot be undone.
+
+        Raises ``CancelledError`` where ``resume`` undoes it meanwhile.
+        """
+        if for_good and self._irrevocable is None:
+            self._irrevocable = DrainingError("the server is shutting down, and takes no requests any more")
+        if not self.draining:
+            self._refuse(DrainingError("the server is draining"))
         await self._in_flight.none_left()
+
+    def resume(self) -> None:
+        """Undo ``drain``. Idempotent. Raises ``DrainingError`` where that was for good, and after ``give_up`` its error."""
+        if self._irrevocable is not None:
+            raise self._irrevocable.with_traceback(None)
+        self._in_flight.resume()
+        self._state_changed.set()
 
     def give_up(self, error: KaasError) -> None:
         """Fail all calls, those that run too and those to come, with ``error``."""
-        self._in_flight.refusal = error
+        self._irrevocable = error
+        self._refuse(error)
         for supervisor in self._supervisors.values():
             supervisor.give_up(error)
 
     async def readiness(self) -> AsyncIterator[bool]:
-        """Yield whether the worker of any device is ready: now, and whenever that has changed. For one reader."""
+        """Yield whether calls are taken and the worker of any device is ready: now, and whenever that has changed.
+
+        For one reader.
+        """
         known: bool | None = None
         while True:
             self._state_changed.clear()
-            ready = any(s.info.state == admin_pb2.WORKER_STATE_READY for s in self._supervisors.values())
+            ready = not self.draining and any(s.info.state == admin_pb2.WORKER_STATE_READY for s in self._supervisors.values())
             if ready is not known:
                 known = ready
                 yield ready
@@ -251,6 +284,11 @@ class Dispatcher:
                 )
             )
         return rows
+
+    def _refuse(self, error: KaasError) -> None:
+        """Have further calls fail with ``error``."""
+        self._in_flight.refusal = error
+        self._state_changed.set()
 
     def _choose(self, device: str) -> Supervisor:
         """Return the named device's supervisor, or that of the least loaded ready one."""

@@ -65,13 +65,15 @@ class Supervisor:
         max_queued: int,
         check_store: Callable[[], object] = lambda: None,
         quarantine: Quarantine | None = None,
+        *,
+        max_queued_bytes: float = math.inf,
     ) -> None:
         """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more.
 
         ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones.
         """
         self._loop = asyncio.get_running_loop()
-        self._queue = CallQueue(max_queued, config.concurrency)
+        self._queue = CallQueue(max_queued, config.concurrency, max_queued_bytes)
         self._calls: dict[int, PendingCall] = {}
         self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
@@ -87,6 +89,8 @@ class Supervisor:
         """Why the last worker has not started, if it could say so."""
         self._not_starting: KaasError | None = None
         """What calls fail with until a worker has started."""
+        self._is_wanted = False
+        """A call has failed so since the last start."""
         self._restarting: asyncio.Task[None] | None = None
         self._may_hold_pages = True
         self._hold_pages_id = 0
@@ -111,21 +115,26 @@ class Supervisor:
         await self._ready
 
     async def call(
-        self, message: worker_pb2.ToWorker, request: SerializedRequest | None = None, deadline: float | None = None
+        self,
+        message: worker_pb2.ToWorker,
+        request: SerializedRequest | None = None,
+        deadline: float | None = None,
+        input_bytes: int = 0,
     ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
-        cancelled the call is cancelled too. Raises ``KaasError``.
+        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time; ``input_bytes`` is the size of
+        the inputs in the message. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``.
         """
         if (refusal := self._refusal or self._not_starting) is not None:
+            self._is_wanted = True
             raise refusal.with_traceback(None)
         if request is not None and request.digest in self._quarantine.refused:
             raise self._quarantine.refusal(request.digest)
         call_id = message.id = next(self._ids)
         call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
         try:
-            self._act(self._queue.submit(call_id))
+            self._act(self._queue.submit(call_id, input_bytes))
             if deadline is not None and self._deadlines.add(call_id, deadline):
                 self._set_timer()
             answer = await call.answer
@@ -198,6 +207,7 @@ class Supervisor:
     def _process_started(self) -> None:
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._seen.clear()
+        self._is_wanted = False
         self._set_state(admin_pb2.WORKER_STATE_STARTING)
 
     def _set_state(self, state: admin_pb2.WorkerState) -> None:
@@ -291,7 +301,7 @@ class Supervisor:
 
     async def _restart(self, was_ready: bool) -> None:
         try:
-            await self._process.restart(was_ready, self._check_store)
+            await self._process.restart(was_ready, self._check_store, lambda: self._is_wanted or self._queue.load > 0)
         except KaasError as error:
             self.give_up(error)
             self._set_state(admin_pb2.WORKER_STATE_STOPPED)

@@ -18,6 +18,8 @@ from kaasd.ipc.channel import FrontChannel
 from kaasd.ipc.progress import Progress, Stage
 
 COMMAND = (sys.executable, "-m", "kaasd.worker.main")
+WANTED_DELAY_S = 3.0
+"""The longest that a call waits for a start which is not due yet."""
 HEARTBEAT_S = 1.0
 """Between two questions to a worker whether it still runs. A thread of its own answers, whatever the device does."""
 MOST_UNANSWERED = 10
@@ -143,22 +145,22 @@ class WorkerProcess:
         self._end_watch()
         self._watch = asyncio.create_task(self._ask(heartbeat, process))
 
-    async def restart(self, was_ready: bool, check: Callable[[], object]) -> None:
-        """Start a process in place of one that has ended, as soon as ``policy`` allows; again and again where that fails.
+    async def restart(self, was_ready: bool, check: Callable[[], object], is_wanted: Callable[[], bool]) -> None:
+        """Start a process in place of one that has ended, when ``policy`` allows or a call wants it; again where that fails.
 
         ``was_ready``: the one that ended had served. ``check`` is called before each start; what it raises ends this.
         """
         delay_s = self.policy.lost(was_ready)
-        _log.warning("worker of %s (pid %d) ended; a new one starts in %.2f s", self._config.device, self.pid, delay_s)
+        _log.warning("worker of %s (pid %d) ended; a new one starts in at most %.2f s", self._config.device, self.pid, delay_s)
         await self._reap(0.0)
         while True:
-            await asyncio.sleep(delay_s)
+            await self._back_off(delay_s, is_wanted)
             check()
             try:
                 await self.start()
             except OSError as error:
                 delay_s = self.policy.lost(was_ready=False)
-                _log.error("worker of %s cannot be started, tried again in %.2f s: %s", self._config.device, delay_s, error)
+                _log.error("worker of %s cannot be started, again in at most %.2f s: %s", self._config.device, delay_s, error)
             else:
                 return
 
@@ -181,6 +183,15 @@ class WorkerProcess:
         if self._progress is not None:
             self._progress.close()
             self._progress = None
+
+    async def _back_off(self, delay_s: float, is_wanted: Callable[[], bool]) -> None:
+        """Sleep for ``delay_s``, or where a process is wanted before, for up to ``WANTED_DELAY_S`` of it."""
+        while delay_s > 0:
+            step_s = min(delay_s, WANTED_DELAY_S)
+            await asyncio.sleep(step_s)
+            delay_s -= step_s
+            if is_wanted():
+                return
 
     async def _ask(self, heartbeat: Heartbeat, process: subprocess.Popen[bytes]) -> None:
         """Ask a process again and again whether it still runs; kill it when it does not say so any more."""

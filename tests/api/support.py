@@ -92,7 +92,7 @@ class FakeDispatcher:
         self.pages_are_released = False
         self.idle = asyncio.Event()
         self.ready_changes: asyncio.Queue[bool] = asyncio.Queue()
-        """Whether a worker is ready, from the second answer of ``readiness`` on."""
+        """Whether a worker is ready and calls are taken, from the second answer of ``readiness`` on."""
         self._expected: dict[str, deque[Any]] = {
             method: deque() for method in ("execute", "prepare", "inspect", "pages_released")
         }
@@ -146,9 +146,14 @@ class FakeDispatcher:
         finally:
             self.pages_are_released = False
 
-    async def drain(self) -> None:
+    async def drain(self, *, for_good: bool = False) -> None:
         self.draining = True
+        self.ready_changes.put_nowait(False)
         await self.idle.wait()
+
+    def resume(self) -> None:
+        self.draining = False
+        self.ready_changes.put_nowait(True)
 
     async def readiness(self) -> AsyncIterator[bool]:
         yield True

@@ -28,7 +28,13 @@ COMPACT = admin_pb2.CompactStoreRequest()
 
 @pytest.mark.parametrize(
     ("method", "request_"),
-    [("Drain", admin_pb2.DrainRequest()), ("BackupStore", BACKUP), ("CompactStore", COMPACT), ("CheckStore", CHECK)],
+    [
+        ("Drain", admin_pb2.DrainRequest()),
+        ("Resume", admin_pb2.ResumeRequest()),
+        ("BackupStore", BACKUP),
+        ("CompactStore", COMPACT),
+        ("CheckStore", CHECK),
+    ],
 )
 def test_over_tcp_it_is_not_enabled(method: str, request_: object, tmp_path: Path) -> None:
     with (

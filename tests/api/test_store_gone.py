@@ -29,6 +29,7 @@ CALLS: dict[str, Callable[[Stubs], Any]] = {
     "DeleteFunction": lambda stubs: stubs.executor.DeleteFunction(executor_pb2.DeleteFunctionRequest(name="f")),
     "UploadLibrary": lambda stubs: stubs.library.UploadLibrary(iter(UPLOAD)),
     "DeleteLibrary": lambda stubs: stubs.library.DeleteLibrary(library_pb2.DeleteLibraryRequest(id=LIBRARY)),
+    "Resume": lambda stubs: stubs.admin.Resume(admin_pb2.ResumeRequest()),
     "CheckStore": lambda stubs: list(stubs.admin.CheckStore(admin_pb2.CheckStoreRequest())),
     "BackupStore": lambda stubs: list(stubs.admin.BackupStore(admin_pb2.BackupStoreRequest())),
     "CompactStore": lambda stubs: stubs.admin.CompactStore(admin_pb2.CompactStoreRequest()),

@@ -440,6 +440,13 @@ def test_health(kaasctl: Kaasctl, server: FakeServer, status: str, code: int) ->
         assert (done.text if isinstance(printed, str) else json.loads(done.text)) == printed
 
 
+def test_drain_and_resume(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Drain", admin_pb2.DrainResponse())
+    server.expect("Resume", admin_pb2.ResumeResponse())
+    for command in ("drain", "resume"):
+        assert succeed(kaasctl(command)).stdout == b""
+
+
 def test_version(kaasctl: Kaasctl, server: FakeServer) -> None:
     for _ in range(2):
         server.expect("GetServerInfo", admin_pb2.GetServerInfoResponse(version="7.8.9"))

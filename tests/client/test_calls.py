@@ -66,6 +66,7 @@ METHOD_OF_RPC = {
     "ListDevices": "devices",
     "GetStats": "stats",
     "Drain": "drain",
+    "Resume": "resume",
     "CheckStore": "check_store",
     "BackupStore": "backup_store",
     "CompactStore": "compact_store",
@@ -386,12 +387,14 @@ def test_stats(client: Any, server: FakeServer) -> None:
     )
 
 
-def test_health_and_drain(client: Any, server: FakeServer) -> None:
+def test_health_and_drain_and_resume(client: Any, server: FakeServer) -> None:
     server.expect("Check", health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.NOT_SERVING))
     assert client.health("kaas.v1.KvService") == "NOT_SERVING"
     assert server.only_call("Check").request.service == "kaas.v1.KvService"
     server.expect("Drain", admin_pb2.DrainResponse())
     assert client.drain() is None
+    server.expect("Resume", admin_pb2.ResumeResponse())
+    assert client.resume() is None
 
 
 COMPACTED = admin_pb2.CompactStoreResponse(

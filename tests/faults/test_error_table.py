@@ -13,6 +13,7 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import admin_pb2, admin_pb2_grpc, executor_pb2, executor_pb2_grpc, kv_pb2, kv_pb2_grpc, types_pb2
 from kaas_client import Client
 from kaas_core.errors import (
+    CancelledError,
     DeadlineExceededError,
     DrainingError,
     FunctionNotFoundError,
@@ -200,6 +201,29 @@ def test_draining_refuses_with_a_time_to_retry(small_daemon: str, library_root: 
         assert not drain.done()
         running.cancel()
         drain.result()
+
+
+def test_a_drain_is_undone_while_requests_wait(kaas: Client, address: str, library_root: Path) -> None:
+    expected = put_dot_inputs(kaas)
+    with grpc.insecure_channel(address) as channel:
+        executor, admin = executor_pb2_grpc.ExecutorServiceStub(channel), admin_pb2_grpc.AdminServiceStub(channel)
+        running = executor.Submit.future(spin(library_root), timeout=100)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        dot = dot_request(str(library_root / "dot.ptx"))
+        dot.return_buffers.append("c")
+        calls = [executor.Submit.future(dot, timeout=100)]
+        wait_until(lambda: kaas.stats().devices[0].queued == 1)
+        drain = admin.Drain.future(admin_pb2.DrainRequest(), timeout=100)
+        wait_until(lambda: kaas.health() == "NOT_SERVING")
+        kaas.resume()
+        wait_until(lambda: kaas.health() == "SERVING")
+        assert drain.code() is grpc.StatusCode.CANCELLED
+        assert isinstance(as_kaas_error(drain, address), CancelledError)
+        calls.append(executor.Submit.future(dot, timeout=100))
+        wait_until(lambda: kaas.stats().devices[0].queued == 2)
+        running.cancel()
+        for call in calls:
+            assert int.from_bytes(call.result().outputs["c"], "little") == expected
 
 
 @pytest.mark.parametrize("key", ["", "k" * 401, "ü" * 201], ids=["empty", "too long", "too long in UTF-8"])

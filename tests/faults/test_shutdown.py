@@ -59,6 +59,9 @@ def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], l
         with pytest.raises(grpc.RpcError) as caught:
             executor.Submit(dot_request(str(library_root / "dot.ptx")))
         assert isinstance(as_kaas_error(caught.value, address), DrainingError)
+        with pytest.raises(DrainingError, match="shutting down"):
+            kaas.resume()
+        assert health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
         assert process.poll() is None
 
         blocker.cancel()

@@ -45,6 +45,51 @@ def test_a_full_queue_refuses() -> None:
     assert queue.submit(4) == []
 
 
+class TestBytesOfInputs:
+    def test_more_than_may_wait_are_refused(self) -> None:
+        queue = CallQueue(max_queued=10, max_queued_bytes=100)
+        queue.submit(1, 60)
+        with pytest.raises(QueueFullError, match="60 bytes of inputs are waiting already, and with the 41 of this one"):
+            queue.submit(2, 41)
+        assert (queue.load, queue.queued_bytes) == (1, 60)
+        queue.submit(3, 40)
+        assert queue.submit(4, 0) == []
+        with pytest.raises(QueueFullError):
+            queue.submit(5, 1)
+
+    def test_only_what_waits_counts(self) -> None:
+        queue = CallQueue(max_queued=10, max_queued_bytes=100)
+        queue.worker_ready()
+        for call in (1, 2):
+            assert queue.submit(call, 1000) == [Send(call)]
+        with pytest.raises(QueueFullError):
+            queue.submit(3, 101)
+        assert queue.submit(4, 100) == []
+        assert queue.answered(1) == [Send(4)]
+        assert (queue.submit(5, 100), queue.queued_bytes) == ([], 100)
+
+    def test_what_comes_back_from_a_worker_counts_and_is_refused_nothing(self) -> None:
+        queue = CallQueue(max_queued=10, max_queued_bytes=100)
+        queue.worker_ready()
+        for call in (1, 2, 3):
+            queue.submit(call, 90)
+        queue.run_again(1, alone=True)
+        queue.worker_lost({})
+        assert queue.queued_bytes == 270
+        with pytest.raises(QueueFullError):
+            queue.submit(4, 1)
+        queue.worker_ready()
+        assert queue.queued_bytes == 180
+
+    @pytest.mark.parametrize("how", ["cancelled", "failed"])
+    def test_a_call_that_ends_while_it_waits_makes_room(self, how: str) -> None:
+        queue = CallQueue(max_queued=10, max_queued_bytes=100)
+        queue.submit(1, 100)
+        queue.cancel(1, CancelReason.CANCELLED) if how == "cancelled" else queue.fail_all(DrainingError("over"))
+        assert queue.queued_bytes == 0
+        assert queue.submit(2, 100) == []
+
+
 def test_a_lost_worker_fails_what_it_committed_and_the_rest_goes_to_its_successor() -> None:
     queue = ready_queue()
     for call in (1, 2, 3):
@@ -283,7 +328,7 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[
     for event in events:
         if event == "submit":
             submitted += 1
-            note(queue.submit(submitted))
+            note(queue.submit(submitted, 1 << submitted))
         elif event == "answer" and at_worker:
             call = at_worker.pop(0)
             if call not in ended:  # Nobody waits for the answer to one that was told already.
@@ -299,6 +344,8 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[
             note(queue.worker_ready())
         elif event in ("deadline", "cancel") and submitted:
             note(queue.cancel(submitted, CancelReason.DEADLINE if event == "deadline" else CancelReason.CANCELLED))
+        waiting = {*range(1, submitted + 1)} - {*ended, *at_worker}
+        assert queue.queued_bytes == sum(1 << call for call in waiting)
     assert len(at_worker) <= 2
     note(queue.fail_all(DrainingError("over")))
     assert sorted(ended) == list(range(1, submitted + 1))

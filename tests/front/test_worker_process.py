@@ -30,6 +30,29 @@ def test_a_worker_that_cannot_start_for_days_is_tried_still() -> None:
     assert {policy.lost(was_ready=False) for _ in range(5000)} == {0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0}
 
 
+@pytest.mark.parametrize(("delay_s", "looks"), [(1e9, 3), (0.02, 2), (0.0, 0)])
+def test_a_start_that_is_wanted_comes_sooner(delay_s: float, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", ""))
+    monkeypatch.setattr(worker_process, "WANTED_DELAY_S", 0.01)
+    looked: list[bool] = []
+    started: list[int] = []
+
+    def is_wanted() -> bool:
+        looked.append(len(looked) == 2)
+        return looked[-1]
+
+    async def run() -> None:
+        process = WorkerProcess(
+            worker_pb2.WorkerConfig(), lambda: started.append(len(looked)), lambda message: None, lambda: None
+        )
+        process.policy = RestartPolicy(first_delay_s=delay_s or 1.0, longest_delay_s=delay_s or 1.0)
+        await process.restart(delay_s == 0.0, lambda: None, is_wanted)
+        await process.close()
+
+    asyncio.run(run())
+    assert started == [looks]
+
+
 def questions(heartbeat: Heartbeat) -> int:
     """Return how often it asks of a worker that says nothing."""
     asked = 0

@@ -55,6 +55,11 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/kaas.v1.AdminService/Resume',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeResponse.FromString,
+                _registered_method=True)
         self.CheckStore = channel.unary_stream(
                 '/kaas.v1.AdminService/CheckStore',
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
@@ -98,9 +103,18 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Stops taking requests: health turns NOT_SERVING, new calls fail with UNAVAILABLE, running ones finish. Returns when none
-        is left, or at the call's deadline with DEADLINE_EXCEEDED (the drain goes on). Idempotent. The server does not exit by it.
-        Only over a unix socket; elsewhere NOT_ENABLED.
+        """Stops taking requests: health turns NOT_SERVING, new calls fail with UNAVAILABLE, those that wait or run finish. Returns when
+        none is left, or at the call's deadline with DEADLINE_EXCEEDED (the drain goes on), or with CANCELLED where `Resume` undoes it
+        before. Idempotent. The server does not exit by it. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Undoes `Drain`: requests are taken again, and health says whether a worker is ready. Idempotent, also where nothing was drained.
+        Errors: DRAINING where the server drains because it was told to exit; why the store is lost, where it is. Only over a unix
+        socket; elsewhere NOT_ENABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,6 +173,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ResumeResponse.SerializeToString,
             ),
             'CheckStore': grpc.unary_stream_rpc_method_handler(
                     servicer.CheckStore,
@@ -285,6 +304,33 @@ class AdminService(object):
             '/kaas.v1.AdminService/Drain',
             kaas_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/Resume',
+            kaas_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

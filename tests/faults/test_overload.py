@@ -1,0 +1,73 @@
+"""More than the daemon can take: what is refused costs it nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from examples.local_daemon import local_daemon
+from kaas.v1 import executor_pb2, executor_pb2_grpc, types_pb2
+from kaas_client import Client
+from kaas_core.errors import QueueFullError
+from tests.faults.support import as_kaas_error, dot_request, fault_request, put_dot_inputs, use, wait_until
+
+INPUT_BYTES = 8 << 20
+WAITING = 4
+"""As many fit into ``--max-queued-bytes``."""
+
+
+@pytest.fixture
+def daemon(library_root: Path) -> Iterator[str]:
+    """A daemon in which a few large requests may wait."""
+    limit = ["--max-queued-bytes", str(WAITING * INPUT_BYTES)]
+    with local_daemon("--device", "emulator", "--library-root", str(library_root), *limit) as address:
+        yield address
+
+
+def memory_bytes(pid: int) -> int:
+    """Return what a process has in memory."""
+    return 1024 * int(field(pid, "VmRSS").removesuffix(" kB"))
+
+
+def field(pid: int, name: str) -> str:
+    """Return what the kernel says of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.removeprefix(f"{name}:").strip() for line in lines if line.startswith(f"{name}:"))
+
+
+def test_refused_requests_leave_nothing_in_memory(daemon: str, library_root: Path) -> None:
+    endless = fault_request(
+        str(library_root / "faults.ptx"), "spinKern", use("out", types_pb2.ACCESS_INOUT), size_bytes=INPUT_BYTES
+    )
+    endless.inputs["out"] = bytes(INPUT_BYTES)
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        submit = executor_pb2_grpc.ExecutorServiceStub(channel).Submit
+        expected = put_dot_inputs(kaas)
+        front = int(field(kaas.devices()[0].worker_pid, "PPid"))
+        # One runs and one is at the worker already.
+        waiting = [submit.future(endless, timeout=600) for _ in range(2 + WAITING)]
+        wait_until(lambda: (stats := kaas.stats().devices[0]).running + stats.queued == len(waiting))
+
+        def refuse(times: int) -> None:
+            for _ in range(times):
+                with pytest.raises(grpc.RpcError) as caught:
+                    submit(endless, timeout=60)
+                error = as_kaas_error(caught.value, daemon)
+                assert isinstance(error, QueueFullError)
+                assert f"{WAITING * INPUT_BYTES} bytes of inputs are waiting already" in error.message
+                assert error.retry_after_s
+
+        refuse(8)
+        before = memory_bytes(front)
+        refuse(40)
+        assert memory_bytes(front) - before < 8 * INPUT_BYTES
+
+        small = submit.future(executor_pb2.SubmitRequest(request=dot_request(str(library_root / "dot.ptx")).request), timeout=600)
+        wait_until(lambda: kaas.stats().devices[0].queued == 2 + WAITING)
+        for call in waiting:
+            call.cancel()
+        assert small.result().versions["c"]
+        assert kaas.get("c", dtype="u4")[0] == expected
