@@ -69,6 +69,7 @@ async def serve(settings: Settings) -> None:
                 watch.check,
                 quarantine,
                 max_queued_bytes=settings.max_queued_bytes,
+                has_spare=settings.spares > 0,
             )
             for device in devices
         ]

@@ -225,6 +225,9 @@ class Settings:
     """Most requests that wait for one device. Default 1024."""
     max_queued_bytes: Annotated[int, _Option("max_queued_bytes", "SIZE", parse_size)] = 1 << 30
     """Most bytes that requests which wait for one device bring with them as inputs, together. Default 1GiB."""
+    spares: Annotated[int, _Option("spare", "N", _whole_from(0, 1))] = 0
+    """Spare workers of each device: a process with its device open and the code of recent requests loaded, which takes over at
+    once when a worker is lost. On a GPU its context takes some 500 MB of memory. Default 0; at most 1."""
     max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64
     """Most invocations of one InvokeStream at a time. Default 64."""
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0

@@ -32,6 +32,7 @@ from kaasd.front.call_queue import (
     Send,
 )
 from kaasd.front.quarantine import Quarantine
+from kaasd.front.spare import Ready, Spare
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
 
@@ -67,6 +68,7 @@ class Supervisor:
         quarantine: Quarantine | None = None,
         *,
         max_queued_bytes: float = math.inf,
+        has_spare: bool = False,
     ) -> None:
         """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more.
 
@@ -82,6 +84,7 @@ class Supervisor:
         self._quarantine = quarantine or Quarantine()
         self._check_store = check_store
         self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
+        self._spare = Spare(config, check_store) if has_spare else None
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._refusal: KaasError | None = None
         """What calls fail with from now on."""
@@ -110,9 +113,11 @@ class Supervisor:
         return self._queue
 
     async def start(self) -> None:
-        """Start the worker and wait until it is ready. Raises its error when its device cannot be opened."""
+        """Start the worker and wait until it is ready; a spare comes later. Raises its error when its device cannot be opened."""
         await self._process.start()
         await self._ready
+        if self._spare is not None:
+            self._spare.keep()
 
     async def call(
         self,
@@ -150,8 +155,11 @@ class Supervisor:
 
     def forget_library(self, library_id: str) -> None:
         """Tell the worker that an uploaded library was deleted. One that starts later knows nothing of it."""
+        message = worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id))
         if self._process.calls is not None:
-            self._process.calls.send(worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id)))
+            self._process.calls.send(message)
+        if self._spare is not None:
+            self._spare.forget_library(message)
 
     async def release_pages(self, timeout_s: float) -> None:
         """Have the worker's device let go of the store's pages, and hold on to none until ``hold_pages``; no later one's either.
@@ -200,6 +208,8 @@ class Supervisor:
             self._restarting.cancel()
         if self._timer is not None:
             self._timer.cancel()
+        if self._spare is not None:
+            await self._spare.close()
         await self._process.close()
         self.info.worker_pid = 0
         self._set_state(admin_pb2.WORKER_STATE_STOPPED)
@@ -285,6 +295,10 @@ class Supervisor:
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
         )
         decisions = self._queue.worker_lost(self._process.begun())
+        if self._refusal is None and self._spare is not None and (spare := self._spare.take()) is not None:
+            self._act(decisions)
+            self._take_over(spare)
+            return
         if self._refusal is None:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             if not self._ready.done():
@@ -298,6 +312,19 @@ class Supervisor:
                 decisions += self._queue.fail_all(self._not_starting)
             self._restarting = self._loop.create_task(self._restart(was_ready))
         self._act(decisions)
+
+    def _take_over(self, spare: Ready) -> None:
+        """Have the spare serve, in place of the process that has ended."""
+        _log.warning(
+            "worker of %s (pid %d) ended; its spare (pid %d) takes over", self.info.name, self._process.pid, spare.process.pid
+        )
+        lost, self._process = self._process, spare.process
+        lost.kill()  # where it closed its channel and goes on
+        self._restarting = self._loop.create_task(lost.close())
+        self._process.restarts = lost.restarts + 1
+        self._process.hand_over(self._process_started, self._received, self._lost)
+        self._seen.clear()
+        self._worker_ready(spare.device)
 
     async def _restart(self, was_ready: bool) -> None:
         try:
@@ -358,8 +385,11 @@ class Supervisor:
         """Say in a message which request it is about, and what that is unless the worker has seen it."""
         named = message.execute.request if message.HasField("execute") else message.prepare.request
         named.digest = request.digest
-        if self._seen.add(request.digest) or with_content:
+        is_new = self._seen.add(request.digest)
+        if is_new or with_content:
             named.content = request.content
+        if is_new and self._spare is not None:
+            self._spare.warm(request)
 
     def _blame(self, call_id: int, fault: str) -> None:
         """A call has cost the worker."""

@@ -93,11 +93,9 @@ class WorkerProcess:
         on_message: Callable[[worker_pb2.FromWorker], object],
         on_lost: Callable[[], object],
     ) -> None:
-        """``on_started`` is called for each process before anything is sent to it, the others as ``FrontChannel``'s."""
+        """As ``hand_over``."""
         self._config = config
-        self._on_started = on_started
-        self._on_message = on_message
-        self._on_lost = on_lost
+        self.hand_over(on_started, on_message, on_lost)
         self._process: subprocess.Popen[bytes] | None = None
         self.policy = RestartPolicy()
         self.calls: FrontChannel | None = None
@@ -108,6 +106,17 @@ class WorkerProcess:
         self._progress: Progress | None = None
         self.restarts = 0
         """How often a process took the place of another."""
+
+    def hand_over(
+        self,
+        on_started: Callable[[], object],
+        on_message: Callable[[worker_pb2.FromWorker], object],
+        on_lost: Callable[[], object],
+    ) -> None:
+        """``on_started`` is called for each process before anything is sent to it, the others as ``FrontChannel``'s."""
+        self._on_started = on_started
+        self._on_message = on_message
+        self._on_lost = on_lost
 
     @property
     def pid(self) -> int:
@@ -140,7 +149,7 @@ class WorkerProcess:
         heartbeat = Heartbeat()
         self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
         # The last thing waited for: that a process is lost is heard of only when it has started.
-        self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
+        self.calls = await FrontChannel.open(pairs[0][0], lambda message: self._on_message(message), lambda: self._on_lost())
         self.calls.send(worker_pb2.ToWorker(configure=self._config))
         self._end_watch()
         self._watch = asyncio.create_task(self._ask(heartbeat, process))
@@ -150,6 +159,7 @@ class WorkerProcess:
 
         ``was_ready``: the one that ended had served. ``check`` is called before each start; what it raises ends this.
         """
+        self._end_watch()
         delay_s = self.policy.lost(was_ready)
         _log.warning("worker of %s (pid %d) ended; a new one starts in at most %.2f s", self._config.device, self.pid, delay_s)
         await self._reap(0.0)

@@ -45,10 +45,17 @@ def config(directory: Path, script: str = "", *, device: str = "scripted", concu
 
 @asynccontextmanager
 async def supervised(
-    directory: Path, script: str = "", *, device: str = "scripted", concurrency: int = 1, max_queued: int = 10
+    directory: Path,
+    script: str = "",
+    *,
+    device: str = "scripted",
+    concurrency: int = 1,
+    max_queued: int = 10,
+    has_spare: bool = False,
 ) -> AsyncIterator[Supervisor]:
     """A supervisor whose worker is ready."""
-    supervisor = Supervisor(config(directory, script, device=device, concurrency=concurrency), max_queued)
+    settings = config(directory, script, device=device, concurrency=concurrency)
+    supervisor = Supervisor(settings, max_queued, has_spare=has_spare)
     try:
         await supervisor.start()
         yield supervisor
