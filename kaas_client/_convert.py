@@ -130,6 +130,17 @@ def stats(message: admin_pb2.GetStatsResponse) -> types.Stats:
     )
 
 
+def request(message: admin_pb2.RequestInfo) -> types.RequestInfo:
+    return types.RequestInfo(
+        id=message.id,
+        function=message.function,
+        device=message.device,
+        state=_enum_name(admin_pb2.RequestState, message.state, "REQUEST_STATE_"),
+        age_ns=message.age.ToNanoseconds(),
+        input_bytes=message.input_bytes,
+    )
+
+
 def compaction(message: admin_pb2.CompactStoreResponse) -> types.Compaction:
     return types.Compaction(
         file_before_bytes=message.file_before_bytes,

@@ -243,6 +243,19 @@ def resume() -> Rpc[None]:
     return Rpc(attrgetter("admin.Resume"), admin_pb2.ResumeRequest(), _nothing)
 
 
+def requests(token: str) -> Rpc[Page[types.RequestInfo]]:
+    message = admin_pb2.ListRequestsRequest(page_size=PAGE_SIZE, page_token=token)
+    return Rpc(
+        attrgetter("admin.ListRequests"),
+        message,
+        lambda reply: ([_convert.request(item) for item in reply.requests], reply.next_page_token),
+    )
+
+
+def cancel_request(id: str) -> Rpc[None]:
+    return Rpc(attrgetter("admin.CancelRequest"), admin_pb2.CancelRequestRequest(id=id), _nothing)
+
+
 def check_store(answers: CheckAnswers) -> Rpc[types.StoreCheck]:
     """The answer's messages go to ``answers``, and so the conversion is its result."""
     return Rpc(attrgetter("admin.CheckStore"), admin_pb2.CheckStoreRequest(), lambda _: answers.result())

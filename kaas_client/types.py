@@ -203,6 +203,22 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """A request that waits for its device or runs on it."""
+
+    id: str
+    function: str
+    """What it invokes; empty where the request was submitted itself."""
+    device: str
+    state: str
+    """``queued``, ``running`` or ``committing``."""
+    age_ns: int
+    """Since it came."""
+    input_bytes: int
+    """Size of the inputs that came with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStats:
     """Counters of one device since the server started, and current gauges."""
 

@@ -121,6 +121,12 @@ class GroupNotFoundError(NotFoundError):
     reason = "GROUP_NOT_FOUND"
 
 
+class RequestNotFoundError(NotFoundError):
+    """No request of this id waits or runs."""
+
+    reason = "REQUEST_NOT_FOUND"
+
+
 class FailedPreconditionError(KaasError):
     """The state of the server does not allow the call."""
 
@@ -219,7 +225,7 @@ class DeadlineExceededError(KaasError):
 
 
 class CancelledError(KaasError):
-    """The call was cancelled."""
+    """The call was cancelled: by its caller, or by an operator of the server."""
 
     code = "CANCELLED"
     reason = "CANCELLED"
@@ -265,7 +271,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
-        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError, RequestNotFoundError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

@@ -15,7 +15,18 @@ from kaas_client._asyncio import created, opened
 from kaas_client._rpcs import Binding
 from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Writable
 from kaas_client.builders import Request
-from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats, StoreCheck
+from kaas_client.types import (
+    Compaction,
+    DeviceInfo,
+    Entry,
+    Library,
+    LibraryInspection,
+    RequestInfo,
+    Result,
+    ServerInfo,
+    Stats,
+    StoreCheck,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,6 +278,20 @@ class Client:
         Raises ``DrainingError`` where it was told to exit, ``NotEnabledError`` over TCP.
         """
         return await self._connection.unary(_rpcs.resume(), timeout)
+
+    def requests(self, *, timeout: float | None = None) -> AsyncIterator[RequestInfo]:
+        """Yield the requests that wait or run on the server, in the order in which they came. ``timeout`` is for each page.
+
+        Raises ``NotEnabledError`` over TCP.
+        """
+        return self._connection.pages(_rpcs.requests, timeout)
+
+    async def cancel_request(self, id: str, *, timeout: float | None = None) -> None:
+        """Have a request end early, anybody's: its caller gets ``CancelledError``. One that has begun to commit goes on.
+
+        Raises ``RequestNotFoundError``, ``NotEnabledError`` over TCP.
+        """
+        return await self._connection.unary(_rpcs.cancel_request(id), timeout)
 
     async def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
         """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.

@@ -16,7 +16,18 @@ from kaas_client._sync.function import Function
 from kaas_client._threads import created, opened
 from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Writable
 from kaas_client.builders import Request
-from kaas_client.types import Compaction, DeviceInfo, Entry, Library, LibraryInspection, Result, ServerInfo, Stats, StoreCheck
+from kaas_client.types import (
+    Compaction,
+    DeviceInfo,
+    Entry,
+    Library,
+    LibraryInspection,
+    RequestInfo,
+    Result,
+    ServerInfo,
+    Stats,
+    StoreCheck,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,6 +278,20 @@ class Client:
         Raises ``DrainingError`` where it was told to exit, ``NotEnabledError`` over TCP.
         """
         return self._connection.unary(_rpcs.resume(), timeout)
+
+    def requests(self, *, timeout: float | None = None) -> Iterator[RequestInfo]:
+        """Yield the requests that wait or run on the server, in the order in which they came. ``timeout`` is for each page.
+
+        Raises ``NotEnabledError`` over TCP.
+        """
+        return self._connection.pages(_rpcs.requests, timeout)
+
+    def cancel_request(self, id: str, *, timeout: float | None = None) -> None:
+        """Have a request end early, anybody's: its caller gets ``CancelledError``. One that has begun to commit goes on.
+
+        Raises ``RequestNotFoundError``, ``NotEnabledError`` over TCP.
+        """
+        return self._connection.unary(_rpcs.cancel_request(id), timeout)
 
     def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
         """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.

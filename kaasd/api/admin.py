@@ -14,7 +14,7 @@ from kaas.v1 import admin_pb2
 from kaas_core import __version__
 from kaas_core.errors import DeadlineExceededError
 from kaasd.api.core import Core
-from kaasd.api.shared import OneAtATime, check_local, finish, in_thread
+from kaasd.api.shared import OneAtATime, check_local, finish, in_thread, page
 from kaasd.store import base as store
 
 PROGRESS_S = 1.0
@@ -76,6 +76,22 @@ class AdminServicer:
         self._core.watch.check()
         self._core.dispatcher.resume()
         return admin_pb2.ResumeResponse()
+
+    async def ListRequests(
+        self, request: admin_pb2.ListRequestsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListRequestsResponse:
+        check_local(context)
+        requests, token = page(
+            request.page_size, request.page_token, "", self._core.dispatcher.requests, lambda listed: listed.id
+        )
+        return admin_pb2.ListRequestsResponse(requests=requests, next_page_token=token)
+
+    async def CancelRequest(
+        self, request: admin_pb2.CancelRequestRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.CancelRequestResponse:
+        check_local(context)
+        self._core.dispatcher.cancel_request(request.id)
+        return admin_pb2.CancelRequestResponse()
 
     async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)

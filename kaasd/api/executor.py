@@ -122,7 +122,7 @@ class ExecutorServicer:
         validated.check_inputs(inputs, "bindings")
         if keys:
             validated.check_keys(keys)
-        return await self._run(validated, keys, inputs, request, deadline)
+        return await self._run(validated, keys, inputs, request, deadline, request.function)
 
     async def _run(
         self,
@@ -131,6 +131,7 @@ class ExecutorServicer:
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
+        function: str = "",
     ) -> executor_pb2.InvokeResponse:
         limit = self._core.settings.max_message_bytes
         wanted = validated.check_return_buffers(request.return_buffers)
@@ -147,6 +148,7 @@ class ExecutorServicer:
             device=request.device,
             deadline=deadline,
             trace=request.trace,
+            function=function,
         )
 
 

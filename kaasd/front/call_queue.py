@@ -39,12 +39,19 @@ class CancelReason(Enum):
 
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
+    OPERATOR = "operator"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the call is to end even where that costs its worker. Who went away has a deadline still."""
+        return self is not CancelReason.CANCELLED
 
     def error(self, stage: str) -> KaasError:
         """Return the error for a call cancelled while it was ``stage``: queued or running."""
         if self is CancelReason.DEADLINE:
             return DeadlineExceededError(f"the deadline passed while the request was {stage}")
-        return CancelledError(f"the caller went away while the request was {stage}")
+        who = "an operator cancelled it" if self is CancelReason.OPERATOR else "the caller went away"
+        return CancelledError(f"{who} while the request was {stage}")
 
 
 class Send(NamedTuple):
@@ -61,7 +68,7 @@ class Fail(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """Ask the worker to cancel the call, or to skip it; past a deadline, report ``grace_over`` when it had time enough."""
+    """Ask the worker to cancel the call, or to skip it; for a final reason, report ``grace_over`` when it had time enough."""
 
     call: int
     reason: CancelReason
@@ -130,6 +137,10 @@ class CallQueue:
     def queued_bytes(self) -> int:
         """Size of the inputs of all calls that have not been sent."""
         return self._queued_bytes
+
+    def is_sent(self, call: int) -> bool:
+        """Return whether a call is at the worker."""
+        return call in self._sent
 
     def submit(self, call: int, input_bytes: int = 0) -> list[Decision]:
         """Take a new call, which brings ``input_bytes`` with it. Raises ``QueueFullError``."""
@@ -215,12 +226,12 @@ class CallQueue:
         return decisions
 
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
-        """A call's deadline has passed, or its caller has gone."""
+        """A call's deadline has passed, its caller has gone, or an operator wants its end."""
         if call in self._queued:
             self._queued_bytes -= self._queued.pop(call)
             return [self._fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
-        if sent is None or sent.cancelled is CancelReason.DEADLINE:
+        if sent is None or (sent.cancelled is not None and sent.cancelled.is_final):
             return []
         sent.cancelled = reason
         if sent.failed or call in self._served():
@@ -229,8 +240,9 @@ class CallQueue:
         return [Fail(call, reason.error("queued")), Cancel(call, reason)]
 
     def grace_over(self, call: int) -> list[Decision]:
-        """A call that was to end at its deadline had time enough to do so."""
-        if call not in self._served() or self._sent[call].cancelled is not CancelReason.DEADLINE:
+        """A call that was to end for a final reason had time enough to do so."""
+        reason = self._sent[call].cancelled if call in self._served() else None
+        if reason is None or not reason.is_final:
             return []
         self._killing = True
         return [Kill()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter_ns
@@ -11,7 +12,7 @@ from google.protobuf import duration_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import CancelledError, DrainingError, InvalidRequestError, KaasError
+from kaas_core.errors import CancelledError, DrainingError, InvalidRequestError, KaasError, RequestNotFoundError
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 
@@ -115,8 +116,10 @@ class Dispatcher:
         """Why calls are refused for good."""
         self._loop = asyncio.get_running_loop()
         self._state_changed = asyncio.Event()
+        ids = itertools.count(1)
         for supervisor in supervisors:
             supervisor.on_state = self._state_changed.set
+            supervisor.ids = ids
 
     @property
     def draining(self) -> bool:
@@ -133,10 +136,12 @@ class Dispatcher:
         device: str = "",
         deadline: float | None = None,
         trace: bool = False,
+        function: str = "",
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
-        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace.
+        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace;
+        ``function`` is the request's name, if it has one.
         Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
@@ -157,7 +162,7 @@ class Dispatcher:
             message.only_call = self._in_flight.only_call
             try:
                 due = latest if deadline is None else min(deadline, latest)
-                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes)
+                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes, function)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
@@ -261,6 +266,17 @@ class Dispatcher:
                 yield ready
             await self._state_changed.wait()
 
+    def requests(self, after: str = "", limit: int | None = None) -> list[admin_pb2.RequestInfo]:
+        """Return up to ``limit`` requests that wait or run, in the order in which they came, from behind the id ``after``."""
+        now_ns, first = perf_counter_ns(), _place(after)
+        requests = [r for s in self._supervisors.values() for r in s.requests(now_ns) if _place(r.id) > first]
+        return sorted(requests, key=lambda request: _place(request.id))[:limit]
+
+    def cancel_request(self, request_id: str) -> None:
+        """Have a request that waits or runs end early, for an operator. Raises ``RequestNotFoundError``."""
+        if not any(supervisor.cancel_request(request_id) for supervisor in self._supervisors.values()):
+            raise RequestNotFoundError(f"no request {request_id!r} waits or runs")
+
     def devices(self) -> list[admin_pb2.Device]:
         """Return the devices and the states of their workers."""
         return [s.info for s in self._supervisors.values()]
@@ -300,6 +316,11 @@ class Dispatcher:
         if len(self._supervisors) == 1:
             return next(iter(self._supervisors.values()))
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
+
+
+def _place(request_id: str) -> tuple[int, str]:
+    """Return what puts ids, which are numbers, in their order; also what is none."""
+    return len(request_id), request_id
 
 
 def _add_stage(trace: trace_pb2.Trace, name: str, duration_ns: int) -> None:

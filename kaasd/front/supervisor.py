@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -35,10 +35,17 @@ from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
+from kaasd.ipc.progress import Stage
 
 CANCEL_GRACE_S = 0.5
-"""From a deadline to the killing of a worker that neither stops its kernel nor marks its device lost. The emulated device stops
-within 0.1 s, a GPU is marked lost after 0.2."""
+"""From a deadline, or the word of an operator, to the killing of a worker that neither stops its kernel nor marks its device
+lost. The emulated device stops within 0.1 s, a GPU is marked lost after 0.2."""
+
+STATE_OF_STAGE = {
+    None: admin_pb2.REQUEST_STATE_QUEUED,
+    Stage.RUNNING: admin_pb2.REQUEST_STATE_RUNNING,
+    Stage.COMMITTING: admin_pb2.REQUEST_STATE_COMMITTING,
+}
 
 MAX_FAILED_STARTS = 3
 """In a row; they take some seconds. After as many, calls do not wait for the next."""
@@ -54,6 +61,9 @@ class PendingCall:
     answer: asyncio.Future[worker_pb2.FromWorker]
     request: SerializedRequest | None
     """What the message is about."""
+    function: str
+    input_bytes: int
+    came_at_ns: int
     sent_at_ns: int = 0
 
 
@@ -80,7 +90,8 @@ class Supervisor:
         self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._seen = SeenRequests(MAX_KNOWN_REQUESTS)
-        self._ids = itertools.count(1)
+        self.ids: Iterator[int] = itertools.count(1)
+        """Where the numbers of messages come from. Several supervisors may share it, so that each call has its own."""
         self._quarantine = quarantine or Quarantine()
         self._check_store = check_store
         self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
@@ -125,19 +136,22 @@ class Supervisor:
         request: SerializedRequest | None = None,
         deadline: float | None = None,
         input_bytes: int = 0,
+        function: str = "",
     ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time; ``input_bytes`` is the size of
-        the inputs in the message. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``.
+        ``request`` is what the message executes or prepares, and ``function`` its name, if it has one; ``deadline`` is in the
+        loop's time; ``input_bytes`` is the size of the inputs in the message. When the awaiting task is cancelled the call is
+        cancelled too. Raises ``KaasError``.
         """
         if (refusal := self._refusal or self._not_starting) is not None:
             self._is_wanted = True
             raise refusal.with_traceback(None)
         if request is not None and request.digest in self._quarantine.refused:
             raise self._quarantine.refusal(request.digest)
-        call_id = message.id = next(self._ids)
-        call = self._calls[call_id] = PendingCall(message, self._loop.create_future(), request)
+        call_id = message.id = next(self.ids)
+        call = PendingCall(message, self._loop.create_future(), request, function, input_bytes, perf_counter_ns())
+        self._calls[call_id] = call
         try:
             self._act(self._queue.submit(call_id, input_bytes))
             if deadline is not None and self._deadlines.add(call_id, deadline):
@@ -152,6 +166,32 @@ class Supervisor:
         if answer.HasField("failed"):
             raise error_from_failed(answer.failed)
         return answer, call.sent_at_ns
+
+    def requests(self, now_ns: int) -> list[admin_pb2.RequestInfo]:
+        """Return the requests whose callers wait, in the order in which they came. ``now_ns`` is a ``perf_counter_ns``."""
+        begun = self._process.begun()
+        requests = []
+        for call_id, call in self._calls.items():
+            if call.message.HasField("execute"):
+                stage = begun.get(call_id) if self._queue.is_sent(call_id) else None
+                request = admin_pb2.RequestInfo(
+                    id=str(call_id),
+                    function=call.function,
+                    device=self.info.name,
+                    state=STATE_OF_STAGE[stage],
+                    input_bytes=call.input_bytes,
+                )
+                request.age.FromNanoseconds(now_ns - call.came_at_ns)
+                requests.append(request)
+        return requests
+
+    def cancel_request(self, request_id: str) -> bool:
+        """End a request early, for an operator; return whether it is one of this worker's, whose caller waits."""
+        for call_id, call in self._calls.items():
+            if str(call_id) == request_id and call.message.HasField("execute"):
+                self._act(self._queue.cancel(call_id, CancelReason.OPERATOR))
+                return True
+        return False
 
     def forget_library(self, library_id: str) -> None:
         """Tell the worker that an uploaded library was deleted. One that starts later knows nothing of it."""
@@ -192,7 +232,7 @@ class Supervisor:
 
     def _send_hold_pages(self) -> None:
         if self._process.calls is not None:
-            self._hold_pages_id = next(self._ids)
+            self._hold_pages_id = next(self.ids)
             allowed = worker_pb2.HoldPages(allowed=self._may_hold_pages)
             self._process.calls.send(worker_pb2.ToWorker(id=self._hold_pages_id, hold_pages=allowed))
 
@@ -357,12 +397,12 @@ class Supervisor:
                 case Fail(call_id, error):
                     self._fail(call_id, error)
                 case Cancel(call_id, reason):
-                    deadline = reason is CancelReason.DEADLINE
                     if self._process.cancellations is not None:
-                        self._process.cancellations.send(
-                            worker_pb2.ToWorker(id=call_id, cancel=worker_pb2.Cancel(deadline_exceeded=deadline))
+                        cancel = worker_pb2.Cancel(
+                            deadline_exceeded=reason is CancelReason.DEADLINE, by_operator=reason is CancelReason.OPERATOR
                         )
-                    if deadline:
+                        self._process.cancellations.send(worker_pb2.ToWorker(id=call_id, cancel=cancel))
+                    if reason.is_final:
                         self._loop.call_later(CANCEL_GRACE_S, self._grace_over, call_id)
                 case Kill():
                     self._process.kill()

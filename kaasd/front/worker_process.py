@@ -175,7 +175,7 @@ class WorkerProcess:
                 return
 
     def begun(self) -> dict[int, Stage]:
-        """Return the calls that the latest process, which has ended, had begun and not answered."""
+        """Return the calls that the latest process has begun and not answered, or had when it ended."""
         return {} if self._progress is None else self._progress.begun()
 
     def kill(self) -> None:

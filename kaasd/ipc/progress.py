@@ -24,7 +24,10 @@ class Stage(IntEnum):
 
 
 class Progress:
-    """The calls that a worker has begun. The worker writes; the front reads once the worker has ended."""
+    """The calls that a worker has begun. The worker writes, and the front reads.
+
+    While the worker runs, what is read may be wrong about a call that begins or ends at that moment.
+    """
 
     def __init__(self, descriptor: int) -> None:
         """Map the memory that ``create`` made. The descriptor is used no more."""

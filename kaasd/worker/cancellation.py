@@ -19,7 +19,8 @@ from kaasd.ipc.channel import WorkerChannel
 REPEAT_S = 0.01
 """A call is cancelled again until it has ended: the kernel that is to stop may not have begun when the cancellation came."""
 GRACE_S = 0.2
-"""From a deadline to the loss of a device that cannot stop a kernel. The front kills a worker that does not let go of it."""
+"""From a deadline, or the word of an operator, to the loss of a device that cannot stop a kernel. The front kills a worker that
+does not let go of it."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def _listen(channel: WorkerChannel, calls: CancellableCalls) -> None:
                 channel.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
             elif message.cancel.deadline_exceeded:
                 cancelled[message.id] = DeadlineExceededError("the deadline passed"), monotonic() + GRACE_S
+            elif message.cancel.by_operator:
+                cancelled[message.id] = CancelledError("an operator cancelled it"), monotonic() + GRACE_S
             else:
                 cancelled[message.id] = CancelledError("the caller went away"), float("inf")
         now = monotonic()

@@ -26,7 +26,7 @@ from kaas.v1 import (
     library_pb2_grpc,
     types_pb2,
 )
-from kaas_core.errors import DrainingError
+from kaas_core.errors import DrainingError, RequestNotFoundError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
@@ -89,6 +89,8 @@ class FakeDispatcher:
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.draining = False
+        self.listed: list[admin_pb2.RequestInfo] = []
+        """What waits and runs."""
         self.pages_are_released = False
         self.idle = asyncio.Event()
         self.ready_changes: asyncio.Queue[bool] = asyncio.Queue()
@@ -115,6 +117,7 @@ class FakeDispatcher:
         device: str = "",
         deadline: float | None = None,
         trace: bool = False,
+        function: str = "",
     ) -> Any:
         remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
         return await self._answer(
@@ -126,6 +129,7 @@ class FakeDispatcher:
             device=device,
             remaining=remaining,
             trace=trace,
+            function=function,
         )
 
     async def prepare(self, request: SerializedRequest) -> None:
@@ -159,6 +163,14 @@ class FakeDispatcher:
         yield True
         while True:
             yield await self.ready_changes.get()
+
+    def requests(self, after: str, limit: int) -> list[admin_pb2.RequestInfo]:
+        return [request for request in self.listed if request.id > after][:limit]
+
+    def cancel_request(self, request_id: str) -> None:
+        self.calls.append(Call("cancel_request", {"request_id": request_id}))
+        if request_id not in {request.id for request in self.listed}:
+            raise RequestNotFoundError(f"no request {request_id!r}")
 
     def devices(self) -> list[admin_pb2.Device]:
         return [admin_pb2.Device(name="emulator", warp_size=32, state=admin_pb2.WORKER_STATE_READY)]

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaas_core import __version__
+from kaas_core.errors import CancelledError
 from kaasd.store.base import Write
 from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server, wait_for_failure
 from tests.faults.support import wait_until
@@ -106,6 +107,38 @@ def test_health_says_whether_requests_can_run(server: Running, health: Callable[
         assert next(states) == status
         assert [health(service) for service in SERVICES] == [status] * len(SERVICES)
     watch.cancel()
+
+
+class TestRequests:
+    def test_they_are_listed_in_pages(self, server: Running) -> None:
+        listed = [
+            admin_pb2.RequestInfo(id=str(number), function="f", device="emulator", state=admin_pb2.REQUEST_STATE_QUEUED)
+            for number in range(1, 6)
+        ]
+        server.dispatcher.listed = listed
+        pages, token = [], ""
+        while not pages or token:
+            answer = server.stubs.admin.ListRequests(admin_pb2.ListRequestsRequest(page_size=2, page_token=token))
+            pages.append(list(answer.requests))
+            token = answer.next_page_token
+        assert pages == [listed[:2], listed[2:4], listed[4:]]
+        assert list(server.stubs.admin.ListRequests(admin_pb2.ListRequestsRequest()).requests) == listed
+        failed = failure(lambda: server.stubs.admin.ListRequests(admin_pb2.ListRequestsRequest(page_token="*")))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NAME")
+
+    def test_one_is_cancelled(self, server: Running) -> None:
+        server.dispatcher.listed = [admin_pb2.RequestInfo(id="7")]
+        server.stubs.admin.CancelRequest(admin_pb2.CancelRequestRequest(id="7"))
+        failed = failure(lambda: server.stubs.admin.CancelRequest(admin_pb2.CancelRequestRequest(id="8")))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
+        assert [call.arguments for call in server.dispatcher.calls] == [{"request_id": "7"}, {"request_id": "8"}]
+
+    def test_its_caller_is_told(self, server: Running) -> None:
+        server.dispatcher.expect("execute", CancelledError("an operator cancelled it"))
+        failed = failure(lambda: server.stubs.executor.Submit(executor_pb2.SubmitRequest(request=product_request())))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.CANCELLED, "CANCELLED")
+        assert failed.message == "an operator cancelled it"
+        assert failures(server) == {"CANCELLED": 1}
 
 
 class TestDrain:

@@ -154,6 +154,7 @@ class TestSubmit:
             "LIBRARY_NOT_FOUND": "NOT_FOUND",
             "KERNEL_NOT_FOUND": "NOT_FOUND",
             "FUNCTION_NOT_FOUND": "NOT_FOUND",
+            "REQUEST_NOT_FOUND": "NOT_FOUND",
             "VALUE_TOO_SHORT": "FAILED_PRECONDITION",
             "UPLOAD_INCOMPLETE": "FAILED_PRECONDITION",
             "NOT_ENABLED": "FAILED_PRECONDITION",
@@ -324,6 +325,7 @@ class TestInvoke:
         assert executed.arguments["inputs"] == {"a": A}
         assert executed.arguments["keys"] == {"c": "elsewhere"}
         assert executed.arguments["return_buffers"] == ["c"]
+        assert executed.arguments["function"] == "f"
         assert types_pb2.Request.FromString(executed.arguments["request"].content).kernels[0].name == "product"
         assert executed.arguments["request"] == prepared.arguments["request"]
 

@@ -31,6 +31,8 @@ COMPACT = admin_pb2.CompactStoreRequest()
     [
         ("Drain", admin_pb2.DrainRequest()),
         ("Resume", admin_pb2.ResumeRequest()),
+        ("ListRequests", admin_pb2.ListRequestsRequest()),
+        ("CancelRequest", admin_pb2.CancelRequestRequest(id="1")),
         ("BackupStore", BACKUP),
         ("CompactStore", COMPACT),
         ("CheckStore", CHECK),

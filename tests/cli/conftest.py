@@ -27,6 +27,11 @@ class Done:
         return self.stdout.decode()
 
 
+def succeed(done: Done) -> Done:
+    assert (done.code, done.stderr) == (0, "")
+    return done
+
+
 @pytest.fixture
 def address() -> str:
     return f"unix:/tmp/kaas-test-{uuid.uuid4().hex[:12]}.sock"

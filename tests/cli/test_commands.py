@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from grpc_health.v1 import health_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2
 from kaas_client import Kernel, Request, inp, out
-from kaas_core import __version__
-from tests.cli.conftest import Done
+from tests.cli.conftest import Done, succeed
 from tests.client.fake_server import FakeServer
 from tests.client.test_calls import (
     CHECKED,
@@ -41,11 +39,6 @@ RESULT_JSON = {
 def get_reply(content: bytes) -> list[kv_pb2.GetResponse]:
     header = kv_pb2.GetResponse(entry=entry_message("k", size_bytes=len(content)))
     return [header, kv_pb2.GetResponse(chunk=content)] if content else [header]
-
-
-def succeed(done: Done) -> Done:
-    assert (done.code, done.stderr) == (0, "")
-    return done
 
 
 # kv
@@ -427,40 +420,13 @@ def test_store_compact(kaasctl: Kaasctl, server: FakeServer) -> None:
     assert json.loads(succeed(kaasctl("-o", "json", "store", "compact")).text)["disk_after_bytes"] == 2 << 20
 
 
-# server
-
-
-@pytest.mark.parametrize(("status", "code"), [("SERVING", 0), ("NOT_SERVING", 1)])
-def test_health(kaasctl: Kaasctl, server: FakeServer, status: str, code: int) -> None:
-    reply = health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.ServingStatus.Value(status))
-    for arguments, printed in (([], f"{status}\n"), (["-o", "json"], {"status": status})):
-        server.expect("Check", reply)
-        done = kaasctl(*arguments, "health")
-        assert done.code == code
-        assert (done.text if isinstance(printed, str) else json.loads(done.text)) == printed
-
-
-def test_drain_and_resume(kaasctl: Kaasctl, server: FakeServer) -> None:
-    server.expect("Drain", admin_pb2.DrainResponse())
-    server.expect("Resume", admin_pb2.ResumeResponse())
-    for command in ("drain", "resume"):
-        assert succeed(kaasctl(command)).stdout == b""
-
-
-def test_version(kaasctl: Kaasctl, server: FakeServer) -> None:
-    for _ in range(2):
-        server.expect("GetServerInfo", admin_pb2.GetServerInfoResponse(version="7.8.9"))
-    assert succeed(kaasctl("version")).text.split() == ["client", __version__, "server", "7.8.9"]
-    assert json.loads(succeed(kaasctl("-o", "json", "version")).text) == {"client": __version__, "server": "7.8.9"}
+# how things are asked for
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(kaasctl: Kaasctl, shell: str) -> None:
     script = succeed(kaasctl("completion", shell)).text
     assert "_KAASCTL_COMPLETE" in script and "kaasctl" in script
-
-
-# how things are asked for
 
 
 def test_the_output_may_be_a_variable(kaasctl: Kaasctl, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

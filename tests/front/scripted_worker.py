@@ -81,7 +81,7 @@ class ScriptedWorker:
                 self._cancellations.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
             case "cancel":
                 deadline = message.cancel.deadline_exceeded
-                self._log.append(["cancel", message.id, deadline])
+                self._log.append(["cancel", message.id, "operator" if message.cancel.by_operator else deadline])
                 waiting = [call for call in self._waiting if call.id == message.id]
                 if waiting or self._held.get(message.id) == "hold":
                     self._waiting = [call for call in self._waiting if call not in waiting]
@@ -135,6 +135,9 @@ class ScriptedWorker:
             return
         match script.split():
             case ["hold" | "deaf"]:
+                self._held[message.id] = script
+            case ["commit"]:
+                self._progress.commit(message.id)
                 self._held[message.id] = script
             case ["release"]:
                 for call_id in list(self._held):

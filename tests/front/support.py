@@ -1,4 +1,4 @@
-"""Supervisors of scripted workers, and calls to them."""
+"""Supervisors and dispatchers of scripted workers, and calls to them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
+from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 
@@ -71,6 +73,32 @@ async def call(
     answer, _ = await supervisor.call(message, request, deadline)
     seen: dict[str, Any] = json.loads(answer.executed.reply.printed)
     return seen
+
+
+@asynccontextmanager
+async def dispatching(
+    directory: Path, *scripts: str, max_run_s: float = 100.0
+) -> AsyncIterator[tuple[Dispatcher, list[Supervisor]]]:
+    """A dispatcher of one device for each script, ``d0`` and so on; default: one."""
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(supervised(directory, script, device=f"d{index}", concurrency=2))
+            for index, script in enumerate(scripts or ("",))
+        ]
+        yield Dispatcher(workers, max_run_s, BusyPoll(0.0)), workers
+
+
+async def execute(dispatcher: Dispatcher, script: str = "look", **options: Any) -> executor_pb2.InvokeResponse:
+    return await dispatcher.execute(REQUEST, keys={"do": script}, **options)
+
+
+def later(dispatcher: Dispatcher, script: str, **options: Any) -> asyncio.Task[executor_pb2.InvokeResponse]:
+    return asyncio.create_task(execute(dispatcher, script, **options))
+
+
+def seen(reply: executor_pb2.InvokeResponse) -> dict[str, Any]:
+    """Return what the worker saw of a call."""
+    return dict(json.loads(reply.printed))
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -161,15 +161,20 @@ def test_a_call_answered_before_the_loss_is_not_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "kind"), [(CancelReason.DEADLINE, DeadlineExceededError), (CancelReason.CANCELLED, CancelledError)]
+    ("reason", "kind", "why"),
+    [
+        (CancelReason.DEADLINE, DeadlineExceededError, "the deadline passed"),
+        (CancelReason.CANCELLED, CancelledError, "the caller went away"),
+        (CancelReason.OPERATOR, CancelledError, "an operator cancelled it"),
+    ],
 )
-def test_a_queued_call_is_cancelled_at_once(reason: CancelReason, kind: type[Exception]) -> None:
+def test_a_queued_call_is_cancelled_at_once(reason: CancelReason, kind: type[Exception], why: str) -> None:
     queue = CallQueue(max_queued=10)
     queue.submit(1)
     (failed,) = queue.cancel(1, reason)
     assert isinstance(failed, Fail)
     assert isinstance(failed.error, kind)
-    assert "queued" in failed.error.message
+    assert failed.error.message == f"{why} while the request was queued"
     assert queue.worker_ready() == []
 
 
@@ -291,6 +296,20 @@ def test_a_cancelled_call_does_not_kill_the_worker() -> None:
     assert queue.grace_over(1) == [Kill()]
 
 
+def test_what_an_operator_cancels_ends_even_where_that_costs_the_worker() -> None:
+    queue = ready_queue()
+    for call in (1, 2):
+        queue.submit(call)
+    assert queue.cancel(1, CancelReason.OPERATOR) == [Cancel(1, CancelReason.OPERATOR)]
+    for later in CancelReason:
+        assert queue.cancel(1, later) == []
+    assert queue.grace_over(1) == [Kill()]
+    (failed,) = queue.worker_lost({1: Stage.RUNNING})
+    assert isinstance(failed, Fail)
+    assert (failed.call, failed.error.message) == (1, "an operator cancelled it while the request was running")
+    assert queue.worker_ready() == [Send(2)]
+
+
 def test_an_unknown_call_is_nothing_to_cancel() -> None:
     assert ready_queue().cancel(7, CancelReason.DEADLINE) == []
 
@@ -306,10 +325,12 @@ def test_all_calls_fail_at_the_end() -> None:
 
 @settings(max_examples=500)
 @given(
-    st.lists(st.sampled_from(["submit", "answer", "lost", "ready", "deadline", "cancel"]), max_size=60),
+    st.lists(st.sampled_from(["submit", "answer", "lost", "ready", *CancelReason]), max_size=60),
     st.lists(st.sampled_from([None, *Stage]), min_size=1, max_size=3),
 )
-def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[str], stages: list[Stage | None]) -> None:
+def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(
+    events: list[str | CancelReason], stages: list[Stage | None]
+) -> None:
     queue = CallQueue(max_queued=1000)
     ended: list[int] = []
     at_worker: list[int] = []
@@ -342,8 +363,8 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(events: list[
         elif event == "ready" and not ready:
             ready = True
             note(queue.worker_ready())
-        elif event in ("deadline", "cancel") and submitted:
-            note(queue.cancel(submitted, CancelReason.DEADLINE if event == "deadline" else CancelReason.CANCELLED))
+        elif isinstance(event, CancelReason) and submitted:
+            note(queue.cancel(submitted, event))
         waiting = {*range(1, submitted + 1)} - {*ended, *at_worker}
         assert queue.queued_bytes == sum(1 << call for call in waiting)
     assert len(at_worker) <= 2

@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import selectors
 import signal
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kaas.v1 import admin_pb2, executor_pb2, trace_pb2
+from kaas.v1 import admin_pb2, trace_pb2
 from kaas_core.errors import (
-    CancelledError,
     DeadlineExceededError,
-    DrainingError,
     InvalidLibraryError,
     InvalidRequestError,
     StoreFullError,
-    StoreGoneError,
     WorkerRestartingError,
 )
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
-from kaasd.front.supervisor import Supervisor
-from tests.front.support import REQUEST, run, supervised, until
-
-
-@asynccontextmanager
-async def dispatching(
-    directory: Path, *scripts: str, max_run_s: float = 100.0
-) -> AsyncIterator[tuple[Dispatcher, list[Supervisor]]]:
-    """A dispatcher of one device for each script, ``d0`` and so on; default: one."""
-    async with AsyncExitStack() as stack:
-        workers = [
-            await stack.enter_async_context(supervised(directory, script, device=f"d{index}", concurrency=2))
-            for index, script in enumerate(scripts or ("",))
-        ]
-        yield Dispatcher(workers, max_run_s, BusyPoll(0.0)), workers
-
-
-async def execute(dispatcher: Dispatcher, script: str = "look", **options: Any) -> executor_pb2.InvokeResponse:
-    return await dispatcher.execute(REQUEST, keys={"do": script}, **options)
-
-
-def later(dispatcher: Dispatcher, script: str, **options: Any) -> asyncio.Task[executor_pb2.InvokeResponse]:
-    return asyncio.create_task(execute(dispatcher, script, **options))
-
-
-def seen(reply: executor_pb2.InvokeResponse) -> dict[str, Any]:
-    """Return what the worker saw of a call."""
-    return dict(json.loads(reply.printed))
+from tests.front.support import REQUEST, dispatching, execute, later, run, seen, supervised, until
 
 
 class TestExecute:
@@ -226,111 +193,6 @@ def test_libraries_are_inspected_on_one_device_and_forgotten_on_all(tmp_path: Pa
     run(body())
 
 
-class TestDrain:
-    def test_nothing_in_flight(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, (worker,)):
-                assert not dispatcher.draining
-                await dispatcher.drain()
-                assert dispatcher.draining
-                for call in (execute(dispatcher), dispatcher.prepare(REQUEST), dispatcher.inspect("x")):
-                    with pytest.raises(DrainingError):
-                        await call
-                await dispatcher.drain()
-                assert worker.queue.load == 0
-
-        run(body())
-
-    def test_what_is_in_flight_ends_first(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, (worker,)):
-                held = [later(dispatcher, "hold"), later(dispatcher, "hold")]
-                await until(lambda: worker.queue.running == 2)
-                drains = [asyncio.create_task(dispatcher.drain()) for _ in range(2)]
-                await until(lambda: dispatcher.draining)
-                with pytest.raises(DrainingError):
-                    await execute(dispatcher)
-                held[0].cancel()
-                await asyncio.wait(held[:1])
-                await asyncio.sleep(0)
-                assert not any(drain.done() for drain in drains)
-                held[1].cancel()
-                await asyncio.gather(*drains)
-
-        run(body())
-
-
-class TestResume:
-    def test_calls_are_taken_again(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, _):
-                dispatcher.resume()  # Nothing was drained.
-                for _ in range(2):
-                    await dispatcher.drain()
-                    for _ in range(2):
-                        dispatcher.resume()
-                    assert not dispatcher.draining
-                    await execute(dispatcher)
-
-        run(body())
-
-    def test_what_waits_and_runs_goes_on_and_who_waits_for_its_end_is_told(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, (worker,)):
-                held = [later(dispatcher, "hold") for _ in range(2)]
-                await until(lambda: worker.queue.running == 2)
-                waiting = [later(dispatcher, "look") for _ in range(2)]
-                await until(lambda: worker.queue.queued == 2)
-                drains = [asyncio.create_task(dispatcher.drain()) for _ in range(2)]
-                await until(lambda: dispatcher.draining)
-                await asyncio.sleep(0)
-                dispatcher.resume()
-                for drain in drains:
-                    with pytest.raises(CancelledError, match="the drain was undone"):
-                        await drain
-                waiting.append(later(dispatcher, "look"))
-                await until(lambda: worker.queue.queued == 3)
-                again = asyncio.create_task(dispatcher.drain())
-                await until(lambda: dispatcher.draining)
-                for call in held:
-                    call.cancel()
-                await asyncio.gather(*waiting)
-                await again
-                assert dispatcher.draining
-
-        run(body())
-
-    def test_a_drain_for_good_is_not_undone(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, _):
-                await dispatcher.drain()
-                await dispatcher.drain(for_good=True)
-                await dispatcher.drain()
-                for _ in range(2):
-                    with pytest.raises(DrainingError, match="shutting down"):
-                        dispatcher.resume()
-                assert dispatcher.draining
-
-        run(body())
-
-    def test_a_store_that_is_lost_is_not_found_again(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with dispatching(tmp_path) as (dispatcher, (worker,)):
-                held = later(dispatcher, "hold")
-                await until(lambda: worker.queue.running == 1)
-                drain = asyncio.create_task(dispatcher.drain())
-                await until(lambda: dispatcher.draining)
-                await asyncio.sleep(0)
-                dispatcher.give_up(StoreGoneError("it was moved"))
-                for call in (held, drain, execute(dispatcher)):
-                    with pytest.raises(StoreGoneError, match="it was moved"):
-                        await call
-                with pytest.raises(StoreGoneError, match="it was moved"):
-                    dispatcher.resume()
-
-        run(body())
-
-
 def test_readiness_is_told_when_it_changes(tmp_path: Path) -> None:
     async def body() -> None:
         async with dispatching(tmp_path, "", "") as (dispatcher, workers):
@@ -349,22 +211,6 @@ def test_readiness_is_told_when_it_changes(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGKILL)
             assert await changed is False
             assert await anext(readiness) is True
-
-    run(body())
-
-
-def test_a_dispatcher_that_drains_is_not_ready(tmp_path: Path) -> None:
-    async def body() -> None:
-        async with dispatching(tmp_path) as (dispatcher, _):
-            readiness = dispatcher.readiness()
-            for _ in range(2):
-                assert await anext(readiness) is True
-                await dispatcher.drain()
-                assert await anext(readiness) is False
-                dispatcher.resume()
-            assert await anext(readiness) is True
-            dispatcher.give_up(StoreGoneError("it was moved"))
-            assert await anext(readiness) is False
 
     run(body())
 

@@ -268,22 +268,6 @@ class TestLoss:
 
         run(body())
 
-    def test_a_call_brings_the_next_start_forward(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(worker_process, "RestartPolicy", lambda: RestartPolicy(first_delay_s=1e9, longest_delay_s=1e9))
-        monkeypatch.setattr(worker_process, "WANTED_DELAY_S", 0.001)
-
-        async def body() -> None:
-            async with supervised(tmp_path, "fail until told") as worker:
-                os.kill(worker.info.worker_pid, signal.SIGKILL)
-                await until(lambda: worker.info.state != READY)
-                assert "has not started 3 times in a row" in await fails(later(worker, "look"), WorkerRestartingError)
-                (tmp_path / "scripted" / "start").touch()
-                await fails(later(worker, "look"), WorkerRestartingError)
-                await until(lambda: worker.info.state == READY)
-                await call(worker, "look")
-
-        run(body())
-
     def test_a_caller_that_left_while_its_call_waited_for_a_successor(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with supervised(tmp_path) as worker:

@@ -46,9 +46,15 @@ class Front:
 
     def send(self, *calls: tuple[int, bool]) -> None:
         """Cancel calls, each by its deadline or not, in one piece."""
+        self._send(*((call_id, worker_pb2.Cancel(deadline_exceeded=by_deadline)) for call_id, by_deadline in calls))
+
+    def send_by_operator(self, call_id: int) -> None:
+        """Cancel a call as an operator asks for it."""
+        self._send((call_id, worker_pb2.Cancel(by_operator=True)))
+
+    def _send(self, *cancellations: tuple[int, worker_pb2.Cancel]) -> None:
         data = b""
-        for call_id, deadline_exceeded in calls:
-            cancel = worker_pb2.Cancel(deadline_exceeded=deadline_exceeded)
+        for call_id, cancel in cancellations:
             message = worker_pb2.ToWorker(id=call_id, cancel=cancel).SerializeToString()
             data += len(message).to_bytes(4, "little") + message
         self._socket.sendall(data)
@@ -125,6 +131,17 @@ def test_a_call_is_overdue_some_time_after_its_deadline_and_only_then(
     seen = calls.times(2)
     wait_until(lambda: calls.times(2) >= seen + 2)
     assert not any(overdue for call_id, *_, overdue in calls.cancelled if call_id == 2)
+
+
+def test_a_call_that_an_operator_cancels_is_overdue_too(calls: Calls, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(cancellation, "monotonic", lambda: now[0])
+    calls.under_way = {1}
+    front.send_by_operator(1)
+    wait_until(lambda: calls.times(1) >= 3)
+    assert {entry[1:] for entry in calls.cancelled} == {("an operator cancelled it", CancelledError, False)}
+    now[0] += cancellation.GRACE_S + 0.001
+    wait_until(lambda: calls.cancelled[-1] == (1, "an operator cancelled it", CancelledError, True))
 
 
 def test_messages_that_come_in_one_piece_are_taken_at_once(calls: Calls, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

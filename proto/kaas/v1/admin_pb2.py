@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from kaas.v1 import types_pb2 as kaas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kaas/v1/admin.proto\x12\x07kaas.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13kaas/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xd9\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x19\n\x11store_limit_bytes\x18\x05 \x01(\x04\x12\x12\n\ndurability\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x10\n\x08store_id\x18\t \x01(\t\"\x14\n\x12ListDevicesRequest\"\xd3\x02\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.kaas.v1.WorkerState\x12\x12\n\nworker_pid\x18\x07 \x01(\r\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x11\n\twarp_size\x18\t \x01(\r\x12\x1d\n\x15max_threads_per_block\x18\n \x01(\r\x12\x1f\n\x17max_shared_memory_bytes\x18\x0b \x01(\r\x12 \n\tmax_block\x18\x0c \x01(\x0b\x32\r.kaas.v1.Dim3\x12\x1f\n\x08max_grid\x18\r \x01(\x0b\x32\r.kaas.v1.Dim3\"7\n\x13ListDevicesResponse\x12 \n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x0f.kaas.v1.Device\"\x11\n\x0fGetStatsRequest\"\xba\x01\n\x0b\x44\x65viceStats\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x1a\n\x12requests_succeeded\x18\x02 \x01(\x04\x12\x17\n\x0frequests_failed\x18\x03 \x01(\x04\x12\x18\n\x10kernels_launched\x18\x04 \x01(\x04\x12\x0e\n\x06queued\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\x04\x12+\n\x08run_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc6\x02\n\x10GetStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x14.kaas.v1.DeviceStats\x12\x12\n\nstore_keys\x18\x03 \x01(\x04\x12\x18\n\x10store_used_bytes\x18\x04 \x01(\x04\x12\x19\n\x11store_limit_bytes\x18\x05 \x01(\x04\x12\x11\n\tfunctions\x18\x06 \x01(\x04\x12K\n\x12\x66\x61ilures_by_reason\x18\x07 \x03(\x0b\x32/.kaas.v1.GetStatsResponse.FailuresByReasonEntry\x1a\x37\n\x15\x46\x61iluresByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"\x13\n\x11\x43heckStoreRequest\":\n\x0c\x44\x61magedEntry\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"]\n\rCheckProgress\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\x15\n\rchecked_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"r\n\x12\x43heckStoreResponse\x12(\n\x07\x64\x61maged\x18\x01 \x01(\x0b\x32\x15.kaas.v1.DamagedEntryH\x00\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x16.kaas.v1.CheckProgressH\x00\x42\x06\n\x04part\"\x14\n\x12\x42\x61\x63kupStoreRequest\"\"\n\x0c\x42\x61\x63kupHeader\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\"W\n\x13\x42\x61\x63kupStoreResponse\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.kaas.v1.BackupHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x15\n\x13\x43ompactStoreRequest\"\x92\x01\n\x14\x43ompactStoreResponse\x12\x19\n\x11\x66ile_before_bytes\x18\x01 \x01(\x04\x12\x18\n\x10\x66ile_after_bytes\x18\x02 \x01(\x04\x12\x19\n\x11\x64isk_before_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x64isk_after_bytes\x18\x04 \x01(\x04\x12\x10\n\x08only_end\x18\x05 \x01(\x08*\x95\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x1b\n\x17WORKER_STATE_RESTARTING\x10\x03\x12\x18\n\x14WORKER_STATE_STOPPED\x10\x04\x32\xbe\x04\n\x0c\x41\x64minService\x12N\n\rGetServerInfo\x12\x1d.kaas.v1.GetServerInfoRequest\x1a\x1e.kaas.v1.GetServerInfoResponse\x12H\n\x0bListDevices\x12\x1b.kaas.v1.ListDevicesRequest\x1a\x1c.kaas.v1.ListDevicesResponse\x12?\n\x08GetStats\x12\x18.kaas.v1.GetStatsRequest\x1a\x19.kaas.v1.GetStatsResponse\x12\x36\n\x05\x44rain\x12\x15.kaas.v1.DrainRequest\x1a\x16.kaas.v1.DrainResponse\x12\x39\n\x06Resume\x12\x16.kaas.v1.ResumeRequest\x1a\x17.kaas.v1.ResumeResponse\x12G\n\nCheckStore\x12\x1a.kaas.v1.CheckStoreRequest\x1a\x1b.kaas.v1.CheckStoreResponse0\x01\x12J\n\x0b\x42\x61\x63kupStore\x12\x1b.kaas.v1.BackupStoreRequest\x1a\x1c.kaas.v1.BackupStoreResponse0\x01\x12K\n\x0c\x43ompactStore\x12\x1c.kaas.v1.CompactStoreRequest\x1a\x1d.kaas.v1.CompactStoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kaas/v1/admin.proto\x12\x07kaas.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13kaas/v1/types.proto\"\x16\n\x14GetServerInfoRequest\"\xd9\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\taddresses\x18\x03 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x04 \x01(\x04\x12\x19\n\x11store_limit_bytes\x18\x05 \x01(\x04\x12\x12\n\ndurability\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x10\n\x08store_id\x18\t \x01(\t\"\x14\n\x12ListDevicesRequest\"\xd3\x02\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x05 \x01(\x04\x12#\n\x05state\x18\x06 \x01(\x0e\x32\x14.kaas.v1.WorkerState\x12\x12\n\nworker_pid\x18\x07 \x01(\r\x12\x10\n\x08restarts\x18\x08 \x01(\r\x12\x11\n\twarp_size\x18\t \x01(\r\x12\x1d\n\x15max_threads_per_block\x18\n \x01(\r\x12\x1f\n\x17max_shared_memory_bytes\x18\x0b \x01(\r\x12 \n\tmax_block\x18\x0c \x01(\x0b\x32\r.kaas.v1.Dim3\x12\x1f\n\x08max_grid\x18\r \x01(\x0b\x32\r.kaas.v1.Dim3\"7\n\x13ListDevicesResponse\x12 \n\x07\x64\x65vices\x18\x01 \x03(\x0b\x32\x0f.kaas.v1.Device\"\x11\n\x0fGetStatsRequest\"\xba\x01\n\x0b\x44\x65viceStats\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x1a\n\x12requests_succeeded\x18\x02 \x01(\x04\x12\x17\n\x0frequests_failed\x18\x03 \x01(\x04\x12\x18\n\x10kernels_launched\x18\x04 \x01(\x04\x12\x0e\n\x06queued\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\x04\x12+\n\x08run_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc6\x02\n\x10GetStatsResponse\x12)\n\x06uptime\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12%\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x14.kaas.v1.DeviceStats\x12\x12\n\nstore_keys\x18\x03 \x01(\x04\x12\x18\n\x10store_used_bytes\x18\x04 \x01(\x04\x12\x19\n\x11store_limit_bytes\x18\x05 \x01(\x04\x12\x11\n\tfunctions\x18\x06 \x01(\x04\x12K\n\x12\x66\x61ilures_by_reason\x18\x07 \x03(\x0b\x32/.kaas.v1.GetStatsResponse.FailuresByReasonEntry\x1a\x37\n\x15\x46\x61iluresByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"<\n\x13ListRequestsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\x9e\x01\n\x0bRequestInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08\x66unction\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12$\n\x05state\x18\x04 \x01(\x0e\x32\x15.kaas.v1.RequestState\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0binput_bytes\x18\x06 \x01(\x04\"W\n\x14ListRequestsResponse\x12&\n\x08requests\x18\x01 \x03(\x0b\x32\x14.kaas.v1.RequestInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x14\x43\x61ncelRequestRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15\x43\x61ncelRequestResponse\"\x13\n\x11\x43heckStoreRequest\":\n\x0c\x44\x61magedEntry\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"]\n\rCheckProgress\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\x04\x12\x15\n\rchecked_bytes\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08\"r\n\x12\x43heckStoreResponse\x12(\n\x07\x64\x61maged\x18\x01 \x01(\x0b\x32\x15.kaas.v1.DamagedEntryH\x00\x12*\n\x08progress\x18\x02 \x01(\x0b\x32\x16.kaas.v1.CheckProgressH\x00\x42\x06\n\x04part\"\x14\n\x12\x42\x61\x63kupStoreRequest\"\"\n\x0c\x42\x61\x63kupHeader\x12\x12\n\nsize_bytes\x18\x01 \x01(\x04\"W\n\x13\x42\x61\x63kupStoreResponse\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.kaas.v1.BackupHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\x15\n\x13\x43ompactStoreRequest\"\x92\x01\n\x14\x43ompactStoreResponse\x12\x19\n\x11\x66ile_before_bytes\x18\x01 \x01(\x04\x12\x18\n\x10\x66ile_after_bytes\x18\x02 \x01(\x04\x12\x19\n\x11\x64isk_before_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x64isk_after_bytes\x18\x04 \x01(\x04\x12\x10\n\x08only_end\x18\x05 \x01(\x08*\x95\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x1b\n\x17WORKER_STATE_RESTARTING\x10\x03\x12\x18\n\x14WORKER_STATE_STOPPED\x10\x04*\x80\x01\n\x0cRequestState\x12\x1d\n\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14REQUEST_STATE_QUEUED\x10\x01\x12\x19\n\x15REQUEST_STATE_RUNNING\x10\x02\x12\x1c\n\x18REQUEST_STATE_COMMITTING\x10\x03\x32\xdb\x05\n\x0c\x41\x64minService\x12N\n\rGetServerInfo\x12\x1d.kaas.v1.GetServerInfoRequest\x1a\x1e.kaas.v1.GetServerInfoResponse\x12H\n\x0bListDevices\x12\x1b.kaas.v1.ListDevicesRequest\x1a\x1c.kaas.v1.ListDevicesResponse\x12?\n\x08GetStats\x12\x18.kaas.v1.GetStatsRequest\x1a\x19.kaas.v1.GetStatsResponse\x12\x36\n\x05\x44rain\x12\x15.kaas.v1.DrainRequest\x1a\x16.kaas.v1.DrainResponse\x12\x39\n\x06Resume\x12\x16.kaas.v1.ResumeRequest\x1a\x17.kaas.v1.ResumeResponse\x12K\n\x0cListRequests\x12\x1c.kaas.v1.ListRequestsRequest\x1a\x1d.kaas.v1.ListRequestsResponse\x12N\n\rCancelRequest\x12\x1d.kaas.v1.CancelRequestRequest\x1a\x1e.kaas.v1.CancelRequestResponse\x12G\n\nCheckStore\x12\x1a.kaas.v1.CheckStoreRequest\x1a\x1b.kaas.v1.CheckStoreResponse0\x01\x12J\n\x0b\x42\x61\x63kupStore\x12\x1b.kaas.v1.BackupStoreRequest\x1a\x1c.kaas.v1.BackupStoreResponse0\x01\x12K\n\x0c\x43ompactStore\x12\x1c.kaas.v1.CompactStoreRequest\x1a\x1d.kaas.v1.CompactStoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATSRESPONSE_FAILURESBYREASONENTRY']._loaded_options = None
   _globals['_GETSTATSRESPONSE_FAILURESBYREASONENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERSTATE']._serialized_start=2000
-  _globals['_WORKERSTATE']._serialized_end=2149
+  _globals['_WORKERSTATE']._serialized_start=2373
+  _globals['_WORKERSTATE']._serialized_end=2522
+  _globals['_REQUESTSTATE']._serialized_start=2525
+  _globals['_REQUESTSTATE']._serialized_end=2653
   _globals['_GETSERVERINFOREQUEST']._serialized_start=118
   _globals['_GETSERVERINFOREQUEST']._serialized_end=140
   _globals['_GETSERVERINFORESPONSE']._serialized_start=143
@@ -64,24 +66,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMEREQUEST']._serialized_end=1368
   _globals['_RESUMERESPONSE']._serialized_start=1370
   _globals['_RESUMERESPONSE']._serialized_end=1386
-  _globals['_CHECKSTOREREQUEST']._serialized_start=1388
-  _globals['_CHECKSTOREREQUEST']._serialized_end=1407
-  _globals['_DAMAGEDENTRY']._serialized_start=1409
-  _globals['_DAMAGEDENTRY']._serialized_end=1467
-  _globals['_CHECKPROGRESS']._serialized_start=1469
-  _globals['_CHECKPROGRESS']._serialized_end=1562
-  _globals['_CHECKSTORERESPONSE']._serialized_start=1564
-  _globals['_CHECKSTORERESPONSE']._serialized_end=1678
-  _globals['_BACKUPSTOREREQUEST']._serialized_start=1680
-  _globals['_BACKUPSTOREREQUEST']._serialized_end=1700
-  _globals['_BACKUPHEADER']._serialized_start=1702
-  _globals['_BACKUPHEADER']._serialized_end=1736
-  _globals['_BACKUPSTORERESPONSE']._serialized_start=1738
-  _globals['_BACKUPSTORERESPONSE']._serialized_end=1825
-  _globals['_COMPACTSTOREREQUEST']._serialized_start=1827
-  _globals['_COMPACTSTOREREQUEST']._serialized_end=1848
-  _globals['_COMPACTSTORERESPONSE']._serialized_start=1851
-  _globals['_COMPACTSTORERESPONSE']._serialized_end=1997
-  _globals['_ADMINSERVICE']._serialized_start=2152
-  _globals['_ADMINSERVICE']._serialized_end=2726
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=1388
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=1448
+  _globals['_REQUESTINFO']._serialized_start=1451
+  _globals['_REQUESTINFO']._serialized_end=1609
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=1611
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=1698
+  _globals['_CANCELREQUESTREQUEST']._serialized_start=1700
+  _globals['_CANCELREQUESTREQUEST']._serialized_end=1734
+  _globals['_CANCELREQUESTRESPONSE']._serialized_start=1736
+  _globals['_CANCELREQUESTRESPONSE']._serialized_end=1759
+  _globals['_CHECKSTOREREQUEST']._serialized_start=1761
+  _globals['_CHECKSTOREREQUEST']._serialized_end=1780
+  _globals['_DAMAGEDENTRY']._serialized_start=1782
+  _globals['_DAMAGEDENTRY']._serialized_end=1840
+  _globals['_CHECKPROGRESS']._serialized_start=1842
+  _globals['_CHECKPROGRESS']._serialized_end=1935
+  _globals['_CHECKSTORERESPONSE']._serialized_start=1937
+  _globals['_CHECKSTORERESPONSE']._serialized_end=2051
+  _globals['_BACKUPSTOREREQUEST']._serialized_start=2053
+  _globals['_BACKUPSTOREREQUEST']._serialized_end=2073
+  _globals['_BACKUPHEADER']._serialized_start=2075
+  _globals['_BACKUPHEADER']._serialized_end=2109
+  _globals['_BACKUPSTORERESPONSE']._serialized_start=2111
+  _globals['_BACKUPSTORERESPONSE']._serialized_end=2198
+  _globals['_COMPACTSTOREREQUEST']._serialized_start=2200
+  _globals['_COMPACTSTOREREQUEST']._serialized_end=2221
+  _globals['_COMPACTSTORERESPONSE']._serialized_start=2224
+  _globals['_COMPACTSTORERESPONSE']._serialized_end=2370
+  _globals['_ADMINSERVICE']._serialized_start=2656
+  _globals['_ADMINSERVICE']._serialized_end=3387
 # @@protoc_insertion_point(module_scope)

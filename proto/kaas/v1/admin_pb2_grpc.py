@@ -60,6 +60,16 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/kaas.v1.AdminService/ListRequests',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
+        self.CancelRequest = channel.unary_unary(
+                '/kaas.v1.AdminService/CancelRequest',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.FromString,
+                _registered_method=True)
         self.CheckStore = channel.unary_stream(
                 '/kaas.v1.AdminService/CheckStore',
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
@@ -115,6 +125,23 @@ class AdminServiceServicer(object):
         """Undoes `Drain`: requests are taken again, and health says whether a worker is ready. Idempotent, also where nothing was drained.
         Errors: DRAINING where the server drains because it was told to exit; why the store is lost, where it is. Only over a unix
         socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRequests(self, request, context):
+        """Lists the requests that wait or run, each invocation of a stream as one, in the order in which they came. Changes nothing. Only
+        over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRequest(self, request, context):
+        """Ends a request early: its caller gets CANCELLED, and nothing of it is stored. Returns at once. A running kernel is stopped; on a
+        GPU that takes the worker's end, as at a deadline, and requests beside it run again. One that has begun to commit ends as if
+        it had not been cancelled. Errors: REQUEST_NOT_FOUND, also once it has ended. Only over a unix socket; elsewhere NOT_ENABLED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +205,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.ResumeResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ListRequestsRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ListRequestsResponse.SerializeToString,
+            ),
+            'CancelRequest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRequest,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.SerializeToString,
             ),
             'CheckStore': grpc.unary_stream_rpc_method_handler(
                     servicer.CheckStore,
@@ -331,6 +368,60 @@ class AdminService(object):
             '/kaas.v1.AdminService/Resume',
             kaas_dot_v1_dot_admin__pb2.ResumeRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.ResumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/ListRequests',
+            kaas_dot_v1_dot_admin__pb2.ListRequestsRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ListRequestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRequest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/CancelRequest',
+            kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_GROUP_NOT_FOUND: _ClassVar[Reason]
     REASON_GROUP_LIMIT: _ClassVar[Reason]
     REASON_QUARANTINED: _ClassVar[Reason]
+    REASON_REQUEST_NOT_FOUND: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_INVALID_LIBRARY: Reason
@@ -66,6 +67,7 @@ REASON_WORKER_BUSY: Reason
 REASON_GROUP_NOT_FOUND: Reason
 REASON_GROUP_LIMIT: Reason
 REASON_QUARANTINED: Reason
+REASON_REQUEST_NOT_FOUND: Reason
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "details")

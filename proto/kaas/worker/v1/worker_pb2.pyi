@@ -84,10 +84,12 @@ class Inspect(_message.Message):
     def __init__(self, library: _Optional[str] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Cancel(_message.Message):
-    __slots__ = ("deadline_exceeded",)
+    __slots__ = ("deadline_exceeded", "by_operator")
     DEADLINE_EXCEEDED_FIELD_NUMBER: _ClassVar[int]
+    BY_OPERATOR_FIELD_NUMBER: _ClassVar[int]
     deadline_exceeded: bool
-    def __init__(self, deadline_exceeded: bool = ...) -> None: ...
+    by_operator: bool
+    def __init__(self, deadline_exceeded: bool = ..., by_operator: bool = ...) -> None: ...
 
 class ForgetLibrary(_message.Message):
     __slots__ = ("library",)
