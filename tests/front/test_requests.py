@@ -16,18 +16,17 @@ from tests.front.support import dispatching, execute, later, run, seen, until
 
 def test_what_waits_and_runs_on_all_devices(tmp_path: Path) -> None:
     async def body() -> None:
-        async with dispatching(tmp_path, "", "") as (dispatcher, workers):
+        async with dispatching(tmp_path, "", "") as (dispatcher, _):
             assert dispatcher.requests() == []
             await execute(dispatcher)
             calls = [later(dispatcher, "hold", device=f"d{number % 2}", function=f"f{number}") for number in range(12)]
             calls.append(later(dispatcher, "look", device="d1", inputs={"a": bytes(7), "b": bytes(5)}))
-            await until(lambda: workers[0].queue.load + workers[1].queue.load == 13)
+            running, queued = admin_pb2.REQUEST_STATE_RUNNING, admin_pb2.REQUEST_STATE_QUEUED
+            await until(lambda: [r.state for r in dispatcher.requests()] == [running] * 4 + [queued] * 9)
             requests = dispatcher.requests()
             assert [request.id for request in requests] == [str(number) for number in range(2, 15)]
             assert [request.device for request in requests] == ["d0", "d1"] * 6 + ["d1"]
             assert [request.function for request in requests] == [*(f"f{number}" for number in range(12)), ""]
-            running, queued = admin_pb2.REQUEST_STATE_RUNNING, admin_pb2.REQUEST_STATE_QUEUED
-            assert [request.state for request in requests] == [running] * 4 + [queued] * 9
             assert [request.input_bytes for request in requests] == [0] * 12 + [12]
             ages = [request.age.ToNanoseconds() for request in requests]
             assert ages == sorted(ages, reverse=True) and ages[-1] > 0
