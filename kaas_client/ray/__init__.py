@@ -11,32 +11,53 @@ A reference is as any of Ray's: it may be passed on to other tasks before it is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.builders import Request
-from kaas_client.ray import cluster, groups, library
+from kaas_client.ray import cluster, groups, library, pool
 from kaas_client.ray.function import RemoteFunction
 from kaas_client.ray.library import find_function, register, upload
+from kaas_client.ray.policies import Sharing
 from kaas_client.ray.session import Session
 from kaas_client.ray.table import NAMESPACE
-from kaas_core.errors import CancelledError, KaasError, UnavailableError
+from kaas_core.errors import CancelledError, InvalidArgumentError, KaasError, UnavailableError
+from kaas_core.violations import shown
 from kaasd.scheduling import Group
+from kaasd.scheduling.leases import RESTART_S
 
-__all__ = ["NAMESPACE", "RemoteFunction", "executors", "get", "init", "register", "remote", "set_group", "shutdown", "upload"]
+__all__ = [
+    "NAMESPACE",
+    "RemoteFunction",
+    "executors",
+    "get",
+    "init",
+    "policy",
+    "register",
+    "remote",
+    "set_group",
+    "shutdown",
+    "upload",
+]
 
 
 def init(device: str = "auto", executors: int | None = None) -> None:
     """Have executors on the cluster that ``ray.init`` joined: those that are there, and new ones up to ``executors``.
 
     ``auto`` stands for the cluster's GPUs, or for emulated devices where it has none, ``emulator`` for these. None starts one for
-    each device that the cluster has. Raises ``InvalidArgumentError``, ``UnavailableError``.
+    each device that the cluster has. Returns when one is there; the others are used as they come up.
+
+    Raises ``InvalidArgumentError``, ``UnavailableError``.
     """
     if not ray.is_initialized():
         raise UnavailableError("this process has not joined a cluster of Ray: call ray.init() first")
-    Session.begin(cluster.start(cluster.kind_of_device(device), executors))
+    found = cluster.start(cluster.kind_of_device(device), executors)
+    pool.start()
+    cluster.wait_for_one(found)
+    Session.begin(found)
 
 
 def executors() -> list[str]:
@@ -80,10 +101,27 @@ def set_group(
     As a limit 0 is none. Raises ``InvalidArgumentError``, ``UnavailableError``.
     """
     groups.write(Group(name, share, priority, max_running, max_queued, max_queued_bytes))
-    ray.get([executor.actor.set_group.remote(name) for executor in Session.current().executors])
+    Session.current().tell("set_group", name)
+
+
+def policy(name: str, *, owners: Mapping[str, str] | None = None, restart_s: float = RESTART_S) -> None:
+    """Have the groups of the cluster share its executors in another way, from now on.
+
+    ``affinity`` is what holds unless another is set, ``balance`` takes no account of where data are. Under ``static`` executors
+    belong to groups, by ``owners``. Under ``exclusive`` each serves one group at a time, and starts anew for the next, which
+    takes ``restart_s``. Raises ``InvalidArgumentError``, ``UnavailableError``.
+    """
+    session = Session.current()
+    sharing = Sharing.of(name, owners, restart_s)
+    if unknown := sharing.owners.keys() - set(executors()):
+        raise InvalidArgumentError(f"there is no executor {shown(min(unknown))}: there are {', '.join(executors())}")
+    sharing.write()
+    session.tell("reload_policy")
+    session.placer.refresh()
 
 
 def shutdown() -> None:
-    """End the executors, with what they run."""
+    """End the executors, with what they run, and the pool."""
+    pool.stop()
     cluster.stop(Session.current().executors)
     Session.end()

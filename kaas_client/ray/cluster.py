@@ -7,10 +7,12 @@ from typing import Any
 
 import ray
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
+from ray.exceptions import RayActorError
 from ray.util import list_named_actors
 
 from kaas_client.ray import reports
-from kaas_client.ray.executor import THREADS, WAITING, WAITING_THREADS, ExecutorActor
+from kaas_client.ray.executor import CONTROL, LANE_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
+from kaas_client.ray.policies import LANES
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import InvalidArgumentError, UnavailableError
 from kaas_core.violations import shown
@@ -60,6 +62,20 @@ def start(kind: str, count: int | None) -> list[ExecutorRef]:
     return executors
 
 
+def wait_for_one(executors: list[ExecutorRef]) -> None:
+    """Return when one has come up, for as long as that takes: nodes may have to join. Raises as Ray does where none can."""
+    awaited = [executor.actor.device.remote() for executor in executors]
+    while awaited:
+        (first,), awaited = ray.wait(awaited, num_returns=1)
+        try:
+            ray.get(first)
+        except RayActorError:
+            if not awaited:
+                raise
+        else:
+            return
+
+
 def find() -> list[ExecutorRef]:
     """Return the executors that there are, in order; of GPUs where there are some. Raises ``UnavailableError`` where none is."""
     names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
@@ -87,5 +103,5 @@ def stop(executors: list[ExecutorRef]) -> None:
 def actor_class(kind: type[ExecutorActor]) -> Any:
     """Return a kind of executor as a class of actors: they are started again whenever they end, and their calls sent there."""
     remote: Any = ray.remote  # its types lack some options
-    groups = {WAITING: WAITING_THREADS}
+    groups = {WAITING: WAITING_THREADS, CONTROL: 2, **dict.fromkeys(LANES, LANE_THREADS)}
     return remote(max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS, concurrency_groups=groups)(kind)

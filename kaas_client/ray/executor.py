@@ -8,21 +8,31 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import ray
 from cachetools import LRUCache
+from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.ray import groups, table
 from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.metrics import Metrics, Usage
-from kaas_client.ray.reports import Reporter
+from kaas_client.ray.reporter import Reporter
 from kaas_client.ray.tasks import Task, TaskCall
-from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError, KeyNotFoundError, LibraryNotFoundError
+from kaas_client.ray.tenancy import Tenancy
+from kaas_core.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    InternalError,
+    KaasError,
+    KeyNotFoundError,
+    LibraryNotFoundError,
+)
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
 from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
 from kaasd.worker.execution import Result
@@ -33,6 +43,11 @@ WAITING_THREADS = 256
 """Calls with a deadline that wait here for an input."""
 WAITING = "waiting"
 """The concurrency group of these."""
+CONTROL = "control"
+"""That of what must not wait behind calls."""
+LANE_THREADS = 32
+"""Calls of one lane that are under way, queued, or wait for an executor of their group."""
+EXIT_RETIRED = 0
 EMULATOR_UNUSED_BYTES = 512 << 20
 """Constants and outputs that an emulated device keeps for requests to come."""
 REPLIES_S = 0.3
@@ -80,8 +95,9 @@ class ExecutorActor:
         self._metrics = Metrics(ray.get_runtime_context().get_actor_name() or device, self._engine.group_uses, self.usage)
         self._metrics.begin()
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
-        if name := ray.get_runtime_context().get_actor_name():
-            Reporter(name, self._engine)
+        name = ray.get_runtime_context().get_actor_name()
+        self._tenancy = Tenancy(name)
+        self._reporter = Reporter(name, self._engine, self._tenancy, partial(_end_process, EXIT_RETIRED)) if name else None
 
     def device(self) -> str:
         """Return the device's name."""
@@ -126,6 +142,8 @@ class ExecutorActor:
 
     def _serve(self, call: TaskCall, values: Sequence[Any]) -> object:
         task = self._task(call.digest)
+        if not self._tenancy.admits(call.group) and (other := self._elsewhere(call)) is not None:
+            return _run_at(other, self._tenancy.sharing.lane(call.group), task, call, values)
         if not self._engine.knows_group(call.group):
             self._engine.set_group(groups.read(call.group))
         context = ray.get_runtime_context()
@@ -138,6 +156,44 @@ class ExecutorActor:
         results = zip(job.outputs, task.forms, strict=True)
         arrays = [LentArray.of(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
         return tuple(arrays) if len(arrays) > 1 else arrays[0]
+
+    def _elsewhere(self, call: TaskCall) -> Any:
+        """Wait until a group's calls run here, or return another executor where they do. Raises ``KaasError``."""
+        is_cancelled = ray.get_runtime_context().is_canceled
+        groups.check(call.group)
+        with self._tenancy.wait(call.group):
+            self._report_soon()
+            while not self._tenancy.admits(call.group):
+                if (other := self._tenancy.other_for(call.group)) is not None:
+                    return other
+                if is_cancelled():
+                    raise CancelledError("the call was cancelled while the request waited for an executor of its group")
+                if call.deadline_s and time.time() >= call.deadline_s:
+                    raise DeadlineExceededError("the deadline passed while the request waited for an executor of its group")
+                self._tenancy.wait_for_change(LOOK_S)
+        return None
+
+    @ray.method(concurrency_group=CONTROL)
+    def reload_policy(self) -> None:
+        """Take over what the cluster knows of its policy now."""
+        self._tenancy.reload()
+        self._report_soon()
+
+    @ray.method(concurrency_group=CONTROL)
+    def lease(self, process: str, group: str) -> None:
+        """Serve a group alone from now on, if this is the process that is meant."""
+        self._tenancy.lease(process, group)
+        self._report_soon()
+
+    @ray.method(concurrency_group=CONTROL)
+    def retire(self, process: str) -> None:
+        """Take no calls any more, and make room for a process that serves another group, if this is the one that is meant."""
+        self._tenancy.retire(process)
+        self._report_soon()
+
+    def _report_soon(self) -> None:
+        if self._reporter is not None:
+            self._reporter.soon()
 
     def _run_with_constants(
         self, job: Job, task: Task, constants: Mapping[tuple[str, str], Any], is_cancelled: Callable[[], bool]
@@ -184,6 +240,19 @@ def _end_process(status: int) -> None:
     """End this process: Ray starts the actor again, and sends the calls there that have no answer yet."""
     time.sleep(REPLIES_S)
     os._exit(status)
+
+
+def _run_at(executor: Any, lane: str | None, task: Task, call: TaskCall, values: Sequence[Any]) -> object:
+    """Return what a call returns that is passed on to another executor. Raises ``KaasError``."""
+    retries = -1 if call.max_retries else 0
+    method = executor.run.options(num_returns=len(task.outputs), concurrency_group=lane, max_task_retries=retries)
+    try:
+        results: object = ray.get(method.remote(call.to_bytes(), *values))
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, KaasError) else error from None
+    except TaskCancelledError as error:
+        raise CancelledError(str(error)) from None
+    return tuple(results) if isinstance(results, list) else results
 
 
 def _job(task: Task, call: TaskCall, values: Sequence[object], task_id: str) -> Job:

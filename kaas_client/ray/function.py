@@ -122,11 +122,16 @@ class RemoteFunction:
         call = TaskCall(digest, given, (*constants,), (*awaited,), deadline_s, retries, options.group, options.priority)
         if constants or awaited:
             values.append([*constants.values(), *awaited.values()])
-        placed = session.placer.choose(self._task, buffers, options.executor)
+        placed = session.placer.choose(self._task, buffers, options.group, options.executor)
         actor = placed.executor.actor
         method: Any = actor.run_when_ready if awaited else actor.run
         # Executors count the retries: for Ray a call that only waited for the device was tried as well.
-        method = method.options(name=self.name, num_returns=len(self._task.outputs), max_task_retries=-1 if retries else 0)
+        method = method.options(
+            name=self.name,
+            num_returns=len(self._task.outputs),
+            max_task_retries=-1 if retries else 0,
+            concurrency_group=None if awaited else placed.lane,
+        )
         references = method.remote(call.to_bytes(), *values)
         if isinstance(references, ray.ObjectRef):
             session.placer.sent(self._task, placed, (references,))

@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kaas_client.ray import reports
+from kaas_client.ray import policies, reports
 from kaas_client.ray.aliases import alias_of, are_pending, nodes_of
 from kaas_client.ray.cluster import ExecutorRef
+from kaas_client.ray.policies import ALL, Sharing
 from kaas_client.ray.reports import CALL_S, REPORT_S, Report
 from kaas_client.ray.tasks import Task
+from kaas_client.ray.tenants import Tenants
 from kaas_core.errors import InvalidArgumentError
 from kaas_core.violations import shown
 from kaasd.request.plan import SMALL_BYTES
-from kaasd.scheduling import Chosen, Datum, Executors
+from kaasd.scheduling import Chosen, Datum, Policy
 from kaasd.scheduling.durations import DEFAULT_S
 
 CODE_S = 1e-6
@@ -60,6 +62,8 @@ class Placed(NamedTuple):
     executor: ExecutorRef
     chosen: Chosen | None
     """How it is counted; None where it is not."""
+    lane: str | None = None
+    """The concurrency group in which it is to be sent."""
 
 
 class _Sent(NamedTuple):
@@ -77,12 +81,16 @@ class Placer:
 
     def __init__(self, executors: Sequence[ExecutorRef]) -> None:
         self._refs = {executor.name: executor for executor in executors}
-        self._alone = executors[0] if len(executors) == 1 else None
+        self._names = [executor.name for executor in executors]
+        # Each process has another order, lest all prefer the same of two that are idle.
+        random.shuffle(self._names)
         self._lock = threading.Lock()
-        self._executors = Executors()
+        self._sharing = Sharing()
+        self._tenants = Tenants(sticky=True)
+        """With the executors that are taken to be there."""
         self._reports: dict[str, Report] = {}
-        self._there: dict[str, str] = {}
-        """Executors that are taken to be there, with what is known of their process: empty before the first report."""
+        self._processes: dict[str, str] = {}
+        """The last ones that are known, of those executors that have come up."""
         self._expected_s: dict[Hashable, float] = {}
         self._sent: deque[_Sent] = deque()
         self._awaited: dict[bytes, Chosen] = {}
@@ -94,40 +102,45 @@ class Placer:
         self._used = False
         """Since the watcher has looked."""
         self._watcher: threading.Thread | None = None
-        if self._alone is None:
-            # Each process has another order, lest all prefer the same of two that are idle.
-            for executor in random.sample(executors, len(executors)):
-                self._add(executor.name, "")
-            self._refresh()
+        for name in self._names:
+            self._tenants.add(name, ALL)
+        self.refresh()
 
-    def choose(self, task: Task, buffers: Mapping[str, object], only: str | None) -> Placed:
-        """Return where a call with these inputs is to go. Raises ``InvalidArgumentError`` where ``only`` names no executor."""
-        if only is not None and only not in self._refs:
-            raise InvalidArgumentError(f"there is no executor {shown(only)}: there are {', '.join(self._refs)}")
-        if self._alone is not None:
-            return Placed(self._alone, None)
+    def choose(self, task: Task, buffers: Mapping[str, object], group: str, only: str | None) -> Placed:
+        """Return where a group's call with these inputs is to go.
+
+        Raises ``InvalidArgumentError`` where ``only`` names no executor that it may use.
+        """
         now = monotonic()
+        self._used = True
+        if self._watcher is None:
+            self._start_watcher()
+        if only is not None:
+            self._check(only, group)
+        elif len(self._refs) == 1:
+            return Placed(self._refs[self._names[0]], None, self._sharing.lane(group))
         with self._lock:
-            self._used = True
-            if self._watcher is None:
-                self._watcher = threading.Thread(target=self._watch, name="executors", daemon=True)
-                self._watcher.start()
             looks = now >= self._look_at or len(self._sent) <= FEW
             if looks:
                 self._look(MANY if now > self._look_at + PAUSE_S else LOOKED_AT, now)
                 self._look_at = now + LOOK_S
-            if only is not None and only not in self._there:
-                return Placed(self._refs[only], None)
             data = [Datum(task.serialized.digest, CODE_S)]
             after = self._add_inputs(data, task, buffers)
             expected_s = CALL_S + self._expected_s.get(task.serialized.digest, DEFAULT_S)
-            chosen = self._executors.choose(data, expected_s, now, after, only)
-            while looks and only is None and len(self._there) > 1 and self._refs[chosen.executor].is_down():
-                self._remove(chosen.executor)
-                chosen = self._executors.choose(data, expected_s, now, after)
+            tenant, lane = self._sharing.tenant(group), self._sharing.lane(group)
+            try:
+                if only is not None:
+                    chosen = self._tenants.count(only, data, expected_s, now)
+                else:
+                    chosen = self._tenants.choose(tenant, data, expected_s, now, after)
+                    while looks and len(self._tenants) > 1 and self._refs[chosen.executor].is_down():
+                        self._tenants.remove(chosen.executor)
+                        chosen = self._tenants.choose(tenant, data, expected_s, now, after)
+            except LookupError:
+                return Placed(self._refs[only or self._stand_in(tenant)], None, lane)
             if len(self._near) > 1:
                 self._spread(chosen.executor, data)
-        return Placed(self._refs[chosen.executor], chosen)
+        return Placed(self._refs[chosen.executor], chosen, lane)
 
     def sent(self, task: Task, placed: Placed, references: Sequence[ray.ObjectRef[Any]]) -> None:
         """A call has been sent where it was to go, which returned these references."""
@@ -138,8 +151,36 @@ class Placer:
         with self._lock:
             for object_id in kept:
                 self._awaited[object_id] = chosen
-                self._executors.holds(chosen.executor, object_id)
+                self._tenants.holds(chosen.executor, object_id)
             self._sent.append(_Sent(alias_of(references[0]), chosen, kept))
+
+    def refresh(self) -> None:
+        """Take over the cluster's policy, and what executors have reported."""
+        sharing, found = policies.read(), reports.read(self._names)
+        now, now_s = monotonic(), time.time()
+        with self._lock:
+            if sharing != self._sharing:
+                self._share(sharing)
+            for name, report in found.items():
+                self._take(name, report, now, max(0.0, now_s - report.at_s))
+            if found:
+                for name in self._tenants.names() - found.keys() - {sent.chosen.executor for sent in self._sent}:
+                    self._tenants.remove(name)  # it has not come up yet
+            self._reports = found
+            self._near = {}
+            self._expected_s = {}
+            for name, report in found.items():
+                self._near.setdefault(report.node, []).append(name)
+                self._expected_s.update(report.expected_s)
+
+    def _check(self, only: str, group: str) -> None:
+        if only not in self._refs:
+            raise InvalidArgumentError(f"there is no executor {shown(only)}: there are {', '.join(self._refs)}")
+        sharing = self._sharing
+        if sharing.is_exclusive:
+            raise InvalidArgumentError("under exclusive no call can ask for an executor: whose they are changes")
+        if sharing.owner(only, None) != sharing.tenant(group):
+            raise InvalidArgumentError(f"executor {only} is not one that group {group} may use")
 
     # Parts, called with the lock held
 
@@ -169,14 +210,20 @@ class Placer:
                 del self._located[next(iter(self._located))]
         for node in nodes:
             for name in self._near.get(node, ()):
-                self._executors.holds(name, _copy_of(object_id))
+                self._tenants.holds(name, _copy_of(object_id))
 
     def _spread(self, name: str, data: Sequence[Datum]) -> None:
         """What a call needs comes to its executor's node, and so to those beside it."""
         copies = [datum.key for datum in data if isinstance(datum.key, tuple)]
         for neighbour in self._near.get(self._reports[name].node, ()) if name in self._reports else ():
             for key in copies:
-                self._executors.holds(neighbour, key)
+                self._tenants.holds(neighbour, key)
+
+    def _stand_in(self, tenant: str) -> str:
+        """Return the executor at which a call waits until there is one of its tenant."""
+        names = [name for name in self._names if self._sharing.owner(name, None) == tenant]
+        names = names or [name for name in self._names if self._tenants.owner(name) is None] or self._names
+        return random.choice(names)
 
     def _look(self, most: int, now: float) -> None:
         """See which of some calls have been answered."""
@@ -187,19 +234,46 @@ class Placer:
             if is_pending:
                 self._sent.append(sent)
                 continue
-            self._executors.ended(sent.chosen, now)
+            self._tenants.ended(sent.chosen, now)
             for object_id in sent.kept:
                 self._awaited.pop(object_id, None)
 
-    def _add(self, name: str, process: str) -> None:
-        self._there[name] = process
-        self._executors.add(name)
+    def _share(self, sharing: Sharing) -> None:
+        """Another policy holds. Executors come in again with their reports."""
+        self._sharing = sharing
+        self._tenants = Tenants(sticky=sharing.policy is not Policy.BALANCE)
+        for name in self._names:
+            if name not in self._processes and (owner := sharing.owner(name, None)) is not None:
+                self._tenants.add(name, owner)
+        self._processes.clear()
 
-    def _remove(self, name: str) -> None:
-        del self._there[name]
-        self._executors.remove(name)
+    def _take(self, name: str, report: Report, now: float, age_s: float) -> None:
+        """Take over what one has reported ``age_s`` ago."""
+        owner = None if report.retiring else self._sharing.owner(name, report.leased_to)
+        known = self._processes.get(name)
+        if owner is None:
+            self._tenants.remove(name)
+        elif known != report.process or (name in self._tenants and self._tenants.owner(name) != owner):
+            # Of what has just come up nothing is known, but what was sent there before.
+            if known is not None or self._tenants.owner(name) != owner:
+                self._tenants.add(name, owner)
+                self._located.clear()
+            self._processes[name] = report.process
+        self._tenants.report(name, max(0.0, report.backlog_s - age_s), now)
+        last = self._reports.get(name)
+        if last is None or last.at_s != report.at_s:
+            for object_id in report.held:
+                self._tenants.holds(name, object_id)
+            for object_id in report.dropped:
+                self._tenants.dropped(name, object_id)
 
     # The watcher
+
+    def _start_watcher(self) -> None:
+        with self._lock:
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, name="executors", daemon=True)
+                self._watcher.start()
 
     def _watch(self) -> None:
         """Learn what executors report, for as long as calls are sent.
@@ -208,56 +282,14 @@ class Placer:
         """
         used_at = monotonic()
         try:
-            while True:
-                with self._lock:
-                    used, self._used = self._used, False
-                    if used:
-                        used_at = monotonic()
-                    elif monotonic() - used_at > IDLE_S:
-                        self._watcher = None
-                        return
-                if used:
-                    self._refresh()
+            while self._used or monotonic() < used_at + IDLE_S:
+                if self._used:
+                    self._used, used_at = False, monotonic()
+                    self.refresh()
                 time.sleep(REPORT_S)
         except Exception:  # The cluster may be gone. If it is not, the next call starts another.
             _log.debug("executors are watched no more", exc_info=True)
-            self._watcher = None
-
-    def _refresh(self) -> None:
-        """Take over what executors have reported."""
-        found = reports.read(list(self._refs))
-        now, now_s = monotonic(), time.time()
-        with self._lock:
-            for name, report in found.items():
-                self._take(name, report, now, max(0.0, now_s - report.at_s))
-            if found:
-                for name in self._there.keys() - found.keys() - {sent.chosen.executor for sent in self._sent}:
-                    self._remove(name)  # it has not come up yet
-            self._reports = found
-            self._near = {}
-            self._expected_s = {}
-            for name, report in found.items():
-                self._near.setdefault(report.node, []).append(name)
-                self._expected_s.update(report.expected_s)
-
-    def _take(self, name: str, report: Report, now: float, age_s: float) -> None:
-        """Take over what one has reported ``age_s`` ago."""
-        last = self._reports.get(name)
-        if name not in self._there:
-            if last is not None and last.process == report.process:
-                return  # it has ended since
-            self._add(name, report.process)
-            self._located.clear()
-        elif self._there[name] != report.process:
-            if self._there[name]:
-                self._add(name, report.process)
-            self._there[name] = report.process
-        self._executors.report(name, max(0.0, report.backlog_s - age_s), now)
-        if last is None or last.at_s != report.at_s:
-            for object_id in report.held:
-                self._executors.holds(name, object_id)
-            for object_id in report.dropped:
-                self._executors.dropped(name, object_id)
+        self._watcher = None
 
 
 def _copy_of(object_id: bytes) -> Hashable:

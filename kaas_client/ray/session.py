@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import ray
 from cachetools import LRUCache
 
-from kaas_client.ray import cluster, table
+from kaas_client.ray import cluster, reports, table
 from kaas_client.ray.cluster import ExecutorRef
 from kaas_client.ray.placement import Placer
 from kaas_client.ray.tasks import Task
@@ -56,6 +56,11 @@ class Session:
         if digest not in self._published:
             table.put(table.Kind.TASK, digest, task.serialized.content)
             self._published.add(digest)
+
+    def tell(self, method: str, *args: object) -> None:
+        """Have the executors do something, but for those that have not come up: they find out for themselves."""
+        up = set(reports.names())
+        ray.get([getattr(each.actor, method).remote(*args) for each in self.executors if each.name in up])
 
     def is_there(self, reference: ray.ObjectRef[Any]) -> bool:
         """Return whether an object has a value, which it keeps once it has one."""

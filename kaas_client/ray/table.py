@@ -9,6 +9,7 @@ from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_exists,
     _internal_kv_get,
+    _internal_kv_list,
     _internal_kv_put,
     internal_kv_get_gcs_client,
 )
@@ -31,6 +32,10 @@ class Kind(Enum):
     """What a group is granted, by its name."""
     REPORT = b"report/"
     """What an executor said of itself last, by its name."""
+    POLICY = b"policy/"
+    """How groups share executors. One row, without a key."""
+    TURNS = b"turns/"
+    """The virtual times of groups under ``exclusive``. One row, without a key."""
 
 
 def put(kind: Kind, key: bytes, value: bytes) -> None:
@@ -52,6 +57,11 @@ def get_all(kind: Kind, keys: Sequence[bytes]) -> dict[bytes, bytes]:
     """Return those rows that there are, by key, asking once."""
     found = internal_kv_get_gcs_client().internal_kv_multi_get([kind.value + key for key in keys], _NAMESPACE)
     return {key.removeprefix(kind.value): value for key, value in found.items()}
+
+
+def keys(kind: Kind) -> list[bytes]:
+    """Return the keys of all rows of a kind."""
+    return [key.removeprefix(kind.value) for key in _internal_kv_list(kind.value, namespace=_NAMESPACE)]
 
 
 def delete(kind: Kind, key: bytes) -> None:

@@ -143,6 +143,13 @@ class Leases:
         elif self._idle.key(device) == math.inf:
             self._idle.set(device, now + self._restart_s)
 
+    def virtual_times(self) -> dict[str, float]:
+        """Return those of the groups that have or want devices: so who keeps the leases may die and come back.
+
+        Each is there again after ``wants`` of all these, and then ``used`` of its virtual time times its share.
+        """
+        return {name: tenant.tag for name, tenant in self._tenants.items() if tenant.devices or tenant.coming or tenant.waiting}
+
     # Decisions
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,9 @@ def when(path: Path, value: Any) -> Any:
     while not path.exists():
         ticks.wait(0.01)
     return value
+
+
+def pid_of(actor: Any) -> int:
+    """Return the process that an actor is in now."""
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=240)
+    return pid

@@ -20,7 +20,7 @@ from kaas_client.errors import DeadlineExceededError, KernelFaultError, Quaranti
 from kaas_client.ray.cluster import ExecutorRef, actor_class
 from kaas_client.ray.session import Session
 from tests.ray.fragile import FragileExecutor
-from tests.ray.support import FAULTS, ONE, ZERO, dot_request, spin_request, vectors
+from tests.ray.support import FAULTS, ONE, ZERO, dot_request, pid_of, spin_request, vectors
 
 pytestmark = pytest.mark.timeout(300)
 WAIT_S = 240
@@ -96,7 +96,7 @@ def test_a_call_that_may_not_be_retried_fails_as_ray_says(starts: Callable[[], i
 def test_a_killed_executor_loses_nothing(starts: Callable[[], int]) -> None:
     dot = kaas_ray.remote(dot_request())
     executor = Session.current().executors[0].actor
-    pid = ray.get(executor.__ray_call__.remote(lambda _: os.getpid()))
+    pid = pid_of(executor)
     inputs = [vectors(seed) for seed in range(200)]
     results = [dot.remote(a=a, b=b) for a, b in inputs]
     ray.wait(results, num_returns=50, timeout=WAIT_S)
@@ -109,7 +109,7 @@ def test_a_killed_executor_loses_nothing(starts: Callable[[], int]) -> None:
 def test_what_ran_when_the_executor_was_killed_runs_again(starts: Callable[[], int]) -> None:
     spin = kaas_ray.remote(spin_request())
     executor = Session.current().executors[0].actor
-    pid = ray.get(executor.__ray_call__.remote(lambda _: os.getpid()))
+    pid = pid_of(executor)
     running = spin.options(timeout=6).remote(flag=ZERO)
     assert not ray.wait([running], timeout=0.5)[0]
     os.kill(pid, signal.SIGKILL)

@@ -13,9 +13,10 @@ import ray
 
 import kaas_client.ray as kaas_ray
 from kaas_client.errors import GroupNotFoundError, InvalidArgumentError
-from kaas_client.ray import placement, reports
+from kaas_client.ray import placement, policies, reports
 from kaas_client.ray.cluster import ExecutorRef
 from kaas_client.ray.placement import Placer
+from kaas_client.ray.policies import Sharing
 from kaas_client.ray.reports import Report
 from kaas_client.ray.session import Session
 from kaas_client.ray.tasks import Task
@@ -41,6 +42,7 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> None:
         self.refs = [ExecutorRef(name, Handle()) for name in names]
         self.reports: dict[str, Report] = {}
+        monkeypatch.setattr(policies, "read", Sharing)
         monkeypatch.setattr(reports, "read", lambda _: dict(self.reports))
         monkeypatch.setattr(placement.threading, "Thread", lambda **_: Handle.__new__(_Thread))
         self.task = Task.of(product_request(LARGE).spec)
@@ -70,7 +72,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def chosen(placer: Placer, task: Task, count: int, **buffers: object) -> list[str]:
-    return [placer.choose(task, buffers, None).executor.name for _ in range(count)]
+    return [placer.choose(task, buffers, "default", None).executor.name for _ in range(count)]
 
 
 def test_calls_are_spread_over_executors_that_are_equally_busy(seen: Seen) -> None:
@@ -94,7 +96,7 @@ def test_executors_that_have_not_come_up_are_not_waited_for(seen: Seen) -> None:
     placer = seen.placer()
     assert chosen(placer, seen.task, 5) == ["b"] * 5
     seen.say("c")
-    placer._refresh()
+    placer.refresh()
     assert chosen(placer, seen.task, 3) == ["c"] * 3
 
 
@@ -107,10 +109,10 @@ def test_one_that_has_ended_gets_calls_when_it_is_there_again_and_empty(seen: Se
     seen.set_state("a", 3)
     assert "a" not in chosen(placer, seen.task, 9)
     seen.set_state("a", 2)
-    placer._refresh()  # the report is that of the process before
+    placer.refresh()  # the report is that of the process before
     assert "a" not in chosen(placer, seen.task, 9)
     seen.say("a", process="2")
-    placer._refresh()
+    placer.refresh()
     assert chosen(placer, seen.task, 1) == ["a"]
 
 
@@ -126,23 +128,23 @@ def test_what_an_executor_holds_or_has_dropped_is_known_from_its_report(seen: Se
     for name in "abc":
         seen.say(name)
     placer = seen.placer()
-    first = placer.choose(seen.task, {"a": constant}, None)
+    first = placer.choose(seen.task, {"a": constant}, "default", None)
     assert first.chosen is not None
-    placer._executors.ended(first.chosen, monotonic())
+    placer._tenants.ended(first.chosen, monotonic())
     other = "b" if first.executor.name != "b" else "c"
     seen.say(first.executor.name, dropped=[constant.binary()])
     seen.say(other, held=[constant.binary()])
-    placer._refresh()
+    placer.refresh()
     assert chosen(placer, seen.task, 1, a=constant) == [other]
 
 
 def test_an_executor_that_is_asked_for_is_taken_also_while_it_is_not_there(seen: Seen) -> None:
     seen.say("b")
     placer = seen.placer()
-    assert placer.choose(seen.task, {}, "a").executor.name == "a"
-    assert placer.choose(seen.task, {}, "b").executor.name == "b"
+    assert placer.choose(seen.task, {}, "default", "a").executor.name == "a"
+    assert placer.choose(seen.task, {}, "default", "b").executor.name == "b"
     with pytest.raises(InvalidArgumentError, match="there are a, b, c"):
-        placer.choose(seen.task, {}, "d")
+        placer.choose(seen.task, {}, "default", "d")
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ class TestOnACluster:
                 assert monotonic() < deadline
                 sleep(0.05)
             executors, task = Session.current().executors, Task.of(spin_request().spec)
-            assert [Placer(executors).choose(task, {}, None).executor.name for _ in range(5)] == ["emulator:0"] * 5
+            assert [Placer(executors).choose(task, {}, "default", None).executor.name for _ in range(5)] == ["emulator:0"] * 5
         finally:
             ray.cancel(theirs)
 

@@ -62,6 +62,28 @@ def test_a_turn_ends_when_another_group_is_behind_by_a_quantum() -> None:
     assert made.decide(23.5) == [Give("d0", "b")]
 
 
+def test_who_is_behind_is_so_after_the_keeper_of_the_leases_has_come_back() -> None:
+    before = leases(a=2.0, b=1.0, c=1.0)
+    before.wants("a", 9)
+    assert before.decide(0.0) == [Give("d0", "a")]
+    before.wants("b", 9)
+    before.used("a", 2 * QUANTUM_S)
+    assert before.decide(1.0) == []
+    assert before.virtual_times() == {"a": QUANTUM_S, "b": 0.0}
+    made = leases([], a=2.0, b=1.0, c=1.0)
+    for group in before.virtual_times():
+        made.wants(group, 1)
+    made.used("a", before.virtual_times()["a"] * 2.0)
+    made.add_device("d0", owner="a")
+    made.busy("d0")
+    assert made.virtual_times() == before.virtual_times()
+    made.wants("c", 9)
+    assert made.virtual_times()["c"] == 0.0
+    assert made.decide(2.0) == [Give("d0", "a")]
+    made.used("a", 0.1)
+    assert made.decide(3.0) == [Close("d0")]
+
+
 def test_turns_are_as_long_as_the_shares() -> None:
     """On one device, in steps of 0.1 s."""
     made = leases(a=4.0, b=1.0)
