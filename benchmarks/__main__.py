@@ -25,6 +25,7 @@ from benchmarks.bench import Bench, Section, machine
 from benchmarks.report import Row, table
 from benchmarks.rows.callers import caller_rows
 from benchmarks.rows.dot import dot_rows
+from benchmarks.rows.faults import fault_rows
 from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
@@ -46,6 +47,7 @@ SECTIONS = (
     Section("residency", "Requests a second by inputs over the device memory limit", residency_rows),
     Section("first", "The first request of a function", first_rows),
     Section("ray", "Requests as tasks of Ray", ray_rows),
+    Section("faults", "Callers of a worker that is lost", fault_rows),
     Section("memory", "Device memory by functions, MiB", memory_rows),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
