@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 
 import grpc
 
@@ -30,7 +30,9 @@ class ExecutorServicer:
         validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
-        reply = await self._run(validated, {}, inputs, request, _deadline(context))
+        execution = self._run(validated, {}, inputs, request, _deadline(context))
+        del request, inputs
+        reply = await execution
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
 
     async def RegisterFunction(
@@ -72,8 +74,10 @@ class ExecutorServicer:
         await self._core.write(self._core.functions.delete(request.name))
         return executor_pb2.DeleteFunctionResponse()
 
-    async def Invoke(self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext) -> executor_pb2.InvokeResponse:
-        return await self._invoke(request, _deadline(context))
+    def Invoke(
+        self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext
+    ) -> Awaitable[executor_pb2.InvokeResponse]:
+        return self._invoke(request, _deadline(context))
 
     async def InvokeStream(
         self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
@@ -84,11 +88,14 @@ class ExecutorServicer:
         writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
 
         async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None) -> None:
+            id = request.id
             try:
-                response = executor_pb2.InvokeStreamResponse(id=request.id, response=await self._invoke(request.invoke, deadline))
+                execution = self._invoke(request.invoke, deadline)
+                del request
+                response = executor_pb2.InvokeStreamResponse(id=id, response=await execution)
             except Exception as error:
                 failure = to_stream_error(self._core.failed(error))
-                response = executor_pb2.InvokeStreamResponse(id=request.id, error=failure)
+                response = executor_pb2.InvokeStreamResponse(id=id, error=failure)
             async with writing:
                 await context.write(response)
             places.release()
@@ -106,7 +113,8 @@ class ExecutorServicer:
         except ExceptionGroup as group:  # The stream itself failed, which ended the rest.
             raise group.exceptions[0] from None
 
-    async def _invoke(self, request: executor_pb2.InvokeRequest, deadline: float | None) -> executor_pb2.InvokeResponse:
+    def _invoke(self, request: executor_pb2.InvokeRequest, deadline: float | None) -> Awaitable[executor_pb2.InvokeResponse]:
+        """Check an invocation; return its execution. No coroutine: its frame would hold the inputs once more while they wait."""
         validated = self._core.functions.get(request.function).validated
         keys: dict[str, str] = {}
         inputs: dict[str, bytes] = {}
@@ -122,9 +130,9 @@ class ExecutorServicer:
         validated.check_inputs(inputs, "bindings")
         if keys:
             validated.check_keys(keys)
-        return await self._run(validated, keys, inputs, request, deadline, request.function)
+        return self._run(validated, keys, inputs, request, deadline, request.function)
 
-    async def _run(
+    def _run(
         self,
         validated: ValidatedRequest,
         keys: Mapping[str, str],
@@ -132,7 +140,8 @@ class ExecutorServicer:
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
         function: str = "",
-    ) -> executor_pb2.InvokeResponse:
+    ) -> Awaitable[executor_pb2.InvokeResponse]:
+        """Check what is to be returned; return the execution, which does not hold ``request`` and ``inputs`` while it waits."""
         limit = self._core.settings.max_message_bytes
         wanted = validated.check_return_buffers(request.return_buffers)
         overhead = REPLY_OVERHEAD_BYTES + request.trace * TRACE_BYTES
@@ -140,7 +149,7 @@ class ExecutorServicer:
             raise MessageTooLargeError(
                 f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
             )
-        return await self._core.dispatcher.execute(
+        return self._core.dispatcher.execute(
             validated.serialized,
             keys=keys,
             inputs=inputs,

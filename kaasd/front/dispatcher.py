@@ -148,16 +148,10 @@ class Dispatcher:
         latest = self._loop.time() + self._max_run_s
         supervisor = self._choose(device)
         message = worker_pb2.ToWorker()
-        execute = message.execute  # Filled in its place: handing over the parts would copy each twice.
-        for name, key in (keys or {}).items():
-            execute.keys[name] = key
-        input_bytes = 0
-        for name, data in (inputs or {}).items():
-            execute.inputs[name] = data
-            input_bytes += len(data)
-        execute.return_buffers.extend(return_buffers)
+        input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
+        del keys, inputs, return_buffers  # The message has them now, and may wait for long.
         if trace:
-            execute.trace_from_ns = arrived_ns
+            message.execute.trace_from_ns = arrived_ns
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
@@ -316,6 +310,20 @@ class Dispatcher:
         if len(self._supervisors) == 1:
             return next(iter(self._supervisors.values()))
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
+
+
+def _fill(
+    execute: worker_pb2.Execute, keys: Mapping[str, str], inputs: Mapping[str, bytes], return_buffers: Sequence[str]
+) -> int:
+    """Fill in a message in its place: handing over its parts would copy each twice. Return the size of the inputs."""
+    for name, key in keys.items():
+        execute.keys[name] = key
+    input_bytes = 0
+    for name, data in inputs.items():
+        execute.inputs[name] = data
+        input_bytes += len(data)
+    execute.return_buffers.extend(return_buffers)
+    return input_bytes
 
 
 def _place(request_id: str) -> tuple[int, str]:

@@ -7,6 +7,7 @@ import itertools
 import os
 import selectors
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,18 @@ class TestExecute:
                 assert not reply.HasField("trace")
                 assert reply.timing.run_ns == 5
                 assert 0 < reply.timing.queue_ns < reply.timing.total_ns
+
+        run(body())
+
+    def test_inputs_of_a_call_are_held_by_its_message_alone(self, tmp_path: Path) -> None:
+        async def body() -> None:
+            async with dispatching(tmp_path) as (dispatcher, (worker,)):
+                data = b"some input"
+                references = sys.getrefcount(data)
+                held = asyncio.create_task(dispatcher.execute(REQUEST, keys={"do": "hold"}, inputs={"a": data}))
+                await until(lambda: worker.queue.running == 1)
+                assert sys.getrefcount(data) == references
+                held.cancel()
 
         run(body())
 
