@@ -112,7 +112,7 @@ def test_one_thread_cancels_however_many_calls(calls: Calls, front: Front) -> No
     front.send(*((call_id, call_id % 2 == 0) for call_id in sorted(calls.under_way)))
     wait_until(lambda: all(calls.times(call_id) >= 3 for call_id in calls.under_way))
     assert len(calls.threads) == 1
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # others may end meanwhile
 
 
 def test_a_call_is_overdue_some_time_after_its_deadline_and_only_then(
