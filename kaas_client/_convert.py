@@ -141,6 +141,16 @@ def request(message: admin_pb2.RequestInfo) -> types.RequestInfo:
     )
 
 
+def quarantined(message: admin_pb2.QuarantinedRequest) -> types.QuarantinedRequest:
+    return types.QuarantinedRequest(
+        id=message.id,
+        workers=message.workers,
+        last_fault=message.last_fault,
+        last_time=_time(message.last_time),
+        functions=tuple(message.functions),
+    )
+
+
 def compaction(message: admin_pb2.CompactStoreResponse) -> types.Compaction:
     return types.Compaction(
         file_before_bytes=message.file_before_bytes,

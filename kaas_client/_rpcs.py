@@ -256,6 +256,19 @@ def cancel_request(id: str) -> Rpc[None]:
     return Rpc(attrgetter("admin.CancelRequest"), admin_pb2.CancelRequestRequest(id=id), _nothing)
 
 
+def quarantine(token: str) -> Rpc[Page[types.QuarantinedRequest]]:
+    message = admin_pb2.ListQuarantineRequest(page_size=PAGE_SIZE, page_token=token)
+    return Rpc(
+        attrgetter("admin.ListQuarantine"),
+        message,
+        lambda reply: ([_convert.quarantined(item) for item in reply.requests], reply.next_page_token),
+    )
+
+
+def release_quarantine(id: str) -> Rpc[None]:
+    return Rpc(attrgetter("admin.ReleaseQuarantine"), admin_pb2.ReleaseQuarantineRequest(id=id), _nothing)
+
+
 def check_store(answers: CheckAnswers) -> Rpc[types.StoreCheck]:
     """The answer's messages go to ``answers``, and so the conversion is its result."""
     return Rpc(attrgetter("admin.CheckStore"), admin_pb2.CheckStoreRequest(), lambda _: answers.result())

@@ -219,6 +219,22 @@ class RequestInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantinedRequest:
+    """A request that is refused, because it has cost several workers."""
+
+    id: str
+    """64 hex digits; ``request`` in the metadata of ``QuarantinedError``."""
+    workers: int
+    """How many it has cost."""
+    last_fault: str
+    """How the last of them was lost."""
+    last_time: datetime
+    """When the last of them was lost."""
+    functions: tuple[str, ...]
+    """Functions that have this request, at most 10. Empty where it was only submitted itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStats:
     """Counters of one device since the server started, and current gauges."""
 

@@ -122,7 +122,7 @@ class GroupNotFoundError(NotFoundError):
 
 
 class RequestNotFoundError(NotFoundError):
-    """No request of this id waits or runs."""
+    """No request of this id waits or runs, or is refused where it was to be released."""
 
     reason = "REQUEST_NOT_FOUND"
 

@@ -85,6 +85,7 @@ async def serve(settings: Settings) -> None:
             functions=FunctionRegistry(store),
             libraries=Libraries(store, settings.library_roots),
             dispatcher=dispatcher,
+            quarantine=quarantine,
             watch=watch,
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)

@@ -21,6 +21,7 @@ from kaas_client.types import (
     Entry,
     Library,
     LibraryInspection,
+    QuarantinedRequest,
     RequestInfo,
     Result,
     ServerInfo,
@@ -292,6 +293,20 @@ class Client:
         Raises ``RequestNotFoundError``, ``NotEnabledError`` over TCP.
         """
         return await self._connection.unary(_rpcs.cancel_request(id), timeout)
+
+    def quarantine(self, *, timeout: float | None = None) -> AsyncIterator[QuarantinedRequest]:
+        """Yield the requests that the server refuses because they have cost several workers, in the order of their ids.
+
+        ``timeout`` is for each page. Raises ``NotEnabledError`` over TCP.
+        """
+        return self._connection.pages(_rpcs.quarantine, timeout)
+
+    async def release_quarantine(self, id: str, *, timeout: float | None = None) -> None:
+        """Let a request run again that is refused. It may then cost as many workers as before.
+
+        Raises ``RequestNotFoundError``, ``NotEnabledError`` over TCP.
+        """
+        return await self._connection.unary(_rpcs.release_quarantine(id), timeout)
 
     async def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
         """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.

@@ -14,7 +14,7 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from kaas_client import errors
-from kaas_client.cli import completion, device, function, kv, library, request, server, store, submit
+from kaas_client.cli import completion, device, function, kv, library, quarantine, request, server, store, submit
 from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
 from kaas_client.cli.session import Session
@@ -57,6 +57,7 @@ app.add_typer(library.app, name="library")
 app.add_typer(function.app, name="function")
 app.add_typer(device.app, name="device")
 app.add_typer(request.app, name="request")
+app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(store.app, name="store")
 app.command("stats")(server.stats)
 app.command("health")(server.health)

@@ -19,6 +19,8 @@ from kaasd.store import base as store
 
 PROGRESS_S = 1.0
 """Between two messages that say how far a check is."""
+MOST_FUNCTIONS = 10
+"""That are named of one request."""
 STALLED_S = 300.0
 """A backup whose reader takes nothing for so long ends: its copy takes up disk."""
 
@@ -92,6 +94,41 @@ class AdminServicer:
         check_local(context)
         self._core.dispatcher.cancel_request(request.id)
         return admin_pb2.CancelRequestResponse()
+
+    async def ListQuarantine(
+        self, request: admin_pb2.ListQuarantineRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListQuarantineResponse:
+        check_local(context)
+        requests, token = page(
+            request.page_size,
+            request.page_token,
+            "",
+            self._quarantined,
+            lambda listed: listed.id,
+            admin_pb2.QuarantinedRequest.ByteSize,
+        )
+        return admin_pb2.ListQuarantineResponse(requests=requests, next_page_token=token)
+
+    def _quarantined(self, after: str, limit: int) -> list[admin_pb2.QuarantinedRequest]:
+        losses = self._core.quarantine.list(after, limit)
+        functions = self._core.functions.names_by_request({bytes.fromhex(id) for id in losses}, MOST_FUNCTIONS)
+        return [
+            admin_pb2.QuarantinedRequest(
+                id=id,
+                workers=lost.workers,
+                last_fault=lost.last_fault,
+                last_time=lost.last_time,
+                functions=functions[bytes.fromhex(id)],
+            )
+            for id, lost in losses.items()
+        ]
+
+    async def ReleaseQuarantine(
+        self, request: admin_pb2.ReleaseQuarantineRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ReleaseQuarantineResponse:
+        check_local(context)
+        self._core.quarantine.release(request.id)
+        return admin_pb2.ReleaseQuarantineResponse()
 
     async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)

@@ -17,6 +17,7 @@ from kaasd.api.shared import Aside, finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry, RequestLimits, RequestValidator
+from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
@@ -33,6 +34,7 @@ class Core:
     functions: FunctionRegistry
     libraries: Libraries
     dispatcher: Dispatcher
+    quarantine: Quarantine
     watch: StoreWatch
     aside: Aside = field(default_factory=Aside)
     limits: RequestLimits = field(init=False)

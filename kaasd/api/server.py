@@ -20,6 +20,7 @@ from kaasd.api.rpc import service_handler
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
@@ -73,11 +74,12 @@ async def start_server(
     functions: FunctionRegistry,
     libraries: Libraries,
     dispatcher: Dispatcher,
+    quarantine: Quarantine,
     watch: StoreWatch,
 ) -> Server:
     """Listen on all of ``settings.listen``. Raises ``ListenError``; then it listens on none."""
     logging.getLogger(GRPC_LOGGER).addFilter(is_worth_a_line)
-    core = Core(settings, store, functions, libraries, dispatcher, watch)
+    core = Core(settings, store, functions, libraries, dispatcher, quarantine, watch)
     server = grpc.aio.server(options=server_options(settings))
     server.add_generic_rpc_handlers(
         tuple(service_handler(servicer(core), service, core) for service, servicer in SERVICES.items())

@@ -11,7 +11,7 @@ import heapq
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple, Protocol, TypeVar
@@ -228,6 +228,15 @@ class FunctionRegistry:
         """
         names = (name for name in chain(self._functions, self._damaged) if name > after and name.startswith(prefix))
         return [self._listed(name) for name in heapq.nsmallest(limit, names)]
+
+    def names_by_request(self, digests: Collection[bytes], limit: int) -> Mapping[bytes, Sequence[str]]:
+        """Return the names of the functions that have these requests, in order, at most ``limit`` of each, by digest."""
+        names: dict[bytes, list[str]] = {digest: [] for digest in digests}
+        if names:
+            for name, registered in self._functions.items():
+                if (digest := registered.validated.serialized.digest) in names:
+                    names[digest].append(name)
+        return {digest: heapq.nsmallest(limit, found) for digest, found in names.items()}
 
     async def register(self, registered: RegisteredFunction) -> None:
         """Keep what ``describe`` described under its name, in place of what was there. Raises ``StoreFullError``."""

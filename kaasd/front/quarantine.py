@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from cachetools import LRUCache
 
-from kaas_core.errors import QuarantinedError
+from kaas_core.errors import QuarantinedError, RequestNotFoundError
+from kaas_core.violations import shown
 
 MOST_WORKERS = 3
 """That a request may cost."""
@@ -54,18 +55,23 @@ class Quarantine:
         losses = self.suspected[digest]
         return QuarantinedError(
             f"the request has cost {losses.workers} workers, the last one at {losses.last_time:%Y-%m-%dT%H:%M:%SZ}:"
-            f" {losses.last_fault}; it is not run any more",
+            f" {losses.last_fault}; it is not run any more, until an operator releases it",
             {"workers": str(losses.workers), "last_fault": losses.last_fault, "request": digest.hex()},
         )
 
-    def list(self) -> Mapping[str, Losses]:
-        """Return what is refused, by digest in hexadecimal, in order."""
-        return {digest.hex(): self.suspected[digest] for digest in sorted(self.refused)}
+    def list(self, after: str = "", limit: int | None = None) -> Mapping[str, Losses]:
+        """Return what up to ``limit`` refused requests have cost, by id, in order, from behind the id ``after``.
 
-    def release(self, request: str) -> bool:
-        """Let a request run again, and forget what it has cost; return whether it was refused."""
-        found = [digest for digest in self.refused if digest.hex() == request]
-        for digest in found:
-            self.refused.discard(digest)
-            del self.suspected[digest]
-        return bool(found)
+        The id of a request is its digest in hexadecimal.
+        """
+        digests = sorted(digest for digest in self.refused if digest.hex() > after)[:limit]
+        return {digest.hex(): self.suspected[digest] for digest in digests}
+
+    def release(self, request_id: str) -> None:
+        """Let a refused request run again, and forget what it has cost. Raises ``RequestNotFoundError``."""
+        for digest in self.refused:
+            if digest.hex() == request_id:
+                self.refused.remove(digest)
+                del self.suspected[digest]
+                return
+        raise RequestNotFoundError(f"no request {shown(request_id)} is refused")

@@ -30,6 +30,7 @@ from kaas_core.errors import DrainingError, RequestNotFoundError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries
@@ -224,6 +225,7 @@ class Running:
     server: Server
     store: LmdbStore
     dispatcher: FakeDispatcher
+    quarantine: Quarantine
     stubs: Stubs
     background: Background
 
@@ -239,6 +241,7 @@ def running_server(
         listen=listen, store=directory / "store", store_limit_bytes=store_limit_bytes, library_roots=roots, **settings
     )
     background = Background()
+    quarantine = Quarantine()
     store = LmdbStore(values.store, limit_bytes=store_limit_bytes, chunk_bytes=64 << 10)
 
     async def start() -> Server:
@@ -248,6 +251,7 @@ def running_server(
             functions=FunctionRegistry(store),
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
+            quarantine=quarantine,
             watch=StoreWatch(store.identity, store.tree_problem),
         )
 
@@ -255,7 +259,7 @@ def running_server(
         server = background.run(start())
         try:
             with grpc.insecure_channel(server.addresses[0]) as channel:
-                yield Running(server, store, dispatcher, Stubs(channel), background)
+                yield Running(server, store, dispatcher, quarantine, Stubs(channel), background)
         finally:
             background.run(server.stop())
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaas_core import __version__
 from kaas_core.errors import CancelledError
+from kaasd.api.admin import MOST_FUNCTIONS
+from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.store.base import Write
 from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server, wait_for_failure
 from tests.faults.support import wait_until
@@ -139,6 +142,59 @@ class TestRequests:
         assert (failed.code, failed.reason) == (grpc.StatusCode.CANCELLED, "CANCELLED")
         assert failed.message == "an operator cancelled it"
         assert failures(server) == {"CANCELLED": 1}
+
+
+def refuse(server: Running, digest: bytes) -> None:
+    for number in range(1, MOST_WORKERS + 1):
+        server.quarantine.cost(digest, f"fault {number}")
+
+
+class TestQuarantine:
+    def test_what_is_refused_is_listed_in_pages(self, server: Running) -> None:
+        digests = [bytes([number]) * 32 for number in range(1, 6)]
+        for digest in reversed(digests):
+            refuse(server, digest)
+        server.quarantine.cost(bytes(32), "once")
+        pages, token = [], ""
+        while not pages or token:
+            answer = server.stubs.admin.ListQuarantine(admin_pb2.ListQuarantineRequest(page_size=2, page_token=token))
+            pages.append([request.id for request in answer.requests])
+            token = answer.next_page_token
+        ids = [digest.hex() for digest in digests]
+        assert pages == [ids[:2], ids[2:4], ids[4:]]
+        assert len(server.stubs.admin.ListQuarantine(admin_pb2.ListQuarantineRequest()).requests) == 5
+        failed = failure(lambda: server.stubs.admin.ListQuarantine(admin_pb2.ListQuarantineRequest(page_token="*")))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_NAME")
+
+    def test_long_faults_do_not_make_a_message_too_large(self, server: Running) -> None:
+        for number in range(5):
+            for _ in range(MOST_WORKERS):
+                server.quarantine.cost(bytes([number]) * 32, "f" * (1 << 20))
+        answer = server.stubs.admin.ListQuarantine(admin_pb2.ListQuarantineRequest())
+        assert len(answer.requests) == 1 and answer.next_page_token
+
+    def test_what_is_said_of_a_request(self, server: Running) -> None:
+        server.dispatcher.expect("prepare", *[None] * (MOST_FUNCTIONS + 1))
+        for number in reversed(range(MOST_FUNCTIONS + 1)):
+            function = executor_pb2.RegisterFunctionRequest(name=f"f{number:02}", request=product_request())
+            server.stubs.executor.RegisterFunction(function)
+        digest = server.dispatcher.calls[0].arguments["request"].digest
+        refuse(server, digest)
+        refuse(server, bytes(32))
+        before, last = server.stubs.admin.ListQuarantine(admin_pb2.ListQuarantineRequest()).requests
+        assert list(before.functions) == []
+        assert (last.id, last.workers, last.last_fault) == (digest.hex(), MOST_WORKERS, f"fault {MOST_WORKERS}")
+        assert last.last_time.ToDatetime(tzinfo=UTC) == server.quarantine.suspected[digest].last_time
+        assert list(last.functions) == [f"f{number:02}" for number in range(MOST_FUNCTIONS)]
+
+    def test_one_is_released(self, server: Running) -> None:
+        digest = b"\x07" * 32
+        refuse(server, digest)
+        release = admin_pb2.ReleaseQuarantineRequest(id=digest.hex())
+        server.stubs.admin.ReleaseQuarantine(release)
+        assert not server.quarantine.refused
+        failed = failure(lambda: server.stubs.admin.ReleaseQuarantine(release))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
 
 
 class TestDrain:

@@ -33,6 +33,8 @@ COMPACT = admin_pb2.CompactStoreRequest()
         ("Resume", admin_pb2.ResumeRequest()),
         ("ListRequests", admin_pb2.ListRequestsRequest()),
         ("CancelRequest", admin_pb2.CancelRequestRequest(id="1")),
+        ("ListQuarantine", admin_pb2.ListQuarantineRequest()),
+        ("ReleaseQuarantine", admin_pb2.ReleaseQuarantineRequest(id="1")),
         ("BackupStore", BACKUP),
         ("CompactStore", COMPACT),
         ("CheckStore", CHECK),

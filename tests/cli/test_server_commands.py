@@ -12,7 +12,7 @@ from kaas.v1 import admin_pb2
 from kaas_core import __version__
 from tests.cli.conftest import Done, succeed
 from tests.client.fake_server import Failure, FakeServer
-from tests.client.test_calls import LISTED
+from tests.client.test_requests import LISTED, QUARANTINED
 
 Kaasctl = Callable[..., Done]
 
@@ -45,6 +45,37 @@ def test_request_cancel(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("CancelRequest", Failure("NOT_FOUND", "it has ended", "REQUEST_NOT_FOUND"))
     done = kaasctl("request", "cancel", "7")
     assert (done.code, done.stderr) == (4, "kaasctl: it has ended\n")
+
+
+# quarantine
+
+
+def test_quarantine_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("ListQuarantine", admin_pb2.ListQuarantineResponse(requests=QUARANTINED))
+    first, second = "0a" * 32, "b1" * 32
+    assert succeed(kaasctl("quarantine", "ls")).text.splitlines() == [
+        f"ID{' ' * 64}FUNCTIONS  WORKERS  LAST TIME            LAST FAULT",
+        f"{first}  dot, sum   3        2026-01-02 12:00:00  an illegal address",
+        f"{second}  -          4        2026-01-02 12:00:00  the worker's process ended",
+    ]
+    assert json.loads(succeed(kaasctl("-o", "json", "quarantine", "ls")).text)[0] == {
+        "id": first,
+        "workers": 3,
+        "last_fault": "an illegal address",
+        "last_time": "2026-01-02T12:00:00+00:00",
+        "functions": ["dot", "sum"],
+    }
+
+
+def test_quarantine_rm(kaasctl: Kaasctl, server: FakeServer) -> None:
+    for _ in range(2):
+        server.expect("ReleaseQuarantine", admin_pb2.ReleaseQuarantineResponse())
+    assert succeed(kaasctl("quarantine", "rm", "0a", "b1")).stdout == b""
+    assert [call.request.id for call in server.calls] == ["0a", "b1"]
+    server.expect("ReleaseQuarantine", Failure("NOT_FOUND", "it is not refused", "REQUEST_NOT_FOUND"))
+    done = kaasctl("quarantine", "rm", "0a")
+    assert (done.code, done.stderr) == (4, "kaasctl: it is not refused\n")
 
 
 # server

@@ -15,8 +15,8 @@ import kaas_client
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import Kernel, Key, Request, aio, errors, inp, out, u64
 from kaas_client import client as threads_module
-from kaas_client.types import Compaction, DamagedEntry, RequestInfo, Span, StoreCheck, Trace
-from tests.client.fake_server import SERVICES, Failure, FakeServer, Recorded
+from kaas_client.types import Compaction, DamagedEntry, Span, StoreCheck, Trace
+from tests.client.fake_server import SERVICES, FakeServer, Recorded
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 NOON_MESSAGE = Timestamp(seconds=int(NOON.timestamp()))
@@ -69,6 +69,8 @@ METHOD_OF_RPC = {
     "Resume": "resume",
     "ListRequests": "requests",
     "CancelRequest": "cancel_request",
+    "ListQuarantine": "quarantine",
+    "ReleaseQuarantine": "release_quarantine",
     "CheckStore": "check_store",
     "BackupStore": "backup_store",
     "CompactStore": "compact_store",
@@ -397,38 +399,6 @@ def test_health_and_drain_and_resume(client: Any, server: FakeServer) -> None:
     assert client.drain() is None
     server.expect("Resume", admin_pb2.ResumeResponse())
     assert client.resume() is None
-
-
-LISTED = [
-    admin_pb2.RequestInfo(
-        id="7",
-        function="dot",
-        device="cuda:1",
-        state=admin_pb2.REQUEST_STATE_RUNNING,
-        age=Duration(seconds=2, nanos=3),
-        input_bytes=4096,
-    ),
-    admin_pb2.RequestInfo(id="12", device="cuda:0", state=admin_pb2.REQUEST_STATE_QUEUED, age=Duration(nanos=5)),
-]
-
-
-def test_requests(client: Any, server: FakeServer) -> None:
-    server.expect("ListRequests", admin_pb2.ListRequestsResponse(requests=LISTED[:1], next_page_token="t"))
-    server.expect("ListRequests", admin_pb2.ListRequestsResponse(requests=LISTED[1:]))
-    assert list(client.requests()) == [
-        RequestInfo("7", "dot", "cuda:1", "running", 2_000_000_003, 4096),
-        RequestInfo("12", "", "cuda:0", "queued", 5, 0),
-    ]
-    assert [call.request.page_token for call in server.calls] == ["", "t"]
-
-
-def test_cancel_request(client: Any, server: FakeServer) -> None:
-    server.expect("CancelRequest", admin_pb2.CancelRequestResponse())
-    assert client.cancel_request("7") is None
-    assert server.only_call("CancelRequest").request.id == "7"
-    server.expect("CancelRequest", Failure("NOT_FOUND", "it has ended", "REQUEST_NOT_FOUND"))
-    with pytest.raises(errors.RequestNotFoundError, match="it has ended"):
-        client.cancel_request("7")
 
 
 COMPACTED = admin_pb2.CompactStoreResponse(

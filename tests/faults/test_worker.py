@@ -12,9 +12,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.local_daemon import local_daemon
-from kaas.v1 import executor_pb2_grpc
+from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
-from kaas_core.errors import DeadlineExceededError, QuarantinedError
+from kaas_core.errors import DeadlineExceededError, QuarantinedError, RequestNotFoundError
 from tests.faults.support import as_kaas_error, contents, dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 
@@ -51,13 +51,8 @@ def test_a_request_that_costs_several_workers_is_refused_and_others_are_not(daem
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         put_dot_inputs(kaas)
         poison = stub.Submit.future(spin(library_root), timeout=60)
-        killed: list[int] = []
-        while not poison.done():  # the worker may not have begun it each time, which nothing tells
-            (device,) = kaas.devices()
-            if device.state == "ready" and device.worker_pid not in killed and kaas.stats().devices[0].running == 1:
-                killed.append(device.worker_pid)
-                os.kill(device.worker_pid, signal.SIGKILL)
-        assert len(killed) >= 3
+        killed = kill_workers_of(poison, kaas)
+        assert killed >= 3
         errors = [poison.exception(), stub.Submit.future(spin(library_root), timeout=60).exception()]
         for error in errors:
             assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -65,7 +60,46 @@ def test_a_request_that_costs_several_workers_is_refused_and_others_are_not(daem
             assert isinstance(refused, QuarantinedError)
             assert refused.metadata["workers"] == "3"
         assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
-        assert kaas.devices()[0].restarts == len(killed)
+        assert kaas.devices()[0].restarts == killed
+
+
+def test_a_refused_function_cannot_be_registered_again_and_runs_again_once_it_is_released(
+    daemon: str, library_root: Path
+) -> None:
+    register = executor_pb2.RegisterFunctionRequest(name="spin", request=spin(library_root).request)
+    invoke = executor_pb2.InvokeRequest(function="spin")
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
+        stub.RegisterFunction(register)
+        assert list(kaas.quarantine()) == []
+        kill_workers_of(stub.Invoke.future(invoke, timeout=60), kaas)
+        (listed,) = kaas.quarantine()
+        assert (listed.workers, listed.last_fault, listed.functions) == (3, "the worker's process ended", ("spin",))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.RegisterFunction(register)
+        refused = as_kaas_error(caught.value, daemon)
+        assert isinstance(refused, QuarantinedError)
+        assert refused.metadata["request"] == listed.id
+
+        kaas.release_quarantine(listed.id)
+        assert list(kaas.quarantine()) == []
+        with pytest.raises(RequestNotFoundError):
+            kaas.release_quarantine(listed.id)
+        stub.RegisterFunction(register)
+        running = stub.Invoke.future(invoke, timeout=60)
+        wait_until(lambda: [request.state for request in kaas.requests()] == ["running"])
+        running.cancel()
+
+
+def kill_workers_of(poison: grpc.Future, kaas: Client) -> int:
+    """Kill each worker that has a request, until the request is given up; return how many these were."""
+    killed: list[int] = []
+    while not poison.done():  # the worker may not have begun it each time, which nothing tells
+        (device,) = kaas.devices()
+        if device.state == "ready" and device.worker_pid not in killed and kaas.stats().devices[0].running == 1:
+            killed.append(device.worker_pid)
+            os.kill(device.worker_pid, signal.SIGKILL)
+    return len(killed)
 
 
 def test_an_idle_worker_is_replaced_again_and_again(daemon: str, library_root: Path) -> None:

@@ -91,6 +91,9 @@ class ScriptedWorker:
                 self._waiting.append(message)
             case "prepare":
                 self._log.append(["prepare", len(message.prepare.request.content)])
+                if self._config.device_options == "die preparing":
+                    self._progress.begin(message.id)
+                    os._exit(3)
                 if self._config.device_options == "unable":
                     self._fail(message.id, InvalidLibraryError(f"{self._config.device} cannot load it"))
                 else:

@@ -284,6 +284,13 @@ def test_damaged_functions_are_listed_in_their_place(store: LmdbStore) -> None:
     assert len(functions) == 2
 
 
+def test_which_functions_have_a_request(store: LmdbStore) -> None:
+    functions = registry(store, *map(function, ("c", "a", "b")), function("other", "k2"))
+    digest, other = (functions.get(name).validated.serialized.digest for name in ("a", "other"))
+    assert functions.names_by_request({digest, b"unknown"}, 2) == {digest: ["a", "b"], b"unknown": []}
+    assert functions.names_by_request({digest, other}, 10) == {digest: ["a", "b", "c"], other: ["other"]}
+
+
 def test_listing(store: LmdbStore) -> None:
     functions = registry(store, *(function(name) for name in ["b", "a/2", "a/1", "a/3", "A"]))
     assert [one.name for one in functions.list()] == ["A", "a/1", "a/2", "a/3", "b"]

@@ -70,6 +70,16 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/kaas.v1.AdminService/ListQuarantine',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
+        self.ReleaseQuarantine = channel.unary_unary(
+                '/kaas.v1.AdminService/ReleaseQuarantine',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
+                _registered_method=True)
         self.CheckStore = channel.unary_stream(
                 '/kaas.v1.AdminService/CheckStore',
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
@@ -147,6 +157,22 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQuarantine(self, request, context):
+        """Lists the requests that are refused (QUARANTINED) because they have cost several workers, in the order of their ids. Changes
+        nothing. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseQuarantine(self, request, context):
+        """Lets a refused request run again, and forgets what it has cost. Errors: REQUEST_NOT_FOUND, also once it was released. Only over
+        a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CheckStore(self, request, context):
         """Looks at all that is stored, and answers with each entry that is damaged, as it is found, and with how far it is. Others read
         and write meanwhile; what they change is looked at as it is then. All bytes are read and compared with their checksums. If
@@ -215,6 +241,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CancelRequest,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ListQuarantineResponse.SerializeToString,
+            ),
+            'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseQuarantine,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.SerializeToString,
             ),
             'CheckStore': grpc.unary_stream_rpc_method_handler(
                     servicer.CheckStore,
@@ -422,6 +458,60 @@ class AdminService(object):
             '/kaas.v1.AdminService/CancelRequest',
             kaas_dot_v1_dot_admin__pb2.CancelRequestRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.CancelRequestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/ListQuarantine',
+            kaas_dot_v1_dot_admin__pb2.ListQuarantineRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ListQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/ReleaseQuarantine',
+            kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ReleaseQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,
