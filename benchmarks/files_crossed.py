@@ -23,6 +23,8 @@ from kaas_client import Client
 
 ROOT = Path(__file__).parent.parent
 WARM_CALLS = 50
+COUNTED_CALLS = 5
+"""A file counts that each of these passes through: others are of what the processes do now and then, beside the call."""
 TIMEOUT_S = 30
 
 
@@ -46,33 +48,42 @@ def files_crossed(folder: Path) -> dict[str, list[str]]:
         for _ in range(WARM_CALLS):
             dot(a=a, b=a)
         (worker,) = (device.worker_pid for device in kaas.devices())
-        front = _parent(worker)
-        _signal(signal.SIGUSR1, front, worker)
-        dot(a=a, b=a)
-        _signal(signal.SIGUSR2, front, worker)
-        return {name: _read(folder / f"{pid}.json") for name, pid in (("front", front), ("worker", worker))}
+        pids = {"front": _parent(worker), "worker": worker}
+        crossed: dict[str, set[str]] = {}
+        for _ in range(COUNTED_CALLS):
+            _signal(signal.SIGUSR1, *pids.values())
+            start = time.monotonic()
+            dot(a=a, b=a)
+            end = time.monotonic()
+            _signal(signal.SIGUSR2, *pids.values())
+            for name, pid in pids.items():
+                files = _read(folder / f"{pid}.json", start, end)
+                crossed[name] = crossed.get(name, files) & files
+        return {name: sorted(files) for name, files in crossed.items()}
 
 
 def _signal(number: int, *pids: int) -> None:
     for pid in pids:
         os.kill(pid, number)
-    time.sleep(0.5)  # Both processes sleep by now, and have taken the signal.
+    time.sleep(0.1)  # Both processes sleep by now, and have taken the signal.
 
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def _read(path: Path) -> list[str]:
-    """Return the project's own files of those in ``path``, which another process is about to write."""
+def _read(path: Path, start: float, end: float) -> set[str]:
+    """Return the project's own files of those that ran then, from ``path``, which another process is about to write."""
     deadline = time.monotonic() + TIMEOUT_S
     while not path.exists():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} was not written")
         time.sleep(0.01)
-    files = (Path(name) for name in json.loads(path.read_text()))
-    inside = sorted(str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT))
-    return [name for name in inside if name.startswith(("kaasd/", "kaas_core/"))]
+    times: dict[str, list[float]] = json.loads(path.read_text())
+    path.unlink()
+    files = (Path(name) for name, when in times.items() if any(start <= each <= end for each in when))
+    inside = {str(file.relative_to(ROOT)) for file in files if file.is_relative_to(ROOT)}
+    return {name for name in inside if name.startswith(("kaasd/", "kaas_core/"))}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Put on the path of a process and of its children, has them note which files they run code of, between SIGUSR1 and SIGUSR2.
+"""Put on the path of a process and of its children, has them note when they run code of which file, between SIGUSR1 and SIGUSR2.
 
-Each writes its set, one JSON file, into the directory that ``FILES_CROSSED_DIRECTORY`` names. ``benchmarks.files_crossed``
-uses it.
+Each writes the times of each file, by ``time.monotonic``, as JSON, into the directory that ``FILES_CROSSED_DIRECTORY`` names.
+``benchmarks.files_crossed`` uses it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any
 
-_seen: set[str] = set()
+_seen: dict[str, list[float]] = {}
 _noting = False
 
 
 def _note(frame: FrameType, event: str, argument: Any) -> None:
     if _noting:
-        _seen.add(frame.f_code.co_filename)
+        _seen.setdefault(frame.f_code.co_filename, []).append(monotonic())
 
 
 def _begin(number: int, frame: FrameType | None) -> None:
@@ -35,7 +36,7 @@ def _end(number: int, frame: FrameType | None) -> None:
     _noting = False
     folder = Path(os.environ["FILES_CROSSED_DIRECTORY"])
     written = folder / f".{os.getpid()}"
-    written.write_text(json.dumps(sorted(_seen)))
+    written.write_text(json.dumps(_seen))
     written.rename(folder / f"{os.getpid()}.json")
 
 

@@ -36,12 +36,11 @@ from kaasd.devices.registry import kind_of, open_device
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import LibrarySource
 from kaasd.scheduling import DEFAULT_GROUP, QueuedRequest
-from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import GRACE_S, REPEAT_S, Cancellation
 from kaasd.worker.execution import Invocation, Result, execute
 from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
 from kaasd.worker.inputs import value_key
-from kaasd.worker.loop import NAP_S
+from kaasd.worker.loop import NAP_S, Calls, CallUnderWay
 
 CONCURRENCY = 16
 """Requests on a device that can run several at once: what kaasd has by default."""

@@ -24,7 +24,7 @@ from kaas_core.errors import (
     QueueFullError,
     WorkerRestartingError,
 )
-from kaasd.ipc.progress import Stage
+from kaasd.ipc.channel import Stage
 
 DEATH = "the worker's process ended"
 """How a worker is lost that says nothing."""

@@ -34,8 +34,8 @@ from kaasd.front.call_queue import (
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
 from kaasd.front.worker_process import WorkerProcess
+from kaasd.ipc.channel import Stage
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
-from kaasd.ipc.progress import Stage
 
 CANCEL_GRACE_S = 0.5
 """From a deadline, or the word of an operator, to the killing of a worker that neither stops its kernel nor marks its device

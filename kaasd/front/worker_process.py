@@ -14,8 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kaas.worker.v1 import worker_pb2
-from kaasd.ipc.channel import FrontChannel
-from kaasd.ipc.progress import Progress, Stage
+from kaasd.ipc.channel import FrontChannel, Progress, Stage
 
 COMMAND = (sys.executable, "-m", "kaasd.worker.main")
 WANTED_DELAY_S = 3.0
@@ -95,11 +94,11 @@ class WorkerProcess:
     ) -> None:
         """As ``hand_over``."""
         self._config = config
+        self.calls: FrontChannel | None = None
+        """The channel to the latest process."""
         self.hand_over(on_started, on_message, on_lost)
         self._process: subprocess.Popen[bytes] | None = None
         self.policy = RestartPolicy()
-        self.calls: FrontChannel | None = None
-        """The channel to the latest process."""
         self.cancellations: FrontChannel | None = None
         """The channel on which it hears of calls that are to end early, while it is busy with them."""
         self._watch: asyncio.Task[None] | None = None
@@ -117,6 +116,8 @@ class WorkerProcess:
         self._on_started = on_started
         self._on_message = on_message
         self._on_lost = on_lost
+        if self.calls is not None:
+            self.calls.on_message, self.calls.on_lost = on_message, on_lost
 
     @property
     def pid(self) -> int:
@@ -149,7 +150,7 @@ class WorkerProcess:
         heartbeat = Heartbeat()
         self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
         # The last thing waited for: that a process is lost is heard of only when it has started.
-        self.calls = await FrontChannel.open(pairs[0][0], lambda message: self._on_message(message), lambda: self._on_lost())
+        self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
         self.calls.send(worker_pb2.ToWorker(configure=self._config))
         self._end_watch()
         self._watch = asyncio.create_task(self._ask(heartbeat, process))

@@ -84,12 +84,13 @@ class DiskRoom:
         self._file = file
         self._page_bytes = page_bytes
         self._limit_bytes = limit_bytes // page_bytes * page_bytes
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+        """Of the file."""
         try:
-            self.pages = LmdbFile(file, self._descriptor)
+            self.pages = LmdbFile(file, self.descriptor)
             """The same file, to be read."""
         except BaseException:
-            os.close(self._descriptor)
+            os.close(self.descriptor)
             raise
         self._filled_at = -_FILL_EVERY
         """The transaction after which the free pages that come first were given blocks, where there were holes."""
@@ -98,25 +99,26 @@ class DiskRoom:
 
     def close(self) -> None:
         self.pages.close()
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     @property
     def size(self) -> FileSize:
         """How long the file is, and how much of it is on the disk."""
-        status = os.fstat(self._descriptor)
+        status = os.fstat(self.descriptor)
         return FileSize(status.st_size, status.st_blocks * _BLOCK_BYTES)
 
-    def take(self, last_page: int, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
+    def take(self, last_page: int, used_bytes: int, size_bytes: int, asked_bytes: int) -> bool:
         """Have blocks for ``size_bytes`` beside the ``used_bytes`` of all values; one transaction takes ``asked_bytes`` in all.
 
-        ``last_page`` is the last one in use, or free. Raises ``StoreFullError`` where there are none, neither on the disk nor
+        ``last_page`` is the last one in use, or free. Returns whether the file has no holes, and room behind that page for all of
+        this, so that nothing need be done for less. Raises ``StoreFullError`` where there are no blocks, neither on the disk nor
         among the pages that are free in the file.
         """
         end = (last_page + 1) * self._page_bytes
         wanted = self._wanted(end + asked_bytes)
         size = self.size
         if wanted <= size.file_bytes and not size.has_holes:
-            return
+            return True
         try:
             if size.has_holes:
                 self._fill_before(asked_bytes, end)
@@ -132,6 +134,9 @@ class DiskRoom:
                     f" and {self._file} has {blocks} bytes and cannot grow ({error.strerror})",
                     {"asked_bytes": str(size_bytes), "used_bytes": str(used_bytes)},
                 ) from None
+            return False
+        size = self.size
+        return wanted <= size.file_bytes and not size.has_holes
 
     def fill_holes(self) -> None:
         """Have blocks for the whole file: LMDB leaves out pages that one transaction takes and frees again.
@@ -142,7 +147,7 @@ class DiskRoom:
         size = self.size
         if 0 < size.file_bytes - size.disk_bytes <= _MAX_FILLED_BYTES:
             try:
-                _take_blocks(self._descriptor, 0, size.file_bytes)
+                _take_blocks(self.descriptor, 0, size.file_bytes)
             except OSError as error:
                 if error.errno not in NO_SPACE:
                     raise
@@ -153,12 +158,12 @@ class DiskRoom:
         Returns False where the file system cannot do that. Raises ``OSError``.
         """
         start = first_page * self._page_bytes
-        return _fallocated(self._descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, end_page * self._page_bytes - start)
+        return _fallocated(self.descriptor, _PUNCH_HOLE | _KEEP_SIZE, start, end_page * self._page_bytes - start)
 
     def cut(self, end_page: int) -> None:
         """Cut off what is behind ``end_page`` pages. Raises ``OSError``."""
         if end_page * self._page_bytes < self.size.file_bytes:
-            os.ftruncate(self._descriptor, end_page * self._page_bytes)
+            os.ftruncate(self.descriptor, end_page * self._page_bytes)
 
     def keep(self, meta: Meta) -> None:
         """Cut off what is more than is kept behind the last page, and have blocks for as much of what is free.
@@ -187,7 +192,7 @@ class DiskRoom:
         missing = -(-size_bytes // self._page_bytes)
         for _, pages in self.pages.free_pages(meta):
             for first, end in runs(pages[-missing:]):
-                _take_blocks(self._descriptor, first * self._page_bytes, end * self._page_bytes)
+                _take_blocks(self.descriptor, first * self._page_bytes, end * self._page_bytes)
             missing -= len(pages)
             if missing <= 0:
                 return
@@ -196,11 +201,11 @@ class DiskRoom:
         """Have blocks up to ``wanted``, or some more. Raises ``OSError``."""
         step = min(max(size_bytes // 16, _MIN_STEP_BYTES), _MAX_STEP_BYTES)
         try:
-            _take_blocks(self._descriptor, size_bytes, self._whole_pages(wanted + step))
+            _take_blocks(self.descriptor, size_bytes, self._whole_pages(wanted + step))
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            _take_blocks(self._descriptor, size_bytes, wanted)
+            _take_blocks(self.descriptor, size_bytes, wanted)
 
     def _wanted(self, used_bytes: int) -> int:
         """Return how long the file must be for so much, with what is kept for deletes."""

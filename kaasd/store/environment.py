@@ -100,6 +100,10 @@ class Environment:
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.page_bytes = self.lmdb.stat()["psize"]
                 self.disk = self._open_disk()
+                self._room_for = -1
+                """What there is room for, as far as is known: bytes up to the end of a transaction."""
+                self._file_with_room = (0, 0)
+                """How the file was then."""
                 stack.callback(self.disk.close)
                 if identity is None:
                     self._take_first_room()
@@ -156,7 +160,17 @@ class Environment:
 
     def take_disk_room(self, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
         """See ``DiskRoom.take``. Only within a write transaction."""
-        self.disk.take(self.lmdb.info()["last_pgno"], used_bytes, size_bytes, asked_bytes)
+        last_page = self.lmdb.info()["last_pgno"]
+        needed = last_page * self.page_bytes + asked_bytes
+        if needed <= self._room_for and self._file_state() == self._file_with_room:
+            return  # The file is as it was when there was room for more.
+        self._room_for = needed if self.disk.take(last_page, used_bytes, size_bytes, asked_bytes) else -1
+        self._file_with_room = self._file_state()
+
+    def _file_state(self) -> tuple[int, int]:
+        """Return how long the file is, and how many blocks it has: another process may change that."""
+        status = os.fstat(self.disk.descriptor)
+        return status.st_size, status.st_blocks
 
     def begin(self, *, write: bool = False) -> Transaction:
         """Begin a transaction; one that reads must end in ``end``.

@@ -20,9 +20,8 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError
 from kaasd.devices.base import Device
 from kaasd.devices.registry import open_device, options_from_text
-from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import failed_from_error
-from kaasd.ipc.progress import Progress
 from kaasd.libraries.registry import Libraries
 from kaasd.process import keep_freed_memory, start_log
 from kaasd.request.device_checks import DeviceProperties

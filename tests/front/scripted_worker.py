@@ -27,9 +27,8 @@ from kaas_core.errors import (
     StoreFullError,
     WorkerRestartingError,
 )
-from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import failed_from_error
-from kaasd.ipc.progress import Progress
 
 
 class ScriptedWorker:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
 from kaasd.front.call_queue import MOST_LOSSES, Blame, CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
-from kaasd.ipc.progress import Stage
+from kaasd.ipc.channel import Stage
 
 RUNNING, COMMITTING = Stage
 

@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 
-from kaasd.ipc.progress import Progress, Stage
+from kaasd.ipc.channel import Progress, Stage
 
 DIES = """
 import os, sys
-from kaasd.ipc.progress import Progress
+from kaasd.ipc.channel import Progress
 worker = Progress(int(sys.argv[1]))
 for call in (1, 2, 3):
     worker.begin(call)

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
-from kaasd.ipc.channel import WorkerChannel
-from kaasd.ipc.progress import Progress
+from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.worker.cancellation import Cancellation, listen
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor

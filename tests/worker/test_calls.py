@@ -12,14 +12,12 @@ import pytest
 from kaas.v1 import executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, InternalError
-from kaasd.ipc.channel import WorkerChannel
-from kaasd.ipc.progress import Progress
+from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.worker import loop
-from kaasd.worker.calls import EARLY_NS, MAX_CANCELLED_EARLY
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import NOTHING, Executor, Steps
-from kaasd.worker.loop import NAP_S, ONLY_CALLS, CommitSignal, Loop
+from kaasd.worker.loop import EARLY_NS, MAX_CANCELLED_EARLY, NAP_S, ONLY_CALLS, CommitSignal, Loop
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
     CONFIG,

@@ -18,8 +18,8 @@ from kaas_core.protobuf import request_to_proto
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
 from kaasd.app import _worker_config
 from kaasd.config import load_settings
+from kaasd.ipc.channel import Progress
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.ipc.progress import Progress
 from kaasd.store.lmdb_store import LmdbStore
 from tests.conformance.launching import KERNELS
 

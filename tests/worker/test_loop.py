@@ -9,10 +9,10 @@ from typing import Any, cast
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DeadlineExceededError, WorkerRestartingError
 from kaasd.devices.base import DeviceLost
-from kaasd.worker.calls import Calls, CallUnderWay
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import Executor
+from kaasd.worker.loop import Calls, CallUnderWay
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
     RESULT,
