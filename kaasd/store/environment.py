@@ -391,7 +391,8 @@ def translate(error: Exception, path: Path) -> KaasError:
             kind, text = QueueFullError, "too many snapshots of the store are open"
         case _ if problem := room_problem(error, path):
             kind, text = StoreFullError, f"{problem}: {path}"
-        case lmdb.CorruptedError() | lmdb.PageNotFoundError():
+        case lmdb.CorruptedError() | lmdb.PageNotFoundError() | lmdb.BadTxnError():
+            # The last one follows on an error that LMDB swallowed, where it looked up a tree in the main one.
             kind, text = DataDamagedError, f"the trees of {path}, which find all that is stored, are damaged"
         case lmdb.InvalidError() | lmdb.VersionMismatchError():
             kind, text = StoreForeignError, f"{path} is not an LMDB environment that this version can read"

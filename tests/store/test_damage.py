@@ -16,6 +16,7 @@ from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreForeignErr
 from kaasd.store import checksums
 from kaasd.store.base import Durability, Entry, Namespace, Write
 from kaasd.store.environment import translate
+from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import (
     NOBODY,
@@ -399,6 +400,24 @@ def test_tree_damage_is_an_error_of_the_store(opened: LmdbStore) -> None:
         assert isinstance(translated, DataDamagedError)
         assert dict(translated.metadata) == {}
     assert isinstance(translate(lmdb.InvalidError("open"), opened._environment.path), StoreForeignError)
+
+
+def test_the_main_tree_is_damaged_while_it_is_open(file: Path, opened: LmdbStore) -> None:
+    """LMDB swallows that where it looks up another tree, and then says no more than that the transaction is bad."""
+    with LmdbFile(file) as pages:
+        meta = pages.meta
+    with file.open("r+b") as raw:
+        raw.seek(meta.main_root * meta.page_bytes)
+        raw.write(bytes(meta.page_bytes))
+    for use in (
+        lambda: get(opened, "key/001"),
+        lambda: look(opened, {}),
+        opened.stats,
+        lambda: opened.commit([Write("a", [b"1"])]).result(),
+    ):
+        with pytest.raises(DataDamagedError, match="the trees of .* are damaged") as caught:
+            use()
+        assert dict(caught.value.metadata) == {}
 
 
 META_TRANSACTION = 16 + 24 + 2 * 48 + 8
