@@ -60,7 +60,7 @@ async def serve(settings: Settings) -> None:
         if store is None:
             return
         stack.callback(store.close)
-        watch = StoreWatch(store.identity, store.tree_problem)
+        watch = StoreWatch(store.identity, store.length_problem, store.tree_problem)
         quarantine = Quarantine()
         supervisors = [
             Supervisor(
@@ -95,6 +95,7 @@ async def serve(settings: Settings) -> None:
         if lost is not None:
             _log.critical("the store is lost, so all requests fail and kaasd ends: %s", lost)
             dispatcher.give_up(lost)
+            store.abandon()
         await _drain(server, settings.drain_timeout_s)
         if lost is not None:
             raise lost

@@ -1,4 +1,4 @@
-"""Notices that the store is lost while the daemon runs: its directory was removed or replaced, or its trees are damaged."""
+"""Notices that the store is lost while the daemon runs: its directory was removed or replaced, or its file is damaged."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from kaas_core.errors import DataDamagedError, KaasError, StoreGoneError
 from kaasd.store.directory import StoreIdentity
 
 INTERVAL_S = 2.0
-"""So long, at most, may requests still be answered from a store that is gone. A look takes 10 µs."""
+"""So long, at most, may requests still be answered from a store that is gone. A look takes 20 µs."""
 
 
 class StoreWatch:
     """Looks at one open store. Once that is lost, it is lost for good: nothing is answered from it, and the daemon is to end."""
 
-    def __init__(self, identity: StoreIdentity, tree_problem: Callable[[], str]) -> None:
-        """``tree_problem`` says what is wrong with the trees that find everything, or nothing; it blocks for long."""
+    def __init__(self, identity: StoreIdentity, length_problem: Callable[[], str], tree_problem: Callable[[], str]) -> None:
+        """Each returns what is wrong with that part of the file, or nothing. To look at the trees blocks for long."""
         self._identity = identity
+        self._length_problem = length_problem
         self._tree_problem = tree_problem
         self._wake = asyncio.Event()
         self._suspected = False
@@ -46,10 +47,12 @@ class StoreWatch:
     async def until_lost(self) -> KaasError:
         """Look now and then; return when the store is lost, by whatever look that was found. For one caller."""
         while True:
-            if self._suspected:
+            problem = self._length_problem()  # first: what is missing kills who looks at the trees
+            if not problem and self._suspected:
                 self._suspected = False
-                if problem := await asyncio.to_thread(self._tree_problem):
-                    self._lost = DataDamagedError(problem)
+                problem = await asyncio.to_thread(self._tree_problem)
+            if problem:
+                self._lost = DataDamagedError(problem)
             try:
                 self.check()
             except (StoreGoneError, DataDamagedError) as error:

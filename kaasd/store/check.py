@@ -34,6 +34,15 @@ def check(environment: Environment, progress: CheckProgress) -> Iterator[Damaged
             yield from damaged
 
 
+def length_problem(environment: Environment) -> str:
+    """Return what is wrong with the length of the file, or nothing. Takes some 10 µs, and reads nothing through the map."""
+    try:
+        environment.disk.pages.check_length()
+    except StoreForeignError as error:
+        return str(error)
+    return ""
+
+
 def tree_problem(environment: Environment) -> str:
     """Return what is wrong with the trees that find everything, or nothing. Raises ``InternalError``, ``QueueFullError``.
 

@@ -60,7 +60,7 @@ class LmdbFile:
             return
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.meta = self._check()
+            self.meta = self.check_length()
         except BaseException:
             self.close()
             raise
@@ -115,7 +115,8 @@ class LmdbFile:
             numbers = array("Q", value)
             yield numbers[1 : numbers[0] + 1]
 
-    def _check(self) -> Meta:
+    def check_length(self) -> Meta:
+        """Return the last meta page. Raises ``StoreForeignError`` where the file lacks pages that it says are in use."""
         while True:
             meta = self.latest_meta()
             problem = self._problem(meta)

@@ -22,7 +22,7 @@ from kaasd.store.base import (
     StoreStats,
     Write,
 )
-from kaasd.store.check import check, tree_problem
+from kaasd.store.check import check, length_problem, tree_problem
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
 from kaasd.store.orphans import find_orphans
@@ -174,6 +174,10 @@ class LmdbStore:
     def check(self, progress: CheckProgress | None = None) -> Iterator[DamagedEntry]:
         return check(self._environment, progress or CheckProgress())
 
+    def length_problem(self) -> str:
+        """Return what is wrong where the file was cut short, or nothing. What it lacks kills a process that reads it."""
+        return length_problem(self._environment)
+
     def tree_problem(self) -> str:
         """Return what is wrong with the trees that find everything, or nothing. Blocks for about 4 us an entry."""
         return tree_problem(self._environment)
@@ -194,6 +198,10 @@ class LmdbStore:
         except (lmdb.Error, OSError) as error:
             raise translate(error, environment.path) from error
         return Compaction(before.file_bytes, after.file_bytes, before.disk_bytes, after.disk_bytes, only_end=not can_punch)
+
+    def abandon(self) -> None:
+        """Have ``close`` write nothing, as the file is damaged or gone."""
+        self._writer.abandon()
 
     def close(self) -> None:
         """Finish what was asked for, drop what is staged, close. Idempotent.

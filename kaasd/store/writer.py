@@ -57,6 +57,7 @@ class Writer:
         """What could not be freed; the next sweep tries again."""
         self._garbage_left = False
         self._closing = False
+        self._abandoned = False
         self._failure: BaseException | None = None
         """What ended the thread, where that was not ``close``."""
         self._thread = threading.Thread(target=self._run_thread, name="store-writer", daemon=True)
@@ -111,6 +112,10 @@ class Writer:
         if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._compact(future, orphans, is_stopped)))):
             future.set_exception(self._ended_error())
         return future
+
+    def abandon(self) -> None:
+        """Have ``close`` leave what is staged to the next process, and so write nothing: the file is damaged or gone."""
+        self._abandoned = True
 
     def close(self) -> None:
         """Finish all that is queued, drop what is staged, and end the thread. Idempotent. Returns also where it has failed."""
@@ -180,8 +185,9 @@ class Writer:
             if time.monotonic() >= sweep_at:
                 sweep_at = time.monotonic() + self._sweep_interval_s
                 self._add_sweep()
-        for _ in self._sweep(Future(), own=True):
-            pass
+        if not self._abandoned:
+            for _ in self._sweep(Future(), own=True):
+                pass
 
     def _has_work(self) -> bool:
         return bool(self._waiting or self._tasks or self._dropped or self._garbage_left)

@@ -252,7 +252,7 @@ def running_server(
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
             quarantine=quarantine,
-            watch=StoreWatch(store.identity, store.tree_problem),
+            watch=StoreWatch(store.identity, store.length_problem, store.tree_problem),
         )
 
     try:

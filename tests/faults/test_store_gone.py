@@ -131,6 +131,17 @@ def test_the_daemon_fails_what_runs_and_ends(lose: Callable[[Path], None], start
     assert "Traceback" not in log
 
 
+def test_a_file_that_is_cut_short_ends_the_daemon(start: Start) -> None:
+    """What is missing would kill who next reads it, without a word."""
+    daemon = start()
+    daemon.kaas.put("a", bytes(1 << 20))
+    os.truncate(daemon.store / "data.mdb", 1 << 18)
+    assert daemon.process.wait(60) == 1
+    log = daemon.log()
+    assert re.findall(rf"^kaasd: {daemon.store}/data.mdb is cut short: it has 262144 bytes of ", log, re.M)
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize(
     "write",
     [

@@ -415,7 +415,7 @@ def test_the_main_tree_is_damaged_while_it_is_open(file: Path, opened: LmdbStore
         opened.stats,
         lambda: opened.commit([Write("a", [b"1"])]).result(),
     ):
-        with pytest.raises(DataDamagedError, match="the trees of .* are damaged") as caught:
+        with pytest.raises(DataDamagedError, match=r"the trees of .* are damaged") as caught:
             use()
         assert dict(caught.value.metadata) == {}
 
