@@ -91,6 +91,8 @@ def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError
         return errors.ConnectionFailedError(message, {"address": address})
     if code == "RESOURCE_EXHAUSTED":
         return errors.MessageTooLargeError(f"{details}; use put and get for large values")
+    if code == "DEADLINE_EXCEEDED" and details == "Deadline Exceeded":  # gRPC's words where the client gave up first
+        return errors.DeadlineExceededError("no answer came before the deadline of the call")
     if code in ("DEADLINE_EXCEEDED", "CANCELLED"):
         return _BY_CODE[code](details)
     return errors.InternalError(f"{code}: {details}")

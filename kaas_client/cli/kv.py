@@ -47,7 +47,7 @@ def get(
 def ls(
     ctx: typer.Context, prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that start with this.")] = ""
 ) -> None:
-    """List keys."""
+    """List keys. No value is compared: DAMAGED are those of which only the key can be read. See kaasctl store check."""
     with connected(ctx) as (client, printer):
         rows = ({**asdict(entry), "damaged": entry.damaged} for entry in client.list(prefix))
         printer.stored(rows, ["key", "size_bytes", "version", "update_time"])

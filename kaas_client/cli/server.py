@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from kaas_client.cli.session import connected
-from kaas_client.errors import KaasError
+from kaas_client.errors import DeadlineExceededError, KaasError
 from kaas_core import __version__
 
 
@@ -27,7 +27,10 @@ def stats(ctx: typer.Context) -> None:
 def drain(ctx: typer.Context) -> None:
     """Have the server refuse new requests, and return when none is left. Over its unix socket only."""
     with connected(ctx) as (client, _):
-        client.drain()
+        try:
+            client.drain()
+        except DeadlineExceededError as error:
+            raise DeadlineExceededError(f"{error}; the server goes on draining, until kaasctl resume") from error
 
 
 def resume(ctx: typer.Context) -> None:

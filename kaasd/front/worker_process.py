@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -80,6 +81,19 @@ def closing_descriptor(descriptor: int) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def ending(process: subprocess.Popen[bytes] | None) -> str:
+    """Return how a process has ended, in words."""
+    status = None if process is None else process.returncode
+    if status is None:
+        return "it never ran"
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # a real-time one
+        return f"signal {-status}"
 
 
 class WorkerProcess:
@@ -162,8 +176,14 @@ class WorkerProcess:
         """
         self._end_watch()
         delay_s = self.policy.lost(was_ready)
-        _log.warning("worker of %s (pid %d) ended; a new one starts in at most %.2f s", self._config.device, self.pid, delay_s)
         await self._reap(0.0)
+        _log.warning(
+            "worker of %s (pid %d) ended (%s); a new one starts %s",
+            self._config.device,
+            self.pid,
+            ending(self._process),
+            f"in at most {delay_s:.2f} s" if delay_s else "at once",
+        )
         while True:
             await self._back_off(delay_s, is_wanted)
             check()

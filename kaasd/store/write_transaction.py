@@ -107,7 +107,8 @@ class WriteTransaction:
         if used + size_bytes > environment.quota_bytes:
             limit, kept = environment.limit_bytes, environment.limit_bytes - environment.quota_bytes
             raise StoreFullError(
-                f"the store is full: {size_bytes} bytes are needed, {used} of {limit} are in use, {kept} are kept for deletes",
+                f"the store is full: {size_bytes} bytes are needed, {used} of {limit} (--store-limit) are in use,"
+                f" {kept} are kept for deletes",
                 {"asked_bytes": str(size_bytes), "used_bytes": str(used), "limit_bytes": str(limit)},
             )
         self._asked_bytes += size_bytes

@@ -67,6 +67,7 @@ def test_a_call_past_the_timeout(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("Submit", wait)
     done = kaasctl("--timeout", "0.05", "submit", "request.json")
     assert (done.code, done.stdout) == (6, b"")
+    assert done.stderr == "kaasctl: timed out: no answer came before the deadline of the call\n"
 
 
 def test_violations_stand_one_a_line(kaasctl: Kaasctl, server: FakeServer) -> None:

@@ -98,6 +98,13 @@ def test_drain_and_resume(kaasctl: Kaasctl, server: FakeServer) -> None:
         assert succeed(kaasctl(command)).stdout == b""
 
 
+def test_a_drain_goes_on_past_the_timeout(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Drain", Failure("DEADLINE_EXCEEDED", "past it", "DEADLINE_EXCEEDED"))
+    done = kaasctl("drain")
+    assert (done.code, done.stdout) == (6, b"")
+    assert done.stderr == "kaasctl: timed out: past it; the server goes on draining, until kaasctl resume\n"
+
+
 def test_version(kaasctl: Kaasctl, server: FakeServer) -> None:
     for _ in range(2):
         server.expect("GetServerInfo", admin_pb2.GetServerInfoResponse(version="7.8.9"))

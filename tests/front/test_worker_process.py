@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from kaas.worker.v1 import worker_pb2
+from kaas_core.errors import StoreGoneError
 from kaasd.front import worker_process
 from kaasd.front.worker_process import MOST_UNANSWERED, MOST_UNANSWERED_AT_START, Heartbeat, RestartPolicy, WorkerProcess
 
@@ -89,3 +90,28 @@ def test_a_process_that_never_answers_is_killed(monkeypatch: pytest.MonkeyPatch,
 
     asyncio.run(run())
     assert "worker of emulator" in caplog.text and "does not answer any more" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"), ("raise SystemExit(3)", "exit status 3")],
+)
+def test_how_a_process_ended_is_logged(
+    code: str, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", code))
+
+    def gone() -> None:
+        raise StoreGoneError("no other is to start")
+
+    async def run() -> None:
+        lost = asyncio.Event()
+        process = WorkerProcess(worker_pb2.WorkerConfig(device="emulator"), lambda: None, lambda message: None, lost.set)
+        await process.start()
+        await lost.wait()
+        with pytest.raises(StoreGoneError):
+            await process.restart(True, gone, lambda: False)
+        await process.close()
+
+    asyncio.run(run())
+    assert f"ended ({how}); a new one starts at once" in caplog.text

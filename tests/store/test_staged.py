@@ -135,7 +135,9 @@ def test_too_large_for_the_store(open_store: Callable, payload: Callable, read: 
     store = open_store(limit_bytes=4 << 20, chunk_bytes=64 << 10)
     store.commit([Write("a", [b"1" * 10_000])]).result()
     with store.stage() as staged:
-        with pytest.raises(StoreFullError, match="the store is full: 65536 bytes are needed"):
+        with pytest.raises(
+            StoreFullError, match=r"the store is full: 65536 bytes are needed, .* of 4194304 \(--store-limit\) are in use"
+        ):
             for _ in range(100):
                 staged.append(payload(50_000))
         with pytest.raises(InternalError, match="after its commit, failure"):
