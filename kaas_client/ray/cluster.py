@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.util import list_named_actors
 from kaas_client.ray import reports
 from kaas_client.ray.executor import CONTROL, LANE_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
 from kaas_client.ray.policies import LANES
+from kaas_client.ray.reports import REPORT_S
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import InvalidArgumentError, UnavailableError
 from kaas_core.violations import shown
@@ -40,13 +42,12 @@ class ExecutorRef:
 
 def start(kind: str, count: int | None) -> list[ExecutorRef]:
     """Return ``count`` executors of a kind, those that are there and new ones; None: one for each device of the cluster."""
-    resources = ray.cluster_resources()
     if count is None:
-        count = int(resources.get("GPU" if kind == "gpu" else EMULATOR_RESOURCE, 0)) or 1
+        count = int(ray.cluster_resources().get("GPU" if kind == "gpu" else EMULATOR_RESOURCE, 0)) or 1
     needs: dict[str, Any] = {"num_cpus": 0, "num_gpus": 1}
     if kind == "emulator":
         # Where no node says how many emulated devices it is to have, each takes the CPU that it runs on.
-        needs = {"num_cpus": 0, "resources": {EMULATOR_RESOURCE: 1}} if EMULATOR_RESOURCE in resources else {"num_cpus": 1}
+        needs = {"num_cpus": 0, "resources": {EMULATOR_RESOURCE: 1}} if _may_have(EMULATOR_RESOURCE) else {"num_cpus": 1}
     actors = actor_class(ExecutorActor)
     executors = []
     for index in range(count):
@@ -90,13 +91,21 @@ def kind_of_device(device: str) -> str:
     """Return the kind of executor that ``auto`` or ``emulator`` stands for. Raises ``InvalidArgumentError``."""
     if device not in ("auto", "emulator"):
         raise InvalidArgumentError(f"there is no device {shown(device)} for executors: auto and emulator are possible")
-    return "gpu" if device == "auto" and ray.cluster_resources().get("GPU") else "emulator"
+    return "gpu" if device == "auto" and _may_have("GPU") else "emulator"
+
+
+def _may_have(resource: str) -> bool:
+    """Return whether the cluster has a resource, or Ray's autoscaler may add nodes that have it, where it says so."""
+    possible = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return bool(ray.cluster_resources().get(resource) or possible.get(resource))
 
 
 def stop(executors: list[ExecutorRef]) -> None:
     """End executors, with what they run."""
     for executor in executors:
         ray.kill(executor.actor)
+    time.sleep(REPORT_S)  # one may be about to write a report
+    for executor in executors:
         reports.forget(executor.name)
 
 

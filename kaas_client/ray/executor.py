@@ -22,6 +22,7 @@ from kaas_client.ray.arrays import LentArray, bytes_of
 from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.metrics import Metrics, Usage
+from kaas_client.ray.node_libraries import NodeLibraries, folder_of_node
 from kaas_client.ray.reporter import Reporter
 from kaas_client.ray.tasks import Task, TaskCall
 from kaas_client.ray.tenancy import Tenancy
@@ -31,10 +32,8 @@ from kaas_core.errors import (
     InternalError,
     KaasError,
     KeyNotFoundError,
-    LibraryNotFoundError,
 )
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS
-from kaasd.libraries.registry import CACHE_BYTES, ResolvedLibrary
 from kaasd.worker.execution import Result
 
 THREADS = 128
@@ -54,29 +53,6 @@ REPLIES_S = 0.3
 """For the answers to be sent of calls that have just ended, before the process does. One that is lost is run again."""
 
 
-class ClusterLibraries:
-    """The libraries of the cluster, each fetched once."""
-
-    def __init__(self) -> None:
-        self._fetched: LRUCache[str, ResolvedLibrary] = LRUCache(CACHE_BYTES, lambda library: len(library.data))
-
-    def resolve(self, reference: str) -> ResolvedLibrary:
-        """Return the library of a content id. Raises ``LibraryNotFoundError``."""
-        library = self._fetched.get(reference)
-        if library is None:
-            content = table.get(table.Kind.LIBRARY, reference.encode())
-            if content is None:
-                raise LibraryNotFoundError(f"the cluster has no library {reference}")
-            library = ResolvedLibrary(reference, reference, content, None)
-            if len(content) <= CACHE_BYTES:
-                self._fetched[reference] = library
-        return library
-
-    def is_current(self, resolved: ResolvedLibrary) -> bool:
-        """Return True: what a content id stands for does not change."""
-        return True
-
-
 class ExecutorActor:
     """Runs tasks on one device. Each call has a thread of its own; the device has another."""
 
@@ -84,9 +60,10 @@ class ExecutorActor:
         """Open the device. Raises ``DeviceUnavailable``."""
         # An emulated device's memory is the machine's, which others need too.
         unused_limit_bytes = None if device.startswith("cuda:") else EMULATOR_UNUSED_BYTES
+        self._libraries = NodeLibraries(folder_of_node())
         self._engine = Engine(
             device,
-            ClusterLibraries(),
+            self._libraries,
             unused_limit_bytes=unused_limit_bytes,
             journal=Journal(_journal_path()),
             on_failure=_end_process,

@@ -57,7 +57,6 @@ class PoolActor:
     """Looks after the executors, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._handles: dict[str, Any] = {}
         self._sharing = Sharing()
         self._landlord: Landlord | None = None
         self._written: dict[str, float] = {}
@@ -108,9 +107,9 @@ class PoolActor:
 
     def _tell(self, name: str, method: str, *args: object) -> None:
         """Have an executor do something, without waiting for it."""
-        if name not in self._handles:
-            self._handles[name] = ray.get_actor(name, NAMESPACE)
-        getattr(self._handles[name], method).options(max_task_retries=0).remote(*args)
+        executor = reports.actor_of(name)
+        if executor is not None:
+            getattr(executor, method).options(max_task_retries=0).remote(*args)
 
 
 def start() -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import ray
 
 from kaas_client.ray import table
 
@@ -58,6 +60,15 @@ def read(names: Sequence[str]) -> dict[str, Report]:
 def names() -> list[str]:
     """Return the names of the executors that have ever come up."""
     return [key.decode() for key in table.keys(table.Kind.REPORT)]
+
+
+def actor_of(name: str) -> Any:
+    """Return the actor of an executor that has reported; None, and forget it, where it is gone for good."""
+    try:
+        return ray.get_actor(name, table.NAMESPACE)
+    except ValueError:
+        forget(name)  # it may have written that when it was told to end
+        return None
 
 
 def forget(name: str) -> None:

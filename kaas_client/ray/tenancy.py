@@ -10,11 +10,8 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
-import ray
-
 from kaas_client.ray import policies, reports
 from kaas_client.ray.policies import Sharing
-from kaas_client.ray.table import NAMESPACE
 
 ASK_S = 0.5
 """Between two looks at what other executors say, while calls wait that should run there."""
@@ -99,7 +96,7 @@ class Tenancy:
                 self._asked_at = monotonic()
             tenant = self.sharing.tenant(group)
             names = [name for name, owner in self._others.items() if owner == tenant]
-        return ray.get_actor(names[hash(threading.get_ident()) % len(names)], NAMESPACE) if names else None
+        return reports.actor_of(names[hash(threading.get_ident()) % len(names)]) if names else None
 
     @property
     def _owner(self) -> str | None:

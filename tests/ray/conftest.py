@@ -10,6 +10,7 @@ from time import monotonic, sleep
 
 import pytest
 import ray
+from ray.cluster_utils import Cluster
 
 import kaas_client.ray as kaas_ray
 from kaas_client.ray.metrics import Usage
@@ -20,6 +21,8 @@ _STARTS = 3
 """Ray gives up when a process of its own needs more than 15 to 30 s to start, as it may on a busy machine."""
 OBJECT_STORE_BYTES = 256 << 20
 SETTLED_WITHIN_S = 20.0
+_HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
+"""Nodes that are lost are to be missed within some seconds. One that is late is not lost: it has 10 s for each of 5 times."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -29,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def settled(cluster: None) -> Callable[[str], Usage]:
+def settled(cluster: Cluster) -> Callable[[str], Usage]:
     """Return what says what is on an executor's device once no call uses any of it, soon after the last has its results."""
 
     def settled(name: str) -> Usage:
@@ -50,14 +53,14 @@ def usage(settled: Callable[[str], Usage]) -> Callable[[], Usage]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A cluster that this process has joined, with the executors ``emulator:0`` and ``emulator:1``."""
-    _start()
+def cluster() -> Iterator[Cluster]:
+    """A cluster of one node that this process has joined, with the executors ``emulator:0`` and ``emulator:1``."""
+    started = _start()
     try:
         kaas_ray.init("emulator", executors=2)
-        yield
+        yield started
     finally:
-        ray.shutdown()
+        _stop(started)
 
 
 def set_up_environment() -> None:
@@ -68,23 +71,37 @@ def set_up_environment() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 
-def _start() -> None:
+def wait_until(is_so: Callable[[], bool], timeout_s: float = SETTLED_WITHIN_S) -> None:
+    """Return when something is so that is to come about."""
+    deadline = monotonic() + timeout_s
+    while not is_so():
+        assert monotonic() < deadline
+        sleep(0.02)
+
+
+def _start() -> Cluster:
     """Start Ray, or skip where it cannot be started at all."""
     set_up_environment()
     for attempt in range(1, _STARTS + 1):
+        started = Cluster()
         try:
-            ray.init(
-                address="local",
+            started.add_node(
                 num_cpus=2,
                 resources={"kaas_emulator": 2},
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
+                _system_config=_HEALTH,
             )
+            ray.init(address=started.address, logging_level=logging.ERROR, log_to_driver=False)
         except Exception as error:
-            ray.shutdown()
+            _stop(started)
             if attempt == _STARTS:
                 pytest.skip(f"Ray did not start in {_STARTS} attempts: {error}")
         else:
-            return
+            break
+    return started
+
+
+def _stop(cluster: Cluster) -> None:
+    ray.shutdown()
+    cluster.shutdown()
