@@ -60,7 +60,7 @@ def test_error_names_the_figures(open_store: Callable, payload: Callable) -> Non
     store = open_store(**SETTINGS)
     store.commit([Write("a", [payload(1 << 20)])]).result()
     used = store.stats().used_bytes
-    figures = rf"{CHUNK_BYTES} bytes are needed, \d+ of {LIMIT_BYTES} are in use, {256 << 10} are kept"
+    figures = rf"{CHUNK_BYTES} bytes are needed, \d+ of {LIMIT_BYTES} \(--store-limit\) are in use, {256 << 10} are kept"
     with pytest.raises(StoreFullError, match=figures) as caught:
         store.commit([Write("b", [payload(LIMIT_BYTES)])]).result()
     assert caught.value.metadata["limit_bytes"] == str(LIMIT_BYTES)
