@@ -96,14 +96,21 @@ def test_one_call_that_waits_for_an_input_delays_none_of_100_others(tmp_path: Pa
     assert ray.get([waiting, waiting_until], timeout=60) == [expected] * 2
 
 
+CANCELLATIONS = 4
+"""Ray was seen to lose one that came in the same millisecond as its call: once in some hundred."""
+
+
 def test_a_call_that_waits_for_an_input_is_cancelled(tmp_path: Path) -> None:
     a, b = vectors(42)
     dot = kaas_ray.remote(dot_request()).options(**FIRST)
     never = when.remote(tmp_path / "never", a)
     for waiting in (dot.remote(a=never, b=b), dot.options(timeout=60).remote(a=never, b=b)):
-        ray.cancel(waiting)
+        for _ in range(CANCELLATIONS):
+            ray.cancel(waiting)
+            if ray.wait([waiting], timeout=10)[0]:
+                break
         with pytest.raises(TaskCancelledError):
-            ray.get(waiting, timeout=30)
+            ray.get(waiting, timeout=10)
     assert serves()
     ray.cancel(never, force=True)
 
