@@ -271,7 +271,8 @@ def test_a_pool_that_was_shut_down_keeps_its_last_metrics() -> None:
     pool = kaas.pool.Pool(1)
     pool.registerGroup("group", Worker)
     calls = [pool.run("group", "one", args=[value]) for value in range(3)]
-    assert len(ray.wait(calls, num_returns=3, timeout=60)[0]) == 3  # calls of an actor that is asynchronous may overtake each other
+    # Calls of an actor that is asynchronous may overtake each other.
+    assert len(ray.wait(calls, num_returns=3, timeout=60)[0]) == 3
     pool.shutdown()
     assert pool.getProfile().report()["workers"]["groups"]["group"]["n_one"]["total"] == 3
     with pytest.raises(kaas.pool.PoolError, match="was shut down"):
