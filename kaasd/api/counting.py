@@ -1,7 +1,7 @@
 """Counts what is in a message before it is parsed: parsing cannot be interrupted, and holds up every other call.
 
-10^6 buffers take 16 MiB and 50 ms to parse. What is written here takes 20 times as long, but other threads go on meanwhile, and
-it ends where a limit is passed.
+10^6 buffers are 11 MiB, and were parsed in 64 ms. Counting all of them takes 30 times as long, but other threads go on meanwhile,
+and it ends where a limit is passed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.front.functions import RequestLimits
 
 SMALL_BYTES = 256 << 10
-"""Parsing so much takes at most 5 ms, whatever it is."""
+"""Parsing so much took 6 ms at most, of empty messages."""
 STEP_FIELDS = 1000
 """Counted in less than a millisecond."""
 MAX_FIELDS = 750_000
-"""Of a message, at all levels. Parsed in 15 ms."""
+"""Of a message, at all levels: more than the largest request has. Parsed in 8 to 38 ms, by what they are."""
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 """Wire types."""

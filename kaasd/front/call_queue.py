@@ -24,12 +24,11 @@ from kaas_core.errors import (
     QueueFullError,
     WorkerRestartingError,
 )
+from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.ipc.channel import Stage
 
 DEATH = "the worker's process ended"
 """How a worker is lost that says nothing."""
-MOST_LOSSES = 3
-"""Workers that may die while they run one call, before it is given up."""
 WAITING_AT_WORKER = 1
 """Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
@@ -212,12 +211,12 @@ class CallQueue:
             self._losses[call] = self._losses.get(call, 0) + 1
             if len(suspects) == 1:
                 decisions.append(Blame(call))
-            if self._losses[call] < MOST_LOSSES:
+            if self._losses[call] < MOST_WORKERS:
                 self._wait(call, self._sent[call].input_bytes)
                 self._alone.add(call)
             else:
-                workers = {"workers": str(MOST_LOSSES), "last_fault": DEATH}
-                text = f"the request was running each time when {MOST_LOSSES} workers died; nothing was changed"
+                workers = {"workers": str(MOST_WORKERS), "last_fault": DEATH}
+                text = f"the request was running each time when {MOST_WORKERS} workers died; nothing was changed"
                 decisions.append(self._fail(call, QuarantinedError(text, workers)))
         for call in reversed(waiting):
             self._wait_first(call, self._sent[call].input_bytes)

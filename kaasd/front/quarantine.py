@@ -12,7 +12,7 @@ from kaas_core.errors import QuarantinedError, RequestNotFoundError
 from kaas_core.violations import shown
 
 MOST_WORKERS = 3
-"""That a request may cost."""
+"""That a request may cost: one call of it, and all its calls together."""
 MOST_KNOWN = 1024
 """Requests whose costs are known, the last ones."""
 

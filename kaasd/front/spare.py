@@ -94,7 +94,7 @@ class Spare:
             self._ready = Ready(self._process, message.ready.device)
             for request in list(self._recent.values()):
                 self._prepare(request)
-        elif message.HasField("failed") and message.failed.reason and self._ready is None:
+        elif message.HasField("failed") and self._ready is None:
             _log.error("spare worker of %s: %s", self._config.device, error_from_failed(message.failed))
 
     def _lost(self) -> None:

@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kaas.worker.v1 import worker_pb2
@@ -72,15 +72,6 @@ class Heartbeat:
     def answered(self) -> None:
         """It runs."""
         self.unanswered, self.has_answered = 0, True
-
-
-@contextmanager
-def closing_descriptor(descriptor: int) -> Iterator[None]:
-    """Close it at the end."""
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def ending(process: subprocess.Popen[bytes] | None) -> str:
@@ -150,7 +141,8 @@ class WorkerProcess:
             for ours, _ in pairs:
                 on_failure.callback(ours.close)
             shared = Progress.create(self._config.concurrency + SPARE_PLACES)
-            with pairs[0][1] as calls, pairs[1][1] as cancellations, closing_descriptor(shared):
+            with pairs[0][1] as calls, pairs[1][1] as cancellations, ExitStack() as at_end:
+                at_end.callback(os.close, shared)
                 descriptors = (calls.fileno(), cancellations.fileno(), shared)
                 process = subprocess.Popen([*COMMAND, *map(str, descriptors)], pass_fds=descriptors, stdin=subprocess.DEVNULL)
                 progress = Progress(shared)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
-from kaasd.front.call_queue import MOST_LOSSES, Blame, CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
+from kaasd.front.call_queue import Blame, CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
+from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.ipc.channel import Stage
 
 RUNNING, COMMITTING = Stage
@@ -126,13 +127,13 @@ def test_what_a_worker_ran_is_run_again_alone_behind_what_waited() -> None:
 def test_a_call_that_costs_several_workers_is_given_up() -> None:
     queue = ready_queue()
     queue.submit(1)
-    for _ in range(MOST_LOSSES - 1):
+    for _ in range(MOST_WORKERS - 1):
         assert queue.worker_lost({1: RUNNING}) == [Blame(1)]
         assert queue.worker_ready() == [Send(1)]
     blamed, failed = queue.worker_lost({1: RUNNING})
     assert blamed == Blame(1)
     assert isinstance(failed, Fail)
-    assert (failed.error.reason, failed.error.metadata["workers"]) == ("QUARANTINED", str(MOST_LOSSES))
+    assert (failed.error.reason, failed.error.metadata["workers"]) == ("QUARANTINED", str(MOST_WORKERS))
     assert queue.worker_ready() == []
 
 

@@ -111,6 +111,7 @@ def test_one_that_commits(tmp_path: Path) -> None:
             await until(lambda: [r.state for r in dispatcher.requests()] == [admin_pb2.REQUEST_STATE_COMMITTING])
             await execute(dispatcher, "release")
             await committing
+            assert dispatcher.requests() == []
 
     run(body())
 
