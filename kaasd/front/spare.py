@@ -38,6 +38,7 @@ class Spare:
         """``check_store`` is called before each is started; where it raises ``KaasError``, none is started any more."""
         self._config = config
         self._check_store = check_store
+        self._closed = False
         self._ready: Ready | None = None
         self._process: WorkerProcess | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -73,8 +74,8 @@ class Spare:
             self._ready.process.calls.send(message)
 
     async def close(self) -> None:
-        """End it. Idempotent."""
-        self._ready = None
+        """End it, and have no other. Idempotent."""
+        self._closed, self._ready = True, None
         if self._keeping is not None:
             self._keeping.cancel()
         if self._process is not None:
@@ -100,6 +101,8 @@ class Spare:
     def _lost(self) -> None:
         assert self._process is not None
         was_ready, self._ready = self._ready is not None, None
+        if self._closed:
+            return
         self._keeping = asyncio.create_task(self._restart(self._process, was_ready))
 
     async def _start(self, process: WorkerProcess) -> None:

@@ -113,6 +113,19 @@ def test_a_worker_that_ends_before_there_is_a_spare_is_replaced_as_without_one(t
     run(body())
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_none_comes_in_place_of_one_that_was_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture, waits: bool) -> None:
+    async def body() -> None:
+        async with supervised(tmp_path, has_spare=True) as worker:
+            spare = spare_of(worker)
+            await until(lambda: spare.is_ready if waits else pid_of(spare))
+            keeping = spare._keeping
+        assert spare._keeping is keeping, "it was started anew"
+
+    run(body())
+    assert "ended" not in caplog.text
+
+
 def test_none_is_started_where_the_store_is_gone(tmp_path: Path) -> None:
     def check() -> None:
         raise StoreGoneError("it is gone")
