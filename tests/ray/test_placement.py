@@ -42,9 +42,12 @@ class Seen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, names: Sequence[str]) -> None:
         self.refs = [ExecutorRef(name, Handle()) for name in names]
         self.reports: dict[str, Report] = {}
+        self.now_s = 1000.0
         monkeypatch.setattr(policies, "read", Sharing)
         monkeypatch.setattr(reports, "read", lambda _: dict(self.reports))
         monkeypatch.setattr(placement.threading, "Thread", lambda **_: Handle.__new__(_Thread))
+        # Time stands still between choices: what was sent is owed until a test says otherwise, however slow the machine is.
+        monkeypatch.setattr(placement, "monotonic", lambda: self.now_s)
         self.task = Task.of(product_request(LARGE).spec)
 
     def say(self, name: str, process: str = "1", **more: Any) -> None:
@@ -130,7 +133,7 @@ def test_what_an_executor_holds_or_has_dropped_is_known_from_its_report(seen: Se
     placer = seen.placer()
     first = placer.choose(seen.task, {"a": constant}, "default", None)
     assert first.chosen is not None
-    placer._tenants.ended(first.chosen, monotonic())
+    placer._tenants.ended(first.chosen, seen.now_s)
     other = "b" if first.executor.name != "b" else "c"
     seen.say(first.executor.name, dropped=[constant.binary()])
     seen.say(other, held=[constant.binary()])
