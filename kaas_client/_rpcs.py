@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -27,6 +28,7 @@ from kaas_client._status import from_stream_error
 from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Source, Upload, flat_view
 from kaas_client.builders import Request
 from kaas_client.types import Key
+from kaas_core.address import CONNECTION_AGENT
 from kaas_core.protobuf import request_to_proto
 
 T = TypeVar("T")
@@ -50,6 +52,7 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 1000),
         # This is not the least back-off, but what an attempt may take: a busy server answers late.
         ("grpc.min_reconnect_backoff_ms", 10_000),
+        ("grpc.primary_user_agent", f"{CONNECTION_AGENT}{secrets.token_hex(8)}"),
     ]
 
 

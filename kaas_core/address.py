@@ -16,6 +16,8 @@ from pathlib import Path
 
 ADDRESS_VARIABLE = "KAAS_ADDRESS"
 """The environment variable that names the server for clients."""
+CONNECTION_AGENT = "kaas-connection/"
+"""What a client's user agent says before 64 random bits that name its connection: it tells apart who shares a socket."""
 SOCKET_NAME = "kaasd.sock"
 SYSTEM_DIRECTORY = Path("/run/kaasd")
 TEMPORARY_DIRECTORY = Path("/tmp")

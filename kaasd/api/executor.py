@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from functools import partial
 
 import grpc
 
 from kaas.v1 import executor_pb2
+from kaas_core.address import CONNECTION_AGENT
 from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.api.core import Core
 from kaasd.api.errors import to_stream_error
@@ -30,7 +32,7 @@ class ExecutorServicer:
         validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
-        execution = self._run(validated, {}, inputs, request, _deadline(context))
+        execution = self._run(validated, {}, inputs, request, _deadline(context), partial(sender_of, context))
         del request, inputs
         reply = await execution
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
@@ -77,7 +79,7 @@ class ExecutorServicer:
     def Invoke(
         self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext
     ) -> Awaitable[executor_pb2.InvokeResponse]:
-        return self._invoke(request, _deadline(context))
+        return self._invoke(request, _deadline(context), partial(sender_of, context))
 
     async def InvokeStream(
         self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
@@ -86,11 +88,12 @@ class ExecutorServicer:
         stream_deadline = _deadline(context)
         places = asyncio.Semaphore(self._core.settings.max_in_flight)
         writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
+        sender = partial(sender_of, context, stream=object())
 
         async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None) -> None:
             id = request.id
             try:
-                execution = self._invoke(request.invoke, deadline)
+                execution = self._invoke(request.invoke, deadline, sender)
                 del request
                 response = executor_pb2.InvokeStreamResponse(id=id, response=await execution)
             except Exception as error:
@@ -113,7 +116,9 @@ class ExecutorServicer:
         except ExceptionGroup as group:  # The stream itself failed, which ended the rest.
             raise group.exceptions[0] from None
 
-    def _invoke(self, request: executor_pb2.InvokeRequest, deadline: float | None) -> Awaitable[executor_pb2.InvokeResponse]:
+    def _invoke(
+        self, request: executor_pb2.InvokeRequest, deadline: float | None, sender: Callable[[], Hashable]
+    ) -> Awaitable[executor_pb2.InvokeResponse]:
         """Check an invocation; return its execution. No coroutine: its frame would hold the inputs once more while they wait."""
         validated = self._core.functions.get(request.function).validated
         keys: dict[str, str] = {}
@@ -130,7 +135,7 @@ class ExecutorServicer:
         validated.check_inputs(inputs, "bindings")
         if keys:
             validated.check_keys(keys)
-        return self._run(validated, keys, inputs, request, deadline, request.function)
+        return self._run(validated, keys, inputs, request, deadline, sender, request.function)
 
     def _run(
         self,
@@ -139,6 +144,7 @@ class ExecutorServicer:
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
         deadline: float | None,
+        sender: Callable[[], Hashable],
         function: str = "",
     ) -> Awaitable[executor_pb2.InvokeResponse]:
         """Check what is to be returned; return the execution, which does not hold ``request`` and ``inputs`` while it waits."""
@@ -158,6 +164,7 @@ class ExecutorServicer:
             deadline=deadline,
             trace=request.trace,
             function=function,
+            sender=sender,
         )
 
 
@@ -165,3 +172,13 @@ def _deadline(context: grpc.aio.ServicerContext) -> float | None:
     """Return the call's deadline in the loop's time, or None."""
     remaining: float | None = context.time_remaining()
     return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+def sender_of(context: grpc.aio.ServicerContext, stream: Hashable = None) -> Hashable:
+    """Return who sends a call: callers that wait take turns by this.
+
+    A client of ours names its connection, which is the sender of all that comes by it. Of others the address is known, which all
+    share on a unix socket, and which ``stream`` a call came by.
+    """
+    user_agent = next((value for key, value in context.invocation_metadata() or () if key == "user-agent"), "")
+    return (context.peer(), user_agent, None if CONNECTION_AGENT in str(user_agent) else stream)

@@ -1,16 +1,16 @@
 """Which calls a worker has, when each is due, and what becomes of it: events in, decisions out, no I/O.
 
 A worker begins its calls in the order in which they were sent, ``concurrency`` at a time, so the oldest unanswered ones are
-taken for those that it is serving. When it dies it has left word which it had begun: the others are sent to its successor. So are
-those that had changed nothing yet, each alone, since one of them may be why it died; but not again and again. Likewise where a
-fault took the device from several requests and nobody can tell which of them did it.
+taken for those that it is serving. When it dies it has left word which it had begun: the others are sent to its successor. Those
+that had changed nothing yet are run again elsewhere, where they hurt nobody, since one of them may be why it died; but not again
+and again. Likewise where a fault took the device from several requests and nobody can tell which of them did it.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -25,10 +25,13 @@ from kaas_core.errors import (
     WorkerRestartingError,
 )
 from kaasd.front.quarantine import MOST_WORKERS
+from kaasd.front.turns import Turns
 from kaasd.ipc.channel import Stage
 
 DEATH = "the worker's process ended"
 """How a worker is lost that says nothing."""
+_OTHERS = object()
+"""Stands for whoever sends calls that come from another queue."""
 WAITING_AT_WORKER = 1
 """Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
@@ -83,7 +86,15 @@ class Blame(NamedTuple):
     call: int
 
 
-Decision = Send | Fail | Cancel | Kill | Blame
+class Isolate(NamedTuple):
+    """Run the call where it can hurt no other. It is this queue's no more."""
+
+    call: int
+    losses: int
+    """Workers that have died while they ran it."""
+
+
+Decision = Send | Fail | Cancel | Kill | Blame | Isolate
 
 
 @dataclass(slots=True)
@@ -99,14 +110,16 @@ class _Sent:
 class CallQueue:
     """The calls of one worker, waiting and sent."""
 
-    def __init__(self, max_queued: int, concurrency: int = 1, max_queued_bytes: float = math.inf) -> None:
+    def __init__(
+        self, max_queued: float, concurrency: int = 1, max_queued_bytes: float = math.inf, *, isolates: bool = True
+    ) -> None:
+        """``isolates`` says that suspects run elsewhere; otherwise they run here again."""
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._concurrency = concurrency
+        self._isolates = isolates
         self._ready = False
-        self._queued: OrderedDict[int, int] = OrderedDict()
-        """The size of each one's inputs."""
-        self._queued_bytes = 0
+        self._waiting = Turns()
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._alone: set[int] = set()
         """Calls that must not run beside others."""
@@ -130,27 +143,46 @@ class CallQueue:
     @property
     def load(self) -> int:
         """All calls."""
-        return len(self._queued) + len(self._sent)
+        return len(self._waiting.calls) + len(self._sent)
 
     @property
     def queued_bytes(self) -> int:
         """Size of the inputs of all calls that have not been sent."""
-        return self._queued_bytes
+        return self._waiting.input_bytes
 
     def is_sent(self, call: int) -> bool:
         """Return whether a call is at the worker."""
         return call in self._sent
 
-    def submit(self, call: int, input_bytes: int = 0) -> list[Decision]:
-        """Take a new call, which brings ``input_bytes`` with it. Raises ``QueueFullError``."""
-        if len(self._queued) >= self._max_queued:
-            raise QueueFullError(f"{len(self._queued)} requests are waiting already, the most that this server allows")
-        if self._queued_bytes + input_bytes > self._max_queued_bytes and (self._queued or not self._has_place):
+    def submit(self, call: int, input_bytes: int = 0, sender: Callable[[], Hashable] = lambda: None) -> list[Decision]:
+        """Take a new call, which brings ``input_bytes`` with it. Raises ``QueueFullError``.
+
+        ``sender`` is asked, where the call has to wait, whose it is: senders take turns.
+        """
+        waiting = self._waiting
+        if not waiting.calls and self._has_place and not self._alone:
+            self._sent[call] = _Sent(input_bytes)
+            return [Send(call)]
+        if len(waiting.calls) >= self._max_queued:
+            raise QueueFullError(f"{len(waiting.calls)} requests are waiting already, the most that this server allows")
+        if waiting.input_bytes + input_bytes > self._max_queued_bytes and (waiting.calls or not self._has_place):
             raise QueueFullError(
-                f"requests with {self._queued_bytes} bytes of inputs are waiting already, and with the {input_bytes} of this one"
+                f"requests with {waiting.input_bytes} bytes of inputs are waiting already, and with the {input_bytes} of this one"
                 f" it would be more than the {self._max_queued_bytes} that this server allows"
             )
-        self._wait(call, input_bytes)
+        waiting.add(call, sender(), input_bytes)
+        return self._next()
+
+    def admit(self, call: int, input_bytes: int, losses: int = 0, *, alone: bool = False) -> list[Decision]:
+        """Take a call that another queue had, and that has cost ``losses`` workers there. It is refused nothing.
+
+        ``alone``, where it must not run beside others.
+        """
+        if losses:
+            self._losses[call] = losses
+        if alone:
+            self._alone.add(call)
+        self._waiting.add(call, _OTHERS, input_bytes)
         return self._next()
 
     def worker_ready(self) -> list[Decision]:
@@ -171,25 +203,25 @@ class CallQueue:
         self._forget(call)
         return self._next()
 
-    def run_again(self, call: int, *, alone: bool) -> list[Decision]:
-        """The worker has lost its device while it served a call, and changed nothing: its successor is to run it.
+    def run_again(self, call: int, *, suspect: bool) -> list[Decision]:
+        """The worker has lost its device while it served a call, and changed nothing: the call is to run again.
 
-        ``alone``, where the call may be the one at fault.
+        Its successor runs it, or, where it is a ``suspect``, that may be the one at fault, who runs these.
         """
         self._device_lost()
         sent = self._sent.pop(call, _Sent())
         if sent.cancelled is not None:
             return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
-        self._wait_first(call, sent.input_bytes)
-        if alone:
-            self._alone.add(call)
+        if suspect:
+            return self._suspect(call, sent.input_bytes)
+        self._waiting.add_first(call, sent.input_bytes)
         return []
 
     def worker_lost(self, begun: Mapping[int, Stage]) -> list[Decision]:
         """The worker has gone, which had begun these calls and not answered them.
 
-        What it committed fails. What it ran is run again, alone, unless it has cost several workers; what only waited there waits
-        for the next one.
+        What it committed fails. What it ran is run again as suspects are, unless it has cost several workers; what only waited
+        there waits for the next one.
         """
         self._ready = False
         decisions: list[Decision] = []
@@ -207,27 +239,20 @@ class CallQueue:
                 suspects.append(call)
             else:
                 waiting.append(call)
-        for call in suspects:
-            self._losses[call] = self._losses.get(call, 0) + 1
-            if len(suspects) == 1:
-                decisions.append(Blame(call))
-            if self._losses[call] < MOST_WORKERS:
-                self._wait(call, self._sent[call].input_bytes)
-                self._alone.add(call)
-            else:
-                workers = {"workers": str(MOST_WORKERS), "last_fault": DEATH}
-                text = f"the request was running each time when {MOST_WORKERS} workers died; nothing was changed"
-                decisions.append(self._fail(call, QuarantinedError(text, workers)))
         for call in reversed(waiting):
-            self._wait_first(call, self._sent[call].input_bytes)
+            self._waiting.add_first(call, self._sent[call].input_bytes)
+        if len(suspects) == 1:
+            decisions.append(Blame(suspects[0]))
+        for call in suspects:
+            decisions += self._suspect(call, self._sent[call].input_bytes)
         self._sent.clear()
         self._last_served, self._killing = None, False
         return decisions
 
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
         """A call's deadline has passed, its caller has gone, or an operator wants its end."""
-        if call in self._queued:
-            self._queued_bytes -= self._queued.pop(call)
+        if call in self._waiting.calls:
+            self._waiting.remove(call)
             return [self._fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
         if sent is None or (sent.cancelled is not None and sent.cancelled.is_final):
@@ -248,20 +273,25 @@ class CallQueue:
 
     def fail_all(self, error: KaasError) -> list[Decision]:
         """No worker will come, or none soon."""
-        calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._queued]
+        return [self._fail(call, error) for call in self.take_all()]
+
+    def take_all(self) -> list[int]:
+        """Take out all calls whose callers have not been told of their end."""
+        calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._waiting]
         self._sent.clear()
-        self._queued.clear()
-        self._queued_bytes = 0
-        return [self._fail(call, error) for call in calls]
+        self._waiting = Turns()
+        return calls
+
+    def losses(self, call: int) -> int:
+        """Return how many workers have died while they ran a call that is here."""
+        return self._losses.get(call, 0)
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while self._queued and self._has_place:
-            call = next(iter(self._queued))
-            if self._sent and (call in self._alone or not self._alone.isdisjoint(self._sent)):
+        while self._waiting.calls and self._has_place:
+            if self._sent and self._alone and (self._waiting.next in self._alone or not self._alone.isdisjoint(self._sent)):
                 break
-            input_bytes = self._queued.pop(call)
-            self._queued_bytes -= input_bytes
+            call, input_bytes = self._waiting.take()
             self._sent[call] = _Sent(input_bytes)
             decisions.append(Send(call))
         return decisions
@@ -271,23 +301,26 @@ class CallQueue:
         """Whether the worker takes another call."""
         return self._ready and len(self._sent) < self._concurrency + WAITING_AT_WORKER
 
+    def _suspect(self, call: int, input_bytes: int) -> list[Decision]:
+        """A call was running when a worker was lost."""
+        losses = self._losses.get(call, 0) + 1
+        self._forget(call)
+        if losses >= MOST_WORKERS:
+            workers = {"workers": str(losses), "last_fault": DEATH}
+            text = f"the request was running each time when {losses} workers died; nothing was changed"
+            return [Fail(call, QuarantinedError(text, workers))]
+        return [Isolate(call, losses)] if self._isolates else self.admit(call, input_bytes, losses)
+
     def _fail(self, call: int, error: KaasError) -> Fail:
         self._forget(call)
         return Fail(call, error)
 
     def _forget(self, call: int) -> None:
-        """A call has ended."""
-        self._alone.discard(call)
+        """A call has ended, or gone elsewhere."""
+        if self._alone:
+            self._alone.discard(call)
         if self._losses:
             self._losses.pop(call, None)
-
-    def _wait(self, call: int, input_bytes: int) -> None:
-        self._queued[call] = input_bytes
-        self._queued_bytes += input_bytes
-
-    def _wait_first(self, call: int, input_bytes: int) -> None:
-        self._wait(call, input_bytes)
-        self._queued.move_to_end(call, last=False)
 
     def _device_lost(self) -> None:
         if self._last_served is None:

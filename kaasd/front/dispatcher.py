@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter_ns
 
@@ -137,11 +137,12 @@ class Dispatcher:
         deadline: float | None = None,
         trace: bool = False,
         function: str = "",
+        sender: Callable[[], Hashable] = lambda: None,
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace;
-        ``function`` is the request's name, if it has one.
+        ``function`` is the request's name, if it has one; ``sender`` is asked, where the call has to wait, whose it is.
         Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
@@ -156,7 +157,7 @@ class Dispatcher:
             message.only_call = self._in_flight.only_call
             try:
                 due = latest if deadline is None else min(deadline, latest)
-                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes, function)
+                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes, function, sender)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
@@ -288,8 +289,8 @@ class Dispatcher:
                     requests_succeeded=counters["succeeded"],
                     requests_failed=counters["failed"],
                     kernels_launched=counters["kernels_launched"],
-                    queued=supervisor.queue.queued,
-                    running=supervisor.queue.running,
+                    queued=supervisor.queued,
+                    running=supervisor.running,
                     run_time=run_time,
                 )
             )

@@ -68,10 +68,10 @@ class Spare:
             self._recent[request.digest] = request
             self._prepare(request)
 
-    def forget_library(self, message: worker_pb2.ToWorker) -> None:
+    def forget_library(self, library_id: str) -> None:
         """An uploaded library was deleted."""
-        if self._ready is not None and self._ready.process.calls is not None:
-            self._ready.process.calls.send(message)
+        if self._ready is not None:
+            self._ready.process.forget_library(library_id)
 
     async def close(self) -> None:
         """End it, and have no other. Idempotent."""

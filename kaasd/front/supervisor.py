@@ -1,51 +1,27 @@
-"""Keeps the worker of one device alive and passes calls to it.
+"""Keeps the worker of one device alive: starts it, replaces it, and passes calls to it.
 
-The decisions are ``CallQueue``'s, ``Deadlines``' and ``SeenRequests``', the process is ``WorkerProcess``'s; here is what they
-bring about, and the timers. Everything runs on the event loop of the front.
+The process is ``WorkerProcess``'s, its calls are ``WorkerCalls``'; one that waits to take over is ``Spare``'s, and calls that may
+cost a worker run in a ``Ward``. Everything runs on the event loop of the front.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from time import perf_counter_ns
+from collections.abc import Callable
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import DrainingError, InternalError, KaasError, KernelFaultError, WorkerBusyError, WorkerRestartingError
-from kaasd.front.call_queue import (
-    DEATH,
-    Blame,
-    CallQueue,
-    Cancel,
-    CancelReason,
-    Deadlines,
-    Decision,
-    Fail,
-    Kill,
-    SeenRequests,
-    Send,
-)
+from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
+from kaasd.front.call_queue import CallQueue
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
+from kaasd.front.ward import Ward
+from kaasd.front.worker_calls import PendingCall, WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
-from kaasd.ipc.channel import Stage
-from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
-
-CANCEL_GRACE_S = 0.5
-"""From a deadline, or the word of an operator, to the killing of a worker that neither stops its kernel nor marks its device
-lost. The emulated device stops within 0.1 s, a GPU is marked lost after 0.2."""
-
-STATE_OF_STAGE = {
-    None: admin_pb2.REQUEST_STATE_QUEUED,
-    Stage.RUNNING: admin_pb2.REQUEST_STATE_RUNNING,
-    Stage.COMMITTING: admin_pb2.REQUEST_STATE_COMMITTING,
-}
+from kaasd.ipc.messages import SerializedRequest, error_from_failed
 
 MAX_FAILED_STARTS = 3
 """In a row; they take some seconds. After as many, calls do not wait for the next."""
@@ -53,21 +29,7 @@ MAX_FAILED_STARTS = 3
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class PendingCall:
-    """A call whose caller waits for the answer."""
-
-    message: worker_pb2.ToWorker
-    answer: asyncio.Future[worker_pb2.FromWorker]
-    request: SerializedRequest | None
-    """What the message is about."""
-    function: str
-    input_bytes: int
-    came_at_ns: int
-    sent_at_ns: int = 0
-
-
-class Supervisor:
+class Supervisor(WorkerCalls):
     """The worker of one device, as the front sees it."""
 
     def __init__(
@@ -84,29 +46,20 @@ class Supervisor:
 
         ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones.
         """
-        self._loop = asyncio.get_running_loop()
-        self._queue = CallQueue(max_queued, config.concurrency, max_queued_bytes)
-        self._calls: dict[int, PendingCall] = {}
-        self._deadlines = Deadlines()
-        self._timer: asyncio.TimerHandle | None = None
-        self._seen = SeenRequests(MAX_KNOWN_REQUESTS)
-        self.ids: Iterator[int] = itertools.count(1)
-        """Where the numbers of messages come from. Several supervisors may share it, so that each call has its own."""
-        self._quarantine = quarantine or Quarantine()
+        queue = CallQueue(max_queued, config.concurrency, max_queued_bytes)
+        process = WorkerProcess(config, self._process_started, self._received, self._lost)
+        super().__init__(config.device, queue, quarantine or Quarantine(), process)
+        self._config = config
         self._check_store = check_store
-        self._process = WorkerProcess(config, self._process_started, self._received, self._lost)
         self._spare = Spare(config, check_store) if has_spare else None
+        self._ward: Ward | None = None
+        """The last one."""
+        self._wards: set[asyncio.Task[None]] = set()
+        """Those whose processes have not ended."""
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._refusal: KaasError | None = None
-        """What calls fail with from now on."""
         self._start_error: KaasError | None = None
         """Why the last worker has not started, if it could say so."""
-        self._not_starting: KaasError | None = None
-        """What calls fail with until a worker has started."""
-        self._is_wanted = False
-        """A call has failed so since the last start."""
         self._restarting: asyncio.Task[None] | None = None
-        self._may_hold_pages = True
         self._hold_pages_id = 0
         """Of the last message that said so."""
         self._released: asyncio.Future[None] | None = None
@@ -119,9 +72,14 @@ class Supervisor:
         """Called when the state has changed."""
 
     @property
-    def queue(self) -> CallQueue:
-        """The calls that wait and run, to be looked at."""
-        return self._queue
+    def queued(self) -> int:
+        """Calls that wait, suspects too."""
+        return self._queue.queued + (self._ward.queue.queued if self._ward is not None else 0)
+
+    @property
+    def running(self) -> int:
+        """Calls being served, suspects too."""
+        return self._queue.running + (self._ward.queue.running if self._ward is not None else 0)
 
     async def start(self) -> None:
         """Start the worker and wait until it is ready; a spare comes later. Raises its error when its device cannot be opened."""
@@ -130,76 +88,21 @@ class Supervisor:
         if self._spare is not None:
             self._spare.keep()
 
-    async def call(
-        self,
-        message: worker_pb2.ToWorker,
-        request: SerializedRequest | None = None,
-        deadline: float | None = None,
-        input_bytes: int = 0,
-        function: str = "",
-    ) -> tuple[worker_pb2.FromWorker, int]:
-        """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
-
-        ``request`` is what the message executes or prepares, and ``function`` its name, if it has one; ``deadline`` is in the
-        loop's time; ``input_bytes`` is the size of the inputs in the message. When the awaiting task is cancelled the call is
-        cancelled too. Raises ``KaasError``.
-        """
-        if (refusal := self._refusal or self._not_starting) is not None:
-            self._is_wanted = True
-            raise refusal.with_traceback(None)
-        if request is not None and request.digest in self._quarantine.refused:
-            raise self._quarantine.refusal(request.digest)
-        call_id = message.id = next(self.ids)
-        call = PendingCall(message, self._loop.create_future(), request, function, input_bytes, perf_counter_ns())
-        self._calls[call_id] = call
-        try:
-            self._act(self._queue.submit(call_id, input_bytes))
-            if deadline is not None and self._deadlines.add(call_id, deadline):
-                self._set_timer()
-            answer = await call.answer
-        except asyncio.CancelledError:
-            # Its deadline stays: gRPC cancels a call then too, and a kernel that cannot be stopped has to end all the same.
-            self._act(self._queue.cancel(call_id, CancelReason.CANCELLED))
-            raise
-        finally:
-            del self._calls[call_id]
-        if answer.HasField("failed"):
-            raise error_from_failed(answer.failed)
-        return answer, call.sent_at_ns
-
     def requests(self, now_ns: int) -> list[admin_pb2.RequestInfo]:
-        """Return the requests whose callers wait, in the order in which they came. ``now_ns`` is a ``perf_counter_ns``."""
-        begun = self._process.begun()
-        requests = []
-        for call_id, call in self._calls.items():
-            if call.message.HasField("execute"):
-                stage = begun.get(call_id) if self._queue.is_sent(call_id) else None
-                request = admin_pb2.RequestInfo(
-                    id=str(call_id),
-                    function=call.function,
-                    device=self.info.name,
-                    state=STATE_OF_STAGE[stage],
-                    input_bytes=call.input_bytes,
-                )
-                request.age.FromNanoseconds(now_ns - call.came_at_ns)
-                requests.append(request)
-        return requests
+        """As ``WorkerCalls``, and suspects."""
+        return super().requests(now_ns) + ([] if self._ward is None else self._ward.requests(now_ns))
 
     def cancel_request(self, request_id: str) -> bool:
-        """End a request early, for an operator; return whether it is one of this worker's, whose caller waits."""
-        for call_id, call in self._calls.items():
-            if str(call_id) == request_id and call.message.HasField("execute"):
-                self._act(self._queue.cancel(call_id, CancelReason.OPERATOR))
-                return True
-        return False
+        """As ``WorkerCalls``, also a suspect."""
+        return super().cancel_request(request_id) or (self._ward is not None and self._ward.cancel_request(request_id))
 
     def forget_library(self, library_id: str) -> None:
-        """Tell the worker that an uploaded library was deleted. One that starts later knows nothing of it."""
-        message = worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id))
-        if self._process.calls is not None:
-            self._process.calls.send(message)
+        """As ``WorkerCalls``, the spare too, and who runs suspects."""
+        super().forget_library(library_id)
+        if self._ward is not None:
+            self._ward.forget_library(library_id)
         if self._spare is not None:
-            self._spare.forget_library(message)
+            self._spare.forget_library(library_id)
 
     async def release_pages(self, timeout_s: float) -> None:
         """Have the worker's device let go of the store's pages, and hold on to none until ``hold_pages``; no later one's either.
@@ -207,6 +110,8 @@ class Supervisor:
         Its requests go on. Raises ``WorkerBusyError`` where it has not done so in time, ``WorkerRestartingError`` where its
         process is about to end.
         """
+        if self._ward is not None and not self._ward.is_over:
+            raise WorkerBusyError(f"requests of {self.info.name} that may cost a worker run aside; nothing was changed")
         self._may_hold_pages = False
         if not self._process.is_running or self.info.state == admin_pb2.WORKER_STATE_STARTING:
             return  # It holds none, and is told before its first call.
@@ -215,7 +120,7 @@ class Supervisor:
         self._released = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                self._send_hold_pages()
+                self._hold_pages_id = self._send_hold_pages()
                 await self._released
         except TimeoutError:
             raise WorkerBusyError(
@@ -228,29 +133,28 @@ class Supervisor:
     def hold_pages(self) -> None:
         """Let the worker's device hold on to the store's pages again."""
         self._may_hold_pages = True
-        self._send_hold_pages()
-
-    def _send_hold_pages(self) -> None:
-        if self._process.calls is not None:
-            self._hold_pages_id = next(self.ids)
-            allowed = worker_pb2.HoldPages(allowed=self._may_hold_pages)
-            self._process.calls.send(worker_pb2.ToWorker(id=self._hold_pages_id, hold_pages=allowed))
+        self._hold_pages_id = self._send_hold_pages()
+        if self._ward is not None:
+            self._ward.hold_pages(allowed=True)
 
     def give_up(self, error: KaasError) -> None:
         """Fail all calls, and those to come, with ``error``. What the worker still answers is lost, and it gets no successor."""
         self._refusal = error
-        self._act(self._queue.fail_all(error))
+        self.fail_all(error)
+        if self._ward is not None:
+            self._ward.fail_all(error)
 
     async def close(self) -> None:
         """Stop the worker; calls that are left fail. Idempotent."""
         self.give_up(DrainingError("the server is shutting down"))
         if self._restarting is not None:
             self._restarting.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._ward is not None:
+            self._ward.end()
+        await asyncio.gather(*self._wards)
         if self._spare is not None:
             await self._spare.close()
-        await self._process.close()
+        await super().close()
         self.info.worker_pid = 0
         self._set_state(admin_pb2.WORKER_STATE_STOPPED)
 
@@ -264,20 +168,6 @@ class Supervisor:
         self.info.state = state
         self.on_state()
 
-    def _received(self, message: worker_pb2.FromWorker) -> None:
-        match message.WhichOneof("answer"):
-            case "ready":
-                self._worker_ready(message.ready.device)
-            case "unknown_request" if message.id in self._calls:
-                self._queue.sent_again(message.id)
-                self._send(message.id, with_content=True)
-            case "pages_released":
-                self._pages_released(message.id, None)
-            case "failed":
-                self._failed(message)
-            case _:
-                self._answered(message)
-
     def _worker_ready(self, device: admin_pb2.Device) -> None:
         self.info.CopyFrom(device)
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
@@ -286,7 +176,7 @@ class Supervisor:
         if not self._ready.done():
             self._ready.set_result(None)
         if not self._may_hold_pages:
-            self._send_hold_pages()
+            self._hold_pages_id = self._send_hold_pages()
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
 
@@ -299,35 +189,38 @@ class Supervisor:
         else:
             self._released.set_exception(error)
 
-    def _failed(self, message: worker_pb2.FromWorker) -> None:
-        failed = message.failed
-        if message.id == 0:  # The device cannot be opened.
-            error = error_from_failed(failed)
-            _log.error("worker of %s: %s", self.info.name, error)
-            self._start_error = error
-            if not self._ready.done():
-                self._ready.set_exception(error)
-            return
-        if message.id == self._hold_pages_id:
-            self._pages_released(message.id, error_from_failed(failed))
-        if failed.device_lost:
-            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
-            by_another = failed.reason == WorkerRestartingError.reason
-            if by_another or int(failed.metadata.get("suspects", "1")) > 1:
-                self._act(self._queue.run_again(message.id, alone=not by_another))
-                return
-            if failed.reason == KernelFaultError.reason:
-                self._blame(message.id, failed.message)
-        self._answered(message, device_lost=failed.device_lost)
+    def _cannot_start(self, error: KaasError) -> None:
+        _log.error("worker of %s: %s", self.info.name, error)
+        self._start_error = error
+        if not self._ready.done():
+            self._ready.set_exception(error)
 
-    def _answered(self, message: worker_pb2.FromWorker, *, device_lost: bool = False) -> None:
-        call = self._calls.get(message.id)
-        if call is not None and not call.answer.done():
-            call.answer.set_result(message)
-            if self._quarantine.suspected and call.request is not None and message.HasField("executed"):
-                self._quarantine.acquit(call.request.digest)
-        self._deadlines.discard(message.id)
-        self._act(self._queue.answered(message.id, device_lost=device_lost))
+    def _failed(self, message: worker_pb2.FromWorker) -> None:
+        if message.id == self._hold_pages_id:
+            self._pages_released(message.id, error_from_failed(message.failed))
+        if message.failed.device_lost:
+            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
+        super()._failed(message)
+
+    def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
+        if self._ward is None or self._ward.is_over:
+            self._ward = Ward(self._config, self._quarantine, self._check_store, self._take_back)
+            self._ward.hold_pages(allowed=self._may_hold_pages)
+            self._ward.ids = self.ids
+            running = self._loop.create_task(self._ward.run())
+            self._wards.add(running)
+            running.add_done_callback(self._wards.discard)
+        self._ward.admit(call_id, call, losses)
+
+    def _take_back(self, call_id: int, call: PendingCall, losses: int) -> None:
+        """Run a suspect beside no other, since it cannot run in a process of its own."""
+        self.admit(call_id, call, losses, alone=True)
+        if self._refusal is not None:
+            self.fail_all(self._refusal)
+
+    def _is_new(self, request: SerializedRequest) -> None:
+        if self._spare is not None:
+            self._spare.warm(request)
 
     def _lost(self) -> None:
         was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
@@ -372,73 +265,3 @@ class Supervisor:
         except KaasError as error:
             self.give_up(error)
             self._set_state(admin_pb2.WORKER_STATE_STOPPED)
-
-    def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadlines.wakes_at, self._deadlines_passed)
-
-    def _deadlines_passed(self) -> None:
-        self._timer = None
-        passed = self._deadlines.passed(self._loop.time())
-        if self._deadlines.wakes_at < math.inf:
-            self._set_timer()
-        for call_id in passed:
-            self._act(self._queue.cancel(call_id, CancelReason.DEADLINE))
-
-    def _grace_over(self, call_id: int) -> None:
-        self._act(self._queue.grace_over(call_id))
-
-    def _act(self, decisions: Iterable[Decision]) -> None:
-        for decision in decisions:
-            match decision:
-                case Send(call_id):
-                    self._send(call_id)
-                case Fail(call_id, error):
-                    self._fail(call_id, error)
-                case Cancel(call_id, reason):
-                    if self._process.cancellations is not None:
-                        cancel = worker_pb2.Cancel(
-                            deadline_exceeded=reason is CancelReason.DEADLINE, by_operator=reason is CancelReason.OPERATOR
-                        )
-                        self._process.cancellations.send(worker_pb2.ToWorker(id=call_id, cancel=cancel))
-                    if reason.is_final:
-                        self._loop.call_later(CANCEL_GRACE_S, self._grace_over, call_id)
-                case Kill():
-                    self._process.kill()
-                case Blame(call_id):
-                    self._blame(call_id, DEATH)
-
-    def _send(self, call_id: int, *, with_content: bool = False) -> None:
-        call = self._calls.get(call_id)
-        if call is None:  # Its caller went away while it was queued for a successor.
-            self._deadlines.discard(call_id)
-            self._act(self._queue.answered(call_id))
-            return
-        call.sent_at_ns = perf_counter_ns()
-        if self._process.calls is not None:
-            if call.request is not None:
-                self._name_request(call.message, call.request, with_content=with_content)
-            self._process.calls.send(call.message)
-
-    def _name_request(self, message: worker_pb2.ToWorker, request: SerializedRequest, *, with_content: bool) -> None:
-        """Say in a message which request it is about, and what that is unless the worker has seen it."""
-        named = message.execute.request if message.HasField("execute") else message.prepare.request
-        named.digest = request.digest
-        is_new = self._seen.add(request.digest)
-        if is_new or with_content:
-            named.content = request.content
-        if is_new and self._spare is not None:
-            self._spare.warm(request)
-
-    def _blame(self, call_id: int, fault: str) -> None:
-        """A call has cost the worker."""
-        call = self._calls.get(call_id)
-        if call is not None and call.request is not None:
-            self._quarantine.cost(call.request.digest, fault)
-
-    def _fail(self, call_id: int, error: KaasError) -> None:
-        self._deadlines.discard(call_id)
-        call = self._calls.get(call_id)
-        if call is not None and not call.answer.done():
-            call.answer.set_exception(error)

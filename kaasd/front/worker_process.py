@@ -191,6 +191,11 @@ class WorkerProcess:
         """Return the calls that the latest process has begun and not answered, or had when it ended."""
         return {} if self._progress is None else self._progress.begun()
 
+    def forget_library(self, library_id: str) -> None:
+        """Tell it that an uploaded library was deleted. One that starts later knows nothing of it."""
+        if self.calls is not None:
+            self.calls.send(worker_pb2.ToWorker(forget_library=worker_pb2.ForgetLibrary(library=library_id)))
+
     def kill(self) -> None:
         """End the process at once, whatever it does."""
         if self._process is not None:

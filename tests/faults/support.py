@@ -108,6 +108,16 @@ def own_daemon(device: str, library_root: Path) -> AbstractContextManager[str]:
     return local_daemon("--device", device, "--library-root", str(library_root), "--log-level", "ERROR")
 
 
+def front_of(kaas: Client) -> int:
+    """Return the process that has started a daemon's workers."""
+    return int(Path(f"/proc/{kaas.devices()[0].worker_pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children(pid: int) -> set[int]:
+    """Return the processes that a process has started."""
+    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll until the server says so; the test's own time limit ends a wait in vain."""
     while not condition():

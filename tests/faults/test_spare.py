@@ -13,14 +13,9 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
 from kaas_client.errors import UnavailableError
-from tests.faults.support import dot_request, put_dot_inputs, wait_until
+from tests.faults.support import children, dot_request, front_of, put_dot_inputs, wait_until
 
 CALLERS, TAKEOVERS = 4, 3
-
-
-def children(pid: int) -> set[int]:
-    """Return the processes that a process has started."""
-    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
 
 
 def test_callers_notice_nothing_of_killed_workers(library_root: Path) -> None:
@@ -46,7 +41,7 @@ def test_callers_notice_nothing_of_killed_workers(library_root: Path) -> None:
             callers = [threading.Thread(target=invoke, args=(number, address, expected)) for number in range(CALLERS)]
             for caller in callers:
                 caller.start()
-            front = int(Path(f"/proc/{kaas.devices()[0].worker_pid}/stat").read_text().rpartition(")")[2].split()[1])
+            front = front_of(kaas)
             takeovers, seen = 0, set()
             while takeovers < TAKEOVERS:
                 before = list(done)

@@ -15,7 +15,17 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client
 from kaas_core.errors import DeadlineExceededError, QuarantinedError, RequestNotFoundError
-from tests.faults.support import as_kaas_error, contents, dot_request, own_daemon, put_dot_inputs, spin, wait_until
+from tests.faults.support import (
+    as_kaas_error,
+    children,
+    contents,
+    dot_request,
+    front_of,
+    own_daemon,
+    put_dot_inputs,
+    spin,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def test_what_a_killed_worker_ran_and_what_waited_there_run_on_its_successor(dae
 
         assert all("c" in call.result().versions for call in waiting)
         assert kaas.get("c", dtype="u4")[0] == expected
-        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        wait_until(lambda: [request.state for request in kaas.requests()] == ["running"])
         assert not running.done()
         running.cancel()
         assert {key: value for key, value in contents(kaas).items() if key != "c"} == before
@@ -60,7 +70,7 @@ def test_a_request_that_costs_several_workers_is_refused_and_others_are_not(daem
             assert isinstance(refused, QuarantinedError)
             assert refused.metadata["workers"] == "3"
         assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
-        assert kaas.devices()[0].restarts == killed
+        assert kaas.devices()[0].restarts == 1  # the others were its own
 
 
 def test_a_refused_function_cannot_be_registered_again_and_runs_again_once_it_is_released(
@@ -92,13 +102,16 @@ def test_a_refused_function_cannot_be_registered_again_and_runs_again_once_it_is
 
 
 def kill_workers_of(poison: grpc.Future, kaas: Client) -> int:
-    """Kill each worker that has a request, until the request is given up; return how many these were."""
-    killed: list[int] = []
-    while not poison.done():  # the worker may not have begun it each time, which nothing tells
+    """Kill each process that runs a request, until the request is given up; return how many these were."""
+    front, killed = front_of(kaas), set[int]()
+    while not poison.done():
         (device,) = kaas.devices()
-        if device.state == "ready" and device.worker_pid not in killed and kaas.stats().devices[0].running == 1:
-            killed.append(device.worker_pid)
-            os.kill(device.worker_pid, signal.SIGKILL)
+        if [request.state for request in kaas.requests()] == ["running"] and device.state == "ready":
+            # The first time its worker, then that of suspects.
+            runs = {device.worker_pid} if not killed else children(front) - {device.worker_pid}
+            for pid in runs - killed:
+                os.kill(pid, signal.SIGKILL)
+            killed |= runs
     return len(killed)
 
 

@@ -24,6 +24,7 @@ from kaas_core.errors import (
     InvalidLibraryError,
     KaasError,
     KernelFaultError,
+    OutOfDeviceMemoryError,
     StoreFullError,
     WorkerRestartingError,
 )
@@ -65,6 +66,9 @@ class ScriptedWorker:
         if script == "die" or (script == "die in second life" and self._life == 2):
             os._exit(3)
         if script == "fail" or (script == "fail until told" and self._life > 1 and not (self._notes / "start").exists()):
+            self._fail(0, StoreFullError("no room here"))
+            os._exit(1)
+        if script == "fail for suspects" and self._config.concurrency == 1:
             self._fail(0, StoreFullError("no room here"))
             os._exit(1)
         if script == "deaf":
@@ -145,10 +149,21 @@ class ScriptedWorker:
                 for call_id in list(self._held):
                     self._answer(call_id, {})
                 self._answer(message.id, {})
+            case ["fault", "of", "the", "last", "one"]:
+                suspects = 1 + len(self._held)
+                self._lose_device(KernelFaultError("illegal address", {"suspects": str(suspects)}), message.id)
             case ["fault", suspects]:
                 self._lose_device(KernelFaultError("illegal address", {"suspects": suspects}), message.id)
             case ["fault", suspects, "once"] if self._count("faults") == 1:
                 self._lose_device(KernelFaultError("illegal address", {"suspects": suspects}), message.id)
+            case ["die", "once,", "needing", "room"] if self._count("deaths") == 1:
+                os._exit(3)
+            case ["die", "once,", "needing", "room"] if self._config.concurrency == 1:
+                self._fail(message.id, OutOfDeviceMemoryError("no room beside another"))
+            case ["die", "once,", "then", "deaf" | "hold" as then]:
+                if self._count("deaths") == 1:
+                    os._exit(3)
+                self._held[message.id] = then
             case ["fail"]:
                 self._fail(message.id, StoreFullError("no room there"))
             case ["die"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kaas_core.errors import CancelledError, DeadlineExceededError, DrainingError, QueueFullError, WorkerRestartingError
-from kaasd.front.call_queue import Blame, CallQueue, Cancel, CancelReason, Fail, Kill, SeenRequests, Send
+from kaasd.front.call_queue import Blame, CallQueue, Cancel, CancelReason, Fail, Isolate, Kill, SeenRequests, Send
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.ipc.channel import Stage
 
@@ -74,13 +75,13 @@ class TestBytesOfInputs:
         queue.worker_ready()
         for call in (1, 2, 3):
             queue.submit(call, 90)
-        queue.run_again(1, alone=True)
+        queue.run_again(1, suspect=False)
         queue.worker_lost({})
         assert queue.queued_bytes == 270
         with pytest.raises(QueueFullError):
             queue.submit(4, 1)
         queue.worker_ready()
-        assert queue.queued_bytes == 180
+        assert queue.queued_bytes == 90
 
     @pytest.mark.parametrize("how", ["cancelled", "failed"])
     def test_a_call_that_ends_while_it_waits_makes_room(self, how: str) -> None:
@@ -112,22 +113,35 @@ def test_what_a_worker_had_not_begun_is_run_again_with_nothing_said() -> None:
     assert queue.worker_ready() == [Send(1), Send(2), Send(3)]
 
 
-def test_what_a_worker_ran_is_run_again_alone_behind_what_waited() -> None:
+def test_what_a_worker_ran_is_run_elsewhere_and_its_successor_goes_on_at_once() -> None:
     queue = CallQueue(max_queued=10, concurrency=2)
     queue.worker_ready()
     for call in (1, 2, 3):
         queue.submit(call)
-    assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == []
-    assert queue.worker_ready() == [Send(3)]
-    assert queue.answered(3) == [Send(1)]
-    assert queue.answered(1) == [Send(2)]
-    assert queue.answered(2) == []
+    assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == [Isolate(1, 1), Isolate(2, 1)]
+    queue.submit(4)
+    assert queue.worker_ready() == [Send(3), Send(4)]
+    assert queue.load == 2
+
+
+def test_a_call_that_cannot_run_elsewhere_comes_back_and_runs_alone() -> None:
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    for call in (1, 2, 3):
+        queue.submit(call)
+    assert queue.admit(4, 1000, 1, alone=True) == []
+    queue.submit(5)
+    assert [queue.answered(call) for call in (1, 2)] == [[], []]
+    assert queue.answered(3) == [Send(4)]
+    assert queue.worker_lost({4: RUNNING}) == [Blame(4), Isolate(4, 2)]
+    assert queue.worker_ready() == [Send(5)]
 
 
 def test_a_call_that_costs_several_workers_is_given_up() -> None:
-    queue = ready_queue()
-    queue.submit(1)
-    for _ in range(MOST_WORKERS - 1):
+    queue = CallQueue(max_queued=10, isolates=False)
+    queue.worker_ready()
+    assert queue.admit(1, 0, losses=1) == [Send(1)]
+    for _ in range(MOST_WORKERS - 2):
         assert queue.worker_lost({1: RUNNING}) == [Blame(1)]
         assert queue.worker_ready() == [Send(1)]
     blamed, failed = queue.worker_lost({1: RUNNING})
@@ -148,7 +162,7 @@ def test_what_ran_beside_a_call_that_the_worker_is_killed_for_is_no_suspect() ->
     assert isinstance(failed, Fail)
     assert failed.call == 1
     queue.submit(3)
-    assert queue.worker_ready() == [Send(2), Send(3)]  # not alone
+    assert queue.worker_ready() == [Send(2), Send(3)]
 
 
 def test_a_call_answered_before_the_loss_is_not_failed() -> None:
@@ -203,20 +217,15 @@ def test_as_many_run_as_the_worker_serves_at_a_time() -> None:
     assert queue.worker_ready() == [Send(5)]
 
 
-def test_suspects_of_a_fault_run_again_one_at_a_time() -> None:
+def test_suspects_of_a_fault_run_elsewhere() -> None:
     queue = CallQueue(max_queued=10, concurrency=3)
     queue.worker_ready()
     for call in range(1, 4):
         queue.submit(call)
     for call in (3, 2, 1):
-        assert queue.run_again(call, alone=True) == []
+        assert queue.run_again(call, suspect=True) == [Isolate(call, 1)]
     assert queue.worker_lost({}) == []
-    queue.submit(4)
-    queue.submit(5)
-    assert queue.worker_ready() == [Send(1)]
-    assert queue.answered(1) == [Send(2)]
-    assert queue.answered(2) == [Send(3)]
-    assert queue.answered(3) == [Send(4), Send(5)]
+    assert queue.load == 0
 
 
 def test_what_another_request_took_down_runs_again_beside_others() -> None:
@@ -226,7 +235,7 @@ def test_what_another_request_took_down_runs_again_beside_others() -> None:
         queue.submit(call)
     queue.answered(1)
     for call in (3, 2):
-        assert queue.run_again(call, alone=False) == []
+        assert queue.run_again(call, suspect=False) == []
     assert queue.worker_ready() == [Send(2), Send(3)]
 
 
@@ -236,7 +245,7 @@ def test_a_worker_without_its_device_gets_no_other_call() -> None:
     for call in range(1, 5):
         queue.submit(call)
     assert queue.answered(1, device_lost=True) == []
-    assert queue.run_again(2, alone=False) == []
+    assert queue.run_again(2, suspect=False) == []
     assert queue.worker_lost({}) == []
     assert queue.worker_ready() == [Send(2), Send(3)]
 
@@ -261,7 +270,7 @@ def test_a_cancelled_call_is_not_run_again() -> None:
     queue = ready_queue()
     queue.submit(1)
     queue.cancel(1, CancelReason.DEADLINE)
-    (failed,) = queue.run_again(1, alone=True)
+    (failed,) = queue.run_again(1, suspect=True)
     assert isinstance(failed, Fail)
     assert isinstance(failed.error, DeadlineExceededError)
     assert queue.worker_ready() == []
@@ -311,6 +320,48 @@ def test_what_an_operator_cancels_ends_even_where_that_costs_the_worker() -> Non
     assert queue.worker_ready() == [Send(2)]
 
 
+def served(queue: CallQueue, sent: list[int]) -> list[int]:
+    """Return all calls in the order in which they are sent, of which these were."""
+    order = []
+    while sent:
+        order.append(sent.pop(0))
+        sent += [decision.call for decision in queue.answered(order[-1])]
+    return order
+
+
+class TestTurns:
+    def test_those_who_send_calls_take_turns(self) -> None:
+        queue = ready_queue()
+        asked: list[str] = []
+
+        def sender(name: str) -> Callable[[], str]:
+            return lambda: asked.append(name) or name  # type: ignore[func-returns-value]
+
+        for call, name in enumerate("aaaaaabacb", 1):
+            queue.submit(call, 0, sender(name))
+        assert "".join(asked) == "aaaabacb"  # not of those that are sent at once
+        order = served(queue, [1, 2])
+        assert "".join("aaaaaabacb"[call - 1] for call in order) == "aaabcabaaa"
+        assert order == [1, 2, 3, 7, 9, 4, 10, 5, 6, 8]
+
+    def test_a_sender_who_comes_late_waits_for_one_call_of_each_other(self) -> None:
+        queue = CallQueue(max_queued=1000)
+        for call in range(100):
+            queue.submit(call, 0, lambda call=call: call % 4)
+        queue.submit(100, 0, lambda: "late")
+        sent = [decision.call for decision in queue.worker_ready()]
+        assert served(queue, sent)[:5] == [0, 1, 2, 3, 100]
+
+    def test_a_sender_whose_calls_are_cancelled_has_no_turn(self) -> None:
+        queue = CallQueue(max_queued=10)
+        for call, name in enumerate("abab"):
+            queue.submit(call, 10, lambda name=name: name)
+        for call in (1, 3):
+            queue.cancel(call, CancelReason.CANCELLED)
+        assert (queue.load, queue.queued_bytes) == (2, 20)
+        assert queue.worker_ready() == [Send(0), Send(2)]
+
+
 def test_an_unknown_call_is_nothing_to_cancel() -> None:
     assert ready_queue().cancel(7, CancelReason.DEADLINE) == []
 
@@ -343,14 +394,15 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(
                 assert decision.call not in at_worker
                 assert decision.call not in ended
                 at_worker.append(decision.call)
-            elif isinstance(decision, Fail):
+            elif isinstance(decision, Fail | Isolate):
+                assert decision.call not in ended
                 ended.append(decision.call)
 
     ready = False
     for event in events:
         if event == "submit":
             submitted += 1
-            note(queue.submit(submitted, 1 << submitted))
+            note(queue.submit(submitted, 1 << submitted, lambda sender=submitted % 3: sender))
         elif event == "answer" and at_worker:
             call = at_worker.pop(0)
             if call not in ended:  # Nobody waits for the answer to one that was told already.

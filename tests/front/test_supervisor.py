@@ -27,8 +27,7 @@ from kaas_core.errors import (
     StoreGoneError,
     WorkerRestartingError,
 )
-from kaasd.front import supervisor as module
-from kaasd.front import worker_process
+from kaasd.front import worker_calls, worker_process
 from kaasd.front.supervisor import Supervisor
 from kaasd.front.worker_process import RestartPolicy
 from kaasd.ipc.messages import SerializedRequest
@@ -196,7 +195,7 @@ class TestLoss:
                 assert not is_alive(pid)
                 assert "has cost 3 workers" in await fails(later(worker, "look", request=OTHER), QuarantinedError)
                 await call(worker, "look")
-                assert worker.info.restarts == 3
+                assert worker.info.restarts == 1  # the others ran nothing else
 
         run(body())
 
@@ -204,7 +203,8 @@ class TestLoss:
         async def body() -> None:
             async with supervised(tmp_path) as worker:
                 pid = worker.info.worker_pid
-                assert (await call(worker, "die once"))["pid"] == worker.info.worker_pid != pid
+                assert (await call(worker, "die once"))["pid"] not in (pid, worker.info.worker_pid)
+                await call(worker, "look")
                 assert worker.info.restarts == 1
 
         run(body())
@@ -295,26 +295,6 @@ class TestLostDevice:
 
         run(body())
 
-    def test_several_suspects_run_again(self, tmp_path: Path) -> None:
-        async def body() -> None:
-            async with supervised(tmp_path, concurrency=3) as worker:
-                pid = worker.info.worker_pid
-                suspect = later(worker, "deaf")
-                await until(lambda: worker.queue.running == 1)
-                first = later(worker, "fault 2 once")
-                # Alone, the one that faulted ends well; behind it the other is held until its turn's end.
-                await until(lambda: worker.info.restarts == 1 and worker.info.state == READY)
-                await until(lambda: worker.queue.running == 1)
-                assert not suspect.done() and not first.done()
-                suspect.cancel()
-                await until(suspect.done)
-                os.kill(worker.info.worker_pid, signal.SIGKILL)
-                seen = await first
-                assert seen["pid"] != pid
-                assert [entry[0] for entry in seen["log"]] == ["fault 2 once"]
-
-        run(body())
-
     def test_what_ran_beside_the_guilty_one_runs_again(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with supervised(tmp_path, concurrency=3) as worker:
@@ -367,7 +347,7 @@ class TestCancelling:
     ) -> None:
         async def body() -> None:
             if leaves:  # the other one has the grace of the daemon
-                monkeypatch.setattr(module, "CANCEL_GRACE_S", 0.05)
+                monkeypatch.setattr(worker_calls, "CANCEL_GRACE_S", 0.05)
             async with supervised(tmp_path) as worker:
                 pid = worker.info.worker_pid
                 stuck = later(worker, "deaf", deadline=asyncio.get_running_loop().time() + 0.2)
@@ -384,7 +364,7 @@ class TestCancelling:
 
     def test_a_call_that_ends_in_its_grace_spares_its_worker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         async def body() -> None:
-            monkeypatch.setattr(module, "CANCEL_GRACE_S", 0.05)
+            monkeypatch.setattr(worker_calls, "CANCEL_GRACE_S", 0.05)
             async with supervised(tmp_path) as worker:
                 loop = asyncio.get_running_loop()
                 await fails(later(worker, "hold", deadline=loop.time() + 0.05), DeadlineExceededError)
