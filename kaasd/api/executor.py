@@ -9,10 +9,10 @@ from functools import partial
 import grpc
 
 from kaas.v1 import executor_pb2
-from kaas_core.address import CONNECTION_AGENT
 from kaas_core.errors import InvalidRequestError, MessageTooLargeError
 from kaasd.api.core import Core
 from kaasd.api.errors import to_stream_error
+from kaasd.api.rpc import deadline_of, sender_of
 from kaasd.api.shared import page
 from kaasd.front.functions import ValidatedRequest, describe, item_path
 
@@ -32,7 +32,7 @@ class ExecutorServicer:
         validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
-        execution = self._run(validated, {}, inputs, request, _deadline(context), partial(sender_of, context))
+        execution = self._run(validated, {}, inputs, request, deadline_of(context), partial(sender_of, context))
         del request, inputs
         reply = await execution
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
@@ -43,7 +43,7 @@ class ExecutorServicer:
         self._core.refuse_if_draining()
         size, name, limits = request.ByteSize(), request.name, self._core.limits
         registered = await self._core.aside.call(size, describe, name, request.request, limits)
-        await self._core.dispatcher.prepare(registered.validated.serialized)
+        await self._core.dispatcher.prepare(registered.validated.serialized, deadline_of(context))
         await self._core.write(self._core.functions.register(registered))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)
 
@@ -79,13 +79,13 @@ class ExecutorServicer:
     def Invoke(
         self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext
     ) -> Awaitable[executor_pb2.InvokeResponse]:
-        return self._invoke(request, _deadline(context), partial(sender_of, context))
+        return self._invoke(request, deadline_of(context), partial(sender_of, context))
 
     async def InvokeStream(
         self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
     ) -> None:
         loop = asyncio.get_running_loop()
-        stream_deadline = _deadline(context)
+        stream_deadline = deadline_of(context)
         places = asyncio.Semaphore(self._core.settings.max_in_flight)
         writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
         sender = partial(sender_of, context, stream=object())
@@ -166,19 +166,3 @@ class ExecutorServicer:
             function=function,
             sender=sender,
         )
-
-
-def _deadline(context: grpc.aio.ServicerContext) -> float | None:
-    """Return the call's deadline in the loop's time, or None."""
-    remaining: float | None = context.time_remaining()
-    return None if remaining is None else asyncio.get_running_loop().time() + remaining
-
-
-def sender_of(context: grpc.aio.ServicerContext, stream: Hashable = None) -> Hashable:
-    """Return who sends a call: callers that wait take turns by this.
-
-    A client of ours names its connection, which is the sender of all that comes by it. Of others the address is known, which all
-    share on a unix socket, and which ``stream`` a call came by.
-    """
-    user_agent = next((value for key, value in context.invocation_metadata() or () if key == "user-agent"), "")
-    return (context.peer(), user_agent, None if CONNECTION_AGENT in str(user_agent) else stream)

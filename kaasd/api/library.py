@@ -18,6 +18,7 @@ from kaas_core.errors import (
     StoreFullError,
 )
 from kaasd.api.core import Core
+from kaasd.api.rpc import deadline_of
 from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.libraries.registry import MAX_FILE_NAME_BYTES, MAX_LIBRARY_BYTES, content_id, describe_library
 from kaasd.store.disk_room import NO_SPACE
@@ -45,7 +46,7 @@ class LibraryServicer:
             async for chunk in chunks:
                 await in_thread(self._append, file, chunk)
             async with self._whole_in_memory:
-                library = await self._store(await in_thread(_content, file), header.file_name)
+                library = await self._store(await in_thread(_content, file), header.file_name, deadline_of(context))
         return library_pb2.UploadLibraryResponse(library=library)
 
     async def InspectLibrary(
@@ -53,7 +54,7 @@ class LibraryServicer:
     ) -> library_pb2.InspectLibraryResponse:
         if not request.library:
             raise InvalidRequestError.at("library", "must not be empty")
-        return await self._core.dispatcher.inspect(request.library)
+        return await self._core.dispatcher.inspect(request.library, deadline=deadline_of(context))
 
     async def ListLibraries(
         self, request: library_pb2.ListLibrariesRequest, context: grpc.aio.ServicerContext
@@ -82,14 +83,14 @@ class LibraryServicer:
         await in_thread(self._core.libraries.delete, library_id)
         self._core.dispatcher.forget_library(library_id)
 
-    async def _store(self, content: bytes, file_name: str) -> library_pb2.Library:
+    async def _store(self, content: bytes, file_name: str, deadline: float | None) -> library_pb2.Library:
         """Keep ``content``, if some device can load it; the library as it was where it is kept already, and not damaged."""
         libraries = self._core.libraries
         try:
             return await in_thread(libraries.find_whole, await in_thread(content_id, content))
         except (LibraryNotFoundError, DataDamagedError):
             library = await in_thread(describe_library, content, file_name)
-        await self._core.dispatcher.inspect("", content)
+        await self._core.dispatcher.inspect("", content, deadline)
         await self._core.write(in_thread(libraries.put, library, content))
         return library
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
 
+from kaas_core.address import CONNECTION_AGENT
 from kaas_core.errors import InvalidRequestError
 from kaasd.api.core import Core
 from kaasd.api.counting import SMALL_BYTES, count, field_limits
@@ -82,3 +83,19 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) 
     }
     # No deserialiser: gRPC answers UNKNOWN, with Python's own words, where one raises.
     return kinds[method.client_streaming, method.server_streaming](call, response_serializer=response_type.SerializeToString)
+
+
+def deadline_of(context: grpc.aio.ServicerContext) -> float | None:
+    """Return a call's deadline in the loop's time, or None."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else asyncio.get_running_loop().time() + remaining
+
+
+def sender_of(context: grpc.aio.ServicerContext, stream: Hashable = None) -> Hashable:
+    """Return who sends a call: callers that wait take turns by this.
+
+    A client of ours names its connection, which is the sender of all that comes by it. Of others the address is known, which all
+    share on a unix socket, and which ``stream`` a call came by.
+    """
+    user_agent = next((value for key, value in context.invocation_metadata() or () if key == "user-agent"), "")
+    return (context.peer(), user_agent, None if CONNECTION_AGENT in str(user_agent) else stream)

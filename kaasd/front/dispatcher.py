@@ -146,7 +146,6 @@ class Dispatcher:
         Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
-        latest = self._loop.time() + self._max_run_s
         supervisor = self._choose(device)
         message = worker_pb2.ToWorker()
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
@@ -156,7 +155,7 @@ class Dispatcher:
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
-                due = latest if deadline is None else min(deadline, latest)
+                due = self._due(deadline)
                 answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes, function, sender)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
@@ -176,28 +175,31 @@ class Dispatcher:
             _add_stage(reply.trace, "queue", timing.queue_ns)
         return reply
 
-    async def prepare(self, request: SerializedRequest) -> None:
+    async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:
         """Check a request against its libraries and every device whose worker is ready, and have each that can run it prepare it.
 
-        Waits for the workers where none is ready. Raises ``KaasError`` where none can run it.
+        Waits for the workers where none is ready. ``deadline`` as for ``execute``. Raises ``KaasError`` where none can run it.
         """
         prepare = worker_pb2.Prepare()
+        due = self._due(deadline)
         everyone = self._supervisors.values()
         ready = [s for s in everyone if s.info.state == admin_pb2.WORKER_STATE_READY]
         with self._in_flight:
             results = await asyncio.gather(
-                *(s.call(worker_pb2.ToWorker(prepare=prepare), request) for s in ready or everyone),
+                *(s.call(worker_pb2.ToWorker(prepare=prepare), request, due) for s in ready or everyone),
                 return_exceptions=True,
             )
         errors = [result for result in results if isinstance(result, BaseException)]
         if len(errors) == len(results):
             raise errors[0]
 
-    async def inspect(self, library: str, content: bytes | None = None) -> library_pb2.InspectLibraryResponse:
-        """Describe a library, or ``content`` that is not stored yet. Raises ``KaasError``."""
+    async def inspect(
+        self, library: str, content: bytes | None = None, deadline: float | None = None
+    ) -> library_pb2.InspectLibraryResponse:
+        """Describe a library, or ``content`` that is not stored yet. ``deadline`` as for ``execute``. Raises ``KaasError``."""
         with self._in_flight:
             inspect = worker_pb2.Inspect(library=library, content=content)
-            answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect))
+            answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect), deadline=self._due(deadline))
         return answer.inspected
 
     def forget_library(self, library_id: str) -> None:
@@ -300,6 +302,11 @@ class Dispatcher:
         """Have further calls fail with ``error``."""
         self._in_flight.refusal = error
         self._state_changed.set()
+
+    def _due(self, deadline: float | None) -> float:
+        """Return when a call has to end: at its ``deadline``, and at the latest after the longest time."""
+        latest = self._loop.time() + self._max_run_s
+        return latest if deadline is None else min(deadline, latest)
 
     def _choose(self, device: str) -> Supervisor:
         """Return the named device's supervisor, or that of the least loaded ready one."""

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,8 @@ class FakeDispatcher:
         self._expected: dict[str, deque[Any]] = {
             method: deque() for method in ("execute", "prepare", "inspect", "pages_released")
         }
+        self.senders: list[Hashable] = []
+        """Of each request that was to be executed."""
 
     def expect(self, method: str, *results: Any) -> None:
         """Have the next calls of ``method`` return, or raise, or run ``results``."""
@@ -119,8 +121,9 @@ class FakeDispatcher:
         deadline: float | None = None,
         trace: bool = False,
         function: str = "",
+        sender: Callable[[], Hashable] = lambda: None,
     ) -> Any:
-        remaining = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        self.senders.append(sender())
         return await self._answer(
             "execute",
             request=request,
@@ -128,16 +131,16 @@ class FakeDispatcher:
             inputs=dict(inputs or {}),
             return_buffers=list(return_buffers),
             device=device,
-            remaining=remaining,
+            remaining=_remaining(deadline),
             trace=trace,
             function=function,
         )
 
-    async def prepare(self, request: SerializedRequest) -> None:
-        await self._answer("prepare", request=request)
+    async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:
+        await self._answer("prepare", request=request, remaining=_remaining(deadline))
 
-    async def inspect(self, library: str, content: bytes | None = None) -> Any:
-        return await self._answer("inspect", library=library, content=content)
+    async def inspect(self, library: str, content: bytes | None = None, deadline: float | None = None) -> Any:
+        return await self._answer("inspect", library=library, content=content, remaining=_remaining(deadline))
 
     def forget_library(self, library_id: str) -> None:
         self.calls.append(Call("forget_library", {"library_id": library_id}))
@@ -337,6 +340,10 @@ def product_request() -> types_pb2.Request:
             types_pb2.BufferSpec(name="c", size_bytes=4),
         ],
     )
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else deadline - asyncio.get_running_loop().time()
 
 
 def inspected() -> library_pb2.InspectLibraryResponse:

@@ -51,7 +51,7 @@ def test_an_upload_is_kept_by_its_hash(server: Running) -> None:
     assert library.kind == library_pb2.LIBRARY_KIND_PTX
     assert library.create_time.seconds > 0
     (call,) = server.dispatcher.calls
-    assert call.arguments == {"library": "", "content": PTX}
+    assert call.arguments == {"library": "", "content": PTX, "remaining": None}
     listed = server.stubs.library.ListLibraries(library_pb2.ListLibrariesRequest())
     assert list(listed.libraries) == [library]
 
@@ -103,7 +103,15 @@ def test_inspecting(server: Running) -> None:
     server.dispatcher.expect("inspect", inspected())
     response = server.stubs.library.InspectLibrary(library_pb2.InspectLibraryRequest(library="/opt/lib.so"))
     assert response == inspected()
-    assert server.dispatcher.calls[0].arguments == {"library": "/opt/lib.so", "content": None}
+    assert server.dispatcher.calls[0].arguments == {"library": "/opt/lib.so", "content": None, "remaining": None}
+
+
+def test_the_deadline_of_a_call_is_that_of_its_inspection(server: Running) -> None:
+    server.dispatcher.expect("inspect", inspected(), inspected())
+    server.stubs.library.UploadLibrary(parts(PTX), timeout=100)
+    server.stubs.library.InspectLibrary(library_pb2.InspectLibraryRequest(library=ID), timeout=100)
+    for call in server.dispatcher.calls:
+        assert 0 < call.arguments["remaining"] <= 101  # gRPC rounds what it sends up to a unit.
 
 
 def test_inspecting_nothing(server: Running) -> None:

@@ -92,6 +92,8 @@ class ScriptedWorker:
                     self._fail(message.id, DeadlineExceededError("at last") if deadline else CancelledError("at last"))
             case "execute":
                 self._waiting.append(message)
+            case "prepare" | "inspect" if self._config.device_options == "holds what is no request":
+                self._held[message.id] = "hold"
             case "prepare":
                 self._log.append(["prepare", len(message.prepare.request.content)])
                 if self._config.device_options == "die preparing":

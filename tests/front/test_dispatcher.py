@@ -206,6 +206,19 @@ def test_libraries_are_inspected_on_one_device_and_forgotten_on_all(tmp_path: Pa
     run(body())
 
 
+@pytest.mark.parametrize("max_run_s", [0.1, 1000.0])
+def test_what_is_no_request_ends_at_its_deadline_too(tmp_path: Path, max_run_s: float) -> None:
+    async def body() -> None:
+        async with dispatching(tmp_path, "holds what is no request", max_run_s=max_run_s) as (dispatcher, _):
+            deadline = None if max_run_s == 0.1 else asyncio.get_running_loop().time() + 0.1
+            with pytest.raises(DeadlineExceededError):
+                await dispatcher.prepare(REQUEST, deadline)
+            with pytest.raises(DeadlineExceededError):
+                await dispatcher.inspect("", b"abc", deadline)
+
+    run(body())
+
+
 def test_readiness_is_told_when_it_changes(tmp_path: Path) -> None:
     async def body() -> None:
         async with dispatching(tmp_path, "", "") as (dispatcher, workers):
