@@ -162,6 +162,32 @@ def test_the_daemon_does_not_import_the_client() -> None:
     assert wrong == []
 
 
+TELLS_THE_TIME = {
+    "kaasd.api.core": "when a server started",
+    "kaasd.front.functions": "when a function was registered",
+    "kaasd.front.quarantine": "when a request last cost a worker",
+    "kaasd.libraries.registry": "when a library was uploaded, and whether a file is older than a tick of its stamps",
+    "kaasd.store.backup": "the stamp of a file in an archive",
+    "kaasd.store.write_transaction": "when a value was stored",
+}
+"""What asks for the time of day, and for what: nothing here waits by it, so that a clock that jumps does no harm."""
+
+
+def test_nothing_waits_by_the_time_of_day() -> None:
+    asks = {
+        module_name(path)
+        for path in SOURCES
+        if within(module_name(path), "kaasd")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow"))
+        or (isinstance(node, ast.ImportFrom)
+        and node.module == "time"
+        and {name.name for name in node.names} & {"time", "time_ns"})
+    }
+    assert asks == TELLS_THE_TIME.keys()
+
+
 def test_files_are_small() -> None:
     assert [f"{path}: {lines} lines" for path in HAND_WRITTEN if (lines := len(path.read_text().splitlines())) > 500] == []
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import closing, contextmanager
+from tempfile import TemporaryFile
+from typing import IO
 
 import grpc
 
@@ -13,6 +17,7 @@ from kaas_core.validation import key_problem
 from kaasd.api.core import Core
 from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.store import base as store
+from kaasd.store.disk_room import NO_SPACE
 
 CHUNK_BYTES = 1 << 20
 """Of a stream. Between 256 KiB and 1 MiB a call moves about 1 GB/s and delays small calls by 2 to 4 ms."""
@@ -20,8 +25,14 @@ INLINE_BYTES = 1 << 20
 """A value up to this size is held in memory; a larger one goes to and from the store bit by bit."""
 GET_GRACE_S = 30.0
 GET_BYTES_PER_S = 4 << 20
-"""A reader of a large value has 30 s, and a second more for every 4 MiB. Until it ends the store cannot reuse pages that
-it may still read, so a reader that stopped reading would make the file grow without end."""
+"""A reader of a large value has 30 s, and a second more for every 4 MiB."""
+STALLED_S = 0.25
+"""Until a reader ends the store cannot use pages again, and what others write fills it in a second or two. So one that takes
+nothing for so long gets the rest from a copy."""
+NO_ROOM_S = 5.0
+"""For a reader that takes nothing, where there is no room for its copy."""
+COPIES_BYTES = 1 << 30
+"""That all readers may have, on the disk of the store."""
 
 
 class KvServicer:
@@ -29,6 +40,7 @@ class KvServicer:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._copied_bytes = 0
 
     async def Put(self, requests: AsyncIterator[kv_pb2.PutRequest], context: grpc.aio.ServicerContext) -> kv_pb2.PutResponse:
         self._core.refuse_if_draining()
@@ -54,7 +66,8 @@ class KvServicer:
             pieces = snapshot.pieces(request.key, request.offset_bytes, size)
             to_send = entry.size_bytes - request.offset_bytes if size is None else size
             if to_send > INLINE_BYTES:
-                await self._send_held(context, entry, pieces, to_send)
+                with closing(_chunks(pieces)) as chunks:
+                    await self._send_large(context, entry, snapshot, chunks, to_send)
                 return
             value = b"".join(pieces)
         await context.write(kv_pb2.GetResponse(entry=_entry(entry)))
@@ -87,19 +100,79 @@ class KvServicer:
         entries = await self._core.write(asyncio.wrap_future(self._core.store.commit([store.Write(key, pieces)])))
         return entries[key]
 
-    async def _send_held(
-        self, context: grpc.aio.ServicerContext, entry: store.Entry, pieces: Iterator[memoryview], to_send: int
+    async def _send_large(
+        self,
+        context: grpc.aio.ServicerContext,
+        entry: store.Entry,
+        snapshot: store.ValueSnapshot,
+        chunks: Iterator[bytes],
+        to_send: int,
     ) -> None:
-        """Send a large value while its snapshot is held, for no longer than a reader may take."""
+        """Send a value bit by bit, for no longer than a reader may take. Holds the snapshot only while the reader takes it."""
         allowed_s = GET_GRACE_S + to_send / GET_BYTES_PER_S
         try:
             async with asyncio.timeout(allowed_s):
                 await context.write(kv_pb2.GetResponse(entry=_entry(entry)))
-                for piece in pieces:
-                    for start in range(0, len(piece), CHUNK_BYTES):
-                        await context.write(kv_pb2.GetResponse(chunk=bytes(piece[start : start + CHUNK_BYTES])))
+                for chunk in chunks:
+                    to_send -= len(chunk)
+                    writing = asyncio.ensure_future(context.write(kv_pb2.GetResponse(chunk=chunk)))
+                    try:
+                        if not await _ends(writing, STALLED_S):
+                            with self._room_for_copy(to_send) as file:
+                                if file is not None:
+                                    await in_thread(_copy, chunks, file)
+                                    snapshot.close()
+                                    await writing
+                                    await _send_file(context, file)
+                                    return
+                            if not await _ends(writing, NO_ROOM_S):
+                                raise DeadlineExceededError(f"the reader of {entry.key!r} took nothing for {NO_ROOM_S:g} s")
+                        await writing
+                    finally:
+                        writing.cancel()
         except TimeoutError:
             raise DeadlineExceededError(f"reading {entry.key!r} took more than {allowed_s:.0f} s") from None
+
+    @contextmanager
+    def _room_for_copy(self, size_bytes: int) -> Iterator[IO[bytes] | None]:
+        """Yield a file without a name that has this room on the disk; None where the disk has not."""
+        self._copied_bytes += size_bytes
+        try:
+            with TemporaryFile(dir=self._core.settings.store) as file:
+                try:
+                    if size_bytes:
+                        os.posix_fallocate(file.fileno(), 0, size_bytes)
+                    has_room = self._copied_bytes <= COPIES_BYTES
+                except OSError as error:
+                    if error.errno not in NO_SPACE:
+                        raise
+                    has_room = False
+                yield file if has_room else None
+        finally:
+            self._copied_bytes -= size_bytes
+
+
+async def _ends(writing: asyncio.Future[None], timeout_s: float) -> bool:
+    """Return whether a write ends in time."""
+    done, _ = await asyncio.wait([writing], timeout=timeout_s)
+    return bool(done)
+
+
+def _chunks(pieces: Iterator[memoryview]) -> Generator[bytes, None, None]:
+    for piece in pieces:
+        for start in range(0, len(piece), CHUNK_BYTES):
+            yield bytes(piece[start : start + CHUNK_BYTES])
+
+
+def _copy(chunks: Iterator[bytes], file: IO[bytes]) -> None:
+    """Write what is left to a file, and go to its beginning."""
+    file.writelines(chunks)
+    file.seek(0)
+
+
+async def _send_file(context: grpc.aio.ServicerContext, file: IO[bytes]) -> None:
+    while chunk := await in_thread(file.read, CHUNK_BYTES):
+        await context.write(kv_pb2.GetResponse(chunk=chunk))
 
 
 def _check_key(key: str) -> None:

@@ -208,6 +208,34 @@ def test_a_reader_that_stops_reading_is_ended(server: Running, monkeypatch: pyte
     assert "more than 0 s" in failed.message
 
 
+def test_a_reader_that_is_slow_keeps_nobody_from_writing(tmp_path: Path) -> None:
+    """As a store may not use pages again that somebody reads, four such values would fill it."""
+    values = [bytes([number]) * (24 << 20) for number in range(6)]
+    with running_server(tmp_path, FakeDispatcher(), store_limit_bytes=96 << 20) as server:
+        put(server, "k", values[0])
+        stream = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"), timeout=WAIT_S)
+        next(stream)
+        for value in values[1:]:
+            put(server, "k", value)
+        assert b"".join(message.chunk for message in stream) == values[0]
+        assert get(server, "k")[1] == values[-1]
+
+
+def test_a_reader_that_is_slow_is_ended_where_there_is_no_room_for_its_copy(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "COPIES_BYTES", 1 << 20)
+    monkeypatch.setattr(kv, "NO_ROOM_S", 0.2)
+    put(server, "k", bytes(32 << 20))
+    stream = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"))
+    next(stream)
+    wait_for_failure(server, "DEADLINE_EXCEEDED")
+    failed = failure(lambda: list(stream))
+    assert (failed.code, failed.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+    assert "took nothing for 0.2 s" in failed.message
+    server.store.close()  # Fails while a snapshot is open.
+
+
 def test_a_reader_that_goes_away_lets_go_of_its_snapshot(server: Running) -> None:
     put(server, "k", bytes(100 << 20))
     stream = server.stubs.kv.Get(kv_pb2.GetRequest(key="k"))
