@@ -179,11 +179,15 @@ def test_nothing_waits_by_the_time_of_day() -> None:
         for path in SOURCES
         if within(module_name(path), "kaasd")
         for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.Attribute)
-        and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow"))
-        or (isinstance(node, ast.ImportFrom)
-        and node.module == "time"
-        and {name.name for name in node.names} & {"time", "time_ns"})
+        if (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now", "datetime.utcnow")
+        )
+        or (
+            isinstance(node, ast.ImportFrom)
+            and node.module == "time"
+            and {name.name for name in node.names} & {"time", "time_ns"}
+        )
     }
     assert asks == TELLS_THE_TIME.keys()
 

@@ -139,10 +139,10 @@ class KvServicer:
         self._copied_bytes += size_bytes
         try:
             with TemporaryFile(dir=self._core.settings.store) as file:
+                has_room = self._copied_bytes <= COPIES_BYTES
                 try:
-                    if size_bytes:
+                    if size_bytes and has_room:
                         os.posix_fallocate(file.fileno(), 0, size_bytes)
-                    has_room = self._copied_bytes <= COPIES_BYTES
                 except OSError as error:
                     if error.errno not in NO_SPACE:
                         raise

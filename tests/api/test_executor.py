@@ -11,7 +11,6 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from kaas.v1 import admin_pb2, errors_pb2, executor_pb2, trace_pb2, types_pb2
-from kaas_client import Client
 from kaas_core import errors
 from kaasd.api import shared
 from kaasd.front import functions
@@ -407,26 +406,6 @@ class TestInvokeStream:
         assert held.started.wait(WAIT_S)
         held.release()
         assert [answer.id for answer in stream.answers] == [5]
-
-    def test_streams_that_say_nothing_of_their_connection_are_senders_of_their_own(self, server: Running) -> None:
-        register(server)
-        server.dispatcher.expect("execute", *[RAN] * 10)
-        streams = [Stream(server), Stream(server)]
-        for stream in streams * 2:
-            stream.invoke(1)
-            next(stream.answers)
-        for _ in range(2):
-            server.stubs.executor.Invoke(executor_pb2.InvokeRequest(function="f"))
-        with Client(server.server.addresses[0]) as kaas, Client(server.server.addresses[0]) as other:
-            for each in (kaas, other):
-                each.invoke("f")
-                with each.stream() as named:
-                    named.invoke("f").result()
-        for stream in streams:
-            stream.end()
-        first, second, third, fourth, bare, bare_too, one, one_too, two, two_too = server.dispatcher.senders
-        assert (first, second, bare, one, two) == (third, fourth, bare_too, one_too, two_too)
-        assert len({first, second, bare, one, two}) == 5
 
     def test_a_failure_is_an_answer(self, server: Running) -> None:
         register(server)
