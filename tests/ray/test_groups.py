@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ray.exceptions import TaskCancelledError
 
 import kaas_client.ray as kaas_ray
 from kaas_client.errors import GroupLimitError, GroupNotFoundError, InvalidArgumentError
+from kaas_client.ray import queue as queue_module
 from kaas_client.ray.queue import DeviceQueue
 from kaasd.scheduling import Group, QueuedRequest
 from kaasd.scheduling.durations import DEFAULT_S
@@ -32,7 +34,9 @@ class Waiting:
 
 
 @pytest.fixture
-def queue() -> DeviceQueue[Waiting]:
+def queue(monkeypatch: pytest.MonkeyPatch) -> DeviceQueue[Waiting]:
+    """A queue whose clock goes on by a second at each look, so that every call takes as long, however slow the machine is."""
+    monkeypatch.setattr(queue_module, "monotonic", count(1.0).__next__)
     made: DeviceQueue[Waiting] = DeviceQueue(1)
     for group in (Group("small"), Group("large", share=3)):
         made.set_group(group)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from kaasd.devices.emulator.ptx.ast import Float, Integer
 from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError, Token
@@ -17,45 +19,66 @@ _LEVELS: tuple[tuple[str, ...], ...] = (
 )  # fmt: skip
 """Binary operators, weakest first."""
 
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+
+
+class Unsigned(int):
+    """A value of type ``.u64``: with a ``U``, too large for ``.s64``, or made of such. All others are ``.s64``."""
+
+
 Number = int | float
 
 
-def _divide(a: Number, b: Number) -> Number:
-    if isinstance(a, float) or isinstance(b, float):
-        return a / b
+def _integer(value: int, *, unsigned: bool) -> int:
+    """Return the low 64 bits of a value as one of a type."""
+    bits = value & _MASK
+    return Unsigned(bits) if unsigned else bits - 2**64 if bits >> 63 else bits
+
+
+def _literal(value: int, *, unsigned: bool = False) -> int:
+    return _integer(value, unsigned=unsigned or value >= 2**63)
+
+
+def _divide(a: int, b: int) -> int:
     quotient = abs(a) // abs(b)
     return quotient if (a < 0) == (b < 0) else -quotient
 
 
-def _remainder(a: Number, b: Number) -> Number:
-    return a - b * _divide(a, b)
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": _divide,
+    "|": operator.or_, "^": operator.xor, "&": operator.and_,
+}  # fmt: skip
+_OF_FLOATS: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
+}  # fmt: skip
 
 
-_BINARY: dict[str, Callable[[Number, Number], Number]] = {
-    "||": lambda a, b: int(bool(a) or bool(b)),
-    "&&": lambda a, b: int(bool(a) and bool(b)),
-    "|": lambda a, b: int(a) | int(b),
-    "^": lambda a, b: int(a) ^ int(b),
-    "&": lambda a, b: int(a) & int(b),
-    "==": lambda a, b: int(a == b),
-    "!=": lambda a, b: int(a != b),
-    "<": lambda a, b: int(a < b),
-    "<=": lambda a, b: int(a <= b),
-    ">": lambda a, b: int(a > b),
-    ">=": lambda a, b: int(a >= b),
-    "<<": lambda a, b: int(a) << (int(b) & 63),
-    ">>": lambda a, b: int(a) >> (int(b) & 63),
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": _divide,
-    "%": _remainder,
-}
-
-
-def _wrap(value: Number) -> Number:
-    """Keep an integer within 64 bits: as unsigned when it is past the signed range."""
-    return value if isinstance(value, float) or -(2**63) <= value < 2**64 else value & _MASK
+def _evaluate(operation: str, a: Number, b: Number) -> Number:
+    """Return ``a operation b`` as ptxas has it. Raises ``ZeroDivisionError``, ``TypeError`` (types that do not go together)."""
+    if isinstance(a, float) and isinstance(b, float):
+        if operation in _COMPARISONS:
+            return int(_COMPARISONS[operation](a, b))
+        if operation not in _OF_FLOATS:
+            raise TypeError
+        return _OF_FLOATS[operation](a, b)
+    if isinstance(a, float) or isinstance(b, float):
+        raise TypeError
+    match operation:
+        case "||":
+            return int(bool(a or b))
+        case "&&":
+            return int(bool(a and b))
+        case "<<" | ">>":
+            shifted = a << (b & 63) if operation == "<<" else a >> (b & 63)
+            return _integer(shifted, unsigned=isinstance(a, Unsigned))
+    # The remainder is unsigned whatever its operands are: -7 % 3 is 0.
+    unsigned = operation == "%" or isinstance(a, Unsigned) or isinstance(b, Unsigned)
+    a, b = int(_integer(a, unsigned=unsigned)), int(_integer(b, unsigned=unsigned))
+    if operation in _COMPARISONS:
+        return int(_COMPARISONS[operation](a, b))
+    return _integer(a % b if operation == "%" else _ARITHMETIC[operation](a, b), unsigned=unsigned)
 
 
 def parse_integer_token(token: Token) -> int:
@@ -93,7 +116,7 @@ def parse_constant(cursor: Cursor) -> Integer | Float:
         cursor.advance()
         return parse_float_token(token.text)
     value = _conditional(cursor, 0)
-    return float_constant(value) if isinstance(value, float) else Integer(value)
+    return float_constant(value) if isinstance(value, float) else Integer(int(value))
 
 
 def parse_integer(cursor: Cursor) -> int:
@@ -118,12 +141,15 @@ def parse_addend(cursor: Cursor) -> int:
 
 
 def _conditional(cursor: Cursor, depth: int) -> Number:
+    line = cursor.line
     condition = _binary(cursor, 0, depth)
     if not cursor.accept("?"):
         return condition
     if_true = _conditional(cursor, _deeper(cursor, depth))
     cursor.expect(":")
     if_false = _conditional(cursor, _deeper(cursor, depth))
+    if any(isinstance(value, float) for value in (condition, if_true, if_false)):
+        raise PtxSyntaxError(line, "?: needs integers")
     return if_true if condition else if_false
 
 
@@ -132,19 +158,19 @@ def _binary(cursor: Cursor, level: int, depth: int) -> Number:
         return _unary(cursor, depth)
     left = _binary(cursor, level + 1, depth)
     while cursor.peek().kind is Kind.PUNCTUATION and cursor.peek().text in _LEVELS[level]:
-        line, operator = cursor.line, cursor.advance().text
+        line, operation = cursor.line, cursor.advance().text
         right = _binary(cursor, level + 1, depth)
         try:
-            left = _wrap(_BINARY[operator](left, right))
-        except (ZeroDivisionError, OverflowError, ValueError):
-            raise PtxSyntaxError(line, f"{left} {operator} {right} has no value") from None
+            left = _evaluate(operation, left, right)
+        except (ZeroDivisionError, TypeError):
+            raise PtxSyntaxError(line, f"{left} {operation} {right} has no value") from None
     return left
 
 
 def _unary(cursor: Cursor, depth: int) -> Number:
     token = cursor.advance()
     if token.kind is Kind.INTEGER:
-        return _wrap(parse_integer_token(token))
+        return _literal(parse_integer_token(token), unsigned=token.text.endswith("U"))
     if token.kind is Kind.FLOAT:
         constant = parse_float_token(token.text)
         code = "<If" if constant.width == 32 else "<Qd"
@@ -155,11 +181,15 @@ def _unary(cursor: Cursor, depth: int) -> Number:
         return _parenthesised(cursor, _deeper(cursor, depth))
     if token.text in ("-", "+", "!", "~"):
         value = _unary(cursor, _deeper(cursor, depth))
+        if isinstance(value, float):
+            if token.text in ("~", "!"):
+                raise PtxSyntaxError(token.line, f"{token.text} needs an integer")
+            return -value if token.text == "-" else value
         if token.text == "~":
-            if isinstance(value, float):
-                raise PtxSyntaxError(token.line, "~ needs an integer")
-            return ~value
-        return _wrap(-value) if token.text == "-" else int(not value) if token.text == "!" else value
+            return _integer(~value, unsigned=True)
+        if token.text == "!":
+            return int(not value)
+        return _integer(-value, unsigned=isinstance(value, Unsigned)) if token.text == "-" else value
     raise PtxSyntaxError(token.line, f"a constant is needed, not {token.text!r}")
 
 
@@ -169,11 +199,9 @@ def _parenthesised(cursor: Cursor, depth: int) -> Number:
         cursor.advance()
         cursor.expect(")")
         value = _unary(cursor, depth)
-        try:
-            bits = int(value) & _MASK
-        except (OverflowError, ValueError):
-            raise PtxSyntaxError(token.line, f"{value} is not an integer") from None
-        return bits - 2**64 if token.text == "s64" and bits >> 63 else bits
+        if isinstance(value, float):
+            raise PtxSyntaxError(token.line, f"{value} is not an integer")
+        return _integer(value, unsigned=token.text == "u64")
     value = _conditional(cursor, depth)
     cursor.expect(")")
     return value
