@@ -2,9 +2,11 @@
 #
 #   PYTHON   the interpreter to build the virtual environment with. Default: the first one found that is new enough.
 #   VENV     where the virtual environment lies. Empty: PYTHON is used as it is, with the packages that it already has.
+#   MINUTES  how long `make soak` looks at memory, and `make fuzz` runs each of its tests. Default: 10.
 #   ARGS     added to the command that the target runs, as in `make test ARGS="-k store -x"`.
 
 VENV ?= .venv
+MINUTES ?= 10
 ifndef PYTHON
 PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -33,7 +35,7 @@ GENERATED ?= proto
 RAY_OLDEST := $(CURDIR)/build/ray-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-ray-oldest test-gpu soak mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
+.PHONY: help venv demo test test-ray-oldest test-gpu soak fuzz mutation bench bench-gpu format lint type generate stubs check-generated proto-lint ptx clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '  %-16s %s\n' "$$name" "$$text"; done
@@ -53,8 +55,12 @@ test-ray-oldest: $(DEV) ## Run the tests of Ray with the oldest Ray that is supp
 test-gpu: $(DEV) ## Run the tests that need a CUDA GPU
 	@$(PY) -m pytest -m gpu $(ARGS)
 
-soak: $(DEV) ## Kill 200 workers and daemons each while clients write, and put the store through 1000 random sequences of operations
+soak: $(DEV) ## See for MINUTES whether memory stays flat, kill 600 workers, spares and daemons, and put the store through 1000 sequences
+	@$(PY) -m tests.faults.soak --minutes $(MINUTES)
 	@$(PY) -m pytest tests/faults/test_kills.py tests/store/test_model.py --kills 200 --sequences 1000 --timeout 0 $(ARGS)
+
+fuzz: $(DEV) ## Send messages and libraries with something in them changed to a daemon, for MINUTES each, as in MINUTES=60
+	@$(PY) -m pytest -s tests/faults/test_mutated_inputs.py --fuzz-minutes $(MINUTES) --timeout 0 $(ARGS)
 
 mutation: $(MUTATION) ## Change the code at random places and list the changes that no test notices, as in ARGS="--sample 50 --jobs 4"
 	@$(PY) -m tests.mutation $(ARGS)

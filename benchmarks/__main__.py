@@ -29,6 +29,7 @@ from benchmarks.rows.faults import fault_rows
 from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
+from benchmarks.rows.overload import overload_rows
 from benchmarks.rows.ray import ray_rows
 from benchmarks.rows.residency import residency_rows
 from benchmarks.rows.scheduling import scheduling_rows
@@ -48,6 +49,7 @@ SECTIONS = (
     Section("first", "The first request of a function", first_rows),
     Section("ray", "Requests as tasks of Ray", ray_rows),
     Section("faults", "Callers of a worker that is lost", fault_rows),
+    Section("overload", "Ten times as many calls as can be served", overload_rows),
     Section("memory", "Device memory by functions, MiB", memory_rows),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )

@@ -14,6 +14,7 @@ from kaasd.devices.registry import open_device
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", help="Run the tests that run on every device on this one, named as for kaasd --device.")
     parser.addoption("--kills", type=int, help="How many workers, and then daemons, are killed, however long it takes.")
+    parser.addoption("--fuzz-minutes", type=float, help="For how long each test of mutated inputs draws new ones.")
     parser.addoption("--sequences", type=int, help="How many random sequences of operations the store is put through.")
 
 

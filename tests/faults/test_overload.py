@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -17,6 +21,7 @@ from tests.faults.support import as_kaas_error, dot_request, fault_request, put_
 INPUT_BYTES = 8 << 20
 WAITING = 4
 """As many fit into ``--max-queued-bytes``."""
+FLOOD, FLOOD_CHANNELS = 4000, 2
 
 
 @pytest.fixture
@@ -71,3 +76,34 @@ def test_refused_requests_leave_nothing_in_memory(daemon: str, library_root: Pat
             call.cancel()
         assert small.result().versions["c"]
         assert kaas.get("c", dtype="u4")[0] == expected
+
+
+def test_a_flood_is_served_or_refused(library_root: Path) -> None:
+    """More calls than a connection may have, and than gRPC by itself holds ready for Python before it ends some in CANCELLED."""
+    refused = Counter[str]()
+    limits = ("--max-queue", "8", "--log-level", "ERROR")
+    with local_daemon("--device", "emulator", "--library-root", str(library_root), *limits) as address, ExitStack() as stack:
+        kaas = stack.enter_context(Client(address))
+        expected = put_dot_inputs(kaas)
+        request = dot_request(str(library_root / "dot.ptx"))
+        request.return_buffers.append("c")
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels = [stack.enter_context(grpc.insecure_channel(address, options)) for _ in range(FLOOD_CHANNELS)]
+        for channel in channels:
+            grpc.channel_ready_future(channel).result()
+        submits = [executor_pb2_grpc.ExecutorServiceStub(channel).Submit for channel in channels]
+        front = int(field(kaas.devices()[0].worker_pid, "PPid"))
+        os.kill(front, signal.SIGSTOP)
+        try:
+            calls = [submits[number % FLOOD_CHANNELS].future(request, timeout=100) for number in range(FLOOD)]
+        finally:
+            os.kill(front, signal.SIGCONT)
+        for call in calls:
+            if (caught := call.exception()) is None:
+                assert int.from_bytes(call.result().outputs["c"], "little") == expected
+            else:
+                error = as_kaas_error(caught, address)
+                refused[error.reason] += 1
+                assert error.retry_after_s, error
+        assert refused.keys() <= {"QUEUE_FULL"}
+        assert FLOOD - refused.total() >= 8
