@@ -79,6 +79,12 @@ class InvalidRequestError(InvalidArgumentError):
         return cls([Violation(field, description)])
 
 
+class RequestIdReusedError(InvalidArgumentError):
+    """The same ``request_id`` was used for a call with other content. Nothing was changed."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
 class InvalidLibraryError(InvalidArgumentError):
     """The library is not GPU code that this device can load."""
 
@@ -258,6 +264,10 @@ class WorkerRestartingError(UnavailableError):
     reason = "WORKER_RESTARTING"
 
 
+class CommitUnknownError(WorkerRestartingError):
+    """The first of these: all outputs are stored, or none is."""
+
+
 class WorkerBusyError(UnavailableError):
     """A worker did not come to it in time, because of the requests that it runs. Nothing was changed."""
 
@@ -271,7 +281,7 @@ BY_REASON: Mapping[str, type[KaasError]] = {
         KernelNotFoundError, FunctionNotFoundError, ValueTooShortError, UploadIncompleteError, NotEnabledError,
         OutOfDeviceMemoryError, StoreFullError, QueueFullError, MessageTooLargeError, DeadlineExceededError, CancelledError,
         KernelFaultError, DrainingError, WorkerRestartingError, WorkerBusyError, StoreForeignError, StoreGoneError,
-        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError, RequestNotFoundError,
+        DataDamagedError, GroupNotFoundError, GroupLimitError, QuarantinedError, RequestNotFoundError, RequestIdReusedError,
     )
 }  # fmt: skip
 """The table: reason to exception, and by its ``code`` to the name of a status code."""

@@ -232,6 +232,9 @@ class Settings:
     """Most invocations of one InvokeStream at a time. Default 64."""
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0
     """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
+    request_id_window_s: Annotated[float, _Option("request_id_window", "TIME", parse_duration)] = 600.0
+    """How long the reply to a request with a request_id is kept, so that the same one is answered and not run again. Default
+    10min."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16

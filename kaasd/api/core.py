@@ -18,6 +18,7 @@ from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry, RequestLimits, RequestValidator
 from kaasd.front.quarantine import Quarantine
+from kaasd.front.request_ids import RequestIds
 from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
 from kaasd.store.base import KeyValueStore
@@ -39,6 +40,7 @@ class Core:
     aside: Aside = field(default_factory=Aside)
     limits: RequestLimits = field(init=False)
     validator: RequestValidator = field(init=False)
+    request_ids: RequestIds = field(init=False)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
     """Failed calls by reason."""
@@ -52,6 +54,7 @@ class Core:
         settings = self.settings
         self.limits = RequestLimits(settings.max_kernels, settings.max_buffers, settings.max_arguments)
         self.validator = RequestValidator(self.aside.call, self.limits)
+        self.request_ids = RequestIds(self.store, settings.request_id_window_s, settings.max_queued_bytes)
 
     def refuse_if_draining(self) -> None:
         """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered.

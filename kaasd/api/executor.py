@@ -15,6 +15,7 @@ from kaasd.api.errors import to_stream_error
 from kaasd.api.rpc import deadline_of, sender_of
 from kaasd.api.shared import page
 from kaasd.front.functions import ValidatedRequest, describe, item_path
+from kaasd.front.request_ids import fingerprint
 
 REPLY_OVERHEAD_BYTES = 64 << 10
 """Room in a reply for what is not a buffer's bytes."""
@@ -155,7 +156,12 @@ class ExecutorServicer:
             raise MessageTooLargeError(
                 f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
             )
-        return self._core.dispatcher.execute(
+        identified = None
+        if request.request_id:
+            self._core.watch.refuse_if_lost()
+            content = fingerprint(validated.serialized.digest, keys, inputs, request.return_buffers, request.device)
+            identified = self._core.request_ids.identify(request.request_id, content)
+        execution = self._core.dispatcher.execute(
             validated.serialized,
             keys=keys,
             inputs=inputs,
@@ -165,4 +171,9 @@ class ExecutorServicer:
             trace=request.trace,
             function=function,
             sender=sender,
+            identified=identified,
         )
+        if identified is None:
+            return execution
+        input_bytes = sum(map(len, inputs.values()))
+        return self._core.request_ids.once(identified, execution, deadline, input_bytes=input_bytes, reply_bytes=wanted)

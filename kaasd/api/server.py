@@ -38,10 +38,11 @@ _log = logging.getLogger(__name__)
 class Server:
     """A server that listens. Its owner stops it, and then closes what it calls."""
 
-    def __init__(self, core: Core, server: grpc.aio.Server, keeping_health: asyncio.Task[None]) -> None:
+    def __init__(self, core: Core, server: grpc.aio.Server, *background: asyncio.Task[None]) -> None:
+        """``background`` are tasks that end with it."""
         self._core = core
         self._server = server
-        self._keeping_health = keeping_health
+        self._background = background
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -55,7 +56,8 @@ class Server:
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""
         await self._server.stop(grace_s)
-        self._keeping_health.cancel()
+        for task in self._background:
+            task.cancel()
         self._core.aside.close()
 
 
@@ -101,7 +103,8 @@ async def start_server(
         forget(bound)
         raise
     core.addresses = tuple(bound)
-    return Server(core, server, asyncio.create_task(core.keep_health(services)))
+    background = core.keep_health(services), core.request_ids.keep_few()
+    return Server(core, server, *map(asyncio.create_task, background))
 
 
 def server_options(settings: Settings) -> list[tuple[str, int]]:

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from kaas_core.errors import (
     CancelledError,
+    CommitUnknownError,
     DeadlineExceededError,
     KaasError,
     QuarantinedError,
     QueueFullError,
-    WorkerRestartingError,
 )
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.turns import Turns
@@ -234,7 +234,7 @@ class CallQueue:
                 decisions.append(self._fail(call, sent.cancelled.error("running")))
             elif stage is Stage.COMMITTING:
                 text = "the worker died while it committed what this request wrote; all of its outputs are stored, or none is"
-                decisions.append(self._fail(call, WorkerRestartingError(text)))
+                decisions.append(self._fail(call, CommitUnknownError(text)))
             elif stage is Stage.RUNNING and not self._killing:
                 suspects.append(call)
             else:

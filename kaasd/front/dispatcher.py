@@ -6,13 +6,25 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter_ns
+from typing import Any
 
 from google.protobuf import duration_pb2
 
 from kaas.v1 import admin_pb2, executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import CancelledError, DrainingError, InvalidRequestError, KaasError, RequestNotFoundError
+from kaas_core.errors import (
+    CancelledError,
+    CommitUnknownError,
+    DrainingError,
+    InvalidRequestError,
+    KaasError,
+    RequestIdReusedError,
+    RequestNotFoundError,
+)
+from kaasd.front.quarantine import MOST_WORKERS
+from kaasd.front.request_ids import IdentifiedCall
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 
@@ -138,11 +150,13 @@ class Dispatcher:
         trace: bool = False,
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
+        identified: IdentifiedCall | None = None,
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace;
-        ``function`` is the request's name, if it has one; ``sender`` is asked, where the call has to wait, whose it is.
+        ``function`` is the request's name, if it has one; ``sender`` is asked, where the call has to wait, whose it is;
+        ``identified`` is set where it must have its effect once.
         Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
@@ -152,11 +166,14 @@ class Dispatcher:
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
         if trace:
             message.execute.trace_from_ns = arrived_ns
+        if identified is not None:
+            message.execute.keep_as.key, message.execute.keep_as.fingerprint = identified.as_key
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
+                serving = supervisor.call if identified is None else partial(_call_once, supervisor, identified)
                 due = self._due(deadline)
-                answer, sent_at_ns = await supervisor.call(message, request, due, input_bytes, function, sender)
+                answer, sent_at_ns = await serving(message, request, due, input_bytes, function, sender)
             except (KaasError, asyncio.CancelledError):
                 supervisor.counters["failed"] += 1
                 raise
@@ -318,6 +335,28 @@ class Dispatcher:
         if len(self._supervisors) == 1:
             return next(iter(self._supervisors.values()))
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
+
+
+async def _call_once(
+    supervisor: Supervisor, identified: IdentifiedCall, message: worker_pb2.ToWorker, *more: Any
+) -> tuple[worker_pb2.FromWorker, int]:
+    """Have a call served as ``Supervisor.call`` does, and once, though its worker may have died after it has committed.
+
+    Where another one has committed it, maybe a worker of a front that is gone, the answer is that one's.
+    """
+    for attempt in range(MOST_WORKERS):
+        try:
+            answer, sent_at_ns = await supervisor.call(message, *more)
+        except (CommitUnknownError, RequestIdReusedError) as error:
+            reply = identified.find()
+            if reply is not None:
+                reply.attempts += attempt
+                return worker_pb2.FromWorker(executed=worker_pb2.Executed(reply=reply)), perf_counter_ns()
+            failure = error
+        else:
+            answer.executed.reply.attempts += attempt
+            return answer, sent_at_ns
+    raise failure
 
 
 def _fill(

@@ -60,6 +60,8 @@ class PendingCall:
     deadline: float | None
     held_by: WorkerCalls
     sent_at_ns: int = 0
+    attempts: int = 0
+    """Workers that it was sent to."""
 
 
 class WorkerCalls:
@@ -128,6 +130,8 @@ class WorkerCalls:
             del call.held_by._calls[call_id]
         if answered.HasField("failed"):
             raise error_from_failed(answered.failed)
+        if answered.HasField("executed"):
+            answered.executed.reply.attempts = call.attempts
         return answered, call.sent_at_ns
 
     def admit(self, call_id: int, call: PendingCall, losses: int, *, alone: bool = False) -> None:
@@ -303,6 +307,7 @@ class WorkerCalls:
             self._act(self._queue.answered(call_id))
             return
         call.sent_at_ns = perf_counter_ns()
+        call.attempts += not with_content
         if self._process.calls is not None:
             if call.request is not None:
                 self._name_request(call.message, call.request, with_content=with_content)

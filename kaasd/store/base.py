@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Protocol
 
 from kaas_core import ReadableBuffer
+from kaas_core.errors import KaasError
 
 
 class Namespace(Enum):
@@ -25,12 +26,18 @@ class Namespace(Enum):
     """Uploaded libraries, by content id."""
     FUNCTIONS = "f"
     """Registered functions, by name."""
+    REPLIES = "r"
+    """Replies of requests that may be sent again, by group and id: ``GROUP/ID``."""
 
     def __init__(self, letter: str) -> None:
         self.number = ord(letter)
         """For checksums."""
-        self.noun = {"v": "value", "l": "library", "f": "function"}[letter]
+        self.noun = {"v": "value", "l": "library", "f": "function", "r": "reply"}[letter]
         """What one entry is, in words and on the wire."""
+
+
+class KeyExistsError(KaasError):
+    """A write that must be its key's first has found one there. For who writes; no caller gets it."""
 
 
 class Durability(Enum):
@@ -68,6 +75,8 @@ class Write:
     namespace: Namespace = Namespace.VALUES
     create: bool = False
     """Where the key is missing and ``offset_bytes`` is 0, the new bytes become its value."""
+    must_be_new: bool = False
+    """Where the key is there, damaged or not, nothing of the commit is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +224,14 @@ class ValueStore(Protocol):
         """Open a read transaction."""
 
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
-        """Commit all writes in one transaction, in order, or none; the future has the new entries by key.
+        """Commit all writes in one transaction, in order, or none; the future has the new entries by key, the last one of each.
+
+        A store of several processes gives the writes of one commit versions that follow each other.
 
         Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
-        ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``InvalidArgumentError`` (bad key).
+        ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``KeyExistsError``,
+        ``InvalidArgumentError`` (bad key).
         """
 
 
@@ -236,8 +248,18 @@ class KeyValueStore(ValueStore, Protocol):
     def stage(self) -> Staged:
         """Begin a value whose bytes come bit by bit."""
 
-    def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
-        """Delete a key. Works when the store is full, and where it is damaged. Fails with ``KeyNotFoundError``."""
+    def delete(self, key: str, namespace: Namespace = Namespace.VALUES, version: int | None = None) -> Future[Entry]:
+        """Delete a key. Works when the store is full, and where it is damaged. Fails with ``KeyNotFoundError``.
+
+        With ``version`` only that one, which 0 is where it is damaged; it fails likewise where the key has another.
+        """
+
+    def expire(self, namespace: Namespace, max_age_s: float, most: int) -> Future[int]:
+        """Delete what is older than ``max_age_s``, and the oldest of each group of keys that has more than ``most``.
+
+        A group is what keys have before their first ``/``. Done between other writes, in transactions of a millisecond or so; the
+        future has the number of keys. What is damaged is deleted when it was seen so for ``max_age_s``.
+        """
 
     def stats(self) -> StoreStats: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import lmdb
 
 from kaas_core.errors import StoreForeignError, StoreGoneError
+from kaasd.store.base import Namespace
 from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.records import (
@@ -43,6 +44,8 @@ MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 DATABASES = (*NAMESPACES, CHUNKS, LOOSE)
+OLD_DATABASES = tuple(name for name in DATABASES if NAMESPACES.get(name) is not Namespace.REPLIES)
+"""Of the formats before this."""
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
 
@@ -126,9 +129,9 @@ def prepare(path: Path, *, sync: bool) -> int:
         if sync:
             _check_last(found)
         number = _format_of(found)
-        if number == FORMAT:
+        if number > 1:
             try:
-                check_store(found, found.meta)
+                check_store(found, found.meta, DATABASES if number == FORMAT else OLD_DATABASES)
             except StoreForeignError:
                 # A process that has the store open may rewrite pages meanwhile; it has looked at them when it opened it.
                 if found.latest_meta() == found.meta:
@@ -164,13 +167,13 @@ def _written_by(file: LmdbFile, meta: Meta) -> int:
         return 0
 
 
-def check_store(file: LmdbFile, meta: Meta) -> None:
+def check_store(file: LmdbFile, meta: Meta, databases: Sequence[bytes] = DATABASES) -> None:
     """Look at the trees of a store's file, at its keys, and at what it says of itself, and not at values.
 
-    Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
+    ``databases`` are the trees that it must have. Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
     """
     sums = EntrySums(file)
-    if check_trees(file, meta, START_BYTES, sums.add) != set(DATABASES):
+    if check_trees(file, meta, START_BYTES, sums.add) != set(databases):
         raise file.damaged("it has other trees than a store")
     entries = file.main_entries(meta)
     try:
@@ -202,7 +205,7 @@ def _format_in(file: LmdbFile, meta: Meta) -> int:
             raise file.damaged(str(damage)) from None
     elif number == 1 and len(state) != OLD_STATE_BYTES:
         raise file.damaged("its counters were changed")
-    if not number or not entries.keys() >= set(DATABASES):
+    if not number or not entries.keys() >= set(OLD_DATABASES):
         raise StoreForeignError(
             f"{file.path} is a file of LMDB, but not one of kaasd's stores; nothing was written to it."
             " Use another directory (--store)"

@@ -37,7 +37,7 @@ from kaasd.store.directory import (
 )
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, room_problem, take_lock_file
 from kaasd.store.lmdb_file import LmdbFile, Meta
-from kaasd.store.migration import migrate
+from kaasd.store.migration import migrate, upgrade
 from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
@@ -82,8 +82,11 @@ class Environment:
         with ExitStack() as stack:
             try:
                 if identity is None:
-                    if prepare(path, sync=durability is not Durability.NONE) != FORMAT:
+                    number = prepare(path, sync=durability is not Durability.NONE)
+                    if number == 1:
                         migrate(path, is_stopped)
+                    elif number != FORMAT:
+                        upgrade(path)
                 else:
                     identity.check()
                     LmdbFile(path / DATA_FILE).close()  # whole still: what is missing kills who maps it
@@ -156,14 +159,19 @@ class Environment:
         """Raises ``StoreFullError`` where not even a delete would have room."""
         with self.write() as txn:
             self.disk.fill_holes()
-            self.take_disk_room(self.used_bytes(txn), 0, 0)
+            self.take_disk_room(txn, 0, 0)
 
-    def take_disk_room(self, used_bytes: int, size_bytes: int, asked_bytes: int) -> None:
-        """See ``DiskRoom.take``. Only within a write transaction."""
+    def end_bytes(self) -> int:
+        """Return where the last page ends that the last transaction has left."""
+        return (self.lmdb.info()["last_pgno"] + 1) * self.page_bytes
+
+    def take_disk_room(self, txn: Transaction, size_bytes: int, asked_bytes: int) -> None:
+        """See ``DiskRoom.take``. Only within a write transaction, which is ``txn``."""
         last_page = self.lmdb.info()["last_pgno"]
         needed = last_page * self.page_bytes + asked_bytes
         if needed <= self._room_for and self._file_state() == self._file_with_room:
             return  # The file is as it was when there was room for more.
+        used_bytes = self.used_bytes(txn)
         self._room_for = needed if self.disk.take(last_page, used_bytes, size_bytes, asked_bytes) else -1
         self._file_with_room = self._file_state()
 

@@ -25,6 +25,7 @@ from kaasd.store.base import (
 from kaasd.store.check import check, length_problem, tree_problem
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
+from kaasd.store.expiry import expire
 from kaasd.store.orphans import find_orphans
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
@@ -96,6 +97,8 @@ class LmdbStore:
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
         )
         self._snapshots = Snapshots(self._environment)
+        self._seen_damaged: dict[bytes, float] = {}
+        """For ``expire``."""
 
     def __enter__(self) -> LmdbStore:
         return self
@@ -146,14 +149,18 @@ class LmdbStore:
     def stage(self) -> StagedValue:
         return StagedValue(self._writer, self._chunk_bytes)
 
-    def delete(self, key: str, namespace: Namespace = Namespace.VALUES) -> Future[Entry]:
+    def delete(self, key: str, namespace: Namespace = Namespace.VALUES, version: int | None = None) -> Future[Entry]:
         try:
-            pending = PendingDelete(namespace, encode_key(key))
+            pending = PendingDelete(namespace, encode_key(key), version)
         except KaasError as error:
             failed: Future[Entry] = Future()
             failed.set_exception(error)
             return failed
         return self._writer.submit(pending)
+
+    def expire(self, namespace: Namespace, max_age_s: float, most: int) -> Future[int]:
+        """See ``KeyValueStore.expire``. Of one namespace."""
+        return self._writer.work_off(expire(self._environment, self._writer.run, namespace, max_age_s, most, self._seen_damaged))
 
     def sweep(self) -> Future[int]:
         """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""
@@ -225,4 +232,4 @@ class LmdbStore:
             extents, pieces = write.pieces.take(self._writer)
         else:
             raise TypeError("the staged value belongs to another kind of store")
-        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents, write.create)
+        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents, write.create, write.must_be_new)

@@ -1,4 +1,7 @@
-"""Brings a store of format 1, which had no checksums, into today's. The old file stays beside the new one.
+"""Brings a store of an older format into today's.
+
+Format 2 had no tree for replies: it is added in the file, in one transaction. Format 1 had no checksums either: the store is copied
+into a new file, and the old one stays beside it.
 
 A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
 counters were format, version and id. Everything else was as it is now.
@@ -28,6 +31,7 @@ from kaasd.store.directory import (
     DATA_FILE,
     DATABASES,
     LMDB_MAJOR_VERSION,
+    OLD_DATABASES,
     OWNERS_FILE,
     sync_directory,
 )
@@ -35,6 +39,7 @@ from kaasd.store.disk_room import new_file_prefix, room_problem, take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import (
     CHUNKS,
+    FORMAT,
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
@@ -43,6 +48,7 @@ from kaasd.store.records import (
     chunk_key,
     pack_record,
     pack_store_id,
+    unpack_format,
 )
 from kaasd.store.trees import check_trees
 
@@ -53,6 +59,8 @@ _BATCH_BYTES = 64 << 20
 """Copied in one transaction."""
 _PROGRESS_S = 10.0
 _SPARE_BYTES = 64 << 20
+
+_OLD_NAMESPACES = tuple(namespace for namespace in Namespace if namespace.name.lower().encode() in OLD_DATABASES)
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +101,35 @@ def migrate(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
             Path(name).unlink(missing_ok=True)
         sync_directory(file.parent)
     _log.info("%d entries were copied in %.1f s; the old file is kept as %s", entries, time.monotonic() - began, kept)
+
+
+def upgrade(path: Path) -> None:
+    """Add to the store of format 2 at ``path``, which was looked at, what it lacks, all of it or nothing.
+
+    Raises ``StoreForeignError`` (another process has it open), ``OSError``, ``lmdb.Error``.
+    """
+    file = (path / DATA_FILE).resolve()
+    with (
+        _alone(path),
+        lmdb.open(
+            str(file),
+            subdir=False,
+            lock=False,
+            max_dbs=len(DATABASES),
+            map_size=file.stat().st_size + _SPARE_BYTES,
+            lib_version=LMDB_MAJOR_VERSION,
+        ) as environment,
+        environment.begin(write=True) as txn,
+    ):
+        raw = txn.get(STATE_KEY, b"")
+        if unpack_format(raw) == FORMAT:  # another process was faster
+            return
+        state = StoreState.unpack(raw)
+        for name in DATABASES:
+            environment.open_db(name, txn=txn)
+        state.transaction = txn.id()
+        txn.put(STATE_KEY, state.pack())
+    _log.info("%s had an old format, and has today's now; earlier versions of kaasd do not open it any more", file)
 
 
 def old_file(file: Path) -> Path:
@@ -146,7 +183,7 @@ def _copy(old_path: Path, new_path: Path, is_stopped: Callable[[], bool]) -> int
         old.begin(buffers=True) as source,
     ):
         migration = _Migration(old, new, source, is_stopped)
-        for namespace in Namespace:
+        for namespace in _OLD_NAMESPACES:
             migration.copy(namespace)
         migration.finish()
         new.sync(True)
@@ -165,7 +202,7 @@ class _Migration:
     ) -> None:
         self.entries = 0
         self._is_stopped = is_stopped
-        self._old = {name: old.open_db(name, txn=source) for name in DATABASES}
+        self._old = {name: old.open_db(name, txn=source) for name in OLD_DATABASES}
         self._new = {name: new.open_db(name) for name in DATABASES}
         self._environment = new
         self._source = source
@@ -180,7 +217,7 @@ class _Migration:
 
     def _look_ahead(self) -> None:
         """Read what all records say of chunks and versions."""
-        for namespace in Namespace:
+        for namespace in _OLD_NAMESPACES:
             with self._source.cursor(self._old[namespace.name.lower().encode()]) as cursor:
                 for _, raw in cursor:
                     _go_on(self._is_stopped)

@@ -36,9 +36,14 @@ def read_raw(environment: Environment, txn: Transaction, namespace: Namespace, r
     except lmdb.Error as error:
         raise translate(error, environment.path) from error
     if raw is None:
-        key = decode_key(raw_key)
-        raise KeyNotFoundError(f"there is no key {key!r}", {"key": key})
+        raise missing(raw_key)
     return raw
+
+
+def missing(raw_key: bytes) -> KeyNotFoundError:
+    """Return the error for a key that is not there."""
+    key = decode_key(raw_key)
+    return KeyNotFoundError(f"there is no key {key!r}", {"key": key})
 
 
 def read_chunk(environment: Environment, txn: Transaction, extent: Extent, verified: VerifiedChunks) -> memoryview:

@@ -31,8 +31,8 @@ from kaas_core.validation import MAX_KEY_BYTES
 from kaasd.store.base import Namespace
 from kaasd.store.checksums import checksum
 
-FORMAT = 2
-"""Of what is described here. Format 1 had no checksums: see ``migration``."""
+FORMAT = 3
+"""Of what is described here. Format 2 had no replies, format 1 no checksums either: see ``migration``."""
 STATE_KEY = b"state"
 STORE_ID_KEY = b"store_id"
 STORE_ID_BYTES = 16
@@ -61,8 +61,11 @@ class Damage(Exception):
     def of(self, namespace: Namespace, raw_key: bytes) -> DataDamagedError:
         """Return the error that a caller should see where this is a key's."""
         kind, key = namespace.noun, decode_key(raw_key)
+        advice = "Store it again, or delete it"
+        if namespace is Namespace.REPLIES:
+            advice = "That request has run, but with what reply is not known; with another request_id it runs again"
         return DataDamagedError(
-            f"the {kind} {key!r} is damaged: {self}. Store it again, or delete it; kaasctl store check finds all that is damaged",
+            f"the {kind} {key!r} is damaged: {self}. {advice}; kaasctl store check finds all that is damaged",
             {"kind": kind, "key": key},
         )
 

@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from kaas_core.errors import DataDamagedError, StoreFullError, ValueTooShortError
-from kaasd.store.base import Entry, Namespace
+from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaasd.store.base import Entry, KeyExistsError, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.reading import count_records, entry_of, read_chunk, read_head, read_raw
+from kaasd.store.reading import count_records, entry_of, missing, read_chunk, read_head, read_raw
 from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
@@ -56,6 +56,7 @@ class Change:
     extents: list[Extent] = field(default_factory=list)
     create: bool = False
     """A range from 0 on becomes the value of a key that is missing."""
+    must_be_new: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -103,22 +104,24 @@ class WriteTransaction:
     def check_room(self, size_bytes: int) -> None:
         """Raises ``StoreFullError`` where ``size_bytes`` more do not fit."""
         environment = self._environment
-        used = environment.used_bytes(self._txn)
-        if used + size_bytes > environment.quota_bytes:
-            limit, kept = environment.limit_bytes, environment.limit_bytes - environment.quota_bytes
-            raise StoreFullError(
-                f"the store is full: {size_bytes} bytes are needed, {used} of {limit} (--store-limit) are in use,"
-                f" {kept} are kept for deletes",
-                {"asked_bytes": str(size_bytes), "used_bytes": str(used), "limit_bytes": str(limit)},
-            )
+        # The pages up to the last one, free ones too, are found at once; what is in use, tree by tree.
+        if environment.end_bytes() + self._asked_bytes + size_bytes > environment.quota_bytes:
+            used = environment.used_bytes(self._txn)
+            if used + size_bytes > environment.quota_bytes:
+                limit, kept = environment.limit_bytes, environment.limit_bytes - environment.quota_bytes
+                raise StoreFullError(
+                    f"the store is full: {size_bytes} bytes are needed, {used} of {limit} (--store-limit) are in use,"
+                    f" {kept} are kept for deletes",
+                    {"asked_bytes": str(size_bytes), "used_bytes": str(used), "limit_bytes": str(limit)},
+                )
         self._asked_bytes += size_bytes
-        environment.take_disk_room(used, size_bytes, self._asked_bytes)
+        environment.take_disk_room(self._txn, size_bytes, self._asked_bytes)
 
     def check(self, changes: Sequence[Change]) -> None:
         """Raises ``KaasError`` where ``changes`` cannot all be applied.
 
         ``KeyNotFoundError``, ``DataDamagedError`` (a range of a value that is missing, or damaged), ``ValueTooShortError``,
-        ``StoreFullError``.
+        ``KeyExistsError``, ``StoreFullError``.
         """
         sizes: dict[tuple[Namespace, bytes], int] = {}
         needed, overhead = 0, _PAGES_OF_A_WRITE * self._environment.page_bytes
@@ -126,6 +129,8 @@ class WriteTransaction:
             where = (change.namespace, change.raw_key)
             size = change.size_bytes
             needed += change.pieces.size_bytes + record_size(0, len(change.extents)) + overhead
+            if change.must_be_new and (where in sizes or self._has(*where)):
+                raise KeyExistsError(f"the key {change.key!r} exists", {"key": change.key})
             if change.offset_bytes is None:
                 sizes[where] = size
                 continue
@@ -144,9 +149,11 @@ class WriteTransaction:
             needed += min(sizes[where], 2 * self._chunk_bytes)
         self.check_room(needed)
 
-    def check_key(self, namespace: Namespace, raw_key: bytes) -> None:
-        """Raises ``KeyNotFoundError``."""
-        read_raw(self._environment, self._txn, namespace, raw_key)
+    def check_key(self, namespace: Namespace, raw_key: bytes, version: int | None = None) -> None:
+        """Raises ``KeyNotFoundError``; also where the key has another ``version``, which 0 is where it is damaged."""
+        raw = read_raw(self._environment, self._txn, namespace, raw_key)
+        if version is not None and entry_of(raw, namespace, raw_key).version != version:
+            raise missing(raw_key)
 
     # Changes
 
@@ -164,6 +171,18 @@ class WriteTransaction:
         self._state.version += 1
         self._retire(extents, self._state.version)
         return entry
+
+    def delete_versions(self, namespace: Namespace, versions: Iterable[tuple[bytes, int]]) -> int:
+        """Delete the keys that have these versions still; return how many."""
+        deleted = 0
+        for raw_key, version in versions:
+            try:
+                self.check_key(namespace, raw_key, version)
+            except KeyNotFoundError:
+                continue
+            self.delete(namespace, raw_key)
+            deleted += 1
+        return deleted
 
     def put_chunks(self, pieces: Pieces) -> list[Extent]:
         """Write ``pieces`` as new chunks."""
@@ -220,7 +239,7 @@ class WriteTransaction:
 
     def _apply(self, change: Change) -> Entry:
         database = self._environment.entries[change.namespace]
-        raw = self._txn.get(change.raw_key, db=database)
+        raw = None if change.must_be_new else self._txn.get(change.raw_key, db=database)
         is_new = raw is None
         retired: Sequence[Extent] = ()
         if change.offset_bytes is None or (raw is None and change.create):
@@ -379,12 +398,13 @@ class PendingCommit(PendingWrite[dict[str, Entry]]):
 class PendingDelete(PendingWrite[Entry]):
     """A key's end."""
 
-    def __init__(self, namespace: Namespace, raw_key: bytes) -> None:
+    def __init__(self, namespace: Namespace, raw_key: bytes, version: int | None = None) -> None:
         super().__init__()
         self._what = (namespace, raw_key)
+        self._version = version
 
     def check(self, transaction: WriteTransaction) -> None:
-        transaction.check_key(*self._what)
+        transaction.check_key(*self._what, self._version)
 
     def apply(self, transaction: WriteTransaction) -> Entry:
         return transaction.delete(*self._what)

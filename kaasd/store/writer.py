@@ -103,6 +103,13 @@ class Writer:
             future.set_exception(self._ended_error())
         return future
 
+    def work_off(self, steps: Iterator[int]) -> Future[int]:
+        """Take the steps of something that takes many, each short; the future has the sum of what they yield."""
+        future: Future[int] = Future()
+        if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._work_off(future, steps)))):
+            future.set_exception(self._ended_error())
+        return future
+
     def compact(self, orphans: Sequence[int], is_stopped: Callable[[], bool]) -> Future[bool]:
         """Free the chunks of these ids, and give the disk back what is free.
 
@@ -337,6 +344,21 @@ class Writer:
             future.set_exception(translate(error, self._environment.path))
         else:
             future.set_result(freed)
+
+    def _work_off(self, future: Future[int], steps: Iterator[int]) -> Iterator[None]:
+        if not future.set_running_or_notify_cancel():
+            return
+        total = 0
+        try:
+            for count in steps:
+                total += count
+                if self._closing:
+                    break
+                yield
+        except Exception as error:
+            future.set_exception(translate(error, self._environment.path))
+        else:
+            future.set_result(total)
 
     def _compact(self, future: Future[bool], orphans: Sequence[int], is_stopped: Callable[[], bool]) -> Iterator[None]:
         if not future.set_running_or_notify_cancel():

@@ -16,13 +16,13 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from kaas.v1 import trace_pb2
 from kaas_core import ReadableBuffer
-from kaas_core.errors import InvalidRequestError, KeyNotFoundError
+from kaas_core.errors import InvalidRequestError, KeyNotFoundError, RequestIdReusedError
 from kaas_core.violations import shown
 from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.request.plan import Plan, Slot
-from kaasd.store.base import Entry, Write
+from kaasd.store.base import Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
@@ -50,6 +50,9 @@ class Invocation(NamedTuple):
     """Keys whose values some of ``inputs`` are, and remain: where the device has one it is not brought there again."""
     on_commit: Callable[[], object] = lambda: None
     """Called before the store may change."""
+    kept: Callable[[Result, Sequence[str]], Write] | None = None
+    """Given what is known of the result before it is stored, and the keys that are written, in order, returns what is stored last
+    with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
 
 
 class Result(NamedTuple):
@@ -161,10 +164,16 @@ class Execution:
                 raise _explain_missing(error, plan) from error
             finally:
                 program.requests -= 1
-            versions = yield from self._commit(plan, contents)
+            writes = self._writes(plan, contents)
+            kept_reply = result = None
+            if invocation.kept is not None and writes:
+                durations = planned - started, loaded - planned, ran - loaded, 0
+                result = Result(self._outputs(contents), {}, printed, len(plan.launches) * plan.iterations, *durations)
+                kept_reply = invocation.kept(result, [write.key for write in writes])
+            versions = yield from self._commit(writes, kept_reply)
             for index, held in kept.items():
                 self._keep(plan.slots[index], held, versions)
-            outputs = {name: bytes(contents[name]) for name in invocation.return_buffers}
+            outputs = self._outputs(contents) if result is None else result.outputs
             committed = perf_counter_ns()
             trace = None
             if self._tracer is not None:
@@ -266,9 +275,12 @@ class Execution:
                 contents[name] = downloads[-1].view
         return contents
 
-    def _commit(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> Steps[Mapping[str, int]]:
-        """Store what is to be stored; return the new versions by key."""
-        writes = [
+    def _outputs(self, contents: Mapping[str, ReadableBuffer]) -> Mapping[str, bytes]:
+        return {name: bytes(contents[name]) for name in self._invocation.return_buffers}
+
+    def _writes(self, plan: Plan, contents: Mapping[str, ReadableBuffer]) -> list[Write]:
+        """Return what is to be stored."""
+        return [
             Write(
                 slot.key,
                 [contents[slot.spec.name]],
@@ -278,17 +290,28 @@ class Execution:
             for slot in plan.slots
             if slot.store
         ]
+
+    def _commit(self, writes: Sequence[Write], kept_reply: Write | None) -> Steps[Mapping[str, int]]:
+        """Store what is to be stored; return the new versions by key."""
         if not writes:
             return {}
         self._invocation.on_commit()
-        commit = _Commit(self._executor.store.commit(writes), self._executor.on_commit)
+        all_writes = writes if kept_reply is None else [*writes, kept_reply]
+        commit = _Commit(self._executor.store.commit(all_writes), self._executor.on_commit)
         try:
             while not commit.done():
                 yield commit
         except GeneratorExit:
             commit.wait()  # The store reads the contents until then.
             raise
-        return {key: entry.version for key, entry in commit.entries.items()}
+        try:
+            entries = commit.entries
+        except KeyExistsError:
+            raise RequestIdReusedError("there is a reply of this request_id already; nothing was changed") from None
+        if kept_reply is not None:  # Its key may be that of a value too.
+            first = entries[kept_reply.key].version - len(writes)
+            return {write.key: first + index for index, write in enumerate(writes)}
+        return {key: entry.version for key, entry in entries.items()}
 
     def _keep(self, slot: Slot, held: ValueHolding, versions: Mapping[str, int]) -> None:
         """Have what was stored of a slot on the device as its key's value, unless that is there already."""

@@ -10,17 +10,19 @@ import logging
 import os
 import select
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter_ns
 from typing import Any, NamedTuple, TypeVar
 
-from kaas.v1 import library_pb2
+from kaas.v1 import executor_pb2, library_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
+from kaasd.ipc.replies import MAX_REPLY_BYTES, pack_reply
+from kaasd.store.base import Namespace, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
@@ -285,6 +287,7 @@ class Loop:
                         cancellation=cancellation,
                         trace_from_ns=call.trace_from_ns,
                         on_commit=partial(self._progress.commit, message.id),
+                        kept=partial(self._kept, call.keep_as) if call.HasField("keep_as") else None,
                     )
                     self._begin(message.id, execute(self._executor, invocation), cancellation, self._executed)
                 case "prepare":
@@ -350,19 +353,31 @@ class Loop:
         executed = answer.executed
         executed.kernels_launched = result.kernels_launched
         executed.memory_used_bytes = self._executor.memory.held_bytes
-        reply = executed.reply  # Filled in its place: handing over the parts would copy each twice.
-        for name, content in result.outputs.items():
-            reply.outputs[name] = content
+        reply = executed.reply
+        self._fill(reply, result)
         for key, version in result.versions.items():
             reply.versions[key] = version
+        if result.trace is not None:
+            reply.trace.CopyFrom(result.trace)
+        return answer
+
+    def _kept(self, keep_as: worker_pb2.KeepAs, result: Result, keys: Sequence[str]) -> Write:
+        """Return the reply of a request as what is stored with its outputs."""
+        size = sum(map(len, result.outputs.values())) + len(result.printed)
+        if is_large := size > MAX_REPLY_BYTES:
+            result = result._replace(outputs={}, printed="")
+        kept = pack_reply(keep_as.fingerprint, keys, partial(self._fill, result=result), outputs_dropped=is_large)
+        return Write(keep_as.key, [kept], namespace=Namespace.REPLIES, must_be_new=True)
+
+    def _fill(self, reply: executor_pb2.InvokeResponse, result: Result) -> None:
+        """Fill in a reply in its place: handing over its parts would copy each twice."""
+        for name, content in result.outputs.items():
+            reply.outputs[name] = content
         reply.device = self._executor.device_name
         reply.printed = result.printed
         timing = reply.timing
         timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
         timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
-        if result.trace is not None:
-            reply.trace.CopyFrom(result.trace)
-        return answer
 
 
 def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:

@@ -31,6 +31,7 @@ from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
 from kaasd.front.quarantine import Quarantine
+from kaasd.front.request_ids import IdentifiedCall
 from kaasd.front.store_watch import StoreWatch
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries
@@ -122,6 +123,7 @@ class FakeDispatcher:
         trace: bool = False,
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
+        identified: IdentifiedCall | None = None,
     ) -> Any:
         self.senders.append(sender())
         return await self._answer(
@@ -134,6 +136,7 @@ class FakeDispatcher:
             remaining=_remaining(deadline),
             trace=trace,
             function=function,
+            **({} if identified is None else {"reply_key": identified.as_key}),
         )
 
     async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:

@@ -156,6 +156,7 @@ class TestSubmit:
             "INVALID_NAME": "INVALID_ARGUMENT",
             "INVALID_REQUEST": "INVALID_ARGUMENT",
             "INVALID_LIBRARY": "INVALID_ARGUMENT",
+            "REQUEST_ID_REUSED": "INVALID_ARGUMENT",
             "KEY_NOT_FOUND": "NOT_FOUND",
             "LIBRARY_NOT_FOUND": "NOT_FOUND",
             "KERNEL_NOT_FOUND": "NOT_FOUND",

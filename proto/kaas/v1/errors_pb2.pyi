@@ -39,6 +39,7 @@ class Reason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REASON_GROUP_LIMIT: _ClassVar[Reason]
     REASON_QUARANTINED: _ClassVar[Reason]
     REASON_REQUEST_NOT_FOUND: _ClassVar[Reason]
+    REASON_REQUEST_ID_REUSED: _ClassVar[Reason]
 REASON_UNSPECIFIED: Reason
 REASON_INVALID_REQUEST: Reason
 REASON_INVALID_LIBRARY: Reason
@@ -68,6 +69,7 @@ REASON_GROUP_NOT_FOUND: Reason
 REASON_GROUP_LIMIT: Reason
 REASON_QUARANTINED: Reason
 REASON_REQUEST_NOT_FOUND: Reason
+REASON_REQUEST_ID_REUSED: Reason
 
 class StreamError(_message.Message):
     __slots__ = ("code", "message", "details")

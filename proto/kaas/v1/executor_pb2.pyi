@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("request", "inputs", "return_buffers", "device", "trace")
+    __slots__ = ("request", "inputs", "return_buffers", "device", "trace", "request_id")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -26,15 +26,17 @@ class SubmitRequest(_message.Message):
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     request: _types_pb2.Request
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     device: str
     trace: bool
-    def __init__(self, request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ...) -> None: ...
+    request_id: str
+    def __init__(self, request: _Optional[_Union[_types_pb2.Request, _Mapping]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
-    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace")
+    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace", "attempts", "outputs_dropped")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,13 +57,17 @@ class SubmitResponse(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     PRINTED_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     device: str
     timing: _types_pb2.Timing
     printed: str
     trace: _trace_pb2.Trace
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
+    attempts: int
+    outputs_dropped: bool
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ..., attempts: _Optional[int] = ..., outputs_dropped: bool = ...) -> None: ...
 
 class Function(_message.Message):
     __slots__ = ("name", "request", "create_time")
@@ -138,7 +144,7 @@ class Binding(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class InvokeRequest(_message.Message):
-    __slots__ = ("function", "bindings", "return_buffers", "device", "trace")
+    __slots__ = ("function", "bindings", "return_buffers", "device", "trace", "request_id")
     class BindingsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,15 +157,17 @@ class InvokeRequest(_message.Message):
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     function: str
     bindings: _containers.MessageMap[str, Binding]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     device: str
     trace: bool
-    def __init__(self, function: _Optional[str] = ..., bindings: _Optional[_Mapping[str, Binding]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ...) -> None: ...
+    request_id: str
+    def __init__(self, function: _Optional[str] = ..., bindings: _Optional[_Mapping[str, Binding]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., device: _Optional[str] = ..., trace: bool = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class InvokeResponse(_message.Message):
-    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace")
+    __slots__ = ("outputs", "versions", "device", "timing", "printed", "trace", "attempts", "outputs_dropped")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -180,13 +188,17 @@ class InvokeResponse(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     PRINTED_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.ScalarMap[str, bytes]
     versions: _containers.ScalarMap[str, int]
     device: str
     timing: _types_pb2.Timing
     printed: str
     trace: _trace_pb2.Trace
-    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ...) -> None: ...
+    attempts: int
+    outputs_dropped: bool
+    def __init__(self, outputs: _Optional[_Mapping[str, bytes]] = ..., versions: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ..., timing: _Optional[_Union[_types_pb2.Timing, _Mapping]] = ..., printed: _Optional[str] = ..., trace: _Optional[_Union[_trace_pb2.Trace, _Mapping]] = ..., attempts: _Optional[int] = ..., outputs_dropped: bool = ...) -> None: ...
 
 class InvokeStreamRequest(_message.Message):
     __slots__ = ("id", "invoke", "timeout_ns")

@@ -28,7 +28,8 @@ if _version_not_supported:
 class ExecutorServiceStub(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none; a call with a
+    `request_id` learns which. A call that has one may be sent again after any failure, a lost connection too: it has its effect once.
     """
 
     def __init__(self, channel):
@@ -77,12 +78,14 @@ class ExecutorServiceStub(object):
 class ExecutorServiceServicer(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none; a call with a
+    `request_id` learns which. A call that has one may be sent again after any failure, a lost connection too: it has its effect once.
     """
 
     def Submit(self, request, context):
-        """Runs a request once. Not idempotent where a buffer is ACCESS_INOUT. When it returns, the outputs are committed.
-        INVALID_ARGUMENT: malformed, or it does not fit the kernels or the device. NOT_FOUND: key, library or kernel.
+        """Runs a request once. Not idempotent where a buffer is ACCESS_INOUT and no `request_id` is given. When it returns, the outputs are
+        committed. INVALID_ARGUMENT: malformed, or it does not fit the kernels or the device, or `request_id` was used for something
+        else. NOT_FOUND: key, library or kernel.
         FAILED_PRECONDITION: a value is too short, or a library is host code that the server does not allow. RESOURCE_EXHAUSTED: device
         memory, store or queue. ABORTED: a kernel faulted.
         """
@@ -184,7 +187,8 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
 class ExecutorService(object):
     """Runs requests. The gRPC deadline of a call is the deadline of its kernels: past it they are stopped and the call fails with
     DEADLINE_EXCEEDED. Every call may fail with UNAVAILABLE and `RetryInfo` while the server drains or a worker restarts; the store
-    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none.
+    is then as it was. Only where a worker dies by itself in the middle of a commit all outputs may be stored, or none; a call with a
+    `request_id` learns which. A call that has one may be sent again after any failure, a lost connection too: it has its effect once.
     """
 
     @staticmethod

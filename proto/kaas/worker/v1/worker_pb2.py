@@ -27,7 +27,7 @@ from kaas.v1 import executor_pb2 as kaas_dot_v1_dot_executor__pb2
 from kaas.v1 import library_pb2 as kaas_dot_v1_dot_library__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkaas/worker/v1/worker.proto\x12\x0ekaas.worker.v1\x1a\x13kaas/v1/admin.proto\x1a\x16kaas/v1/executor.proto\x1a\x15kaas/v1/library.proto\"\xa2\x03\n\x08ToWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x17.kaas.worker.v1.ExecuteH\x00\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x17.kaas.worker.v1.PrepareH\x00\x12*\n\x07inspect\x18\x04 \x01(\x0b\x32\x17.kaas.worker.v1.InspectH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.kaas.worker.v1.CancelH\x00\x12\x37\n\x0e\x66orget_library\x18\x07 \x01(\x0b\x32\x1d.kaas.worker.v1.ForgetLibraryH\x00\x12\x31\n\tconfigure\x18\x08 \x01(\x0b\x32\x1c.kaas.worker.v1.WorkerConfigH\x00\x12/\n\nhold_pages\x18\t \x01(\x0b\x32\x19.kaas.worker.v1.HoldPagesH\x00\x12$\n\x04ping\x18\n \x01(\x0b\x32\x14.kaas.worker.v1.PingH\x00\x12\x11\n\tonly_call\x18\x06 \x01(\x08\x42\x06\n\x04\x63\x61ll\"4\n\x11SerializedRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xae\x02\n\x07\x45xecute\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.kaas.worker.v1.SerializedRequest\x12/\n\x04keys\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.Execute.KeysEntry\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.kaas.worker.v1.Execute.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x04 \x03(\t\x12\x15\n\rtrace_from_ns\x18\x05 \x01(\x04\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"=\n\x07Prepare\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.kaas.worker.v1.SerializedRequest\"<\n\x07Inspect\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_content\"8\n\x06\x43\x61ncel\x12\x19\n\x11\x64\x65\x61\x64line_exceeded\x18\x01 \x01(\x08\x12\x13\n\x0b\x62y_operator\x18\x02 \x01(\x08\" \n\rForgetLibrary\x12\x0f\n\x07library\x18\x01 \x01(\t\"\x1c\n\tHoldPages\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\"\x06\n\x04Ping\"\x88\x03\n\x0cWorkerConfig\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nstore_path\x18\x02 \x01(\t\x12\x19\n\x11store_limit_bytes\x18\x03 \x01(\x04\x12\x12\n\ndurability\x18\x04 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\x04\x12\x15\n\rlibrary_roots\x18\x06 \x03(\t\x12\x16\n\x0e\x64\x65vice_options\x18\x07 \x01(\t\x12\x11\n\tlog_level\x18\x08 \x01(\t\x12\x13\n\x0b\x62usy_poll_s\x18\t \x01(\x01\x12\x1f\n\x17\x62usy_poll_beside_others\x18\n \x01(\x08\x12\x13\n\x0b\x63oncurrency\x18\x0b \x01(\r\x12 \n\x13\x64\x65vice_memory_bytes\x18\x0c \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x13\x61llow_host_wrappers\x18\r \x01(\x08\x12,\n\x05store\x18\x0e \x01(\x0b\x32\x1d.kaas.worker.v1.StoreIdentityB\x16\n\x14_device_memory_bytes\"N\n\rStoreIdentity\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.kaas.worker.v1.FileIdentity\";\n\x0c\x46ileIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x04\x12\r\n\x05inode\x18\x03 \x01(\x04\"\xa0\x03\n\nFromWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.kaas.worker.v1.ReadyH\x00\x12,\n\x08\x65xecuted\x18\x03 \x01(\x0b\x32\x18.kaas.worker.v1.ExecutedH\x00\x12,\n\x08prepared\x18\x04 \x01(\x0b\x32\x18.kaas.worker.v1.PreparedH\x00\x12\x34\n\tinspected\x18\x05 \x01(\x0b\x32\x1f.kaas.v1.InspectLibraryResponseH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.kaas.worker.v1.FailedH\x00\x12\x39\n\x0funknown_request\x18\x07 \x01(\x0b\x32\x1e.kaas.worker.v1.UnknownRequestH\x00\x12\x37\n\x0epages_released\x18\x08 \x01(\x0b\x32\x1d.kaas.worker.v1.PagesReleasedH\x00\x12$\n\x04pong\x18\t \x01(\x0b\x32\x14.kaas.worker.v1.PongH\x00\x42\x08\n\x06\x61nswer\"(\n\x05Ready\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.kaas.v1.Device\"g\n\x08\x45xecuted\x12&\n\x05reply\x18\x01 \x01(\x0b\x32\x17.kaas.v1.InvokeResponse\x12\x18\n\x10kernels_launched\x18\x02 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\"\n\n\x08Prepared\"\x10\n\x0eUnknownRequest\"\x0f\n\rPagesReleased\"\x06\n\x04Pong\"\xd6\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x36\n\x08metadata\x18\x03 \x03(\x0b\x32$.kaas.worker.v1.Failed.MetadataEntry\x12-\n\nviolations\x18\x04 \x03(\x0b\x32\x19.kaas.worker.v1.Violation\x12\x13\n\x0b\x64\x65vice_lost\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkaas/worker/v1/worker.proto\x12\x0ekaas.worker.v1\x1a\x13kaas/v1/admin.proto\x1a\x16kaas/v1/executor.proto\x1a\x15kaas/v1/library.proto\"\xa2\x03\n\x08ToWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12*\n\x07\x65xecute\x18\x02 \x01(\x0b\x32\x17.kaas.worker.v1.ExecuteH\x00\x12*\n\x07prepare\x18\x03 \x01(\x0b\x32\x17.kaas.worker.v1.PrepareH\x00\x12*\n\x07inspect\x18\x04 \x01(\x0b\x32\x17.kaas.worker.v1.InspectH\x00\x12(\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x16.kaas.worker.v1.CancelH\x00\x12\x37\n\x0e\x66orget_library\x18\x07 \x01(\x0b\x32\x1d.kaas.worker.v1.ForgetLibraryH\x00\x12\x31\n\tconfigure\x18\x08 \x01(\x0b\x32\x1c.kaas.worker.v1.WorkerConfigH\x00\x12/\n\nhold_pages\x18\t \x01(\x0b\x32\x19.kaas.worker.v1.HoldPagesH\x00\x12$\n\x04ping\x18\n \x01(\x0b\x32\x14.kaas.worker.v1.PingH\x00\x12\x11\n\tonly_call\x18\x06 \x01(\x08\x42\x06\n\x04\x63\x61ll\"4\n\x11SerializedRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\xd7\x02\n\x07\x45xecute\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.kaas.worker.v1.SerializedRequest\x12/\n\x04keys\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.Execute.KeysEntry\x12\x33\n\x06inputs\x18\x03 \x03(\x0b\x32#.kaas.worker.v1.Execute.InputsEntry\x12\x16\n\x0ereturn_buffers\x18\x04 \x03(\t\x12\x15\n\rtrace_from_ns\x18\x05 \x01(\x04\x12\'\n\x07keep_as\x18\x06 \x01(\x0b\x32\x16.kaas.worker.v1.KeepAs\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"*\n\x06KeepAs\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\"V\n\tKeptReply\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0c\n\x04keys\x18\x02 \x03(\t\x12&\n\x05reply\x18\x03 \x01(\x0b\x32\x17.kaas.v1.InvokeResponse\"=\n\x07Prepare\x12\x32\n\x07request\x18\x01 \x01(\x0b\x32!.kaas.worker.v1.SerializedRequest\"<\n\x07Inspect\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\n\n\x08_content\"8\n\x06\x43\x61ncel\x12\x19\n\x11\x64\x65\x61\x64line_exceeded\x18\x01 \x01(\x08\x12\x13\n\x0b\x62y_operator\x18\x02 \x01(\x08\" \n\rForgetLibrary\x12\x0f\n\x07library\x18\x01 \x01(\t\"\x1c\n\tHoldPages\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\"\x06\n\x04Ping\"\x88\x03\n\x0cWorkerConfig\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x12\n\nstore_path\x18\x02 \x01(\t\x12\x19\n\x11store_limit_bytes\x18\x03 \x01(\x04\x12\x12\n\ndurability\x18\x04 \x01(\t\x12\x13\n\x0b\x63hunk_bytes\x18\x05 \x01(\x04\x12\x15\n\rlibrary_roots\x18\x06 \x03(\t\x12\x16\n\x0e\x64\x65vice_options\x18\x07 \x01(\t\x12\x11\n\tlog_level\x18\x08 \x01(\t\x12\x13\n\x0b\x62usy_poll_s\x18\t \x01(\x01\x12\x1f\n\x17\x62usy_poll_beside_others\x18\n \x01(\x08\x12\x13\n\x0b\x63oncurrency\x18\x0b \x01(\r\x12 \n\x13\x64\x65vice_memory_bytes\x18\x0c \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x13\x61llow_host_wrappers\x18\r \x01(\x08\x12,\n\x05store\x18\x0e \x01(\x0b\x32\x1d.kaas.worker.v1.StoreIdentityB\x16\n\x14_device_memory_bytes\"N\n\rStoreIdentity\x12\x10\n\x08store_id\x18\x01 \x01(\t\x12+\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1c.kaas.worker.v1.FileIdentity\";\n\x0c\x46ileIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\x04\x12\r\n\x05inode\x18\x03 \x01(\x04\"\xa0\x03\n\nFromWorker\x12\n\n\x02id\x18\x01 \x01(\x04\x12&\n\x05ready\x18\x02 \x01(\x0b\x32\x15.kaas.worker.v1.ReadyH\x00\x12,\n\x08\x65xecuted\x18\x03 \x01(\x0b\x32\x18.kaas.worker.v1.ExecutedH\x00\x12,\n\x08prepared\x18\x04 \x01(\x0b\x32\x18.kaas.worker.v1.PreparedH\x00\x12\x34\n\tinspected\x18\x05 \x01(\x0b\x32\x1f.kaas.v1.InspectLibraryResponseH\x00\x12(\n\x06\x66\x61iled\x18\x06 \x01(\x0b\x32\x16.kaas.worker.v1.FailedH\x00\x12\x39\n\x0funknown_request\x18\x07 \x01(\x0b\x32\x1e.kaas.worker.v1.UnknownRequestH\x00\x12\x37\n\x0epages_released\x18\x08 \x01(\x0b\x32\x1d.kaas.worker.v1.PagesReleasedH\x00\x12$\n\x04pong\x18\t \x01(\x0b\x32\x14.kaas.worker.v1.PongH\x00\x42\x08\n\x06\x61nswer\"(\n\x05Ready\x12\x1f\n\x06\x64\x65vice\x18\x01 \x01(\x0b\x32\x0f.kaas.v1.Device\"g\n\x08\x45xecuted\x12&\n\x05reply\x18\x01 \x01(\x0b\x32\x17.kaas.v1.InvokeResponse\x12\x18\n\x10kernels_launched\x18\x02 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\"\n\n\x08Prepared\"\x10\n\x0eUnknownRequest\"\x0f\n\rPagesReleased\"\x06\n\x04Pong\"\xd6\x01\n\x06\x46\x61iled\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x36\n\x08metadata\x18\x03 \x03(\x0b\x32$.kaas.worker.v1.Failed.MetadataEntry\x12-\n\nviolations\x18\x04 \x03(\x0b\x32\x19.kaas.worker.v1.Violation\x12\x13\n\x0b\x64\x65vice_lost\x18\x05 \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"/\n\tViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,47 +45,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERIALIZEDREQUEST']._serialized_start=536
   _globals['_SERIALIZEDREQUEST']._serialized_end=588
   _globals['_EXECUTE']._serialized_start=591
-  _globals['_EXECUTE']._serialized_end=893
-  _globals['_EXECUTE_KEYSENTRY']._serialized_start=803
-  _globals['_EXECUTE_KEYSENTRY']._serialized_end=846
-  _globals['_EXECUTE_INPUTSENTRY']._serialized_start=848
-  _globals['_EXECUTE_INPUTSENTRY']._serialized_end=893
-  _globals['_PREPARE']._serialized_start=895
-  _globals['_PREPARE']._serialized_end=956
-  _globals['_INSPECT']._serialized_start=958
-  _globals['_INSPECT']._serialized_end=1018
-  _globals['_CANCEL']._serialized_start=1020
-  _globals['_CANCEL']._serialized_end=1076
-  _globals['_FORGETLIBRARY']._serialized_start=1078
-  _globals['_FORGETLIBRARY']._serialized_end=1110
-  _globals['_HOLDPAGES']._serialized_start=1112
-  _globals['_HOLDPAGES']._serialized_end=1140
-  _globals['_PING']._serialized_start=1142
-  _globals['_PING']._serialized_end=1148
-  _globals['_WORKERCONFIG']._serialized_start=1151
-  _globals['_WORKERCONFIG']._serialized_end=1543
-  _globals['_STOREIDENTITY']._serialized_start=1545
-  _globals['_STOREIDENTITY']._serialized_end=1623
-  _globals['_FILEIDENTITY']._serialized_start=1625
-  _globals['_FILEIDENTITY']._serialized_end=1684
-  _globals['_FROMWORKER']._serialized_start=1687
-  _globals['_FROMWORKER']._serialized_end=2103
-  _globals['_READY']._serialized_start=2105
-  _globals['_READY']._serialized_end=2145
-  _globals['_EXECUTED']._serialized_start=2147
-  _globals['_EXECUTED']._serialized_end=2250
-  _globals['_PREPARED']._serialized_start=2252
-  _globals['_PREPARED']._serialized_end=2262
-  _globals['_UNKNOWNREQUEST']._serialized_start=2264
-  _globals['_UNKNOWNREQUEST']._serialized_end=2280
-  _globals['_PAGESRELEASED']._serialized_start=2282
-  _globals['_PAGESRELEASED']._serialized_end=2297
-  _globals['_PONG']._serialized_start=2299
-  _globals['_PONG']._serialized_end=2305
-  _globals['_FAILED']._serialized_start=2308
-  _globals['_FAILED']._serialized_end=2522
-  _globals['_FAILED_METADATAENTRY']._serialized_start=2475
-  _globals['_FAILED_METADATAENTRY']._serialized_end=2522
-  _globals['_VIOLATION']._serialized_start=2524
-  _globals['_VIOLATION']._serialized_end=2571
+  _globals['_EXECUTE']._serialized_end=934
+  _globals['_EXECUTE_KEYSENTRY']._serialized_start=844
+  _globals['_EXECUTE_KEYSENTRY']._serialized_end=887
+  _globals['_EXECUTE_INPUTSENTRY']._serialized_start=889
+  _globals['_EXECUTE_INPUTSENTRY']._serialized_end=934
+  _globals['_KEEPAS']._serialized_start=936
+  _globals['_KEEPAS']._serialized_end=978
+  _globals['_KEPTREPLY']._serialized_start=980
+  _globals['_KEPTREPLY']._serialized_end=1066
+  _globals['_PREPARE']._serialized_start=1068
+  _globals['_PREPARE']._serialized_end=1129
+  _globals['_INSPECT']._serialized_start=1131
+  _globals['_INSPECT']._serialized_end=1191
+  _globals['_CANCEL']._serialized_start=1193
+  _globals['_CANCEL']._serialized_end=1249
+  _globals['_FORGETLIBRARY']._serialized_start=1251
+  _globals['_FORGETLIBRARY']._serialized_end=1283
+  _globals['_HOLDPAGES']._serialized_start=1285
+  _globals['_HOLDPAGES']._serialized_end=1313
+  _globals['_PING']._serialized_start=1315
+  _globals['_PING']._serialized_end=1321
+  _globals['_WORKERCONFIG']._serialized_start=1324
+  _globals['_WORKERCONFIG']._serialized_end=1716
+  _globals['_STOREIDENTITY']._serialized_start=1718
+  _globals['_STOREIDENTITY']._serialized_end=1796
+  _globals['_FILEIDENTITY']._serialized_start=1798
+  _globals['_FILEIDENTITY']._serialized_end=1857
+  _globals['_FROMWORKER']._serialized_start=1860
+  _globals['_FROMWORKER']._serialized_end=2276
+  _globals['_READY']._serialized_start=2278
+  _globals['_READY']._serialized_end=2318
+  _globals['_EXECUTED']._serialized_start=2320
+  _globals['_EXECUTED']._serialized_end=2423
+  _globals['_PREPARED']._serialized_start=2425
+  _globals['_PREPARED']._serialized_end=2435
+  _globals['_UNKNOWNREQUEST']._serialized_start=2437
+  _globals['_UNKNOWNREQUEST']._serialized_end=2453
+  _globals['_PAGESRELEASED']._serialized_start=2455
+  _globals['_PAGESRELEASED']._serialized_end=2470
+  _globals['_PONG']._serialized_start=2472
+  _globals['_PONG']._serialized_end=2478
+  _globals['_FAILED']._serialized_start=2481
+  _globals['_FAILED']._serialized_end=2695
+  _globals['_FAILED_METADATAENTRY']._serialized_start=2648
+  _globals['_FAILED_METADATAENTRY']._serialized_end=2695
+  _globals['_VIOLATION']._serialized_start=2697
+  _globals['_VIOLATION']._serialized_end=2744
 # @@protoc_insertion_point(module_scope)

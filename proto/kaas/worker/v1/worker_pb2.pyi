@@ -42,7 +42,7 @@ class SerializedRequest(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Execute(_message.Message):
-    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns")
+    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -62,12 +62,32 @@ class Execute(_message.Message):
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FROM_NS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_AS_FIELD_NUMBER: _ClassVar[int]
     request: SerializedRequest
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     trace_from_ns: int
-    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ...) -> None: ...
+    keep_as: KeepAs
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ...) -> None: ...
+
+class KeepAs(_message.Message):
+    __slots__ = ("key", "fingerprint")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    fingerprint: bytes
+    def __init__(self, key: _Optional[str] = ..., fingerprint: _Optional[bytes] = ...) -> None: ...
+
+class KeptReply(_message.Message):
+    __slots__ = ("fingerprint", "keys", "reply")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: bytes
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    reply: _executor_pb2.InvokeResponse
+    def __init__(self, fingerprint: _Optional[bytes] = ..., keys: _Optional[_Iterable[str]] = ..., reply: _Optional[_Union[_executor_pb2.InvokeResponse, _Mapping]] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ("request",)
