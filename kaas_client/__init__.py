@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kaas_client import errors
+from kaas_client._retry import RetryPolicy
 from kaas_client.builders import (
     BufferSpec,
     Kernel,
@@ -50,6 +51,7 @@ __all__ = [
     "Request",
     "Key",
     "Result",
+    "RetryPolicy",
     "BufferSpec",
     "inp",
     "inout",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from asyncio import Future, Queue, Semaphore
+from asyncio import Future, Queue, Semaphore, sleep
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ __all__ = [
     "opened",
     "result_of",
     "send",
+    "sleep",
     "start",
     "until_none",
 ]

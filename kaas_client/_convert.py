@@ -49,6 +49,8 @@ def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -
         ),
         printed=message.printed,
         trace=_trace(message.trace) if message.HasField("trace") else None,
+        attempts=message.attempts or 1,
+        outputs_dropped=message.outputs_dropped,
     )
 
 

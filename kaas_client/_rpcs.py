@@ -24,10 +24,12 @@ from kaas.v1 import (
     library_pb2_grpc,
 )
 from kaas_client import _convert, errors, types
+from kaas_client._retry import Repeat
 from kaas_client._status import from_stream_error
 from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Source, Upload, flat_view
 from kaas_client.builders import Request
 from kaas_client.types import Key
+from kaas_core import request as core
 from kaas_core.address import CONNECTION_AGENT
 from kaas_core.protobuf import request_to_proto
 
@@ -77,10 +79,17 @@ class Rpc(Generic[T]):
     """The message to send, or the messages."""
     convert: Callable[[Any], T]
     """Makes the caller's result of the answer."""
+    repeat: Repeat = Repeat.UNSENT
+    """When it may be made again."""
 
-    def read(self, answer: Any) -> T:
-        """Return the caller's result. Raises ``InternalError`` for an answer that cannot be converted."""
+    def read(self, answer: Any, tries: int = 1) -> T:
+        """Return the caller's result. Raises ``InternalError`` for an answer that cannot be converted.
+
+        ``tries`` is how often the call was made.
+        """
         try:
+            if tries > 1 and isinstance(answer, _REPLIES):
+                answer.attempts = max(answer.attempts, 1) + tries - 1
             return self.convert(answer)
         except (errors.KaasError, MemoryError):
             raise
@@ -97,23 +106,29 @@ Page: TypeAlias = "tuple[list[T], str]"
 """Some items, and the token of the next page; empty on the last."""
 
 
-def submit(request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool) -> Rpc[types.Result]:
+def submit(
+    request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool, request_id: str
+) -> Rpc[types.Result]:
     message = executor_pb2.SubmitRequest(
-        request=request_to_proto(request.spec), return_buffers=_names(returns), device=device, trace=trace
+        request=request_to_proto(request.spec),
+        return_buffers=_names(returns),
+        device=device,
+        trace=trace,
+        request_id=request_id,
     )
     for name, data in inputs.items():
         message.inputs[name] = _bytes(data)
-    return Rpc(_SUBMIT, message, _convert.result)
+    return Rpc(_SUBMIT, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
 
 def register(name: str, request: Request) -> Rpc[_convert.FunctionFields]:
     message = executor_pb2.RegisterFunctionRequest(name=name, request=request_to_proto(request.spec))
-    return Rpc(attrgetter("executor.RegisterFunction"), message, lambda reply: _convert.function(reply.function))
+    return Rpc(attrgetter("executor.RegisterFunction"), message, lambda reply: _convert.function(reply.function), Repeat.REFUSED)
 
 
 def function(name: str) -> Rpc[_convert.FunctionFields]:
     message = executor_pb2.GetFunctionRequest(name=name)
-    return Rpc(attrgetter("executor.GetFunction"), message, lambda reply: _convert.function(reply.function))
+    return Rpc(attrgetter("executor.GetFunction"), message, lambda reply: _convert.function(reply.function), Repeat.ALWAYS)
 
 
 def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
@@ -122,6 +137,7 @@ def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
         attrgetter("executor.ListFunctions"),
         message,
         lambda reply: (_convert.functions(reply), reply.next_page_token),
+        Repeat.ALWAYS,
     )
 
 
@@ -129,21 +145,66 @@ def delete_function(name: str) -> Rpc[None]:
     return Rpc(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name), _nothing)
 
 
-def invoke(name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool) -> Rpc[types.Result]:
-    return Rpc(_INVOKE, invoke_message(name, bindings, returns, device, trace), _convert.result)
+def invoke(
+    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool, request_id: str
+) -> Rpc[types.Result]:
+    message = invoke_message(name, bindings, returns, device, trace, request_id)
+    return Rpc(_INVOKE, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
 
 def invoke_message(
-    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool
+    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool, request_id: str
 ) -> executor_pb2.InvokeRequest:
     """Return the message of one invocation, for ``Invoke`` or for ``InvokeStream``."""
-    message = executor_pb2.InvokeRequest(function=name, return_buffers=_names(returns), device=device, trace=trace)
+    message = executor_pb2.InvokeRequest(
+        function=name, return_buffers=_names(returns), device=device, trace=trace, request_id=request_id
+    )
     for buffer, binding in bindings.items():
         if isinstance(binding, Key):
             message.bindings[buffer].key = binding.name
         else:
             message.bindings[buffer].value = _bytes(binding)
     return message
+
+
+def dropped_outputs(
+    spec: core.Request, keys: Mapping[str, str], returns: Iterable[str], versions: Mapping[str, int]
+) -> Mapping[str, tuple[Download, Rpc[Any]]]:
+    """Return what brings the outputs that a reply lacks, by buffer; ``keys`` re-bind buffers by name.
+
+    Raises ``OutputsDroppedError`` where one was not stored.
+    """
+    buffers = {buffer.name: buffer for buffer in spec.buffers}
+    found = {}
+    for name in dict.fromkeys(returns):
+        buffer = buffers[name]
+        key = keys.get(name, buffer.store_key)
+        if buffer.ephemeral or key not in versions:
+            raise _dropped(name, "was not stored")
+        download = Download(None, buffer.offset_bytes, buffer.size_bytes, None, None)
+        found[name] = download, get(key, buffer.offset_bytes, buffer.size_bytes, download)
+    return found
+
+
+def fetched_output(name: str, download: Download, versions: Mapping[str, int]) -> bytes:
+    """Return an output that was fetched. Raises ``OutputsDroppedError`` where it has not the version that it must have."""
+    entry = download.entry
+    if entry is None or versions[entry.key] != entry.version:
+        raise _dropped(name, "was overwritten since")
+    content = download.result()
+    assert isinstance(content, bytes)
+    return content
+
+
+def _dropped(name: str, why: str) -> errors.OutputsDroppedError:
+    return errors.OutputsDroppedError(
+        f"the request has run, and its reply was lost, and too large to be kept: buffer {name!r} {why}", {"buffer": name}
+    )
+
+
+def gone(name: str) -> errors.OutputsDroppedError:
+    """Return the error for an output whose key has not what it had."""
+    return _dropped(name, "was overwritten or deleted since")
 
 
 def stream_message(id: int, invoke: executor_pb2.InvokeRequest, timeout: float | None) -> executor_pb2.InvokeStreamRequest:
@@ -181,7 +242,7 @@ def upload(source: Source, file_name: str, progress: Progress | None) -> Rpc[str
 
 def inspect(library: str) -> Rpc[types.LibraryInspection]:
     message = library_pb2.InspectLibraryRequest(library=library)
-    return Rpc(attrgetter("library.InspectLibrary"), message, _convert.inspection)
+    return Rpc(attrgetter("library.InspectLibrary"), message, _convert.inspection, Repeat.ALWAYS)
 
 
 def libraries(token: str) -> Rpc[Page[types.Library]]:
@@ -190,6 +251,7 @@ def libraries(token: str) -> Rpc[Page[types.Library]]:
         attrgetter("library.ListLibraries"),
         message,
         lambda reply: ([_convert.library(item) for item in reply.libraries], reply.next_page_token),
+        Repeat.ALWAYS,
     )
 
 
@@ -206,16 +268,21 @@ def put(key: str, source: Source, progress: Progress | None) -> Rpc[types.Entry]
 def get(key: str, offset_bytes: int, size_bytes: int | None, download: Download) -> Rpc[Any]:
     """The answer's messages go to ``download``, and so the conversion is its result."""
     message = kv_pb2.GetRequest(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
-    return Rpc(attrgetter("kv.Get"), message, lambda _: download.result())
+    return Rpc(attrgetter("kv.Get"), message, lambda _: download.result(), Repeat.ALWAYS)
 
 
 def stat(key: str) -> Rpc[types.Entry]:
-    return Rpc(attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key), lambda reply: _convert.entry(reply.entry))
+    return Rpc(attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key), lambda reply: _convert.entry(reply.entry), Repeat.ALWAYS)
 
 
 def list_keys(prefix: str, token: str) -> Rpc[Page[types.Entry]]:
     message = kv_pb2.ListRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token)
-    return Rpc(attrgetter("kv.List"), message, lambda reply: ([_convert.entry(e) for e in reply.entries], reply.next_page_token))
+    return Rpc(
+        attrgetter("kv.List"),
+        message,
+        lambda reply: ([_convert.entry(e) for e in reply.entries], reply.next_page_token),
+        Repeat.ALWAYS,
+    )
 
 
 def delete(key: str) -> Rpc[None]:
@@ -223,7 +290,7 @@ def delete(key: str) -> Rpc[None]:
 
 
 def server_info() -> Rpc[types.ServerInfo]:
-    return Rpc(attrgetter("admin.GetServerInfo"), admin_pb2.GetServerInfoRequest(), _convert.server_info)
+    return Rpc(attrgetter("admin.GetServerInfo"), admin_pb2.GetServerInfoRequest(), _convert.server_info, Repeat.ALWAYS)
 
 
 def devices() -> Rpc[tuple[types.DeviceInfo, ...]]:
@@ -231,11 +298,12 @@ def devices() -> Rpc[tuple[types.DeviceInfo, ...]]:
         attrgetter("admin.ListDevices"),
         admin_pb2.ListDevicesRequest(),
         lambda reply: tuple(_convert.device(d) for d in reply.devices),
+        Repeat.ALWAYS,
     )
 
 
 def stats() -> Rpc[types.Stats]:
-    return Rpc(attrgetter("admin.GetStats"), admin_pb2.GetStatsRequest(), _convert.stats)
+    return Rpc(attrgetter("admin.GetStats"), admin_pb2.GetStatsRequest(), _convert.stats, Repeat.ALWAYS)
 
 
 def drain() -> Rpc[None]:
@@ -252,6 +320,7 @@ def requests(token: str) -> Rpc[Page[types.RequestInfo]]:
         attrgetter("admin.ListRequests"),
         message,
         lambda reply: ([_convert.request(item) for item in reply.requests], reply.next_page_token),
+        Repeat.ALWAYS,
     )
 
 
@@ -265,6 +334,7 @@ def quarantine(token: str) -> Rpc[Page[types.QuarantinedRequest]]:
         attrgetter("admin.ListQuarantine"),
         message,
         lambda reply: ([_convert.quarantined(item) for item in reply.requests], reply.next_page_token),
+        Repeat.ALWAYS,
     )
 
 
@@ -288,11 +358,12 @@ def compact_store() -> Rpc[types.Compaction]:
 
 def health(service: str) -> Rpc[str]:
     message = health_pb2.HealthCheckRequest(service=service)
-    return Rpc(attrgetter("health.Check"), message, _convert.health)
+    return Rpc(attrgetter("health.Check"), message, _convert.health, Repeat.ALWAYS)
 
 
 _SUBMIT = attrgetter("executor.Submit")
 _INVOKE = attrgetter("executor.Invoke")
+_REPLIES = (executor_pb2.SubmitResponse, executor_pb2.InvokeResponse)
 
 
 def _nothing(_: Message) -> None:

@@ -34,6 +34,8 @@ _BY_CODE: dict[str, type[errors.KaasError]] = {
 
 _LOST = re.compile("Cancelling all calls|Stream removed|Socket closed|Connection reset|GOAWAY|ping timeout")
 """What gRPC says where a connection ended, with a call on it. Only the words of our message depend on it."""
+_UNSENT = re.compile("failed to connect to all addresses|DNS resolution failed")
+"""How what gRPC says begins where there was no connection, so that nothing was sent."""
 _REFUSED = re.compile(
     r"failed to connect to all addresses; last error: \w+: \S+ "
     r"(?:connect failed: addr: \S+ error: |Failed to connect to remote host: )(.*)"
@@ -88,7 +90,8 @@ def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError
         else:
             refused = _REFUSED.fullmatch(details)
             message = f"cannot reach a server at {address}: {refused[1] if refused else details}; is kaasd running?"
-        return errors.ConnectionFailedError(message, {"address": address})
+        kind = errors.ConnectionFailedError if _UNSENT.match(details) else errors.ConnectionLostError
+        return kind(message, {"address": address})
     if code == "RESOURCE_EXHAUSTED":
         return errors.MessageTooLargeError(f"{details}; use put and get for large values")
     if code == "DEADLINE_EXCEEDED" and details == "Deadline Exceeded":  # gRPC's words where the client gave up first

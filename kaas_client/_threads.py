@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from queue import SimpleQueue as Queue
 from threading import Lock, Semaphore, Thread
+from time import sleep
 from typing import Any, TypeVar
 
 import grpc
@@ -34,6 +35,7 @@ __all__ = [
     "opened",
     "result_of",
     "send",
+    "sleep",
     "start",
     "until_none",
 ]

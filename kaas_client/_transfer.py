@@ -15,7 +15,7 @@ from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from kaas.v1.admin_pb2 import BackupStoreResponse, CheckProgress, CheckStoreResponse
-from kaas.v1.kv_pb2 import GetResponse
+from kaas.v1.kv_pb2 import Entry, GetResponse
 from kaas_client import errors
 from kaas_client.types import DamagedEntry, StoreCheck
 
@@ -185,6 +185,8 @@ class Upload(Generic[M]):
 
     def __init__(self, source: Source, header: M, wrap: Callable[[bytes], M], progress: Progress | None) -> None:
         self.error: Exception | None = None
+        self.is_begun = False
+        """Something of the source was taken, which cannot be taken again."""
         self.blocking = source.blocking
         self._source = source
         self._header = header
@@ -195,6 +197,7 @@ class Upload(Generic[M]):
         yield self._header
         done = 0
         try:
+            self.is_begun = True
             for chunk in self._source.chunks:
                 yield self._wrap(chunk)
                 done += len(chunk)
@@ -228,6 +231,8 @@ class Download:
         self._total_bytes: int | None = None
         self._done_bytes = 0
         self._chunks: list[bytes] = []
+        self.entry: Entry | None = None
+        """Of the whole value, once it is known."""
 
     @property
     def blocking(self) -> bool:
@@ -237,6 +242,7 @@ class Download:
     def feed(self, message: GetResponse) -> None:
         """Take the next message. Raises ``ValueError`` where the value does not fit its target."""
         if message.WhichOneof("part") == "entry":
+            self.entry = message.entry
             rest = message.entry.size_bytes - self._offset_bytes
             self._begin(rest if self._wanted_bytes is None else self._wanted_bytes)
             return

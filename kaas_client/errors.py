@@ -26,6 +26,7 @@ from kaas_core.errors import (
     OutOfDeviceMemoryError,
     QuarantinedError,
     QueueFullError,
+    RequestIdReusedError,
     RequestNotFoundError,
     ResourceExhaustedError,
     StoreForeignError,
@@ -44,6 +45,7 @@ __all__ = [
     "InternalError",
     "InvalidArgumentError",
     "InvalidRequestError",
+    "RequestIdReusedError",
     "InvalidLibraryError",
     "NotFoundError",
     "KeyNotFoundError",
@@ -74,11 +76,29 @@ __all__ = [
     "WorkerRestartingError",
     "WorkerBusyError",
     "ConnectionFailedError",
+    "ConnectionLostError",
+    "OutputsDroppedError",
     "Violation",
 ]
 
 
 class ConnectionFailedError(UnavailableError):
-    """No server answered at the address, or the connection broke before the answer came."""
+    """No server answered at the address, and nothing was sent; or the connection broke: ``ConnectionLostError``."""
 
     reason = "CONNECTION_FAILED"
+    retry_after_s = None
+
+
+class ConnectionLostError(ConnectionFailedError):
+    """The connection broke before the answer came. The server may have done what it was asked for."""
+
+
+class OutputsDroppedError(KaasError):
+    """The request ran once, before the connection or the server was lost, and its outputs are not to be had any more.
+
+    A reply of more than 64 KiB is kept without them; they are then read from their keys. This one has no key, or something else
+    was written there since. Metadata: ``buffer``.
+    """
+
+    code = "DATA_LOSS"
+    reason = "OUTPUTS_DROPPED"

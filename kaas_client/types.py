@@ -115,6 +115,10 @@ class Result:
     """What device code printed; only the emulated device reports it."""
     trace: Trace | None = None
     """If it was requested."""
+    attempts: int = 1
+    """How often it was tried, by this client and by workers together; 1 where nothing went wrong."""
+    outputs_dropped: bool = False
+    """Only from a stream, where a ``request_id`` came again: the first reply was too large to be kept; outputs are missing."""
 
     def __getitem__(self, buffer: str) -> bytes:
         """Return a buffer's bytes. Raises ``KeyError`` for one that was not requested."""

@@ -248,7 +248,7 @@ class UnavailableError(KaasError):
     """The server cannot take the call now; the same call may succeed later."""
 
     code = "UNAVAILABLE"
-    retry_after_s = 1.0
+    retry_after_s: ClassVar[float | None] = 1.0
 
 
 class DrainingError(UnavailableError):

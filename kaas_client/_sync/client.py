@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
 from kaas_client import _rpcs
+from kaas_client._retry import RetryPolicy
 from kaas_client._rpcs import Binding
 from kaas_client._sync.connection import Connection
 from kaas_client._sync.function import Function
 from kaas_client._threads import created, opened
 from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Writable
 from kaas_client.builders import Request
+from kaas_client.errors import KeyNotFoundError, ValueTooShortError
 from kaas_client.types import (
     Compaction,
     DeviceInfo,
     Entry,
+    Key,
     Library,
     LibraryInspection,
     QuarantinedRequest,
@@ -36,11 +40,15 @@ if TYPE_CHECKING:
 
     from kaas_client._sync.stream import InvokeStream
 
+_DEFAULT_RETRY = RetryPolicy()
+
 
 class Client:
     """A connection to a server, for any number of threads. Use it as a context manager, or ``close`` it.
 
-    Calls raise ``kaas_client.errors``. A failed call is not made again, because its kernels could run twice.
+    Calls raise ``kaas_client.errors``. A call that fails because the server is away, busy or restarting is made again, within its
+    timeout: see ``RetryPolicy``. A request then has its effect once, whatever was lost; ``put``, ``delete`` and ``upload`` are
+    made again only where nothing was sent. Where there never was a server at the address, calls fail at once.
     """
 
     def __init__(
@@ -50,14 +58,16 @@ class Client:
         timeout: float | None = None,
         wait_for_ready: bool = False,
         max_message_bytes: int = _rpcs.DEFAULT_MAX_MESSAGE_BYTES,
+        retry: RetryPolicy | None = _DEFAULT_RETRY,
     ) -> None:
         """Connect on first use.
 
         ``address`` is ``unix:PATH``, ``/PATH`` or ``HOST:PORT``, by default ``KAAS_ADDRESS`` or the usual socket. ``timeout``, in
         seconds, is the default for every call. With ``wait_for_ready`` a call waits, until its timeout, for a server that does
-        not answer yet. Raises ``ValueError`` for a malformed address.
+        not answer yet. ``retry`` says how often failed calls are made again; None: never. Raises ``ValueError`` for a malformed
+        address.
         """
-        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes)
+        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes, retry)
         self.address = self._connection.address
 
     def __enter__(self) -> Self:
@@ -196,15 +206,22 @@ class Client:
         returns: Iterable[str] = (),
         device: str = "",
         trace: bool = False,
+        request_id: str = "",
         timeout: float | None = None,
     ) -> Result:
         """Run a request once; when this returns, its outputs are committed.
 
         ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; the server
         chooses the ``device`` if it is empty; with ``trace`` the result has a trace, and the kernels take longer; after
-        ``timeout`` the kernels are stopped. Raises any of ``kaas_client.errors``.
+        ``timeout`` the kernels are stopped. Who may make the same call again, after a crash for example, gives it a
+        ``request_id``, which stands for this call for some minutes: it runs once. Raises any of ``kaas_client.errors``.
         """
-        return self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace), timeout)
+        returns = list(returns) if not isinstance(returns, str) else returns
+        id = self._connection.request_id(request_id)
+        result = self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace, id), timeout)
+        if result.outputs_dropped:
+            return self._with_outputs(result, request, {}, returns, timeout)
+        return result
 
     def register(self, name: str, request: Request, *, timeout: float | None = None) -> Function:
         """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""
@@ -234,13 +251,34 @@ class Client:
         returns: Iterable[str] = (),
         device: str = "",
         trace: bool = False,
+        request_id: str = "",
         timeout: float | None = None,
     ) -> Result:
         """Run a registered function once.
 
         ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest is as for ``submit``.
         """
-        return self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace), timeout)
+        returns = list(returns) if not isinstance(returns, str) else returns
+        id = self._connection.request_id(request_id)
+        result = self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace, id), timeout)
+        if result.outputs_dropped:
+            function = self._connection.unary(_rpcs.function(name), timeout)
+            return self._with_outputs(result, function.request, bindings or {}, returns, timeout)
+        return result
+
+    def _with_outputs(
+        self, result: Result, request: Request, bindings: Mapping[str, Binding], returns: Iterable[str], timeout: float | None
+    ) -> Result:
+        """Return a result with the outputs that its reply lacks. Raises ``OutputsDroppedError``."""
+        keys = {name: binding.name for name, binding in bindings.items() if isinstance(binding, Key)}
+        outputs = {}
+        for name, (download, rpc) in _rpcs.dropped_outputs(request.spec, keys, returns, result.versions).items():
+            try:
+                self._connection.download(rpc, download, timeout)
+            except (KeyNotFoundError, ValueTooShortError):
+                raise _rpcs.gone(name) from None
+            outputs[name] = _rpcs.fetched_output(name, download, result.versions)
+        return replace(result, outputs=outputs, outputs_dropped=False)
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import grpc
 
 from kaas_client import _rpcs
+from kaas_client._retry import RetryPolicy, Tries, new_request_id
 from kaas_client._rpcs import Page, Rpc
 from kaas_client._status import from_rpc_error
-from kaas_client._threads import call_blocking, open_channel, send
+from kaas_client._threads import call_blocking, open_channel, send, sleep
 from kaas_client._transfer import Receiver, Upload
+from kaas_client.errors import ConnectionFailedError
 from kaas_core.address import default_connect_address, parse_address
 
 T = TypeVar("T")
@@ -21,10 +23,19 @@ T = TypeVar("T")
 class Connection:
     """A channel to a server. Calls raise ``kaas_client.errors``."""
 
-    def __init__(self, address: str | None, timeout: float | None, wait_for_ready: bool, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        timeout: float | None,
+        wait_for_ready: bool,
+        max_message_bytes: int,
+        retry: RetryPolicy | None,
+    ) -> None:
         self.address = default_connect_address() if address is None else parse_address(address)
         self._timeout = timeout
         self._wait_for_ready = wait_for_ready
+        self._retry = retry
+        self._was_reached = False
         self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes))
         self.stubs = _rpcs.Stubs(self._channel)
 
@@ -36,40 +47,78 @@ class Connection:
         """Return the options of a call to one of the ``stubs``."""
         return {"timeout": self._timeout if timeout is None else timeout, "wait_for_ready": self._wait_for_ready}
 
+    def request_id(self, given: str) -> str:
+        """Return the id of a call: the caller's, and where there is none a new one, as far as calls may be made again."""
+        return given or ("" if self._retry is None else new_request_id())
+
     def unary(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call of one message that is answered by one message."""
-        try:
-            answer = rpc.method(self.stubs)(rpc.request, **self.options(timeout))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
-        return rpc.read(answer)
+        tries = self._tries(rpc, timeout)
+        while True:
+            try:
+                answer = rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
+            except grpc.RpcError as error:
+                wait = self._wait(tries, error)
+            else:
+                self._was_reached = True
+                return rpc.read(answer, tries.count)
+            sleep(wait)
 
     def upload(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call whose messages are an ``Upload``, whose own failure comes before what the server made of it."""
         upload: Upload[Any] = rpc.request
-        try:
-            answer = send(rpc.method(self.stubs), upload, self.options(timeout))
-        except grpc.RpcError as error:
-            raise upload.error or from_rpc_error(error, self.address) from None
-        if upload.error:
-            raise upload.error
-        return rpc.read(answer)
+        tries = self._tries(rpc, timeout)
+        while True:
+            try:
+                answer = send(rpc.method(self.stubs), upload, self.options(tries.timeout))
+            except grpc.RpcError as error:
+                if upload.error or upload.is_begun:
+                    raise upload.error or from_rpc_error(error, self.address) from None
+                wait = self._wait(tries, error)
+            else:
+                self._was_reached = True
+                if upload.error:
+                    raise upload.error
+                return rpc.read(answer)
+            sleep(wait)
 
     def download(self, rpc: Rpc[T], download: Receiver, timeout: float | None) -> T:
         """Make a call whose answer is a stream of messages for ``download``."""
-        answers = rpc.method(self.stubs)(rpc.request, **self.options(timeout))
-        try:
-            for answer in answers:
-                if download.blocking:
-                    call_blocking(download.feed, answer)
-                else:
-                    download.feed(answer)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from None
-        except BaseException:
-            answers.cancel()
-            raise
-        return rpc.read(None)
+        tries = self._tries(rpc, timeout)
+        while True:
+            answers = rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
+            is_begun = False
+            try:
+                for answer in answers:
+                    is_begun = True
+                    if download.blocking:
+                        call_blocking(download.feed, answer)
+                    else:
+                        download.feed(answer)
+            except grpc.RpcError as error:
+                if is_begun:  # What has come cannot be taken back.
+                    raise from_rpc_error(error, self.address) from None
+                wait = self._wait(tries, error)
+            except BaseException:
+                answers.cancel()
+                raise
+            else:
+                self._was_reached = True
+                return rpc.read(None)
+            sleep(wait)
+
+    def _tries(self, rpc: Rpc[Any], timeout: float | None) -> Tries:
+        timeout = self._timeout if timeout is None else timeout
+        return Tries(self._retry, rpc.repeat, timeout, was_reached=self._was_reached)
+
+    def _wait(self, tries: Tries, error: grpc.RpcError) -> float:
+        """Return how long to wait before a call is made again. Raises what ``error`` means where it is not."""
+        failure = from_rpc_error(error, self.address)
+        self._was_reached = self._was_reached or type(failure) is not ConnectionFailedError
+        wait = tries.again(failure)
+        if wait is None:
+            raise failure from None
+        return wait
 
     def pages(self, rpc: Callable[[str], Rpc[Page[T]]], timeout: float | None) -> Iterator[T]:
         """Yield the items of a listing; ``rpc`` makes the call for a page's token, and ``timeout`` is for each page."""

@@ -72,15 +72,21 @@ class InvokeStream:
         returns: Iterable[str] = (),
         device: str = "",
         trace: bool = False,
+        request_id: str = "",
         timeout: float | None = None,
     ) -> Future[Result]:
         """Send one invocation and return its future. The parameters are those of ``Client.invoke``.
+
+        A stream makes no call again by itself, and so no ``request_id``. Who does, on this stream or another, gives one: the
+        invocation then has its effect once.
 
         Waits while ``max_in_flight`` are unanswered. Cancelling the future does not stop the invocation. Raises the stream's
         failure once it has failed.
         """
         id = next(self._ids)
-        message = _rpcs.stream_message(id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace), timeout)
+        message = _rpcs.stream_message(
+            id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace, request_id), timeout
+        )
         self._permits.acquire()
         with self._lock:
             if self._ended is not None:

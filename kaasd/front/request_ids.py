@@ -162,8 +162,8 @@ class RequestIds:
     ) -> executor_pb2.InvokeResponse:
         """Return the reply of a call: the one that there is, or else that of ``execution``, which begins then only.
 
-        Waits for a call of the same id that runs, until ``deadline`` in the loop's time; ``reply_bytes`` is the size of the buffers
-        in a reply. Raises ``KaasError``.
+        Waits for a call of the same id that runs, until ``deadline`` in the loop's time; ``reply_bytes`` is the size of the
+        buffers in a reply. Raises ``KaasError``.
         """
         as_key = call.as_key
         try:

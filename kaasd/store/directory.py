@@ -170,7 +170,8 @@ def _written_by(file: LmdbFile, meta: Meta) -> int:
 def check_store(file: LmdbFile, meta: Meta, databases: Sequence[bytes] = DATABASES) -> None:
     """Look at the trees of a store's file, at its keys, and at what it says of itself, and not at values.
 
-    ``databases`` are the trees that it must have. Raises ``StoreForeignError`` where they are damaged, or change meanwhile; ``OSError``.
+    ``databases`` are the trees that it must have. Raises ``StoreForeignError`` where they are damaged, or change meanwhile;
+    ``OSError``.
     """
     sums = EntrySums(file)
     if check_trees(file, meta, START_BYTES, sums.add) != set(databases):

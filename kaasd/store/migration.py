@@ -1,7 +1,7 @@
 """Brings a store of an older format into today's.
 
-Format 2 had no tree for replies: it is added in the file, in one transaction. Format 1 had no checksums either: the store is copied
-into a new file, and the old one stays beside it.
+Format 2 had no tree for replies: it is added in the file, in one transaction. Format 1 had no checksums either: the store is
+copied into a new file, and the old one stays beside it.
 
 A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
 counters were format, version and id. Everything else was as it is now.

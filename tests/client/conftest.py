@@ -115,4 +115,5 @@ def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
 
 @pytest.fixture
 def client(connect: Any, server: FakeServer) -> Any:
-    return connect()
+    """One that makes each call once."""
+    return connect(retry=None)

@@ -111,7 +111,7 @@ def test_a_server_that_goes_away_during_a_call(connect: Any, address: str) -> No
 
     server = FakeServer(address)
     with server:
-        client = connect()
+        client = connect(retry=None)
         server.expect("Stat", hang)
         stopper = threading.Thread(target=lambda: entered.wait(30) and server.stop())
         stopper.start()
