@@ -190,9 +190,8 @@ class _RoutineCompiler:
         self._first = b.append_basic_block("first")
         self._entry = b.block
         b.position_at_end(self._first)
-        for place in self._routine.signature.parameters:
-            if register := self._routine.formals.get(place.offset):
-                t.write(register, b.load_as(place.type.raw, t.local_pointer(place.offset), "memory"), place.type)
+        for offset, register in self._routine.formals_of(self._routine.signature.parameters):
+            t.store_register(register, b.load_as(register.type.raw, t.local_pointer(offset), "memory"))
         b.branch(t.blocks[0])
         b.position_at_end(self._entry)
         self._frame = b.get(THREAD, t.thread, "frame")

@@ -185,6 +185,8 @@ class Emitter:
         """Return a variable's address in its own space, as 64 bits."""
         if storage.space == "shared":
             return i64(self.image.shared_offset(storage) + offset)
+        if storage.by_address:
+            return self.b.add(self.b.load_as(I64, self.local_pointer(storage.offset), "memory"), i64(offset))
         place = i64(storage.offset + offset)
         return self.b.add(self.b.get(THREAD, self.thread, "local"), place) if storage.space == "local" else place
 

@@ -29,9 +29,8 @@ def return_from(t: Emitter) -> None:
     if routine.is_entry:
         t.end(Status.EXIT)
         return
-    for place in routine.signature.results:
-        if register := routine.formals.get(place.offset):
-            b.store_as(t.load_register(register), t.local_pointer(place.offset), "memory")
+    for offset, register in routine.formals_of(routine.signature.results):
+        b.store_as(t.load_register(register), t.local_pointer(offset), "memory")
     frame = b.get(THREAD, t.thread, "frame")
     b.put(THREAD, t.thread, **{name: b.get(FRAME, frame, name) for name in ("function", "frame", "local", "allocated")})
     t.end(Status.CONTINUE)

@@ -40,9 +40,7 @@ class Liveness:
                 successors[index].append(index + 1)
         results = 0
         if not routine.is_entry:  # a `ret` reads the formal results that are registers
-            results = sum(
-                1 << routine.formals[place.offset].index for place in routine.signature.results if place.offset in routine.formals
-            )
+            results = sum(1 << register.index for _, register in routine.formals_of(routine.signature.results))
         self._writes = writes
         self._before = [0] * (count + 1)
         self._before[count] = results

@@ -56,6 +56,8 @@ def _given(t: Emitter, count: int, operand: Operand | None) -> Any:
 @instruction("cp.async.commit_group")
 @instruction("cp.async.wait_all")
 @instruction("cp.async.wait_group *n")
+@instruction("cp.async.bulk.commit_group")
+@instruction("cp.async.bulk.wait_group{.read} *n", read=["read"])
 def group(t: Emitter, m: Match, n: Any = None) -> None:
     """Every copy is complete already."""
 

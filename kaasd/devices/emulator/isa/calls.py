@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -117,7 +117,14 @@ def _copy(t: Emitter, target: ir.Value, source: ir.Value, size: int) -> None:
 
 
 def _pass(t: Emitter, place: Storage, operand: Operand) -> None:
-    if isinstance(operand, Symbol) and operand.storage.space == "local":
+    if place.by_address:
+        if not isinstance(operand, Symbol) or operand.storage.space != "local":
+            raise t.error("an argument for a parameter of any size must be a variable in .param or .local")
+        t.b.store_as(t.address_of(operand.storage, operand.offset), _inner(t, place), "memory")
+    elif isinstance(operand, Elements):
+        for item, offset in _elements(t, place, operand):
+            t.b.store_as(t.raw(t.read(item, place.type)), t.b.at(_inner(t, place), offset), "memory")
+    elif isinstance(operand, Symbol) and operand.storage.space == "local":
         if operand.storage.size != place.size:
             raise t.error(f"argument {operand.storage.name} has {operand.storage.size} bytes where {place.size} are needed")
         _copy(t, _inner(t, place), t.local_pointer(operand.storage.offset), place.size)
@@ -126,8 +133,19 @@ def _pass(t: Emitter, place: Storage, operand: Operand) -> None:
     checks.note_written(t, _inner(t, place), place.size)
 
 
+def _elements(t: Emitter, place: Storage, operand: Elements) -> Iterator[tuple[Operand, int]]:
+    """Yield the elements of a vector that is passed or taken, and where each lies in its place."""
+    size = place.type.bytes
+    if len(operand.items) * size != place.size:
+        raise t.error(f"a vector of {len(operand.items)} elements does not fit {place.size // size}")
+    yield from zip(operand.items, range(0, place.size, size), strict=True)
+
+
 def _take(t: Emitter, place: Storage, operand: Operand) -> None:
-    if isinstance(operand, Symbol) and operand.storage.space == "local":
+    if isinstance(operand, Elements):
+        for item, offset in _elements(t, place, operand):
+            t.write(item, t.b.load_as(place.type.raw, t.b.at(_inner(t, place), offset), "memory"), place.type)
+    elif isinstance(operand, Symbol) and operand.storage.space == "local":
         if operand.storage.size != place.size:
             raise t.error(f"result {operand.storage.name} has {operand.storage.size} bytes where {place.size} are returned")
         _copy(t, t.local_pointer(operand.storage.offset), _inner(t, place), place.size)

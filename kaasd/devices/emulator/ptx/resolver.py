@@ -61,8 +61,12 @@ class Resolver:
             (*function.results, *function.parameters), (*signature.results, *signature.parameters), strict=True
         ):
             if variable.space == "reg":
-                register = self._register(variable.name, storage.type)
-                self.routine.formals[storage.offset] = register
+                self._declare(variable)
+                found = self._lookup(variable.name)
+                items = found.items if isinstance(found, Elements) else (found,)
+                for index, item in enumerate(items):
+                    assert isinstance(item, Register)
+                    self.routine.formals[storage.offset + index * storage.type.bytes] = item
             else:
                 storage.space = "param" if function.is_entry else "local"
                 self._scopes[-1][variable.name] = storage
@@ -231,6 +235,8 @@ class Resolver:
                 operand = operand.elements[0]  # Triton loads and stores single elements so
             if isinstance(operand, ast.Indexed):
                 operand = self._element(operand, address=formal.kind == "address")
+            elif isinstance(operand, ast.Identifier) and operand.offset and not formal.name.startswith("d"):
+                operand = self._sum(operand)
             if (formal.kind == "address") != isinstance(operand, ast.Address) and formal.kind != "raw":
                 raise self._error(f"does not take an operand like its operand {formal.name}")
             result.append(self._operand(operand))
@@ -256,6 +262,18 @@ class Resolver:
             self._instruction(ast.Instruction(source.line, "mad", form, (ast.Identifier(name), *factors)))
             self._source = source
         return ast.Address(name, offset) if address else ast.Identifier(name, offset)
+
+    def _sum(self, operand: ast.Identifier) -> ast.Identifier:
+        """Compute a register plus a constant; return the operand as it is where it is something else."""
+        register = self._lookup(operand.name)
+        if not isinstance(register, Register) or register.type.kind not in "usb":
+            return operand
+        total, source = f"{operand.name}{operand.offset:+}", self._source
+        self._register(total, register.type)
+        addends = (ast.Identifier(operand.name), ast.Integer(operand.offset))
+        self._instruction(ast.Instruction(source.line, "add", (f"s{register.type.bits}",), (ast.Identifier(total), *addends)))
+        self._source = source
+        return ast.Identifier(total)
 
     def _operand(self, operand: ast.Operand) -> Operand:
         if isinstance(operand, ast.Integer | ast.Float):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -40,6 +40,8 @@ class Storage:
     """In its space's area; the whole device address of a global or constant; not meaningful in ``shared``, laid out by kernel."""
     external: bool = False
     """``.extern .shared``: where dynamic shared memory starts."""
+    by_address: bool = False
+    """A parameter of any size, the last one of a function: what lies here is where its caller has it, in local memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +192,20 @@ class Routine:
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prototypes: dict[str, Signature] = field(default_factory=dict)
     formals: dict[int, Register] = field(default_factory=dict)
-    """Formal results and parameters that are registers, by their offset in local memory."""
+    """Formal results and parameters that are registers, or parts of vectors, by their offset in local memory."""
     local_size: int = 0
     shared: list[Storage] = field(default_factory=list)
     """The shared variables that it names."""
     callees: set[str] = field(default_factory=set)
     """The functions that it names."""
     directives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def formals_of(self, places: Iterable[Storage]) -> Iterator[tuple[int, Register]]:
+        """Yield the registers among formal results or parameters, each with its offset in local memory."""
+        for place in places:
+            for offset in range(place.offset, place.offset + place.size, place.type.bytes):
+                if (register := self.formals.get(offset)) is not None:
+                    yield offset, register
 
     @property
     def allocates(self) -> bool:
@@ -231,11 +240,18 @@ def storage_of(variable: ast.Variable) -> Storage:
     return Storage(variable.name, variable.space, kind, size, variable.align or kind.bytes * variable.vector, external=external)
 
 
+def _formal(variable: ast.Variable) -> Storage:
+    """Return the place of a formal result or parameter."""
+    if variable.space == "param" and None in variable.dimensions:
+        return Storage(variable.name, variable.space, TYPES["u64"], 8, 8, by_address=True)
+    return storage_of(variable)
+
+
 def lay_out(variables: tuple[ast.Variable, ...], start: int = 0) -> tuple[tuple[Storage, ...], int]:
     """Give each variable its place, one after another from ``start``; return them and the end."""
     places = []
     for variable in variables:
-        storage = storage_of(variable)
+        storage = _formal(variable)
         storage.offset = align(start, max(storage.align, 1))
         start = storage.offset + storage.size
         places.append(storage)
