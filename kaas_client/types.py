@@ -284,7 +284,7 @@ class DamagedEntry:
     """Something stored that cannot be read as it was written."""
 
     kind: str
-    """``value``, ``library``, ``function``, or ``store`` for the store itself."""
+    """``value``, ``library``, ``function``, ``reply`` (of a request with an id), or ``store`` for the store itself."""
     key: str
     """Or id, or name; empty for the store itself."""
     problem: str
@@ -295,7 +295,7 @@ class StoreCheck:
     """What a check of a store has found."""
 
     entries: int
-    """Values, libraries and functions that it looked at."""
+    """Values, libraries, functions and replies that it looked at."""
     size_bytes: int
     """Of all of them."""
     damaged: tuple[DamagedEntry, ...]

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import struct
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from kaas.v1 import executor_pb2
 from kaas_core.errors import DeadlineExceededError, InvalidArgumentError, KaasError, KeyNotFoundError, QueueFullError
 from kaasd.ipc.replies import ReplyKey, unpack_reply
 from kaasd.store.base import Entry, KeyValueStore, Namespace
-from kaasd.store.expiry import is_expired
 
 GROUP = "default"
 """Whom all requests are for."""
@@ -32,7 +31,7 @@ MOST_KEPT = 100_000
 """Replies of one group in the store. The oldest beyond that go when so many more have come as ``SWEPT_BEHIND``."""
 SWEPT_BEHIND = MOST_KEPT // 10
 SWEEP_INTERVAL_S = 60.0
-"""At most; a tenth of the window where that is less."""
+"""At most; a tenth of the window where that is less. Replies are kept for so much longer."""
 MEMORY_BYTES = 16 << 20
 """Of all replies that are kept in memory."""
 KEPT_OVERHEAD_BYTES = 1024
@@ -139,6 +138,10 @@ class RequestIds:
         self._ends: dict[str, asyncio.Future[executor_pb2.InvokeResponse | None]] = {}
         """By key, where somebody waits: the reply, None where there is none."""
         self._waiting_bytes = 0
+        self._sweeps: deque[tuple[float, int]] = deque()
+        """When each was, and the last version that it saw."""
+        self._too_old = 0
+        """The last version that is so. What was there at the start counts as of then: nobody knows how long the machine slept."""
         self._stored = 0
         """Since the last sweep."""
         self._many_stored = asyncio.Event()
@@ -195,7 +198,7 @@ class RequestIds:
     def find(self, as_key: ReplyKey) -> executor_pb2.InvokeResponse | None:
         """Return a reply that is in the store; None where there is none, or it is too old."""
         entry, data = self._read(as_key.key)
-        if entry is None or is_expired(entry.update_time_ns, self._window_s):
+        if entry is None or entry.version <= self._too_old:
             return None
         fingerprint, reply = unpack_reply(data, entry.version)
         as_key.check(fingerprint)
@@ -207,8 +210,11 @@ class RequestIds:
         while True:
             self._stored = 0
             self._many_stored.clear()
+            while self._sweeps and self._sweeps[0][0] <= time.monotonic() - self._window_s:
+                _, self._too_old = self._sweeps.popleft()
             try:
-                await asyncio.wrap_future(self._store.expire(Namespace.REPLIES, self._window_s, MOST_KEPT))
+                expiry = await asyncio.wrap_future(self._store.expire(self._too_old, MOST_KEPT, self._window_s))
+                self._sweeps.append((time.monotonic(), max(expiry.last_version, self._too_old)))
             except KaasError as error:
                 _log.warning("replies that are too old cannot be deleted: %s", error)
             with suppress(TimeoutError):
@@ -225,7 +231,7 @@ class RequestIds:
         entry, _ = self._read(as_key.key)
         if entry is None:
             return None
-        if not is_expired(entry.update_time_ns, self._window_s):
+        if entry.version > self._too_old:
             return self.find(as_key)
         with suppress(KeyNotFoundError):
             await asyncio.wrap_future(self._store.delete(as_key.key, Namespace.REPLIES, entry.version))

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kaas_core import ReadableBuffer
 from kaas_core.errors import KaasError
@@ -135,6 +135,15 @@ class Compaction:
     """The file system cannot give back blocks from within a file, so at most the end was cut off."""
 
 
+class Expiry(NamedTuple):
+    """What was deleted because it was old."""
+
+    deleted: int
+    """Keys."""
+    last_version: int
+    """The greatest that was there, 0 where nothing was: what comes later has a greater one."""
+
+
 class Staged(Protocol):
     """A value on its way in: chunks that no key points at yet. Closing it without a commit drops them.
 
@@ -254,11 +263,11 @@ class KeyValueStore(ValueStore, Protocol):
         With ``version`` only that one, which 0 is where it is damaged; it fails likewise where the key has another.
         """
 
-    def expire(self, namespace: Namespace, max_age_s: float, most: int) -> Future[int]:
-        """Delete what is older than ``max_age_s``, and the oldest of each group of keys that has more than ``most``.
+    def expire(self, version: int, most: int, damaged_s: float) -> Future[Expiry]:
+        """Delete the replies of at most this version, and the oldest of each group of keys that has more than ``most``.
 
-        A group is what keys have before their first ``/``. Done between other writes, in transactions of a millisecond or so; the
-        future has the number of keys. What is damaged is deleted when it was seen so for ``max_age_s``.
+        A group is what keys have before their first ``/``. Done between other writes, in transactions of a millisecond or so.
+        What is damaged, so that its version is not known, is deleted when it was seen so for ``damaged_s``.
         """
 
     def stats(self) -> StoreStats: ...

@@ -17,6 +17,7 @@ from kaasd.store.base import (
     DamagedEntry,
     Durability,
     Entry,
+    Expiry,
     Namespace,
     StoreMapping,
     StoreStats,
@@ -25,7 +26,7 @@ from kaasd.store.base import (
 from kaasd.store.check import check, length_problem, tree_problem
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
-from kaasd.store.expiry import expire
+from kaasd.store.expiry import Expirer
 from kaasd.store.orphans import find_orphans
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
@@ -97,8 +98,7 @@ class LmdbStore:
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
         )
         self._snapshots = Snapshots(self._environment)
-        self._seen_damaged: dict[bytes, float] = {}
-        """For ``expire``."""
+        self._expirer = Expirer(self._environment, Namespace.REPLIES)
 
     def __enter__(self) -> LmdbStore:
         return self
@@ -158,9 +158,8 @@ class LmdbStore:
             return failed
         return self._writer.submit(pending)
 
-    def expire(self, namespace: Namespace, max_age_s: float, most: int) -> Future[int]:
-        """See ``KeyValueStore.expire``. Of one namespace."""
-        return self._writer.work_off(expire(self._environment, self._writer.run, namespace, max_age_s, most, self._seen_damaged))
+    def expire(self, version: int, most: int, damaged_s: float) -> Future[Expiry]:
+        return self._writer.work_off(self._expirer.steps(self._writer.run, version, most, damaged_s))
 
     def sweep(self) -> Future[int]:
         """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""

@@ -103,9 +103,9 @@ class Writer:
             future.set_exception(self._ended_error())
         return future
 
-    def work_off(self, steps: Iterator[int]) -> Future[int]:
-        """Take the steps of something that takes many, each short; the future has the sum of what they yield."""
-        future: Future[int] = Future()
+    def work_off(self, steps: Iterator[T]) -> Future[T]:
+        """Take the steps of something that takes many, each short; the future has what the last one yields."""
+        future: Future[T] = Future()
         if not self._queue(lambda: self._tasks.append(SteppedTask(future, self._work_off(future, steps)))):
             future.set_exception(self._ended_error())
         return future
@@ -345,20 +345,19 @@ class Writer:
         else:
             future.set_result(freed)
 
-    def _work_off(self, future: Future[int], steps: Iterator[int]) -> Iterator[None]:
+    def _work_off(self, future: Future[T], steps: Iterator[T]) -> Iterator[None]:
         if not future.set_running_or_notify_cancel():
             return
-        total = 0
         try:
-            for count in steps:
-                total += count
-                if self._closing:
-                    break
+            result = next(steps)
+            yield
+            while not self._closing and (later := next(steps, None)) is not None:
+                result = later
                 yield
         except Exception as error:
             future.set_exception(translate(error, self._environment.path))
         else:
-            future.set_result(total)
+            future.set_result(result)
 
     def _compact(self, future: Future[bool], orphans: Sequence[int], is_stopped: Callable[[], bool]) -> Iterator[None]:
         if not future.set_running_or_notify_cancel():

@@ -229,16 +229,27 @@ def test_on_a_stream(server: Running) -> None:
     assert executed(server) == 1
 
 
-def test_an_answer_that_is_too_old_is_as_if_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running_server(tmp_path, FakeDispatcher(), request_id_window_s=100_000.0) as server:
+def test_an_answer_that_is_too_old_is_as_if_not_there(server: Running) -> None:
+    """It may be there still, between two sweeps."""
+    version = keep(server, STORED, "id", content_of(server, submission()), "c")
+    server.server._core.request_ids._too_old = version
+    server.dispatcher.expect("execute", NOTHING_STORED)
+    assert server.stubs.executor.Submit(submission(return_buffers=["c"])).printed == "hello"
+    with server.store.snapshot() as snapshot:
+        assert snapshot.list(namespace=Namespace.REPLIES) == []
+
+
+def test_a_clock_that_jumps_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_server(tmp_path, FakeDispatcher()) as server:
         content = content_of(server, submission())
-        keep(server, STORED, "id", content, "c")
-        server.dispatcher.expect("execute", NOTHING_STORED, NOTHING_STORED)
-        now = time.time_ns()
-        monkeypatch.setattr(time, "time_ns", lambda: now + 100_001 * 10**9)
-        assert server.stubs.executor.Submit(submission(return_buffers=["c"])).printed == "hello"
-        with server.store.snapshot() as snapshot:
-            assert snapshot.list(namespace=Namespace.REPLIES) == []
+        keep(server, STORED, "before", content, "c")
+        for jump_s in (86_400, -86_400):
+            now = time.time_ns()
+            monkeypatch.setattr(time, "time_ns", lambda now=now, jump_s=jump_s: now + jump_s * 10**9)
+            keep(server, STORED, f"at {jump_s}", content, "c")
+    with running_server(tmp_path, FakeDispatcher()) as server:
+        for request_id in ("before", "at 86400", "at -86400"):
+            assert server.stubs.executor.Submit(submission(request_id)).outputs["c"] == b"\2\0\0\0"
 
 
 def test_old_answers_go_by_themselves(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from kaasd.store.base import Durability, Namespace
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import Pieces
 from kaasd.store.write_transaction import Change, WriteTransaction
+from tests.faults.neighbours import CHUNK_BYTES, LIMIT_BYTES, TIMEOUT_S, Daemon, started
 from tests.faults.support import as_kaas_error, use, wait_until
-from tests.faults.test_kills import CHUNK_BYTES, LIMIT_BYTES, TIMEOUT_S, Daemon
 
 INCREMENT = """
 .version 8.0
@@ -46,12 +46,8 @@ INCREMENT = """
 @pytest.fixture
 def daemon(tmp_path: Path, library_root: Path) -> Iterator[Daemon]:
     (library_root / "increment.ptx").write_text(INCREMENT)
-    daemon = Daemon(tmp_path, library_root)
-    daemon.start()
-    daemon.wait_until_up()
-    yield daemon
-    if daemon.process is not None and daemon.process.poll() is None:
-        daemon.end(signal.SIGKILL)
+    with started(tmp_path, library_root) as daemon:
+        yield daemon
 
 
 def increment(library_root: Path, key: str, request_id: str) -> executor_pb2.SubmitRequest:
