@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kaasd.store.base import Durability, Write
+from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
 SMALL = b"x" * 1024
@@ -34,6 +34,7 @@ def main() -> None:
         table.add_column(durability.value, justify="right")
     rows: dict[str, Callable[[LmdbStore], str]] = {
         "commit 1 KiB, p50 · p99": commit_latency,
+        "the same with a reply of 100 B, in turns with it, p50 · ratio": commit_with_reply,
         f"commits of {WRITERS} threads": group_commits,
         "put 64 MiB from one buffer": put_large,
         "put 64 MiB staged in 1 MiB pieces": put_staged,
@@ -59,6 +60,21 @@ def run(measure: Callable[[LmdbStore], str], durability: Durability, folder: str
 
 def commit_latency(store: LmdbStore) -> str:
     return latency(1000, lambda i: store.commit([Write(f"k{i}", [SMALL])]).result())
+
+
+def commit_with_reply(store: LmdbStore) -> str:
+    """What a request costs more that has a ``request_id``."""
+    took: tuple[list[int], list[int]] = [], []
+    for i in range(1000):
+        for with_reply in (False, True):
+            writes = [Write(f"k{i % 50}", [SMALL])]
+            if with_reply:
+                writes.append(Write(f"default/{i:032x}", [SMALL[:100]], namespace=Namespace.REPLIES, must_be_new=True))
+            start = time.perf_counter_ns()
+            store.commit(writes).result()
+            took[with_reply].append(time.perf_counter_ns() - start)
+    without, with_it = (statistics.median(times) for times in took)
+    return f"{with_it / 1e3:.0f} µs · {with_it / without:.2f}"
 
 
 def group_commits(store: LmdbStore) -> str:

@@ -53,8 +53,7 @@ def test_killed_workers(daemon: Daemon, callers: list[Caller], kills: Iterator[i
             time.sleep(moments.uniform(0, 0.1))
             os.kill(kaas.devices()[0].worker_pid, signal.SIGKILL)
             wait_until(lambda restarts=restarts: kaas.devices()[0].restarts == restarts)
-    errors = {error.message for caller in callers for error in caller.errors}
-    assert all("died while it committed" in message for message in errors), "what was not committed is run again"
+    assert [error.message for caller in callers for error in caller.errors] == [], "nobody hears of it"
     assert daemon.end(signal.SIGTERM) == 0
     assert_nothing_is_left(daemon)
 
@@ -75,8 +74,7 @@ def test_killed_workers_and_spares(tmp_path: Path, library_root: Path, callers: 
                     os.kill(pid, signal.SIGKILL)
                 wait_until(lambda both=both: not set(both) <= children(daemon.pid))
             advance(callers, check)
-        errors = {error.message for caller in callers for error in caller.errors}
-        assert all("died while it committed" in message for message in errors), "what was not committed is run again"
+        assert [error.message for caller in callers for error in caller.errors] == [], "nobody hears of it"
         seen |= children(daemon.pid)
         assert daemon.end(signal.SIGTERM) == 0
     assert not [pid for pid in seen if Path(f"/proc/{pid}").exists()]
