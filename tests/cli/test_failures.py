@@ -36,13 +36,21 @@ def cut_short(content: bytes, failure: Failure) -> Callable[..., Any]:
         (Failure("NOT_FOUND", "no key 'k'", "KEY_NOT_FOUND"), 4, "kaasctl: no key 'k'"),
         (Failure("DEADLINE_EXCEEDED", "past it", "DEADLINE_EXCEEDED"), 6, "kaasctl: timed out: past it"),
         (Failure("RESOURCE_EXHAUSTED", "the store is full", "STORE_FULL"), 1, "kaasctl: the store is full"),
-        (Failure("UNAVAILABLE", "draining", "DRAINING"), 1, "kaasctl: draining"),
         (Failure("INTERNAL", "a defect", "INTERNAL"), 1, "kaasctl: a defect"),
     ],
 )
 def test_a_failed_call(kaasctl: Kaasctl, server: FakeServer, failure: Failure, code: int, message: str) -> None:
     server.expect("Stat", failure)
     assert kaasctl("kv", "stat", "k") == Done(code, b"", f"{message}\n")
+
+
+def test_a_call_that_the_server_refuses_for_now_is_made_again(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("Stat", Failure("RESOURCE_EXHAUSTED", "too many", "QUEUE_FULL"))
+    server.expect("Stat", kv_pb2.StatResponse(entry=entry_message("k")))
+    assert kaasctl("kv", "stat", "k").code == 0
+    for _ in range(4):
+        server.expect("Stat", Failure("RESOURCE_EXHAUSTED", "too many", "QUEUE_FULL"))
+    assert kaasctl("kv", "stat", "k") == Done(1, b"", "kaasctl: too many\n")
 
 
 def test_no_server(kaasctl: Kaasctl, address: str) -> None:
