@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 
 import grpc
 
 from kaas.v1 import executor_pb2
-from kaas_core.errors import InvalidRequestError, MessageTooLargeError
+from kaas_core.errors import DeadlineExceededError, InvalidRequestError, KaasError, MessageTooLargeError
 from kaasd.api.core import Core
 from kaasd.api.errors import to_stream_error
 from kaasd.api.rpc import deadline_of, sender_of
@@ -21,6 +22,60 @@ REPLY_OVERHEAD_BYTES = 64 << 10
 """Room in a reply for what is not a buffer's bytes."""
 TRACE_BYTES = 512 << 10
 """Room for a trace: 10,000 launches of 20 to 30 bytes each, and the rest of it."""
+
+UNREAD_BYTES = 32 << 20
+"""Of the replies of one stream that its reader has not taken, or is going to have: no further call is begun. One always is."""
+UNREAD_S = 60.0
+"""A stream whose reader takes nothing of a reply for so long, or up to twice that, is ended."""
+
+
+class UnreadReplies:
+    """The replies of one stream, from when their calls begin until the reader has taken them."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self._context = context
+        self._bytes = 0
+        self._taken = asyncio.Event()
+        self._writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
+        self._written = 0
+
+    async def room_for(self, reply_bytes: int) -> None:
+        """Return when a reply of this size may come."""
+        while self._bytes and self._bytes + reply_bytes > UNREAD_BYTES:
+            self._taken.clear()
+            await self._taken.wait()
+        self._bytes += reply_bytes
+
+    async def write(self, response: executor_pb2.InvokeStreamResponse, reply_bytes: int) -> None:
+        """Send a reply for which there was room."""
+        async with self._writing:
+            await self._context.write(response)
+        self._written += 1
+        if reply_bytes:
+            self._bytes -= reply_bytes
+            self._taken.set()
+
+    @asynccontextmanager
+    async def are_taken(self) -> AsyncIterator[None]:
+        """Raise ``DeadlineExceededError`` in the ``with`` block where the reader takes nothing."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def look(written: int) -> None:
+            nonlocal timer
+            if self._writing.locked() and written == self._written:
+                limit.reschedule(loop.time())
+            else:
+                timer = loop.call_later(UNREAD_S, look, self._written)
+
+        timer = loop.call_later(UNREAD_S, look, 0)
+        try:
+            async with asyncio.timeout(None) as limit:
+                yield
+        except TimeoutError:
+            raise DeadlineExceededError(f"the reader of the stream took nothing for {UNREAD_S:g} s") from None
+        finally:
+            timer.cancel()
 
 
 class ExecutorServicer:
@@ -88,10 +143,10 @@ class ExecutorServicer:
         loop = asyncio.get_running_loop()
         stream_deadline = deadline_of(context)
         places = asyncio.Semaphore(self._core.settings.max_in_flight)
-        writing = asyncio.Lock()  # gRPC takes one write of a call at a time.
+        replies = UnreadReplies(context)
         sender = partial(sender_of, context, stream=object())
 
-        async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None) -> None:
+        async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None, reply_bytes: int) -> None:
             id = request.id
             try:
                 execution = self._invoke(request.invoke, deadline, sender)
@@ -100,22 +155,31 @@ class ExecutorServicer:
             except Exception as error:
                 failure = to_stream_error(self._core.failed(error))
                 response = executor_pb2.InvokeStreamResponse(id=id, error=failure)
-            async with writing:
-                await context.write(response)
+            await replies.write(response, reply_bytes)
             places.release()
 
         try:
-            async with asyncio.TaskGroup() as running:
+            async with replies.are_taken(), asyncio.TaskGroup() as running:
                 await places.acquire()
                 async for request in requests:
                     deadline = stream_deadline
                     if request.timeout_ns:
                         own = loop.time() + request.timeout_ns / 1e9
                         deadline = own if deadline is None else min(own, deadline)
-                    running.create_task(answer(request, deadline))
+                    reply_bytes = self._reply_bytes(request.invoke) if request.invoke.return_buffers else 0
+                    if reply_bytes:
+                        await replies.room_for(reply_bytes)
+                    running.create_task(answer(request, deadline, reply_bytes))
                     await places.acquire()
         except ExceptionGroup as group:  # The stream itself failed, which ended the rest.
             raise group.exceptions[0] from None
+
+    def _reply_bytes(self, request: executor_pb2.InvokeRequest) -> int:
+        """Return what a reply will hold of buffers; 0 where there will be none."""
+        try:
+            return self._core.functions.get(request.function).validated.check_return_buffers(request.return_buffers)
+        except KaasError:
+            return 0  # which the call itself will say
 
     def _invoke(
         self, request: executor_pb2.InvokeRequest, deadline: float | None, sender: Callable[[], Hashable]

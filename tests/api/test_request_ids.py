@@ -14,7 +14,8 @@ from kaas_core import errors
 from kaasd.ipc.replies import pack_reply
 from kaasd.store.base import Namespace, Write
 from tests.api.support import WAIT_S, FakeDispatcher, Held, Running, failure, product_request, running_server
-from tests.api.test_executor import A, Stream, key, register, stream_failure, value
+from tests.api.test_executor import A, key, register, value
+from tests.api.test_invoke_stream import Stream, stream_failure
 
 NOTHING_STORED = executor_pb2.InvokeResponse(outputs={"c": b"\1\0\0\0"}, device="cuda:1", printed="hello")
 STORED = executor_pb2.InvokeResponse(outputs={"c": b"\2\0\0\0"}, versions={"c": 12})

@@ -131,8 +131,9 @@ class ExecutorServiceServicer(object):
 
     def InvokeStream(self, request_iterator, context):
         """Runs many invocations over one stream, pipelined. Answers carry the id of their invocation and may come in another order. A
-        failed invocation is an answer, not the end of the stream. The server reads no further while too many are in flight, so
-        that HTTP/2 flow control holds the caller back.
+        failed invocation is an answer, not the end of the stream. The server reads no further while too many are in flight, or more
+        than 32 MiB of replies, so that HTTP/2 flow control holds the caller back. DEADLINE_EXCEEDED: the caller took no reply for a
+        minute or two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
