@@ -187,6 +187,8 @@ def _worker_config(settings: Settings, device: str, store: StoreIdentity) -> wor
         concurrency=settings.concurrency if kind_of(device).runs_aside else 1,
         device_memory_bytes=settings.device_memory_bytes,
         allow_host_wrappers=settings.allow_host_wrappers,
+        max_compile_s=settings.max_compile_s,
+        max_compile_memory_bytes=settings.max_compile_memory_bytes,
         store=worker_pb2.StoreIdentity(
             store_id=store.store_id,
             files=[

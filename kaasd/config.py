@@ -235,6 +235,12 @@ class Settings:
     request_id_window_s: Annotated[float, _Option("request_id_window", "TIME", parse_duration)] = 600.0
     """How long the reply to a request with a request_id is kept, so that the same one is answered and not run again. Default
     10min."""
+    max_compile_s: Annotated[float, _Option("max_compile_time", "TIME", parse_duration)] = 300.0
+    """Longest that a library, or a kernel of it, may take to compile, in a process beside the worker. It goes on so long also
+    where its caller has left, and what it makes is kept for the next. What the driver of a GPU compiles is not meant. Default
+    5min."""
+    max_compile_memory_bytes: Annotated[int, _Option("max_compile_memory", "SIZE", _size_from(256 << 20, 1 << 50))] = 4 << 30
+    """Most memory of that process. Default 4GiB."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16

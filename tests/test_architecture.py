@@ -30,6 +30,12 @@ BELOW = {
     "kaasd.devices.emulator.ptx": {"kaasd.libraries"},
     "kaasd.devices.emulator.codegen": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.options"},
     "kaasd.devices.emulator.isa": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.codegen"},
+    "kaasd.devices.emulator.translation": {
+        "kaasd.libraries",
+        "kaasd.devices.emulator.ptx",
+        "kaasd.devices.emulator.codegen",
+        "kaasd.devices.emulator.isa",
+    },
     "kaasd.devices.emulator.runtime": {
         "kaas_core",
         "kaasd.request",
@@ -38,11 +44,13 @@ BELOW = {
         "kaasd.devices.trace",
         "kaasd.devices.emulator.ptx",
         "kaasd.devices.emulator.codegen",
-        "kaasd.devices.emulator.isa",
+        "kaasd.devices.emulator.translation",
         "kaasd.devices.emulator.options",
     },
+    "kaasd.compiler": {"kaas_core", "kaasd.process", "kaasd.store", "kaasd.ipc", "kaasd.libraries", "kaasd.devices"},
     "kaasd.worker": {
         "kaas_core",
+        "kaasd.compiler",
         "kaasd.process",
         "kaasd.request",
         "kaasd.store",

@@ -61,6 +61,17 @@ class LoadedKernel(Protocol):
         """Whether a run of it can be prepared without loading code. One with module variables of its own may need it again."""
 
 
+class CompiledKernel(LoadedKernel, Protocol):
+    """A kernel of a device whose ``DeviceKind`` has a compiler."""
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether its machine code is still to come: ``load_code`` is to be called before a run of it is prepared."""
+
+    def load_code(self, content: bytes) -> None:
+        """Take what the compiler has made of it. Does nothing where it has its code already."""
+
+
 class Module(Protocol):
     """Loaded GPU code."""
 
@@ -297,6 +308,27 @@ class Device(Protocol):
         """Free everything. Idempotent."""
 
 
+class CompilingDevice(Device, Protocol):
+    """A device whose ``DeviceKind`` has a compiler."""
+
+    @property
+    def target(self) -> str:
+        """What is to be compiled for, in the words of its kind: all that decides what becomes of a library."""
+
+    def load(self, image: bytes, compiled: bytes | None = None) -> Module:
+        """As ``Device.load``; ``compiled`` is the description of the library. Its kernels then still need their code."""
+
+
+class LibraryCompiler(Protocol):
+    """What compiles libraries for one target, and needs no device. It may remember what it did."""
+
+    def describe(self, image: bytes) -> bytes:
+        """Return what ``CompilingDevice.load`` takes. Raises ``UnsupportedLibrary``."""
+
+    def compile(self, image: bytes, kernel: str) -> bytes:
+        """Return what ``CompiledKernel.load_code`` takes. Raises ``UnsupportedLibrary``."""
+
+
 class Found(NamedTuple):
     """The devices of one kind on this machine."""
 
@@ -328,5 +360,10 @@ class DeviceKind:
     """
     options: type[Any] | None = None
     """Dataclass of its own settings, all with defaults: a field ``seed`` of ``emulator`` is the daemon's ``emulator_seed``."""
+    compiler: Callable[[str], LibraryCompiler] | None = None
+    """Given a target, returns what compiles for it, in a process that has no device. None: ``Device.load`` does all.
+
+    Raises ``UnsupportedLibrary`` where it cannot.
+    """
     runs_aside: bool = True
     """Whether ``Run.start`` returns while kernels run. Where it does not, one request at a time is under way."""

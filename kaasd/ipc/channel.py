@@ -16,11 +16,13 @@ import struct
 import threading
 from collections.abc import Callable
 from enum import IntEnum
-from typing import cast
+from typing import Generic, TypeVar, cast
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from kaas.worker.v1 import worker_pb2
+
+Received = TypeVar("Received", bound=Message)
 
 _LENGTH = struct.Struct("<I")
 _RECEIVE_BYTES = 256 * 1024
@@ -83,11 +85,13 @@ class FrontChannel(asyncio.Protocol):
         self.on_lost()
 
 
-class WorkerChannel:
-    """The worker's end: one thread receives, any may send."""
+class BlockingChannel(Generic[Received]):
+    """An end that blocks: one thread receives, any may send."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, kind: type[Received]) -> None:
+        """``kind`` is what it receives."""
         self._socket = sock
+        self._parse = kind.FromString
         self._send_lock = threading.Lock()
         self._received = bytearray()
 
@@ -100,15 +104,15 @@ class WorkerChannel:
         """Whether part of the next message has been received already, so that the descriptor may not become readable."""
         return bool(self._received)
 
-    def receive(self) -> worker_pb2.ToWorker | None:
-        """Wait for the next message; None when the front has closed its end."""
+    def receive(self) -> Received | None:
+        """Wait for the next message; None when the other end is closed."""
         if not self._receive_up_to(_LENGTH.size):
             return None
         (length,) = _LENGTH.unpack_from(self._received)
         end = _LENGTH.size + length
         if not self._receive_up_to(end):
             return None
-        message = worker_pb2.ToWorker.FromString(bytes(memoryview(self._received)[_LENGTH.size : end]))
+        message: Received = self._parse(bytes(memoryview(self._received)[_LENGTH.size : end]))
         del self._received[:end]
         return message
 
@@ -116,25 +120,32 @@ class WorkerChannel:
         while len(self._received) < size:
             try:
                 data = self._socket.recv(_RECEIVE_BYTES)
-            except ConnectionResetError:  # The front has gone, and has not read all that was sent to it.
+            except ConnectionResetError:  # The other process has gone, and has not read all that was sent to it.
                 return False
             if not data:
                 return False
             self._received += data
         return True
 
-    def send(self, message: worker_pb2.FromWorker) -> None:
-        """Send a message. Does nothing when the front has gone."""
+    def send(self, message: Message) -> None:
+        """Send a message. Does nothing when the other process has gone."""
         data = message.SerializeToString()
         with self._send_lock:
             try:
                 self._socket.sendall(_LENGTH.pack(len(data)) + data)
             except (BrokenPipeError, ConnectionResetError):
-                return  # The receiving thread sees the same end and stops the worker.
+                return  # The receiving thread sees the same end.
 
     def close(self) -> None:
         """Close this end. Idempotent."""
         self._socket.close()
+
+
+class WorkerChannel(BlockingChannel[worker_pb2.ToWorker]):
+    """The worker's end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock, worker_pb2.ToWorker)
 
 
 class Stage(IntEnum):

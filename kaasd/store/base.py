@@ -28,11 +28,13 @@ class Namespace(Enum):
     """Registered functions, by name."""
     REPLIES = "r"
     """Replies of requests that may be sent again, by group and id: ``GROUP/ID``."""
+    COMPILED = "c"
+    """Code that was compiled, by what it was made from: a cache, which goes where others need its room."""
 
     def __init__(self, letter: str) -> None:
         self.number = ord(letter)
         """For checksums."""
-        self.noun = {"v": "value", "l": "library", "f": "function", "r": "reply"}[letter]
+        self.noun = {"v": "value", "l": "library", "f": "function", "r": "reply", "c": "compiled code"}[letter]
         """What one entry is, in words and on the wire."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -178,7 +179,11 @@ class LmdbStore:
             raise translate(error, environment.path) from error
 
     def check(self, progress: CheckProgress | None = None) -> Iterator[DamagedEntry]:
-        return check(self._environment, progress or CheckProgress())
+        for damaged in check(self._environment, progress or CheckProgress()):
+            if damaged.namespace is Namespace.COMPILED:
+                self.delete(damaged.key, damaged.namespace)
+                damaged = replace(damaged, problem=f"{damaged.problem}; it is dropped, and compiled again when it is needed")
+            yield damaged
 
     def length_problem(self) -> str:
         """Return what is wrong where the file was cut short, or nothing. What it lacks kills a process that reads it."""

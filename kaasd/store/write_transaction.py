@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreFullError, ValueTooShortError
@@ -160,6 +161,14 @@ class WriteTransaction:
     def apply(self, changes: Sequence[Change]) -> dict[str, Entry]:
         """Apply what was checked, in order; return the new entries."""
         return {change.key: self._apply(change) for change in changes}
+
+    def drop_compiled(self) -> int:
+        """Delete some of the compiled code, which can be made again; return how many entries."""
+        with self._txn.cursor(self._environment.entries[Namespace.COMPILED]) as cursor:
+            raw_keys = [bytes(raw_key) for raw_key in islice(cursor.iternext(values=False), FREED_AT_ONCE)]
+        for raw_key in raw_keys:
+            self.delete(Namespace.COMPILED, raw_key)
+        return len(raw_keys)
 
     def delete(self, namespace: Namespace, raw_key: bytes) -> Entry:
         """Delete a key, which was checked, damaged or not; return what it was, as far as that is known."""

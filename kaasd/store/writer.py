@@ -147,7 +147,7 @@ class Writer:
                 self._garbage_left |= transaction.left_garbage
                 return result
             except StoreFullError:
-                if not self._free_all():
+                if not (self._free_all() or self._drop_compiled()):
                     raise
             except lmdb.Error as error:
                 if not is_out_of_room(error, self._environment.path):
@@ -295,6 +295,10 @@ class Writer:
         while count := self._free_some():
             freed += count
         return freed > 0
+
+    def _drop_compiled(self) -> bool:
+        """Make room by dropping compiled code; return whether there was any."""
+        return self.run(WriteTransaction.drop_compiled) > 0
 
     # Tasks
 

@@ -18,16 +18,18 @@ from kaas.v1 import trace_pb2
 from kaas_core import ReadableBuffer
 from kaas_core.errors import InvalidRequestError, KeyNotFoundError, RequestIdReusedError
 from kaas_core.violations import shown
+from kaasd.compiler.compiler import Compilation
 from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.compiling import load_kernels, with_libraries
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
 from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key
-from kaasd.worker.programs import Program
+from kaasd.worker.programs import NotCompiled, Program
 from kaasd.worker.tracing import read_trace
 
 KEPT_INTERVAL = 16.0
@@ -101,6 +103,16 @@ class Job(Generic[T]):
         return isinstance(self._awaited, _Commit)
 
     @property
+    def is_compiling(self) -> bool:
+        """Whether it waits for its code alone."""
+        return isinstance(self._awaited, Compilation)
+
+    @property
+    def awaits_what_is_done(self) -> bool:
+        """Whether it is worth polling again."""
+        return self._awaited.done()
+
+    @property
     def expected_end_ns(self) -> int:
         """When its run should end by how long it took the last time, by ``perf_counter_ns``; 0 where that is not known."""
         return self._awaited.expected_end_ns if isinstance(self._awaited, _Running) else 0
@@ -126,7 +138,10 @@ class Execution:
         if invocation.request.digest not in executor.programs or executor.device_lost:
             has_code = partial(executor.programs.has_code_of, invocation.request)
             yield from executor.until_loadable(has_code, cancellation)
-        program = executor.programs.get(invocation.request)
+        try:
+            program = executor.programs.get(invocation.request)
+        except NotCompiled:
+            program = yield from with_libraries(executor, partial(executor.programs.get, invocation.request), cancellation)
         if program.plan.read_ephemerals and (given := program.plan.read_ephemerals & invocation.inputs.keys()):
             program = executor.programs.for_inputs(invocation.request, program, given)
         plan = program.with_keys(invocation.keys)
@@ -139,6 +154,8 @@ class Execution:
             try:
                 if not program.idle:
                     yield from executor.until_loadable(lambda: program.is_ready, cancellation)
+                    if executor.compiler is not None:
+                        yield from load_kernels(executor, program, cancellation)
                 if invocation.trace_from_ns:
                     self._tracer = executor.device.tracer()
                 bound = yield from self._bind(program, plan)

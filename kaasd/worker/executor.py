@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TypeAlias, TypeVar
 
 from kaas_core.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
+from kaasd.compiler.compiler import Compiler
 from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
 from kaasd.libraries.registry import LibrarySource
 from kaasd.request.plan import Plan
@@ -99,13 +100,15 @@ class Executor:
         unused_limit_bytes: int | None = None,
         keep_stored: bool = False,
         allow_host_wrappers: bool = False,
+        compiler: Compiler | None = None,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; at most ``unused_limit_bytes`` are held that no request uses.
 
         ``keep_stored`` is for a store where what is stored of a buffer is its key's whole value, and is read soon: large buffers
         that are stored then stay on the device as these values.
-        With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs.
+        With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs. With a ``compiler``,
+        which is to be of the device's kind, requests wait for what it compiles, and others run meanwhile.
 
         ``on_commit`` is called from another thread when a commit has ended: the jobs that are committing are to be polled.
         """
@@ -116,7 +119,15 @@ class Executor:
         self.libraries = libraries
         limit = memory_limit_bytes or int(device.properties.memory_bytes * MEMORY_SHARE)
         self.memory = DeviceMemory(device, limit, unused_limit_bytes=unused_limit_bytes)
-        self.programs = Programs(device, libraries, self.memory, allow_host_wrappers=allow_host_wrappers, keep_stored=keep_stored)
+        self.compiler = compiler
+        self.programs = Programs(
+            device,
+            libraries,
+            self.memory,
+            compiler=compiler,
+            allow_host_wrappers=allow_host_wrappers,
+            keep_stored=keep_stored,
+        )
         self.on_commit = on_commit
         self.uploads = 0
         """Copies of inputs to the device, apart from the small ones that travel with launches."""

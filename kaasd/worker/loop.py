@@ -7,6 +7,7 @@ cancelled, and ended once.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -29,6 +30,10 @@ from kaasd.worker.executor import Executor
 from kaasd.worker.preparation import inspect, prepare
 from kaasd.worker.programs import UnknownRequest
 
+ASIDE_S = 0.01
+"""Between two looks whether a call that waits for its code is cancelled."""
+MAX_ASIDE = 32
+"""Calls that wait for their code beside those that are served. More of them take the places of others."""
 NAP_S = 0.0001
 """Between looks at requests that take longer than the busy poll."""
 ONLY_CALLS = 8
@@ -59,8 +64,20 @@ class CallUnderWay(NamedTuple):
 class Calls:
     """The calls of one executor, by number. ``cancel`` and ``cancel_all`` are for another thread."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        concurrency: float = math.inf,
+        on_aside: Callable[[int, bool], object] = lambda call_id, begins: None,
+    ) -> None:
+        """At most ``concurrency`` calls are polled, beside those that wait for their code and are *aside* for that.
+
+        ``on_aside`` is called with a call's number when that begins, and when it ends.
+        """
         self._executor = executor
+        self._concurrency = concurrency
+        self._on_aside = on_aside
+        self._aside: set[int] = set()
         self._lock = threading.Lock()
         """Held while a call begins, ends or is cancelled, so that a device is never told to stop the next one."""
         self._under_way: dict[int, CallUnderWay] = {}
@@ -73,6 +90,15 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self._under_way)
+
+    @property
+    def served(self) -> int:
+        """How many are not aside."""
+        return len(self._under_way) - len(self._aside)
+
+    @property
+    def some_are_aside(self) -> bool:
+        return bool(self._aside)
 
     @property
     def jobs(self) -> Iterable[Job[Any]]:
@@ -93,6 +119,8 @@ class Calls:
     def poll(self) -> None:
         """Let every call go on; tell of those that have ended. Lose the device where one of them is long overdue."""
         for call_id, call in list(self._under_way.items()):
+            if call_id in self._aside and not self._comes_back(call_id, call):
+                continue
             try:
                 result = call.job.poll()
             except Exception as error:
@@ -100,6 +128,8 @@ class Calls:
             else:
                 if result is not None:
                     self._succeed(call_id, call, result)
+                elif call.job.is_compiling and len(self._aside) < MAX_ASIDE:
+                    self._set_aside(call_id)
         if self._overdue and self._is_overdue():
             self._mark_device_lost()
 
@@ -113,27 +143,41 @@ class Calls:
             if call is None:
                 self._cancel_early(call_id, _during("queued", error))
                 return False
-            if not self._cancel(call, error) and overdue:
+            if not self._cancel(call_id, call, error) and overdue:
                 self._overdue |= {call_id}
             return True
 
     def cancel_all(self, error: KaasError) -> None:
         """Have all calls end that are under way."""
         with self._lock:
-            for call in self._under_way.values():
-                self._cancel(call, error)
+            for call_id, call in self._under_way.items():
+                self._cancel(call_id, call, error)
 
     def close(self) -> None:
         """End what is under way; waits for the device and the store."""
         for call in self._under_way.values():
             call.job.close()
 
-    def _cancel(self, call: CallUnderWay, error: KaasError) -> bool:
+    def _set_aside(self, call_id: int) -> None:
+        with self._lock:
+            self._aside.add(call_id)
+        self._on_aside(call_id, True)
+
+    def _comes_back(self, call_id: int, call: CallUnderWay) -> bool:
+        """Return whether a call that is aside goes on: with its code, where others leave it the room, or to its end."""
+        if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self.served < self._concurrency):
+            return False
+        with self._lock:
+            self._aside.discard(call_id)
+        self._on_aside(call_id, False)
+        return True
+
+    def _cancel(self, call_id: int, call: CallUnderWay, error: KaasError) -> bool:
         """Have a call end; return whether the device could be told to stop it."""
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
         # A device that can stop a kernel has one call at a time on it, so what it stops is this one, unless that has left it.
-        return call.job.is_committing or self._executor.device.stop()
+        return call_id in self._aside or call.job.is_committing or self._executor.device.stop()
 
     def _cancel_early(self, call_id: int, error: KaasError) -> None:
         self._cancelled_early[call_id] = error
@@ -174,11 +218,12 @@ class Calls:
     def _end(self, call_id: int) -> None:
         with self._lock:
             del self._under_way[call_id]
+            self._aside.discard(call_id)
             self._overdue -= {call_id}
 
 
 class CommitSignal:
-    """Wakes the loop when a commit has ended; ``notify`` may be called from any thread."""
+    """Wakes the loop when a commit has ended, or a compilation; ``notify`` may be called from any thread."""
 
     def __init__(self) -> None:
         self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -188,7 +233,7 @@ class CommitSignal:
         return self._descriptor
 
     def notify(self) -> None:
-        """A commit has ended."""
+        """One has ended."""
         os.eventfd_write(self._descriptor, 1)
 
     def clear(self) -> None:
@@ -217,7 +262,7 @@ class Loop:
         self._commits = commits
         self._progress = progress
         self._concurrency = config.concurrency
-        self.calls = Calls(executor)
+        self.calls = Calls(executor, self._concurrency, self._tell_aside)
         """Those under way."""
         self._last_event_ns = 0
         self._only_calls = 0
@@ -249,7 +294,7 @@ class Loop:
                 if select.select([self._channel], (), (), 0)[0]:
                     break
             return True
-        room = len(self.calls) < self._concurrency
+        room = self.calls.served < self._concurrency
         if room and self._channel.has_begun:
             return True
         awaited: list[WorkerChannel | CommitSignal] = [self._commits, *([self._channel] if room else [])]
@@ -259,8 +304,9 @@ class Loop:
         return self._channel in ready
 
     def _timeout_s(self) -> float | None:
-        if all(job.is_committing for job in self.calls.jobs):
-            return None
+        if all(job.is_committing or job.is_compiling for job in self.calls.jobs):
+            # What ends then wakes this thread, and what is cancelled does not.
+            return ASIDE_S if self.calls.some_are_aside else None
         return 0 if self._busy_polls else NAP_S
 
     @property
@@ -341,6 +387,10 @@ class Loop:
             error = InternalError("a defect of kaasd; its log has the details")
         failed = failed_from_error(error, device_lost=self._executor.device_lost)
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
+
+    def _tell_aside(self, call_id: int, begins: bool) -> None:
+        """Tell the front that a call leaves its place to others, or takes one again."""
+        self._channel.send(worker_pb2.FromWorker(id=call_id, aside=worker_pb2.Aside(begins=begins)))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
         answer.id = call_id

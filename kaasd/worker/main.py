@@ -14,12 +14,15 @@ import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 from kaas.v1 import admin_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError
-from kaasd.devices.base import Device
-from kaasd.devices.registry import open_device, options_from_text
+from kaasd.compiler.cache import CodeCache
+from kaasd.compiler.compiler import Compiler
+from kaasd.devices.base import CompilingDevice, Device
+from kaasd.devices.registry import kind_of, open_device, options_from_text
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import failed_from_error
 from kaasd.libraries.registry import Libraries
@@ -82,12 +85,26 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
     )
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])
+    kind = kind_of(config.device)
+    compiler = None
+    if kind.compiler is not None:
+        compiler = Compiler(
+            kind.name,
+            cast(CompilingDevice, device).target,
+            cache=CodeCache(store),
+            max_time_s=config.max_compile_s,
+            max_memory_bytes=config.max_compile_memory_bytes,
+            log_level=config.log_level,
+            on_end=commits.notify,
+        )
+        stack.callback(compiler.close)
     executor = Executor(
         device,
         store,
         libraries,
         memory_limit_bytes=config.device_memory_bytes if config.HasField("device_memory_bytes") else None,
         allow_host_wrappers=config.allow_host_wrappers,
+        compiler=compiler,
         on_commit=commits.notify,
     )
     stack.callback(executor.close)

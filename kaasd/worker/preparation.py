@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from functools import partial
 
 from kaas.v1 import library_pb2
 from kaas_core.errors import KeyNotFoundError, ValueTooShortError
@@ -10,6 +11,7 @@ from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import ResolvedLibrary, content_id, describe_library
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.compiling import load_kernels, with_libraries
 from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import Executor, Steps
 from kaasd.worker.inputs import BoundRequest, SnapshotChanged
@@ -21,11 +23,13 @@ def prepare(executor: Executor, request: SerializedRequest, cancellation: Cancel
     Raises ``KaasError`` for what is wrong with the request itself, ``UnknownRequest``.
     """
     yield from executor.until_loadable(lambda: executor.programs.has_code_of(request), cancellation)
-    program = executor.programs.get(request)
+    program = yield from with_libraries(executor, partial(executor.programs.get, request), cancellation)
     program.requests += 1
     later = suppress(KeyNotFoundError, ValueTooShortError, SnapshotChanged, NoRoomError, OutOfMemory, KernelFault)
     try:
         yield from executor.until_loadable(lambda: program.is_ready, cancellation)
+        if executor.compiler is not None:
+            yield from load_kernels(executor, program, cancellation)
         with later, closing(BoundRequest(executor, program, program.plan, {})) as bound:
             bound.run.warm()
     finally:
@@ -43,7 +47,8 @@ def inspect(
         library = ResolvedLibrary(reference, content_id(content), content, None)
     yield from executor.until_loadable(lambda: executor.programs.has_code(library), cancellation)
     described = describe_library(library.data)
-    kernels = [kernel.attributes for _, kernel in sorted(executor.programs.inspect(library).items())]
+    loaded = yield from with_libraries(executor, partial(executor.programs.inspect, library), cancellation)
+    kernels = [kernel.attributes for _, kernel in sorted(loaded.items())]
     return library_pb2.InspectLibraryResponse(
         id=described.id,
         kind=described.kind,

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from cachetools import LRUCache
 
 from kaas.v1 import types_pb2
+from kaas.worker.v1 import compiler_pb2
 from kaas_core.errors import InvalidLibraryError, KaasError, KernelNotFoundError, NotEnabledError, OutOfDeviceMemoryError
 from kaas_core.protobuf import request_from_proto
 from kaas_core.request import KernelSpec, Request
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, LoadedKernel, Module, OutOfMemory, Run
+from kaasd.compiler.compiler import Compiler
+from kaasd.devices.base import (
+    BufferRef,
+    CompiledKernel,
+    CompilingDevice,
+    Device,
+    DeviceBuffer,
+    Launch,
+    LoadedKernel,
+    Module,
+    OutOfMemory,
+    Run,
+)
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
@@ -107,6 +122,14 @@ class Program:
         """Whether ``take_instance`` gives one, or makes one, without loading code."""
         return bool(self.idle) or all(kernel.is_ready for kernel in self.kernels)
 
+    def uncompiled(self) -> Iterator[tuple[ResolvedLibrary, CompiledKernel]]:
+        """Yield the kernels whose code is still to be compiled, with their libraries. Only where there is a compiler."""
+        libraries = {library.reference: library for library in self.libraries}
+        kernels = cast(tuple[CompiledKernel, ...], self.kernels)
+        for launch, kernel in dict(zip((launch.kernel for launch in self.plan.launches), kernels, strict=True)).items():
+            if kernel.needs_code:
+                yield libraries[launch[0]], kernel
+
     def with_keys(self, keys: Mapping[str, str]) -> Plan:
         """Return the plan with other keys, by buffer name. Raises ``InvalidRequestError``."""
         if not keys:
@@ -170,6 +193,14 @@ class UnknownRequest(Exception):
     """A request came without its content, and what was made of it is no longer kept."""
 
 
+class NotCompiled(Exception):
+    """Libraries are to be compiled first."""
+
+    def __init__(self, libraries: Sequence[ResolvedLibrary]) -> None:
+        super().__init__()
+        self.libraries = libraries
+
+
 class Programs:
     """The programs and modules of one device, least recently used dropped first. Used by the thread that owns the device."""
 
@@ -179,9 +210,12 @@ class Programs:
         libraries: LibrarySource,
         memory: DeviceMemory,
         *,
+        compiler: Compiler | None = None,
         allow_host_wrappers: bool = False,
         keep_stored: bool = False,
     ) -> None:
+        """With a ``compiler`` libraries are loaded as it has compiled them, and else the device does all."""
+        self._compiler = compiler
         self._allow_host_wrappers = allow_host_wrappers
         self._keep_stored = keep_stored
         self._device = device
@@ -197,7 +231,7 @@ class Programs:
         """Return the program of a request.
 
         Raises ``InvalidRequestError``, ``InvalidLibraryError``, ``LibraryNotFoundError``, ``KernelNotFoundError``,
-        ``NotEnabledError``, ``UnknownRequest``.
+        ``NotEnabledError``, ``UnknownRequest``, ``NotCompiled``.
         """
         digest, content = request
         program = self._programs.get(digest)
@@ -257,7 +291,7 @@ class Programs:
     def inspect(self, library: ResolvedLibrary) -> Mapping[str, LoadedKernel]:
         """Return the kernels of a library, with functions of host code where they can be called.
 
-        Raises ``InvalidLibraryError``, ``NotEnabledError``.
+        Raises ``InvalidLibraryError``, ``NotEnabledError``, ``NotCompiled``.
         """
         try:
             return self._kernels(library, self._load(library))
@@ -282,7 +316,21 @@ class Programs:
         while self._modules:
             self._modules.popitem()[1].close()
 
+    def _check_compiled(self, request: Request) -> None:
+        """Raise ``NotCompiled`` for all libraries at once. What else is wrong with them is for later."""
+        assert self._compiler is not None
+        missing = []
+        for reference in dict.fromkeys(kernel.library for kernel in request.kernels):
+            with suppress(KaasError):
+                library = self._libraries.resolve(reference)
+                if not self.has_code(library) and self._compiler.result(library) is None:
+                    missing.append(library)
+        if missing:
+            raise NotCompiled(missing)
+
     def _make(self, request: Request) -> Program:
+        if self._compiler is not None:
+            self._check_compiled(request)
         libraries: dict[str, ResolvedLibrary] = {}
         kernels: dict[tuple[str, str], LoadedKernel] = {}
         for index, spec in enumerate(request.kernels):
@@ -313,19 +361,31 @@ class Programs:
     def _load(self, library: ResolvedLibrary) -> Module:
         module = self._modules.get(library.content_id)
         if module is None:
+            compiled = None if self._compiler is None else self._compiled(library)
             try:
-                module = self._device.load(library.data)
+                if compiled is None:
+                    module = self._device.load(library.data)
+                else:
+                    module = cast(CompilingDevice, self._device).load(library.data, compiled.description)
             except UnsupportedLibrary as error:
                 raise InvalidLibraryError(str(error)) from error
             except OutOfMemory as error:
                 name = self._device.properties.name
                 raise OutOfDeviceMemoryError(f"the library's code finds no room on {name}: {error}") from error
             self._modules[library.content_id] = module
-            self._heap_users[library.content_id] = heap_users(read_image(library.data).units)
+            users = heap_users(read_image(library.data).units) if compiled is None else dict(compiled.heap_users)
+            self._heap_users[library.content_id] = users
         self._modules.move_to_end(library.content_id)
         if not module.kernels and module.host_functions:
             self._check_host_code_allowed(library)
         return module
+
+    def _compiled(self, library: ResolvedLibrary) -> compiler_pb2.CompiledLibrary:
+        assert self._compiler is not None
+        content = self._compiler.result(library)
+        if content is None:
+            raise NotCompiled([library])
+        return compiler_pb2.CompiledLibrary.FromString(content)
 
     def _check_heap(self, library: ResolvedLibrary, spec: KernelSpec, index: int) -> None:
         """Raise ``InvalidLibraryError`` if a kernel uses the heap of device code."""

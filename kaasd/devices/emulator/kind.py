@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kaasd.devices.base import Device, DeviceKind, Found
+from kaasd.devices.base import Device, DeviceKind, Found, LibraryCompiler
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.request.device_checks import DeviceProperties
 
@@ -30,6 +30,12 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None) -
     return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version)
 
 
+def _compiler(target: str) -> LibraryCompiler:
+    from kaasd.devices.emulator.translation.translator import Translator
+
+    return Translator.for_target(target)
+
+
 KIND = DeviceKind(
     _NAME,
     pattern=r"emulator(:(0|[1-9]\d{0,3}))?",
@@ -37,5 +43,6 @@ KIND = DeviceKind(
     find=_find,
     open=_open,
     options=EmulatorOptions,
+    compiler=_compiler,
     runs_aside=False,  # it runs on the thread that serves it
 )

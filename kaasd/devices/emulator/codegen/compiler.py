@@ -66,6 +66,7 @@ class CompiledKernel:
         self.frame_stride, self.local_stride = self._stack_sizes()
         """Bytes of saved registers, and of local memory, for a thread."""
         _define(self.image.function_table, self._function_entries(functions))
+        self.image.define_address_table()
         collectives = ir.GlobalVariable(module, ir.ArrayType(PTR, max(1, len(self.image.collectives))), "collectives")
         _define(collectives, list(self.image.collectives))
         pointer = ir.GlobalVariable(module, PTR, "thread_function")

@@ -187,6 +187,8 @@ class Emitter:
             return i64(self.image.shared_offset(storage) + offset)
         if storage.by_address:
             return self.b.add(self.b.load_as(I64, self.local_pointer(storage.offset), "memory"), i64(offset))
+        if storage.number is not None:
+            return self.b.add(self.image.variable_address(self.b, storage.number), i64(offset))
         place = i64(storage.offset + offset)
         return self.b.add(self.b.get(THREAD, self.thread, "local"), place) if storage.space == "local" else place
 

@@ -44,6 +44,9 @@ class KernelImage:
         """Functions without a body: those of the device's runtime library."""
         self.module = ir.Module(entry.name)
         self.sites: list[Site] = []
+        self.variables: dict[int, int] = {}
+        """The numbers of the module's variables that the code uses, each with its place in the table of their addresses."""
+        self._address_table: ir.GlobalVariable | None = None
         self.collectives: list[ir.Function] = []
         self.exchange_size = 16
         self._site_numbers: dict[tuple[int, int], int] = {}
@@ -83,6 +86,21 @@ class KernelImage:
 
     def shared_offset(self, storage: Storage) -> int:
         return self._shared[id(storage)]
+
+    def variable_address(self, b: Builder, number: int) -> ir.Value:
+        """Return the device address of the module's variable of this number, which loading puts into the table ``variables``."""
+        if self._address_table is None:
+            self._address_table = ir.GlobalVariable(self.module, ir.ArrayType(I64, 0), "variables")
+        place = self.variables.setdefault(number, len(self.variables))
+        address = b.load(b.item(self._address_table, I64, place), typ=I64)
+        address.set_metadata("invariant.load", self.module.add_metadata([]))
+        return address
+
+    def define_address_table(self) -> None:
+        """Give the table of addresses its size, when all of them are known."""
+        if self._address_table is not None:
+            self._address_table.value_type = ir.ArrayType(I64, len(self.variables))
+            self._address_table.initializer = ir.Constant(self._address_table.value_type, None)
 
     def site(self, routine: Routine, operation: Operation, size: int = 0) -> int:
         """Return the number of a place that a report may have to name."""

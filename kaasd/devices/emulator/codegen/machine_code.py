@@ -1,4 +1,4 @@
-"""LLVM modules to machine code."""
+"""LLVM modules to machine code, as object files; and object files to code that runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _LOCK = threading.Lock()
 """LLVM's global state, which llvmlite shares between threads."""
 
 
+def host() -> str:
+    """Return what tells this machine's kind of processor from those whose machine code may be another."""
+    return f"{binding.get_default_triple()} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+
+
 @cache
 def _target() -> binding.TargetMachine:
     binding.initialize_native_target()
@@ -23,23 +28,35 @@ def _target() -> binding.TargetMachine:
     )
 
 
-class NativeCode:
-    """Compiled code. Addresses are valid until ``close``."""
-
-    def __init__(self, module: ir.Module) -> None:
-        with _LOCK:
-            machine = _target()
-            module.triple = machine.triple
-            module.data_layout = str(machine.target_data)
-            parsed = binding.parse_assembly(str(module))
+def to_object(module: ir.Module) -> bytes:
+    """Return the object file of a module, to be loaded by ``NativeCode`` in this process or in another on this machine."""
+    with _LOCK:
+        machine = _target()
+        module.triple = machine.triple
+        module.data_layout = str(machine.target_data)
+        with binding.parse_assembly(str(module)) as parsed:
             parsed.verify()
             options = binding.create_pipeline_tuning_options(speed_level=2)
             options.loop_vectorization = False  # checked accesses and calls leave nothing to vectorise
             options.slp_vectorization = False
             builder = binding.create_pass_builder(machine, options)
             builder.getModulePassManager().run(parsed, builder)
+            content: bytes = machine.emit_object(parsed)
+            return content
+
+
+class NativeCode:
+    """Machine code in this process. Addresses are valid until ``close``."""
+
+    def __init__(self, content: bytes) -> None:
+        """``content`` is an object file. Its calls of the C library are bound to this process's."""
+        with _LOCK:
+            _target()
             # The engine owns its module, and a target machine belongs to one engine only.
-            self._engine: binding.ExecutionEngine | None = binding.create_mcjit_compiler(parsed, _fresh_target())
+            self._engine: binding.ExecutionEngine | None = binding.create_mcjit_compiler(
+                binding.parse_assembly(""), _target.__wrapped__()
+            )
+            self._engine.add_object_file(binding.ObjectFileRef.from_data(content))
             self._engine.finalize_object()
 
     def address(self, name: str) -> int:
@@ -59,7 +76,3 @@ class NativeCode:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-
-
-def _fresh_target() -> binding.TargetMachine:
-    return _target.__wrapped__()

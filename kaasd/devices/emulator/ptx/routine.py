@@ -37,11 +37,13 @@ class Storage:
     size: int
     align: int
     offset: int = 0
-    """In its space's area; the whole device address of a global or constant; not meaningful in ``shared``, laid out by kernel."""
+    """In its space's area; not meaningful in ``shared``, laid out by kernel, and where it has a ``number``."""
     external: bool = False
     """``.extern .shared``: where dynamic shared memory starts."""
     by_address: bool = False
     """A parameter of any size, the last one of a function: what lies here is where its caller has it, in local memory."""
+    number: int | None = None
+    """Of a global or constant: its place among the module's variables, whose addresses only loading knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from random import Random
 
 from kaasd.devices.base import DeviceBuffer, Launch, LoadedKernel, MappedFile
@@ -14,9 +15,8 @@ from kaasd.devices.emulator.runtime.module import EmulatedModule
 from kaasd.devices.emulator.runtime.prepared import Prepared
 from kaasd.devices.emulator.runtime.run import EmulatedDownload, EmulatedRun, Ended, Processor
 from kaasd.devices.emulator.runtime.shadows import Shadows
+from kaasd.devices.emulator.translation.translator import Translator, target_text
 from kaasd.devices.trace import HostTracer
-from kaasd.libraries import UnsupportedLibrary
-from kaasd.libraries.image import ImageKind, read_image
 from kaasd.request.device_checks import DeviceProperties
 
 MODEL = "emulated device (PTX on the CPU)"
@@ -47,17 +47,25 @@ class EmulatedDevice:
         self._order = None if seed is None else Random(seed)
         self._processor = Processor(self._space, self._order)
         self._checks = frozenset(checks)
+        self._translator = Translator(self._ptx_support, self._checks)
+        """For libraries that nothing else has compiled."""
         if self._checks:
             self._space.shadows = Shadows(self._processor.context, SEGMENT_COUNT)
 
-    def load(self, image: bytes) -> EmulatedModule:
-        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason."""
-        content = read_image(image)
-        if not content.ptx and content.kind is not ImageKind.WRAPPER:
-            raise UnsupportedLibrary(
-                f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
-            )
-        module = EmulatedModule(content.ptx, self._space, self._ptx_support, self._checks, content.host_functions)
+    @property
+    def target(self) -> str:
+        return target_text(self._ptx_support, self._checks)
+
+    def load(self, image: bytes, compiled: bytes | None = None) -> EmulatedModule:
+        """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason.
+
+        Where it comes without being ``compiled`` its kernels are compiled here, each when it is first prepared.
+        """
+        if compiled is None:
+            translator = self._translator
+            module = EmulatedModule(translator.describe(image), self._space, partial(translator.compile, image))
+        else:
+            module = EmulatedModule(compiled, self._space)
         self._modules.append(module)
         return module
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from kaas.worker.v1 import compiler_pb2
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch
-from kaasd.devices.emulator.codegen.kernel_image import Site
 from kaasd.devices.emulator.codegen.structures import (
     LAUNCH,
     OFFSET_BITS,
@@ -53,16 +53,16 @@ def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) 
         fault, message = OTHERS[kind]
         lines += [f"in block {_triple(block)}:", *_waiting(context, kernel)]
     else:
-        site = kernel.compiled.image.sites[context.site]
+        site = kernel.code.description.sites[context.site]
         thread = (context.thread_x, context.thread_y, context.thread_z)
         lines += [*_place(site, kernel), f"by thread {_triple(thread)} of block {_triple(block)}"]
         if kind in ACCESSES:
-            fault, message = _access(kind, context.address, site.size, launch, kernel, space)
+            fault, message = _access(kind, context.address, site.size_bytes, launch, kernel, space)
             lines.append(f"device address {context.address:#018x}")
         else:
             fault, message = OTHERS[kind]
             if kind in (Fault.RACE, Fault.UNINITIALIZED):
-                message += f": {_where(context.address, site.size, launch, kernel, space)}"
+                message += f": {_where(context.address, site.size_bytes, launch, kernel, space)}"
             if kind is Fault.RACE:
                 lines += _other_access(context, launch, kernel)
             elif kind is Fault.ASSERT:
@@ -78,17 +78,18 @@ def _triple(numbers: tuple[int, int, int]) -> str:
     return "({}, {}, {})".format(*numbers)
 
 
-def _place(site: Site, kernel: EmulatedKernel) -> list[str]:
+def _place(site: compiler_pb2.EmulatedSite, kernel: EmulatedKernel) -> list[str]:
     """Say where an instruction is, in PTX and in the source that it came from."""
-    source = site.operation.source
+    words = kernel.code.description.words
+    routine = words[site.routine]
     lines = [
-        f"at PTX line {source.line}: {source.mnemonic}" + (f", in {site.routine}" if site.routine != kernel.entry.name else "")
+        f"at PTX line {site.line}: {words[site.mnemonic]}" + (f", in {routine}" if routine != kernel.attributes.name else "")
     ]
-    files = kernel.unit.syntax.files
-    if location := source.location:
-        lines.append(f"from {files.get(location.file, '?')}:{location.line}:{location.column}")
-        if inlined := location.inlined_at:
-            lines.append(f"inlined at {files.get(inlined.file, '?')}:{inlined.line}:{inlined.column}")
+    files = dict(kernel.unit.files)
+    for verb, field in (("from", "location"), ("inlined at", "inlined_at")):
+        if site.HasField(field):
+            place = getattr(site, field)
+            lines.append(f"{verb} {files.get(place.file, '?')}:{place.line}:{place.column}")
     return lines
 
 
@@ -98,9 +99,9 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
     segment, offset = address >> OFFSET_BITS, address & OFFSET_MASK
     if segment in _WINDOWS:
         limits = {
-            Segment.SHARED: kernel.compiled.image.static_shared + launch.shared_memory_bytes,
-            Segment.LOCAL: kernel.compiled.local_stride,
-            Segment.PARAM: kernel.entry.signature.size,
+            Segment.SHARED: kernel.description.static_shared_bytes + launch.shared_memory_bytes,
+            Segment.LOCAL: kernel.code.description.local_stride,
+            Segment.PARAM: kernel.description.parameters_size_bytes,
         }
         return _judge(what, size, offset, limits[Segment(segment)], f"{_WINDOWS[Segment(segment)]} of", kind, "")
     if segment == Segment.NULL and offset < OFFSET_MASK // 2:
@@ -130,7 +131,7 @@ def _other_access(context: Any, launch: Launch, kernel: EmulatedKernel) -> list[
     block, warp = divmod(context.other_warp, warps)
     thread = warp * WARP_SIZE + context.other_lane % WARP_SIZE
     what = "written" if context.other_writes else "read"
-    place = _place(kernel.compiled.image.sites[context.other_site], kernel)
+    place = _place(kernel.code.description.sites[context.other_site], kernel)
     triples = [_triple(_coordinates(number, size)) for number, size in ((thread, launch.block), (block, launch.grid))]
     return [f"{what} before by thread {triples[0]} of block {triples[1]}", *place]
 
@@ -178,7 +179,7 @@ def _waiting(context: Any, kernel: EmulatedKernel) -> list[str]:
             places[thread.site] += 1
     lines = []
     for number, count in places.items():
-        place = "; ".join(_place(kernel.compiled.image.sites[number], kernel))
+        place = "; ".join(_place(kernel.code.description.sites[number], kernel))
         lines.append(f"  {count} thread{'s wait' if count > 1 else ' waits'} {place}")
     if exited:
         lines.append(f"  {exited} thread{'s' if exited > 1 else ''} had exited")

@@ -11,7 +11,7 @@ from typing import Any
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator.codegen.machine_code import NativeCode
+from kaasd.devices.emulator.codegen.machine_code import NativeCode, to_object
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
 from kaasd.devices.emulator.runtime.address_space import Allocation
@@ -29,7 +29,7 @@ BLOCKS_PER_MULTIPROCESSOR = 32
 @cache
 def scheduler() -> NativeCode:
     """The native scheduler, the same for all kernels of the process."""
-    return NativeCode(build_scheduler())
+    return NativeCode(to_object(build_scheduler()))
 
 
 class Prepared:
@@ -82,21 +82,20 @@ class Prepared:
         kernel = launch.kernel
         if not isinstance(kernel, EmulatedKernel):
             raise TypeError("the kernel belongs to another device")
-        compiled, code = kernel.compiled, kernel.code
+        code, description = kernel.code, kernel.description
         threads = launch.block[0] * launch.block[1] * launch.block[2]
-        static = compiled.image.static_shared
-        scheduled = compiled.waits or self._order is not None
-        struct.run = scheduler().address("schedule") if scheduled else code.address("run")
-        struct.thread_function = code.pointer_at("thread_function")
-        struct.collectives = code.address("collectives")
+        scheduled = code.description.waits or self._order is not None
+        struct.run = scheduler().address("schedule") if scheduled else code.native.address("run")
+        struct.thread_function = code.native.pointer_at("thread_function")
+        struct.collectives = code.native.address("collectives")
         struct.grid_x, struct.grid_y, struct.grid_z = launch.grid
         struct.block_x, struct.block_y, struct.block_z = launch.block
         struct.threads = threads
         struct.dynamic_shared = launch.shared_memory_bytes
-        struct.shared_size = static + launch.shared_memory_bytes
-        struct.thread_stride = align(THREAD.size + compiled.image.exchange_size)
-        struct.frame_stride, struct.local_stride = compiled.frame_stride, compiled.local_stride
-        size = kernel.entry.signature.size
+        struct.shared_size = description.static_shared_bytes + launch.shared_memory_bytes
+        struct.thread_stride = align(THREAD.size + code.description.exchange_bytes)
+        struct.frame_stride, struct.local_stride = code.description.frame_stride, code.description.local_stride
+        size = description.parameters_size_bytes
         self._arguments.append(HostMemory(size))
         struct.arguments, struct.arguments_size = self._arguments[-1].address, size
         held = threads if scheduled else 1
@@ -122,11 +121,11 @@ class Prepared:
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:
     assert isinstance(launch.kernel, EmulatedKernel)
-    for place, argument in zip(launch.kernel.entry.signature.parameters, launch.arguments, strict=True):
+    for place, argument in zip(launch.kernel.description.parameters, launch.arguments, strict=True):
         data = _address(argument).to_bytes(8, "little") if isinstance(argument, BufferRef) else argument
-        if len(data) != place.size:
-            raise ValueError(f"argument {place.name} has {place.size} bytes, not {len(data)}")
-        memory.view[place.offset : place.offset + place.size] = data
+        if len(data) != place.size_bytes:
+            raise ValueError(f"argument {place.name} has {place.size_bytes} bytes, not {len(data)}")
+        memory.view[place.offset_bytes : place.offset_bytes + place.size_bytes] = data
 
 
 def _read_only_segments(launch: Launch) -> list[int]:

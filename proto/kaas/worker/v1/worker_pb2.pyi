@@ -128,7 +128,7 @@ class Ping(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerConfig(_message.Message):
-    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store")
+    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store", "max_compile_s", "max_compile_memory_bytes")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STORE_PATH_FIELD_NUMBER: _ClassVar[int]
     STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,8 @@ class WorkerConfig(_message.Message):
     DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ALLOW_HOST_WRAPPERS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    MAX_COMPILE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_COMPILE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     device: str
     store_path: str
     store_limit_bytes: int
@@ -157,7 +159,9 @@ class WorkerConfig(_message.Message):
     device_memory_bytes: int
     allow_host_wrappers: bool
     store: StoreIdentity
-    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ..., store: _Optional[_Union[StoreIdentity, _Mapping]] = ...) -> None: ...
+    max_compile_s: float
+    max_compile_memory_bytes: int
+    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ..., store: _Optional[_Union[StoreIdentity, _Mapping]] = ..., max_compile_s: _Optional[float] = ..., max_compile_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class StoreIdentity(_message.Message):
     __slots__ = ("store_id", "files")
@@ -178,7 +182,7 @@ class FileIdentity(_message.Message):
     def __init__(self, name: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released", "pong")
+    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released", "pong", "aside")
     ID_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EXECUTED_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +192,7 @@ class FromWorker(_message.Message):
     UNKNOWN_REQUEST_FIELD_NUMBER: _ClassVar[int]
     PAGES_RELEASED_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
+    ASIDE_FIELD_NUMBER: _ClassVar[int]
     id: int
     ready: Ready
     executed: Executed
@@ -197,7 +202,8 @@ class FromWorker(_message.Message):
     unknown_request: UnknownRequest
     pages_released: PagesReleased
     pong: Pong
-    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ...) -> None: ...
+    aside: Aside
+    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., aside: _Optional[_Union[Aside, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("device",)
@@ -230,6 +236,12 @@ class PagesReleased(_message.Message):
 class Pong(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Aside(_message.Message):
+    __slots__ = ("begins",)
+    BEGINS_FIELD_NUMBER: _ClassVar[int]
+    begins: bool
+    def __init__(self, begins: bool = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("reason", "message", "metadata", "violations", "device_lost")

@@ -1,0 +1,85 @@
+"""What compilers have made, in the store: for the next process, and for those beside this one."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import Any
+
+from kaas_core.errors import DataDamagedError, KaasError, KeyNotFoundError
+from kaasd.store.base import KeyValueStore, Namespace, Write
+
+LIMIT_BYTES = 256 << 20
+"""Of compiled code in a store: some thousand kernels. And at most ``MOST_OF_STORE`` of the store's limit."""
+MOST_OF_STORE = 1 / 8
+FULL = 0.75
+"""Where so much of a store is in use nothing is added to it."""
+KEPT = 0.75
+"""Of the limit, after the oldest have gone."""
+_PAGE = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class CodeCache:
+    """Compiled code by a key that says what it was made from. For any thread. Nothing here fails: at worst it is made again."""
+
+    def __init__(self, store: KeyValueStore, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._store = store
+        self._limit_bytes = min(limit_bytes, int(store.stats().limit_bytes * MOST_OF_STORE))
+        self._held_bytes: int | None = None
+        """About, with what other processes have added since the last look left out."""
+
+    def get(self, key: str) -> bytes | None:
+        """Return what is kept under a key, whole, or None. What is damaged is dropped."""
+        try:
+            with self._store.snapshot() as snapshot:
+                return b"".join(snapshot.pieces(key, namespace=Namespace.COMPILED))
+        except KeyNotFoundError:
+            return None
+        except DataDamagedError as error:
+            _log.warning("%s: it is dropped, and compiled again", error)
+            self._drop(key)
+        except KaasError as error:
+            _log.warning("compiled code cannot be read: %s", error)
+        return None
+
+    def put(self, key: str, content: bytes) -> None:
+        """Keep something, soon, if there is room for it: the oldest goes first, and what users store needs none of it."""
+        try:
+            stats = self._store.stats()
+            if len(content) > self._limit_bytes * KEPT or stats.used_bytes + len(content) > stats.limit_bytes * FULL:
+                return
+            if self._held_bytes is None or self._held_bytes + len(content) > self._limit_bytes:
+                self._held_bytes = self._make_room(len(content))
+            self._held_bytes += len(content)
+            self._store.commit([Write(key, [content], namespace=Namespace.COMPILED)]).add_done_callback(_tell_failure)
+        except KaasError as error:
+            _log.warning("compiled code cannot be kept: %s", error)
+
+    def _make_room(self, size_bytes: int) -> int:
+        """Drop the oldest if there is no room for ``size_bytes`` more; return how many bytes are left."""
+        entries = []
+        with self._store.snapshot() as snapshot:
+            after = ""
+            while page := snapshot.list(after=after, limit=_PAGE, namespace=Namespace.COMPILED):
+                entries += page
+                after = page[-1].key
+        held = sum(entry.size_bytes for entry in entries)
+        if held + size_bytes <= self._limit_bytes:
+            return held
+        for entry in sorted(entries, key=lambda entry: entry.update_time_ns):
+            if held + size_bytes <= self._limit_bytes * KEPT:
+                break
+            self._drop(entry.key)
+            held -= entry.size_bytes
+        return held
+
+    def _drop(self, key: str) -> None:
+        self._store.delete(key, Namespace.COMPILED).add_done_callback(_tell_failure)
+
+
+def _tell_failure(future: Future[Any]) -> None:
+    error = future.exception()
+    if error is not None and not isinstance(error, KeyNotFoundError):
+        _log.info("compiled code is not kept: %s", error)

@@ -1,0 +1,93 @@
+"""What compiles libraries for emulated devices, in a process of its own or in the one that runs them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+from cachetools import LRUCache
+
+from kaas.worker.v1 import compiler_pb2
+from kaasd.devices.emulator.codegen.machine_code import host
+from kaasd.devices.emulator.ptx.architecture import PtxSupport
+from kaasd.devices.emulator.translation.unit import PtxUnit
+from kaasd.libraries import UnsupportedLibrary
+from kaasd.libraries.image import ImageKind, read_image
+
+MOST_KEPT = 8
+"""Libraries that are kept parsed and lowered, for the kernels that are asked for next."""
+MOST_KEPT_BYTES = 4 << 20
+"""Of PTX: lowered it takes some 500 times as much."""
+_PACKAGE = Path(__file__).parent.parent
+
+
+@cache
+def generator() -> str:
+    """Return what names the code that generates code: its sources, and the version of LLVM's package."""
+    digest = sha256(version("llvmlite").encode())
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def target_text(support: PtxSupport, checks: frozenset[str]) -> str:
+    """Return all that decides what becomes of a library, as text."""
+    return json.dumps(
+        {
+            "compute_capability": support.compute_capability,
+            "ptx_version": support.version,
+            "checks": sorted(checks),
+            "host": host(),
+            "generator": generator(),
+        }
+    )
+
+
+class Translator:
+    """See ``kaasd.devices.base.LibraryCompiler``. Used by one thread."""
+
+    def __init__(self, support: PtxSupport, checks: frozenset[str]) -> None:
+        self._support = support
+        self._checks = checks
+        self._kept: LRUCache[bytes, list[PtxUnit]] = LRUCache(MOST_KEPT)
+
+    @classmethod
+    def for_target(cls, target: str) -> Translator:
+        """Return what compiles for a target, as ``target_text`` wrote it. Raises ``UnsupportedLibrary`` where it cannot here."""
+        wanted = json.loads(target)
+        support = PtxSupport(tuple(wanted["compute_capability"]), tuple(wanted["ptx_version"]))
+        checks = frozenset(wanted["checks"])
+        if target_text(support, checks) != target:
+            raise UnsupportedLibrary("kaasd was changed on the disk since it was started, so it can compile nothing: restart it")
+        return cls(support, checks)
+
+    def describe(self, image: bytes) -> bytes:
+        content = read_image(image)
+        if not content.ptx and content.kind is not ImageKind.WRAPPER:
+            raise UnsupportedLibrary(
+                f"the {content.kind.value} has no PTX in it, only machine code, which the emulated device cannot run"
+            )
+        units = self._units(image, content.ptx)
+        return compiler_pb2.EmulatedLibrary(
+            units=[unit.describe() for unit in units], host_functions=content.host_functions
+        ).SerializeToString()
+
+    def compile(self, image: bytes, kernel: str) -> bytes:
+        units = self._units(image)
+        # Where two texts have a kernel of one name it is the later one's, as when they are loaded.
+        unit = next(unit for unit in reversed(units) if kernel in unit.kernels)
+        return unit.compile(kernel).SerializeToString()
+
+    def _units(self, image: bytes, texts: tuple[str, ...] = ()) -> list[PtxUnit]:
+        digest = sha256(image).digest()
+        units = self._kept.get(digest)
+        if units is None:
+            texts = texts or read_image(image).ptx
+            units = [PtxUnit(text, self._support, self._checks) for text in texts]
+            if sum(map(len, texts)) <= MOST_KEPT_BYTES:
+                self._kept[digest] = units
+        return units
