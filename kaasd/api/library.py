@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
@@ -26,7 +27,7 @@ from kaasd.store.disk_room import NO_SPACE
 IN_MEMORY_BYTES = 1 << 20
 """Of an upload; a larger one is in a file until all of it has come."""
 WHOLE_IN_MEMORY = 2
-"""Uploads that are looked at and stored at a time."""
+"""Larger uploads that are looked at and stored at a time."""
 
 
 class LibraryServicer:
@@ -45,7 +46,8 @@ class LibraryServicer:
         with SpooledTemporaryFile(IN_MEMORY_BYTES, "w+b", dir=str(self._core.settings.store)) as file:
             async for chunk in chunks:
                 await in_thread(self._append, file, chunk)
-            async with self._whole_in_memory:
+            # A small one is in memory already, and may have to wait for the compiler behind others.
+            async with self._whole_in_memory if header.size_bytes > IN_MEMORY_BYTES else nullcontext():
                 library = await self._store(await in_thread(_content, file), header.file_name, deadline_of(context))
         return library_pb2.UploadLibraryResponse(library=library)
 

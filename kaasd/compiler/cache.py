@@ -37,8 +37,8 @@ class CodeCache:
                 return b"".join(snapshot.pieces(key, namespace=Namespace.COMPILED))
         except KeyNotFoundError:
             return None
-        except DataDamagedError as error:
-            _log.warning("%s: it is dropped, and compiled again", error)
+        except DataDamagedError:
+            _log.warning("the compiled code %s is damaged; it is dropped, and compiled again", key)
             self._drop(key)
         except KaasError as error:
             _log.warning("compiled code cannot be read: %s", error)

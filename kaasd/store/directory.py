@@ -176,9 +176,10 @@ def check_store(file: LmdbFile, meta: Meta, databases: Sequence[bytes] = DATABAS
     ``OSError``.
     """
     sums = EntrySums(file)
-    if check_trees(file, meta, START_BYTES, sums.add) != set(databases):
-        raise file.damaged("it has other trees than a store")
+    trees = check_trees(file, meta, START_BYTES, sums.add)
     entries = file.main_entries(meta)
+    if trees | ((ADDED_DATABASES & set(databases)) - entries.keys()) != set(databases):
+        raise file.damaged("it has other trees than a store")
     try:
         sums.check(StoreState.unpack(entries[STATE_KEY]))
         unpack_store_id(entries.get(STORE_ID_KEY, b""))

@@ -1,0 +1,273 @@
+"""Compiling costs neither the worker nor its other callers anything, however long it takes and whatever becomes of the compiler."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import lmdb
+import pytest
+
+from examples.local_daemon import local_daemon
+from kaas.v1 import executor_pb2, executor_pb2_grpc, library_pb2, library_pb2_grpc, types_pb2
+from kaas_client import Client
+from kaas_client.errors import InvalidLibraryError
+from kaasd.store.directory import LMDB_MAJOR_VERSION
+from tests.faults.conftest import KERNELS
+from tests.faults.support import as_kaas_error, dot_request, fault_request, put_dot_inputs, use, wait_until
+
+LONG_S = 300
+HISTOGRAM = (KERNELS / "histogram.ptx").read_bytes()
+
+
+def slow_ptx(count: int) -> str:
+    """Return a kernel that takes seconds to compile: so many reads and writes in a row, each of which is checked."""
+    steps = "".join(
+        f"ld.global.u32 %r1, [%at];\nmad.lo.u32 %r2, %r1, {2 * index + 3}, %r2;\nst.global.u32 [%at], %r2;\n"
+        for index in range(count)
+    )
+    return (
+        ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry slowKern(.param .u64 out)\n{\n"
+        f".reg .b32 %r<4>;\n.reg .b64 %at;\nld.param.u64 %at, [out];\nmov.u32 %r2, 1;\n{steps}ret;\n}}\n"
+    )
+
+
+def slow_result(count: int) -> int:
+    """Return what that kernel leaves in a word that was 0."""
+    word, sum_ = 0, 1
+    for index in range(count):
+        sum_ = word = (word * (2 * index + 3) + sum_) % 2**32
+    return sum_
+
+
+def parts(content: bytes) -> Iterator[library_pb2.UploadLibraryRequest]:
+    header = library_pb2.UploadLibraryHeader(file_name="x.ptx", size_bytes=len(content))
+    yield library_pb2.UploadLibraryRequest(header=header)
+    yield library_pb2.UploadLibraryRequest(chunk=content)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, and that are not zombies."""
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        for child in (thread / "children").read_text().split():
+            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z":
+                found.append(int(child))
+    return found
+
+
+@dataclass
+class Bench:
+    """A daemon whose worker has run the dot product, so that its compiler idles."""
+
+    address: str
+    root: Path
+    kaas: Client
+    executor: executor_pb2_grpc.ExecutorServiceStub
+    library: library_pb2_grpc.LibraryServiceStub
+
+    @property
+    def worker(self) -> tuple[int, int]:
+        """Its pid, and how many there were before it."""
+        device = self.kaas.devices()[0]
+        return device.worker_pid, device.restarts
+
+    @property
+    def compiler(self) -> int:
+        """The pid of the compiler; fails where none runs."""
+        (pid,) = children(self.worker[0])
+        return pid
+
+    def run_dot(self) -> None:
+        """Run a request whose code is there."""
+        assert "c" in self.executor.Submit(dot_request(str(self.root / "dot.ptx")), timeout=LONG_S).versions
+
+    def upload_later(self, content: bytes) -> grpc.Future:
+        return self.library.UploadLibrary.future(parts(content), timeout=LONG_S)
+
+    def running(self) -> int:
+        return self.kaas.stats().devices[0].running
+
+
+@contextmanager
+def bench(root: Path, *settings: str) -> Iterator[Bench]:
+    with (
+        local_daemon("--device", "emulator", "--library-root", str(root), "--log-level", "INFO", *settings) as address,
+        Client(address) as kaas,
+        grpc.insecure_channel(address) as channel,
+    ):
+        stubs = executor_pb2_grpc.ExecutorServiceStub(channel), library_pb2_grpc.LibraryServiceStub(channel)
+        opened = Bench(address, root, kaas, *stubs)
+        put_dot_inputs(kaas)
+        opened.run_dot()
+        yield opened
+
+
+def refusal(address: str, call: Callable[[], object]) -> InvalidLibraryError:
+    """Return the error of a call that names what cannot be compiled."""
+    with pytest.raises(grpc.RpcError) as failed:
+        call()
+    error = as_kaas_error(failed.value, address)
+    assert isinstance(error, InvalidLibraryError)
+    return error
+
+
+def test_a_short_deadline_costs_no_worker(library_root: Path, tmp_path: Path) -> None:
+    count = 200
+    (library_root / "slow.ptx").write_text(slow_ptx(count))
+    slow = fault_request(str(library_root / "slow.ptx"), "slowKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
+    with bench(library_root) as daemon:
+        before = daemon.worker
+        for _ in range(3):
+            with pytest.raises(grpc.RpcError) as failed:
+                daemon.executor.Submit(slow, timeout=0.1)
+            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+            daemon.run_dot()
+        assert "out" in daemon.executor.Submit(slow, timeout=LONG_S).versions
+        assert daemon.kaas.get("out", dtype="u4")[0] == slow_result(count)
+        assert daemon.worker == before
+
+
+def test_neighbours_are_served_while_code_is_compiled(library_root: Path) -> None:
+    """Also where more calls wait for code than the worker has places, and they end when they are to."""
+    function = executor_pb2.RegisterFunctionRequest(name="f", request=dot_request(str(library_root / "dot2.ptx")).request)
+    (library_root / "dot2.ptx").write_bytes((KERNELS / "dot.ptx").read_bytes() + b"// another\n")
+    with bench(library_root) as daemon:
+        before = daemon.worker
+        os.kill(daemon.compiler, signal.SIGSTOP)
+        contents = [HISTOGRAM + b"// %d\n" % number for number in range(4)]
+        uploads = [daemon.upload_later(content) for content in (*contents, contents[0])]
+        wait_until(lambda: daemon.running() >= 5)
+        for _ in range(20):
+            daemon.run_dot()
+        for call in (
+            lambda: daemon.executor.RegisterFunction(function, timeout=0.5),
+            lambda: daemon.library.InspectLibrary(
+                library_pb2.InspectLibraryRequest(library=str(library_root / "dot2.ptx")), timeout=0.5
+            ),
+        ):
+            with pytest.raises(grpc.RpcError) as failed:
+                call()
+            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        uploads[1].cancel()
+        wait_until(lambda: daemon.running() == 4)
+        assert not any(upload.done() for upload in (uploads[0], *uploads[2:]))
+        os.kill(daemon.compiler, signal.SIGCONT)
+        assert len({upload.result().library.id for upload in (uploads[0], *uploads[2:])}) == 3
+        daemon.executor.RegisterFunction(function, timeout=LONG_S)
+        assert daemon.worker == before
+
+
+def test_what_is_compiled_for_nobody_is_kept(library_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with bench(library_root) as daemon:
+        os.kill(daemon.compiler, signal.SIGSTOP)
+        upload = daemon.upload_later(HISTOGRAM)
+        wait_until(lambda: daemon.running() == 1)
+        upload.cancel()
+        wait_until(lambda: daemon.running() == 0)
+        os.kill(daemon.compiler, signal.SIGCONT)
+        uploaded = daemon.upload_later(HISTOGRAM).result().library
+    assert len(re.findall(f"the library of {uploaded.id}: compiled", capfd.readouterr().err)) == 1
+
+
+def test_a_compiler_that_is_killed_is_replaced(library_root: Path) -> None:
+    with bench(library_root) as daemon:
+        before = daemon.worker
+        first = daemon.compiler
+        os.kill(first, signal.SIGSTOP)
+        upload = daemon.upload_later(HISTOGRAM)
+        wait_until(lambda: daemon.running() == 1)
+        os.kill(first, signal.SIGKILL)
+        assert upload.result().library.size_bytes == len(HISTOGRAM)
+        assert daemon.worker == before
+        assert daemon.compiler != first
+
+
+def test_what_costs_compilers_again_and_again_is_refused(library_root: Path) -> None:
+    with bench(library_root) as daemon:
+        before = daemon.worker
+        killed = [daemon.compiler]
+        os.kill(killed[0], signal.SIGSTOP)
+        upload = daemon.upload_later(HISTOGRAM)
+        wait_until(lambda: daemon.running() == 1)
+        os.kill(killed[0], signal.SIGKILL)
+        wait_until(lambda: bool(set(children(before[0])) - set(killed)))
+        os.kill(daemon.compiler, signal.SIGKILL)  # It has not even started.
+        assert "the compiler ended 2 times (SIGKILL)" in refusal(daemon.address, upload.result).message
+        daemon.upload_later(HISTOGRAM).result()
+        assert daemon.worker == before
+
+
+def test_a_compiler_that_stands_still(library_root: Path) -> None:
+    with bench(library_root, "--max-compile-time", "20s") as daemon:
+        before = daemon.worker
+        stopped = daemon.compiler
+        os.kill(stopped, signal.SIGSTOP)
+        upload = daemon.upload_later(HISTOGRAM)
+        wait_until(lambda: daemon.running() == 1)
+        daemon.run_dot()
+        error = refusal(daemon.address, upload.result)
+        assert "longer to compile than this server allows, 20 s (--max-compile-time)" in error.message
+        assert error.metadata["limit"] == "max_compile_time"
+        daemon.upload_later(HISTOGRAM).result()
+        assert daemon.worker == before
+        assert daemon.compiler != stopped
+
+
+def test_more_memory_than_is_allowed(library_root: Path) -> None:
+    with bench(library_root, "--max-compile-memory", "320MiB") as daemon:
+        before = daemon.worker
+        error = refusal(daemon.address, daemon.upload_later(slow_ptx(20_000).encode()).result)
+        assert "more memory to compile than this server allows, 320 MiB (--max-compile-memory)" in error.message
+        daemon.upload_later(HISTOGRAM).result()
+        assert daemon.worker == before
+
+
+def test_it_ends_with_its_worker(library_root: Path) -> None:
+    with bench(library_root) as daemon:
+        compiler = daemon.compiler
+        os.kill(compiler, signal.SIGSTOP)
+        os.kill(daemon.worker[0], signal.SIGKILL)
+        wait_until(lambda: not Path(f"/proc/{compiler}").exists())
+        daemon.run_dot()
+
+
+class TestCache:
+    def test_a_daemon_that_starts_again_compiles_nothing(self, library_root: Path, tmp_path: Path) -> None:
+        settings = ("--store", str(tmp_path / "store"))
+        with bench(library_root, *settings) as daemon:
+            assert daemon.compiler
+        with bench(library_root, *settings) as daemon:
+            assert children(daemon.worker[0]) == []
+            os.kill(daemon.worker[0], signal.SIGKILL)
+            wait_until(lambda: daemon.worker[1] == 1)
+            daemon.run_dot()
+            assert children(daemon.worker[0]) == []
+            assert [entry.key for entry in daemon.kaas.list()] == ["a", "b", "c"]
+
+    def test_what_is_damaged_is_compiled_again(self, library_root: Path, tmp_path: Path) -> None:
+        settings = ("--store", str(tmp_path / "store"))
+        with bench(library_root, *settings):
+            pass
+        lmdb_settings = {"max_dbs": 10, "lib_version": LMDB_MAJOR_VERSION, "lock": False}
+        with (
+            lmdb.open(str(tmp_path / "store"), **lmdb_settings) as environment,
+            environment.begin(write=True) as txn,
+            txn.cursor(environment.open_db(b"compiled", txn=txn)) as cursor,
+        ):
+            damaged = 0
+            for key, value in cursor:
+                cursor.put(key, value[:-1] + bytes([value[-1] ^ 1]))
+                damaged += 1
+        assert damaged == 3
+        for expected in ([True], []):
+            with bench(library_root, *settings) as daemon:
+                assert [True for _ in children(daemon.worker[0])] == expected
+                assert daemon.kaas.check_store().damaged == ()
