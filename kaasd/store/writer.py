@@ -159,7 +159,7 @@ class Writer:
                 elif chunk_bytes > _MIN_CHUNK_BYTES:
                     # Enough pages may be free, but not as many in a row.
                     chunk_bytes = max(chunk_bytes // 4, _MIN_CHUNK_BYTES)
-                else:
+                elif not self._drop_compiled():
                     raise translate(error, self._environment.path) from error
 
     # The thread

@@ -92,13 +92,29 @@ class Calls:
         return len(self._under_way)
 
     @property
-    def served(self) -> int:
+    def has_room(self) -> bool:
+        """Whether another may begin. Calls that are aside come before it once they have their code."""
+        return self._served + self._ready < self._concurrency
+
+    @property
+    def wait_s(self) -> float | None:
+        """How long to wait at most where all others commit, which end with a signal; None: for ever.
+
+        So does compiling; that a call is cancelled which waits for it gives none.
+        """
+        if not self._aside:
+            return None
+        return 0 if self._ready and self._served < self._concurrency else ASIDE_S
+
+    @property
+    def _served(self) -> int:
         """How many are not aside."""
         return len(self._under_way) - len(self._aside)
 
     @property
-    def some_are_aside(self) -> bool:
-        return bool(self._aside)
+    def _ready(self) -> int:
+        """How many are aside though they have their code."""
+        return sum(self._under_way[call_id].job.awaits_what_is_done for call_id in self._aside) if self._aside else 0
 
     @property
     def jobs(self) -> Iterable[Job[Any]]:
@@ -165,7 +181,7 @@ class Calls:
 
     def _comes_back(self, call_id: int, call: CallUnderWay) -> bool:
         """Return whether a call that is aside goes on: with its code, where others leave it the room, or to its end."""
-        if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self.served < self._concurrency):
+        if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self._served < self._concurrency):
             return False
         with self._lock:
             self._aside.discard(call_id)
@@ -294,7 +310,7 @@ class Loop:
                 if select.select([self._channel], (), (), 0)[0]:
                     break
             return True
-        room = self.calls.served < self._concurrency
+        room = self.calls.has_room
         if room and self._channel.has_begun:
             return True
         awaited: list[WorkerChannel | CommitSignal] = [self._commits, *([self._channel] if room else [])]
@@ -305,8 +321,7 @@ class Loop:
 
     def _timeout_s(self) -> float | None:
         if all(job.is_committing or job.is_compiling for job in self.calls.jobs):
-            # What ends then wakes this thread, and what is cancelled does not.
-            return ASIDE_S if self.calls.some_are_aside else None
+            return self.calls.wait_s
         return 0 if self._busy_polls else NAP_S
 
     @property

@@ -1,4 +1,4 @@
-"""Compiling costs neither the worker nor its other callers anything, however long it takes and whatever becomes of the compiler."""
+"""Compiling costs neither the worker nor its other callers anything, however long it takes and whatever ends the compiler."""
 
 from __future__ import annotations
 

@@ -47,6 +47,59 @@ def test_a_full_queue_refuses() -> None:
     assert queue.submit(4) == []
 
 
+class TestAside:
+    """Calls that wait for their code at the worker."""
+
+    def test_they_leave_their_places_to_others(self) -> None:
+        queue = ready_queue()
+        for call in (1, 2, 3, 4, 5):
+            queue.submit(call)
+        assert queue.aside(1, begins=True) == [Send(3)]
+        assert queue.aside(2, begins=True) == [Send(4)]
+        assert (queue.running, queue.queued) == (3, 2)
+        assert queue.answered(3) == [Send(5)]
+        assert queue.aside(1, begins=False) == []
+        assert queue.answered(4) == []  # The first has its place again.
+        assert queue.answered(1) == []
+        assert queue.answered(2) == []
+        assert (queue.running, queue.load) == (1, 1)
+
+    def test_they_are_answered_at_once_and_never_cost_the_worker(self) -> None:
+        queue = ready_queue()
+        queue.submit(1)
+        queue.aside(1, begins=True)
+        (failed, cancelled) = queue.cancel(1, CancelReason.DEADLINE)
+        assert isinstance(failed, Fail)
+        assert isinstance(failed.error, DeadlineExceededError)
+        assert "waiting for its code to be compiled" in failed.error.message
+        assert cancelled == Cancel(1, CancelReason.DEADLINE)
+        assert queue.grace_over(1) == []
+        assert queue.answered(1) == []
+        assert queue.load == 0
+
+    def test_one_that_has_its_code_is_served_as_others_are(self) -> None:
+        queue = ready_queue()
+        queue.submit(1)
+        queue.aside(1, begins=True)
+        queue.aside(1, begins=False)
+        assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
+        assert queue.grace_over(1) == [Kill()]
+
+    def test_they_are_no_suspects(self) -> None:
+        queue = ready_queue()
+        for call in (1, 2):
+            queue.submit(call)
+        queue.aside(1, begins=True)
+        assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == [Blame(2)]
+        assert queue.worker_ready() == [Send(1)]  # The second runs alone.
+        assert queue.aside(1, begins=True) == [Send(2)]
+
+    def test_what_is_no_call_of_the_worker_changes_nothing(self) -> None:
+        queue = ready_queue()
+        assert queue.aside(7, begins=True) == queue.aside(7, begins=False) == []
+        assert [queue.submit(call) for call in (1, 2, 3)] == [[Send(1)], [Send(2)], []]
+
+
 class TestBytesOfInputs:
     def test_more_than_may_wait_are_refused(self) -> None:
         queue = CallQueue(max_queued=10, max_queued_bytes=100)

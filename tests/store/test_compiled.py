@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import lmdb
@@ -29,14 +30,11 @@ def keys(store: LmdbStore, namespace: Namespace = COMPILED) -> list[str]:
 def test_what_users_store_takes_its_room(open_store: OpenStore, size_bytes: int) -> None:
     store = open_store(limit_bytes=4 << 20)
     put(store, "v", b"value", Namespace.VALUES)
-    count = 0
+    for number in range(20):
+        put(store, f"{number:04}", bytes(size_bytes))
     with pytest.raises(StoreFullError):
-        while True:
-            put(store, "alone", bytes(1 << 20), Namespace.VALUES)
-            if count < 30:
-                put(store, f"{count:04}", bytes(size_bytes))
-            put(store, f"value {count:04}", bytes(100_000), Namespace.VALUES)
-            count += 1
+        for number in count():
+            put(store, f"value {number:04}", bytes(100_000), Namespace.VALUES)
     assert keys(store) == []
     assert store.stats().used_bytes > 3 << 20
     assert "v" in keys(store, Namespace.VALUES)
@@ -63,9 +61,9 @@ def test_a_check_drops_what_is_damaged(open_store: OpenStore, store_path: Path) 
         put(store, "damaged", content)
     file = store_path / "data.mdb"
     raw = bytearray(file.read_bytes())
-    for start in range(len(raw)):
-        if raw.startswith(content, start):
-            raw[start] ^= 1
+    start = -1
+    while (start := raw.find(content, start + 1)) >= 0:
+        raw[start] ^= 1
     file.write_bytes(raw)
     with open_store() as store:
         (found,) = store.check()

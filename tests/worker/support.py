@@ -27,6 +27,8 @@ class HeldJob:
 
     cancellation: Cancellation
     is_committing: bool = False
+    is_compiling: bool = False
+    awaits_what_is_done: bool = True
     expected_end_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     begun: bool = False
