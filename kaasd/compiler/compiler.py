@@ -36,6 +36,8 @@ START_S = 60.0
 """Longest that its start takes, before the time of what it compiles begins."""
 MOST_STARTS = 2
 """Processes that one thing to compile may cost, where it is not its limits that end them."""
+CLAIM_S = 0.05
+"""Between two looks whether another process still compiles the same."""
 MOST_ABANDONED = 16
 """That wait to be compiled though nobody waits for them; of more the oldest are dropped."""
 REMEMBERED_BYTES = 32 << 20
@@ -168,7 +170,7 @@ class Compiler:
     def _run(self) -> None:
         while (compilation := self._next()) is not None:
             try:
-                content = self._compile(compilation)
+                content = self._made_by_another(compilation) or self._compile(compilation)
             except KaasError as error:
                 self._end(compilation, error)
             except Exception as error:
@@ -193,8 +195,11 @@ class Compiler:
             return None
 
     def _end(self, compilation: Compilation, outcome: bytes | KaasError) -> None:
-        if isinstance(outcome, bytes) and self._cache is not None:
-            self._cache.put(compilation.key, outcome)
+        if self._cache is not None:
+            if isinstance(outcome, bytes):
+                self._cache.put(compilation.key, outcome)
+            else:
+                self._cache.give_up(compilation.key)
         with self._wake:
             if isinstance(outcome, KaasError):
                 compilation.future.set_exception(outcome)
@@ -204,6 +209,18 @@ class Compiler:
                 compilation.future.set_result(outcome)
             self._forget(compilation)
         self._on_end()
+
+    def _made_by_another(self, compilation: Compilation) -> bytes | None:
+        """Where another process compiles the same, wait for that; return what it has made, if anything."""
+        if self._cache is None:
+            return None
+        until = monotonic() + self._max_time_s
+        while not self._cache.claim(compilation.key) and monotonic() < until:
+            with self._wake:
+                if self._closing:
+                    break
+                self._wake.wait(CLAIM_S)
+        return self._cache.get(compilation.key)
 
     def _compile(self, compilation: Compilation) -> bytes:
         """Return what the process makes. Raises ``KaasError``."""

@@ -88,10 +88,12 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
     kind = kind_of(config.device)
     compiler = None
     if kind.compiler is not None:
+        cache = CodeCache(store, Path(config.store_path))
+        stack.callback(cache.close)
         compiler = Compiler(
             kind.name,
             cast(CompilingDevice, device).target,
-            cache=CodeCache(store),
+            cache=cache,
             max_time_s=config.max_compile_s,
             max_memory_bytes=config.max_compile_memory_bytes,
             log_level=config.log_level,

@@ -114,8 +114,16 @@ def front_of(kaas: Client) -> int:
 
 
 def children(pid: int) -> set[int]:
-    """Return the processes that a process has started."""
-    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    """Return the processes that a process has started, and that have not ended."""
+    found = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    return {child for child in found if _runs(child)}
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

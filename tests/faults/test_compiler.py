@@ -20,7 +20,7 @@ from kaas_client import Client
 from kaas_client.errors import InvalidLibraryError
 from kaasd.store.directory import LMDB_MAJOR_VERSION
 from tests.faults.conftest import KERNELS
-from tests.faults.support import as_kaas_error, dot_request, fault_request, put_dot_inputs, use, wait_until
+from tests.faults.support import as_kaas_error, children, dot_request, fault_request, front_of, put_dot_inputs, use, wait_until
 
 LONG_S = 300
 HISTOGRAM = (KERNELS / "histogram.ptx").read_bytes()
@@ -50,17 +50,6 @@ def parts(content: bytes) -> Iterator[library_pb2.UploadLibraryRequest]:
     header = library_pb2.UploadLibraryHeader(file_name="x.ptx", size_bytes=len(content))
     yield library_pb2.UploadLibraryRequest(header=header)
     yield library_pb2.UploadLibraryRequest(chunk=content)
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started, and that are not zombies."""
-    found = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-            if state != "Z":
-                found.append(int(child))
-    return found
 
 
 @dataclass
@@ -198,7 +187,7 @@ def test_what_costs_compilers_again_and_again_is_refused(library_root: Path) -> 
         upload = daemon.upload_later(HISTOGRAM)
         wait_until(lambda: daemon.running() == 1)
         os.kill(killed[0], signal.SIGKILL)
-        wait_until(lambda: bool(set(children(before[0])) - set(killed)))
+        wait_until(lambda: bool(children(before[0]) - set(killed)))
         os.kill(daemon.compiler, signal.SIGKILL)  # It has not even started.
         assert "the compiler ended 2 times (SIGKILL)" in refusal(daemon.address, upload.result).message
         daemon.upload_later(HISTOGRAM).result()
@@ -239,17 +228,32 @@ def test_it_ends_with_its_worker(library_root: Path) -> None:
         daemon.run_dot()
 
 
+def test_a_spare_compiles_nothing_twice(library_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with bench(library_root, "--spare", "1") as daemon:
+        wait_until(lambda: len(children(front_of(daemon.kaas))) == 2)
+        uploaded = daemon.upload_later(HISTOGRAM).result().library
+        (library_root / "again.ptx").write_bytes((KERNELS / "dot.ptx").read_bytes() + b"// again\n")
+        again = dot_request(str(library_root / "again.ptx"))
+        daemon.executor.Submit(again, timeout=LONG_S)
+        os.kill(daemon.worker[0], signal.SIGKILL)
+        wait_until(lambda: daemon.worker[1] == 1)
+        daemon.executor.Submit(again, timeout=LONG_S)
+    compiled = re.findall("(the library|kernel '\\w+') of (sha256:\\w+): compiled", capfd.readouterr().err)
+    assert len(compiled) == len(set(compiled)) == 7
+    assert uploaded.id in {library for _, library in compiled}
+
+
 class TestCache:
     def test_a_daemon_that_starts_again_compiles_nothing(self, library_root: Path, tmp_path: Path) -> None:
         settings = ("--store", str(tmp_path / "store"))
         with bench(library_root, *settings) as daemon:
             assert daemon.compiler
         with bench(library_root, *settings) as daemon:
-            assert children(daemon.worker[0]) == []
+            assert children(daemon.worker[0]) == set()
             os.kill(daemon.worker[0], signal.SIGKILL)
             wait_until(lambda: daemon.worker[1] == 1)
             daemon.run_dot()
-            assert children(daemon.worker[0]) == []
+            assert children(daemon.worker[0]) == set()
             assert [entry.key for entry in daemon.kaas.list()] == ["a", "b", "c"]
 
     def test_what_is_damaged_is_compiled_again(self, library_root: Path, tmp_path: Path) -> None:
