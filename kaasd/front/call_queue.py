@@ -121,7 +121,7 @@ class CallQueue:
         self._ready = False
         self._waiting = Turns()
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
-        self._aside: set[int] = set()
+        self._compiling: set[int] = set()
         """Calls at the worker that wait for their code there, and leave their places to others."""
         self._alone: set[int] = set()
         """Calls that must not run beside others."""
@@ -140,7 +140,7 @@ class CallQueue:
     @property
     def running(self) -> int:
         """Calls being served."""
-        return min(self._concurrency, len(self._sent) - len(self._aside)) + len(self._aside)
+        return min(self._concurrency, len(self._sent) - len(self._compiling)) + len(self._compiling)
 
     @property
     def load(self) -> int:
@@ -197,12 +197,12 @@ class CallQueue:
         if call in self._sent:
             self._sent.move_to_end(call)
 
-    def aside(self, call: int, *, begins: bool) -> list[Decision]:
+    def compiling(self, call: int, *, begins: bool) -> list[Decision]:
         """A call at the worker waits for its code now, so that another may come there; or no longer does."""
         if not begins or call not in self._sent:
-            self._aside.discard(call)
+            self._compiling.discard(call)
             return []
-        self._aside.add(call)
+        self._compiling.add(call)
         return self._next()
 
     def answered(self, call: int, *, device_lost: bool = False) -> list[Decision]:
@@ -220,7 +220,7 @@ class CallQueue:
         """
         self._device_lost()
         sent = self._sent.pop(call, _Sent())
-        self._aside.discard(call)
+        self._compiling.discard(call)
         if sent.cancelled is not None:
             return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
         if suspect:
@@ -246,7 +246,7 @@ class CallQueue:
             elif stage is Stage.COMMITTING:
                 text = "the worker died while it committed what this request wrote; all of its outputs are stored, or none is"
                 decisions.append(self._fail(call, CommitUnknownError(text)))
-            elif stage is Stage.RUNNING and not self._killing and call not in self._aside:
+            elif stage is Stage.RUNNING and not self._killing and call not in self._compiling:
                 suspects.append(call)
             else:
                 waiting.append(call)
@@ -257,7 +257,7 @@ class CallQueue:
         for call in suspects:
             decisions += self._suspect(call, self._sent[call].input_bytes)
         self._sent.clear()
-        self._aside.clear()
+        self._compiling.clear()
         self._last_served, self._killing = None, False
         return decisions
 
@@ -273,7 +273,7 @@ class CallQueue:
         if sent.failed or call in self._served():
             return [Cancel(call, reason)]
         sent.failed = True
-        stage = "waiting for its code to be compiled" if call in self._aside else "queued"
+        stage = "waiting for its code to be compiled" if call in self._compiling else "queued"
         return [Fail(call, reason.error(stage)), Cancel(call, reason)]
 
     def grace_over(self, call: int) -> list[Decision]:
@@ -292,7 +292,7 @@ class CallQueue:
         """Take out all calls whose callers have not been told of their end."""
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._waiting]
         self._sent.clear()
-        self._aside.clear()
+        self._compiling.clear()
         self._waiting = Turns()
         return calls
 
@@ -303,7 +303,7 @@ class CallQueue:
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
         while self._waiting.calls and self._has_place:
-            others = len(self._sent) > len(self._aside)
+            others = len(self._sent) > len(self._compiling)
             if others and self._alone and (self._waiting.next in self._alone or not self._alone.isdisjoint(self._sent)):
                 break
             call, input_bytes = self._waiting.take()
@@ -314,7 +314,7 @@ class CallQueue:
     @property
     def _has_place(self) -> bool:
         """Whether the worker takes another call."""
-        return self._ready and len(self._sent) - len(self._aside) < self._concurrency + WAITING_AT_WORKER
+        return self._ready and len(self._sent) - len(self._compiling) < self._concurrency + WAITING_AT_WORKER
 
     def _suspect(self, call: int, input_bytes: int) -> list[Decision]:
         """A call was running when a worker was lost."""
@@ -334,8 +334,8 @@ class CallQueue:
         """A call has ended, or gone elsewhere."""
         if self._alone:
             self._alone.discard(call)
-        if self._aside:
-            self._aside.discard(call)
+        if self._compiling:
+            self._compiling.discard(call)
         if self._losses:
             self._losses.pop(call, None)
 
@@ -347,7 +347,7 @@ class CallQueue:
     def _served(self) -> list[int]:
         if self._last_served is not None:
             return [call for call in self._last_served if call in self._sent]
-        return list(islice((call for call in self._sent if call not in self._aside), self._concurrency))
+        return list(islice((call for call in self._sent if call not in self._compiling), self._concurrency))
 
 
 class SeenRequests:

@@ -216,8 +216,8 @@ class WorkerCalls:
                 self._worker_ready(message.ready.device)
             case "pages_released":
                 self._pages_released(message.id, None)
-            case "aside":
-                self._act(self._queue.aside(message.id, begins=message.aside.begins))
+            case "compiling":
+                self._act(self._queue.compiling(message.id, begins=message.compiling.begins))
             case "unknown_request" if message.id in self._calls:
                 self._queue.sent_again(message.id)
                 self._send(message.id, with_content=True)

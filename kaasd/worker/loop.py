@@ -30,9 +30,9 @@ from kaasd.worker.executor import Executor
 from kaasd.worker.preparation import inspect, prepare
 from kaasd.worker.programs import UnknownRequest
 
-ASIDE_S = 0.01
+COMPILING_S = 0.01
 """Between two looks whether a call that waits for its code is cancelled."""
-MAX_ASIDE = 32
+MAX_COMPILING = 32
 """Calls that wait for their code beside those that are served. More of them take the places of others."""
 NAP_S = 0.0001
 """Between looks at requests that take longer than the busy poll."""
@@ -68,16 +68,16 @@ class Calls:
         self,
         executor: Executor,
         concurrency: float = math.inf,
-        on_aside: Callable[[int, bool], object] = lambda call_id, begins: None,
+        on_compiling: Callable[[int, bool], object] = lambda call_id, begins: None,
     ) -> None:
-        """At most ``concurrency`` calls are polled, beside those that wait for their code and are *aside* for that.
+        """At most ``concurrency`` calls are polled, beside those that wait for their code: those are *compiling*.
 
-        ``on_aside`` is called with a call's number when that begins, and when it ends.
+        ``on_compiling`` is called with a call's number when that begins, and when it ends.
         """
         self._executor = executor
         self._concurrency = concurrency
-        self._on_aside = on_aside
-        self._aside: set[int] = set()
+        self._on_compiling = on_compiling
+        self._compiling: set[int] = set()
         self._lock = threading.Lock()
         """Held while a call begins, ends or is cancelled, so that a device is never told to stop the next one."""
         self._under_way: dict[int, CallUnderWay] = {}
@@ -93,7 +93,7 @@ class Calls:
 
     @property
     def has_room(self) -> bool:
-        """Whether another may begin. Calls that are aside come before it once they have their code."""
+        """Whether another may begin. Those that are compiling come before it once they have their code."""
         return self._served + self._ready < self._concurrency
 
     @property
@@ -102,19 +102,19 @@ class Calls:
 
         So does compiling; that a call is cancelled which waits for it gives none.
         """
-        if not self._aside:
+        if not self._compiling:
             return None
-        return 0 if self._ready and self._served < self._concurrency else ASIDE_S
+        return 0 if self._ready and self._served < self._concurrency else COMPILING_S
 
     @property
     def _served(self) -> int:
-        """How many are not aside."""
-        return len(self._under_way) - len(self._aside)
+        """How many are not compiling."""
+        return len(self._under_way) - len(self._compiling)
 
     @property
     def _ready(self) -> int:
-        """How many are aside though they have their code."""
-        return sum(self._under_way[call_id].job.awaits_what_is_done for call_id in self._aside) if self._aside else 0
+        """How many count as compiling though they have their code."""
+        return sum(self._under_way[call_id].job.awaits_what_is_done for call_id in self._compiling) if self._compiling else 0
 
     @property
     def jobs(self) -> Iterable[Job[Any]]:
@@ -135,7 +135,7 @@ class Calls:
     def poll(self) -> None:
         """Let every call go on; tell of those that have ended. Lose the device where one of them is long overdue."""
         for call_id, call in list(self._under_way.items()):
-            if call_id in self._aside and not self._comes_back(call_id, call):
+            if call_id in self._compiling and not self._comes_back(call_id, call):
                 continue
             try:
                 result = call.job.poll()
@@ -144,8 +144,8 @@ class Calls:
             else:
                 if result is not None:
                     self._succeed(call_id, call, result)
-                elif call.job.is_compiling and len(self._aside) < MAX_ASIDE:
-                    self._set_aside(call_id)
+                elif call.job.is_compiling and len(self._compiling) < MAX_COMPILING:
+                    self._begins_to_compile(call_id)
         if self._overdue and self._is_overdue():
             self._mark_device_lost()
 
@@ -174,18 +174,18 @@ class Calls:
         for call in self._under_way.values():
             call.job.close()
 
-    def _set_aside(self, call_id: int) -> None:
+    def _begins_to_compile(self, call_id: int) -> None:
         with self._lock:
-            self._aside.add(call_id)
-        self._on_aside(call_id, True)
+            self._compiling.add(call_id)
+        self._on_compiling(call_id, True)
 
     def _comes_back(self, call_id: int, call: CallUnderWay) -> bool:
-        """Return whether a call that is aside goes on: with its code, where others leave it the room, or to its end."""
+        """Return whether a call that is compiling goes on: with its code, where others leave it the room, or to its end."""
         if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self._served < self._concurrency):
             return False
         with self._lock:
-            self._aside.discard(call_id)
-        self._on_aside(call_id, False)
+            self._compiling.discard(call_id)
+        self._on_compiling(call_id, False)
         return True
 
     def _cancel(self, call_id: int, call: CallUnderWay, error: KaasError) -> bool:
@@ -193,7 +193,7 @@ class Calls:
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
         # A device that can stop a kernel has one call at a time on it, so what it stops is this one, unless that has left it.
-        return call_id in self._aside or call.job.is_committing or self._executor.device.stop()
+        return call_id in self._compiling or call.job.is_committing or self._executor.device.stop()
 
     def _cancel_early(self, call_id: int, error: KaasError) -> None:
         self._cancelled_early[call_id] = error
@@ -234,7 +234,7 @@ class Calls:
     def _end(self, call_id: int) -> None:
         with self._lock:
             del self._under_way[call_id]
-            self._aside.discard(call_id)
+            self._compiling.discard(call_id)
             self._overdue -= {call_id}
 
 
@@ -278,7 +278,7 @@ class Loop:
         self._commits = commits
         self._progress = progress
         self._concurrency = config.concurrency
-        self.calls = Calls(executor, self._concurrency, self._tell_aside)
+        self.calls = Calls(executor, self._concurrency, self._tell_compiling)
         """Those under way."""
         self._last_event_ns = 0
         self._only_calls = 0
@@ -403,9 +403,9 @@ class Loop:
         failed = failed_from_error(error, device_lost=self._executor.device_lost)
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
 
-    def _tell_aside(self, call_id: int, begins: bool) -> None:
+    def _tell_compiling(self, call_id: int, begins: bool) -> None:
         """Tell the front that a call leaves its place to others, or takes one again."""
-        self._channel.send(worker_pb2.FromWorker(id=call_id, aside=worker_pb2.Aside(begins=begins)))
+        self._channel.send(worker_pb2.FromWorker(id=call_id, compiling=worker_pb2.Compiling(begins=begins)))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
         answer.id = call_id

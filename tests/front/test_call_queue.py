@@ -47,18 +47,18 @@ def test_a_full_queue_refuses() -> None:
     assert queue.submit(4) == []
 
 
-class TestAside:
+class TestCompiling:
     """Calls that wait for their code at the worker."""
 
     def test_they_leave_their_places_to_others(self) -> None:
         queue = ready_queue()
         for call in (1, 2, 3, 4, 5):
             queue.submit(call)
-        assert queue.aside(1, begins=True) == [Send(3)]
-        assert queue.aside(2, begins=True) == [Send(4)]
+        assert queue.compiling(1, begins=True) == [Send(3)]
+        assert queue.compiling(2, begins=True) == [Send(4)]
         assert (queue.running, queue.queued) == (3, 2)
         assert queue.answered(3) == [Send(5)]
-        assert queue.aside(1, begins=False) == []
+        assert queue.compiling(1, begins=False) == []
         assert queue.answered(4) == []  # The first has its place again.
         assert queue.answered(1) == []
         assert queue.answered(2) == []
@@ -67,7 +67,7 @@ class TestAside:
     def test_they_are_answered_at_once_and_never_cost_the_worker(self) -> None:
         queue = ready_queue()
         queue.submit(1)
-        queue.aside(1, begins=True)
+        queue.compiling(1, begins=True)
         (failed, cancelled) = queue.cancel(1, CancelReason.DEADLINE)
         assert isinstance(failed, Fail)
         assert isinstance(failed.error, DeadlineExceededError)
@@ -80,8 +80,8 @@ class TestAside:
     def test_one_that_has_its_code_is_served_as_others_are(self) -> None:
         queue = ready_queue()
         queue.submit(1)
-        queue.aside(1, begins=True)
-        queue.aside(1, begins=False)
+        queue.compiling(1, begins=True)
+        queue.compiling(1, begins=False)
         assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
         assert queue.grace_over(1) == [Kill()]
 
@@ -89,14 +89,13 @@ class TestAside:
         queue = ready_queue()
         for call in (1, 2):
             queue.submit(call)
-        queue.aside(1, begins=True)
-        assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == [Blame(2)]
-        assert queue.worker_ready() == [Send(1)]  # The second runs alone.
-        assert queue.aside(1, begins=True) == [Send(2)]
+        queue.compiling(1, begins=True)
+        assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == [Blame(2), Isolate(2, 1)]
+        assert queue.worker_ready() == [Send(1)]
 
     def test_what_is_no_call_of_the_worker_changes_nothing(self) -> None:
         queue = ready_queue()
-        assert queue.aside(7, begins=True) == queue.aside(7, begins=False) == []
+        assert queue.compiling(7, begins=True) == queue.compiling(7, begins=False) == []
         assert [queue.submit(call) for call in (1, 2, 3)] == [[Send(1)], [Send(2)], []]
 
 

@@ -182,7 +182,7 @@ class FileIdentity(_message.Message):
     def __init__(self, name: _Optional[str] = ..., device: _Optional[int] = ..., inode: _Optional[int] = ...) -> None: ...
 
 class FromWorker(_message.Message):
-    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released", "pong", "aside")
+    __slots__ = ("id", "ready", "executed", "prepared", "inspected", "failed", "unknown_request", "pages_released", "pong", "compiling")
     ID_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     EXECUTED_FIELD_NUMBER: _ClassVar[int]
@@ -192,7 +192,7 @@ class FromWorker(_message.Message):
     UNKNOWN_REQUEST_FIELD_NUMBER: _ClassVar[int]
     PAGES_RELEASED_FIELD_NUMBER: _ClassVar[int]
     PONG_FIELD_NUMBER: _ClassVar[int]
-    ASIDE_FIELD_NUMBER: _ClassVar[int]
+    COMPILING_FIELD_NUMBER: _ClassVar[int]
     id: int
     ready: Ready
     executed: Executed
@@ -202,8 +202,8 @@ class FromWorker(_message.Message):
     unknown_request: UnknownRequest
     pages_released: PagesReleased
     pong: Pong
-    aside: Aside
-    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., aside: _Optional[_Union[Aside, _Mapping]] = ...) -> None: ...
+    compiling: Compiling
+    def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("device",)
@@ -237,7 +237,7 @@ class Pong(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class Aside(_message.Message):
+class Compiling(_message.Message):
     __slots__ = ("begins",)
     BEGINS_FIELD_NUMBER: _ClassVar[int]
     begins: bool

@@ -29,11 +29,11 @@ class CompilingJob(HeldJob):
         return super().poll()
 
 
-def asides(worker: Worker, count: int) -> list[tuple[int, bool]]:
-    """Receive so many messages, which say that calls are aside now, or no longer."""
+def compilings(worker: Worker, count: int) -> list[tuple[int, bool]]:
+    """Receive so many messages, which say that calls are compiling now, or no longer."""
     messages: list[worker_pb2.FromWorker] = [worker.answer() for _ in range(count)]
-    assert all(message.HasField("aside") for message in messages), messages
-    return [(message.id, message.aside.begins) for message in messages]
+    assert all(message.HasField("compiling") for message in messages), messages
+    return [(message.id, message.compiling.begins) for message in messages]
 
 
 def finish(executor: HeldExecutor) -> None:
@@ -48,7 +48,7 @@ def executed(worker: Worker, count: int) -> set[int]:
     answered: list[int] = []
     while len(answered) < count:
         message = worker.answer()
-        if not message.HasField("aside"):
+        if not message.HasField("compiling"):
             assert message.HasField("executed")
             answered.append(message.id)
     return set(answered)
@@ -59,7 +59,7 @@ def test_others_are_served_meanwhile(serve: Serve) -> None:
     worker = serve(executor)
     for call_id in range(1, 11):
         worker.send(execute(call_id))
-    assert asides(worker, 5) == [(call_id, True) for call_id in range(1, 6)]
+    assert compilings(worker, 5) == [(call_id, True) for call_id in range(1, 6)]
     wait_for_jobs(executor, 5 + CONFIG.concurrency)
     executor.jobs[0].awaits_what_is_done = True
     worker.cancel(99)
@@ -67,7 +67,7 @@ def test_others_are_served_meanwhile(serve: Serve) -> None:
     assert executor.jobs[0].is_compiling  # There is no place for it.
     executor.jobs[5].ended.set()
     assert worker.answer().id == 6
-    assert asides(worker, 1) == [(1, False)]  # It comes before the last one.
+    assert compilings(worker, 1) == [(1, False)]  # It comes before the last one.
     assert len(executor.jobs) == 9
     finish(executor)
     wait_for_jobs(executor, 10)
@@ -81,10 +81,10 @@ def test_one_that_is_cancelled_ends_at_once_and_stops_no_other(serve: Serve, by_
     worker = serve(executor)
     for call_id in range(1, 6):
         worker.send(execute(call_id))
-    assert asides(worker, 1) == [(1, True)]
+    assert compilings(worker, 1) == [(1, True)]
     wait_for_jobs(executor, 5)
     worker.cancel(1, deadline_exceeded=by_deadline)
-    assert asides(worker, 1) == [(1, False)]
+    assert compilings(worker, 1) == [(1, False)]
     failed = worker.answer()
     assert (failed.id, failed.failed.reason) == (1, reason(error))
     assert executor.device.asked == 0
@@ -94,13 +94,13 @@ def test_one_that_is_cancelled_ends_at_once_and_stops_no_other(serve: Serve, by_
     assert {worker.answer().id for _ in range(4)} == {2, 3, 4, 5}
 
 
-def test_no_more_are_aside_than_there_is_room_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MAX_ASIDE", 2)
+def test_no_more_are_compiling_than_there_is_room_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "MAX_COMPILING", 2)
     executor = HeldExecutor(*[CompilingJob] * 7)
     worker = serve(executor)
     for call_id in range(1, 8):
         worker.send(execute(call_id))
-    assert asides(worker, 2) == [(1, True), (2, True)]
+    assert compilings(worker, 2) == [(1, True), (2, True)]
     wait_for_jobs(executor, 2 + CONFIG.concurrency)
     worker.cancel(99)
     worker.wait_for_early_cancellation(99)
