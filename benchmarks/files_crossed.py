@@ -2,7 +2,8 @@
 
 A file counts where one of its functions runs between the call and its reply. The dot product of the README is called on the
 emulated device: its inputs come with the call, its output is stored. An input from the store, read anew where there was a commit
-since, adds ``store/snapshot.py``.
+since, adds ``store/snapshot.py``. A call that has a ``request_id``, as those of ``kaas_client`` have unless ``retry`` is None,
+passes through some more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from benchmarks.problems import DOT_N
 from benchmarks.requests import dot_request
 from examples.local_daemon import local_daemon
-from kaas_client import Client
+from kaas_client import Client, RetryPolicy
 
 ROOT = Path(__file__).parent.parent
 WARM_CALLS = 50
@@ -30,19 +31,21 @@ TIMEOUT_S = 30
 
 def main() -> None:
     """Print the files of each process, and their number together."""
-    with tempfile.TemporaryDirectory() as folder:
-        crossed = files_crossed(Path(folder))
-    for process, files in crossed.items():
-        print(f"{process}: {len(files)}", *files, sep="\n  ")
-    print(f"together: {len(set().union(*crossed.values()))}")
+    for title, retry in {"without a request_id": None, "with one": RetryPolicy()}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            crossed = files_crossed(Path(folder), retry)
+        print(f"{title}:")
+        for process, files in crossed.items():
+            print(f"{process}: {len(files)}", *files, sep="\n  ")
+        print(f"together: {len(set().union(*crossed.values()))}")
 
 
-def files_crossed(folder: Path) -> dict[str, list[str]]:
+def files_crossed(folder: Path, retry: RetryPolicy | None) -> dict[str, list[str]]:
     """Return the project's files that a warm call passes through, by process. ``folder`` is empty, for what they write."""
     hook = str(ROOT / "benchmarks" / "tracing_hook")
     path = os.pathsep.join([hook, str(ROOT), str(ROOT / "proto"), os.environ.get("PYTHONPATH", "")])
     environ = {"FILES_CROSSED_DIRECTORY": str(folder), "PYTHONPATH": path}
-    with local_daemon("--device", "emulator", environ=environ) as address, Client(address) as kaas:
+    with local_daemon("--device", "emulator", environ=environ) as address, Client(address, retry=retry) as kaas:
         a = np.arange(DOT_N, dtype="u4")
         dot = kaas.register("dot", dot_request(kaas.upload(ROOT / "examples/kernels/dot.ptx"), stored=True))
         for _ in range(WARM_CALLS):
