@@ -21,7 +21,7 @@ from xxhash import xxh3_128
 
 from kaas.v1 import executor_pb2
 from kaas_core.errors import DeadlineExceededError, InvalidArgumentError, KaasError, KeyNotFoundError, QueueFullError
-from kaasd.ipc.replies import ReplyKey, unpack_reply
+from kaasd.ipc.replies import MAX_REPLY_BYTES, ReplyKey, unpack_reply
 from kaasd.store.base import Entry, KeyValueStore, Namespace
 
 GROUP = "default"
@@ -30,6 +30,8 @@ MAX_ID_BYTES = 128
 MOST_KEPT = 100_000
 """Replies of one group in the store. The oldest beyond that go when so many more have come as ``SWEPT_BEHIND``."""
 SWEPT_BEHIND = MOST_KEPT // 10
+STORE_SHARE = 16
+"""All replies take at most so small a part of the store's limit: they must not keep values out."""
 SWEEP_INTERVAL_S = 60.0
 """At most; a tenth of the window where that is less. Replies are kept for so much longer."""
 MEMORY_BYTES = 16 << 20
@@ -142,7 +144,8 @@ class RequestIds:
         """When each was, and the last version that it saw."""
         self._too_old = 0
         """The last version that is so. What was there at the start counts as of then: nobody knows how long the machine slept."""
-        self._stored = 0
+        self._most_bytes = store.stats().limit_bytes // STORE_SHARE
+        self._stored = self._stored_bytes = 0
         """Since the last sweep."""
         self._many_stored = asyncio.Event()
 
@@ -183,7 +186,7 @@ class RequestIds:
                 if reply is None:
                     reply = await execution
                     if reply.versions:
-                        self._count_stored()
+                        self._count_stored(reply_bytes)
                     else:
                         kept = reply
                         size_bytes = reply_bytes + len(reply.printed) + reply.trace.ByteSize() + KEPT_OVERHEAD_BYTES
@@ -208,12 +211,12 @@ class RequestIds:
     async def keep_few(self) -> None:
         """Have the store keep no reply for longer than the window, and not too many, from now on."""
         while True:
-            self._stored = 0
+            self._stored = self._stored_bytes = 0
             self._many_stored.clear()
             while self._sweeps and self._sweeps[0][0] <= time.monotonic() - self._window_s:
                 _, self._too_old = self._sweeps.popleft()
             try:
-                expiry = await asyncio.wrap_future(self._store.expire(self._too_old, MOST_KEPT, self._window_s))
+                expiry = await asyncio.wrap_future(self._store.expire(self._too_old, MOST_KEPT, self._most_bytes, self._window_s))
                 self._sweeps.append((time.monotonic(), max(expiry.last_version, self._too_old)))
             except KaasError as error:
                 _log.warning("replies that are too old cannot be deleted: %s", error)
@@ -221,9 +224,10 @@ class RequestIds:
                 async with asyncio.timeout(min(SWEEP_INTERVAL_S, self._window_s / 10)):
                     await self._many_stored.wait()
 
-    def _count_stored(self) -> None:
+    def _count_stored(self, reply_bytes: int) -> None:
         self._stored += 1
-        if self._stored >= SWEPT_BEHIND:
+        self._stored_bytes += KEPT_OVERHEAD_BYTES + (reply_bytes if reply_bytes <= MAX_REPLY_BYTES else 0)
+        if self._stored >= SWEPT_BEHIND or self._stored_bytes >= self._most_bytes // 10:
             self._many_stored.set()
 
     async def _find_fresh(self, as_key: ReplyKey) -> executor_pb2.InvokeResponse | None:

@@ -265,11 +265,12 @@ class KeyValueStore(ValueStore, Protocol):
         With ``version`` only that one, which 0 is where it is damaged; it fails likewise where the key has another.
         """
 
-    def expire(self, version: int, most: int, damaged_s: float) -> Future[Expiry]:
+    def expire(self, version: int, most: int, most_bytes: int, damaged_s: float) -> Future[Expiry]:
         """Delete the replies of at most this version, and the oldest of each group of keys that has more than ``most``.
 
-        A group is what keys have before their first ``/``. Done between other writes, in transactions of a millisecond or so.
-        What is damaged, so that its version is not known, is deleted when it was seen so for ``damaged_s``.
+        Also the oldest where all together take more than ``most_bytes``. A group is what keys have before their first ``/``. Done
+        between other writes, in transactions of a millisecond or so. What is damaged, so that its version is not known, is
+        deleted when it was seen so for ``damaged_s``.
         """
 
     def stats(self) -> StoreStats: ...

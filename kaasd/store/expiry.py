@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from kaasd.store.base import Expiry, Namespace
 from kaasd.store.environment import Environment
-from kaasd.store.records import Damage, Head
+from kaasd.store.records import RECORD_BYTES, Damage, Head
 from kaasd.store.write_transaction import WriteTransaction
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ class _Seen(NamedTuple):
     raw_key: bytes
     version: int
     """0 where it is damaged."""
+    size_bytes: int = 0
 
     @property
     def group(self) -> bytes:
@@ -49,12 +50,13 @@ class Expirer:
         self._damaged: dict[bytes, float] = {}
         """When damaged ones were seen first, by the monotonic clock."""
 
-    def steps(self, run: Run, version: int, most: int, damaged_s: float) -> Iterator[Expiry]:
+    def steps(self, run: Run, version: int, most: int, most_bytes: int, damaged_s: float) -> Iterator[Expiry]:
         """Yield behind each short step what has been done; writes are given to ``run``. See ``KeyValueStore.expire``.
 
         Raises ``lmdb.Error``, ``KaasError``.
         """
         versions: defaultdict[bytes, array[int]] = defaultdict(partial(array, "Q"))
+        sizes = array("Q"), array("Q")  # of versions, what they take
         damaged: dict[bytes, float] = {}
         now = time.monotonic()
         deleted = last_version = 0
@@ -70,17 +72,21 @@ class Expirer:
                     gone.append(seen)
                 else:
                     versions[seen.group].append(seen.version)
+                    sizes[0].append(seen.version)
+                    sizes[1].append(seen.size_bytes)
             yield Expiry(deleted, last_version)
             for count in self._delete(run, gone):
                 deleted += count
                 yield Expiry(deleted, last_version)
         self._damaged = damaged
         least = {group: sorted(found)[len(found) - most] for group, found in versions.items() if len(found) > most}
-        del versions
-        if least:
+        least_of_all = _least(sizes, most_bytes)
+        del versions, sizes
+        if least or least_of_all:
             for batch in self._batches():
                 yield Expiry(deleted, last_version)
-                for count in self._delete(run, [seen for seen in batch if 0 < seen.version < least.get(seen.group, 0)]):
+                old = [seen for seen in batch if 0 < seen.version < max(least.get(seen.group, 0), least_of_all)]
+                for count in self._delete(run, old):
                     deleted += count
                     yield Expiry(deleted, last_version)
 
@@ -96,7 +102,8 @@ class Expirer:
                     while found and len(batch) < _LOOKED_AT_ONCE:
                         seen = _Seen(bytes(cursor.key()), 0)
                         with suppress(Damage):
-                            seen = seen._replace(version=Head.of(cursor.value(), self._namespace, seen.raw_key).version)
+                            head = Head.of(cursor.value(), self._namespace, seen.raw_key)
+                            seen = _Seen(seen.raw_key, head.version, head.size_bytes + RECORD_BYTES + len(seen.raw_key))
                         batch.append(seen)
                         found = cursor.next()
             finally:
@@ -108,5 +115,17 @@ class Expirer:
 
     def _delete(self, run: Run, gone: list[_Seen]) -> Iterator[int]:
         for start in range(0, len(gone), _DELETED_AT_ONCE):
-            versions = gone[start : start + _DELETED_AT_ONCE]
+            versions = [(seen.raw_key, seen.version) for seen in gone[start : start + _DELETED_AT_ONCE]]
             yield run(partial(WriteTransaction.delete_versions, namespace=self._namespace, versions=versions))
+
+
+def _least(sizes: tuple[array[int], array[int]], most_bytes: int) -> int:
+    """Return the first version of the last ones that take ``most_bytes`` at most; 0 where all do."""
+    total = sum(sizes[1])
+    if total <= most_bytes:
+        return 0
+    for version, size_bytes in sorted(zip(*sizes, strict=True)):
+        if total <= most_bytes:
+            return version
+        total -= size_bytes
+    return 1 << 63

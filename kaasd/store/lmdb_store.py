@@ -159,8 +159,8 @@ class LmdbStore:
             return failed
         return self._writer.submit(pending)
 
-    def expire(self, version: int, most: int, damaged_s: float) -> Future[Expiry]:
-        return self._writer.work_off(self._expirer.steps(self._writer.run, version, most, damaged_s))
+    def expire(self, version: int, most: int, most_bytes: int, damaged_s: float) -> Future[Expiry]:
+        return self._writer.work_off(self._expirer.steps(self._writer.run, version, most, most_bytes, damaged_s))
 
     def sweep(self) -> Future[int]:
         """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""

@@ -279,3 +279,25 @@ def test_a_damaged_answer_is_no_answer_and_nothing_runs(server: Running) -> None
     refused = failure(lambda: server.stubs.executor.Submit(submission()))
     assert (refused.code, refused.reason) == (grpc.StatusCode.DATA_LOSS, "DATA_DAMAGED")
     assert "with another request_id it runs again" in refused.message
+
+
+def test_replies_keep_no_values_out(tmp_path: Path) -> None:
+    """They take a sixteenth of the store at most, and that is seen to long before the next sweep is due."""
+    limit_bytes = 8 << 20
+    with running_server(tmp_path, FakeDispatcher(), limit_bytes) as server:
+        large = executor_pb2.InvokeResponse(outputs={"c": bytes(20_000)})
+        for number in range(100):
+            keep(server, large, f"{number:03}", b"", "c")
+        for number in range(60):
+            server.dispatcher.expect("execute", STORED)
+            server.stubs.executor.Submit(submission(f"new {number}"))
+        end = time.monotonic() + WAIT_S
+        while True:
+            with server.store.snapshot() as snapshot:
+                replies = snapshot.list(namespace=Namespace.REPLIES)
+            if sum(reply.size_bytes for reply in replies) <= limit_bytes // 16:
+                break
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert replies[-1].key == "default/099"
+        assert len(replies) > 20

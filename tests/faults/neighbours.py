@@ -275,7 +275,7 @@ def assert_nothing_is_left(daemon: Daemon) -> None:
     with LmdbStore(daemon.store, **settings) as store, LmdbStore(daemon.store.with_name("fresh"), **settings) as fresh:
         store.expire(Namespace.REPLIES, 0.0, 0).result()  # what is kept for callers that ask again
         store.sweep().result()
-        store.expire(2**63, 1, 0.0).result()  # replies, as if their time were over
+        store.expire(2**63, 1, 0, 0.0).result()  # replies, as if their time were over
         with store.snapshot() as snapshot:
             entries = snapshot.list()
             for entry in entries:

@@ -55,15 +55,15 @@ def test_versions_follow_each_other(store: LmdbStore) -> None:
 def test_old_ones_go(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expiry, "_LOOKED_AT_ONCE", 7)
     monkeypatch.setattr(expiry, "_DELETED_AT_ONCE", 3)
-    assert store.expire(0, 100, 600).result() == (0, 0)
+    assert store.expire(0, 100, 1 << 30, 600).result() == (0, 0)
     for number in range(20):
         last = store.commit([reply(f"g/{number:02}", [b"old"])]).result()[f"g/{number:02}"].version
-    assert store.expire(0, 100, 600).result() == (0, last)
+    assert store.expire(0, 100, 1 << 30, 600).result() == (0, last)
     new = store.commit([Write("a", [b"a value stays"]), reply("h/1", [b"new"])]).result()["h/1"].version
-    assert store.expire(last, 100, 600).result() == (20, new)
+    assert store.expire(last, 100, 1 << 30, 600).result() == (20, new)
     assert keys(store) == ["h/1"]
     assert store.stats().keys == 1
-    assert store.expire(last, 100, 600).result() == (0, new)
+    assert store.expire(last, 100, 1 << 30, 600).result() == (0, new)
 
 
 def test_the_oldest_of_each_group_go(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_the_oldest_of_each_group_go(store: LmdbStore, monkeypatch: pytest.Monke
     for number in (5, 3, 9, 1, 7):  # the last ones written are 9, 1 and 7
         store.commit([reply(f"g/{number}", [b""]), reply(f"h/{number}", [b""])]).result()
     store.commit([reply(f"i/{number}", [b""]) for number in range(3)]).result()
-    assert store.expire(0, 3, 600).result().deleted == 4
+    assert store.expire(0, 3, 1 << 30, 600).result().deleted == 4
     assert keys(store) == ["g/1", "g/7", "g/9", "h/1", "h/7", "h/9", "i/0", "i/1", "i/2"]
 
 
@@ -87,7 +87,7 @@ def test_damaged_ones_stay_as_long_as_others_would(store: LmdbStore, monkeypatch
     """Nothing tells how old they are. As long as they are there, nothing is stored under their key."""
     store.commit([reply("g/1", [b"reply"]), reply("g/2", [b"reply"])]).result()
     damage(store, b"g/1")
-    assert store.expire(0, 10, 600).result().deleted == 0
+    assert store.expire(0, 10, 1 << 30, 600).result().deleted == 0
     with pytest.raises(KeyExistsError):
         store.commit([reply("g/1", [b"again"])]).result()
     with store.snapshot() as snapshot, pytest.raises(DataDamagedError, match="the reply 'g/1' is damaged"):
@@ -95,7 +95,7 @@ def test_damaged_ones_stay_as_long_as_others_would(store: LmdbStore, monkeypatch
     assert [(entry.namespace, entry.key) for entry in store.check()] == [(Namespace.REPLIES, "g/1")]
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 601)
-    assert store.expire(0, 10, 600).result().deleted == 1
+    assert store.expire(0, 10, 1 << 30, 600).result().deleted == 1
     assert keys(store) == ["g/2"]
     store.commit([reply("g/1", [b"again"])]).result()
     assert list(store.check()) == []
@@ -112,7 +112,7 @@ def test_delete_of_one_version(store: LmdbStore) -> None:
 def test_what_was_written_meanwhile_stays(store: LmdbStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was old when it was looked at, and is new when it would be deleted."""
     old = store.commit([reply("g/1", [b"old"])]).result()["g/1"].version
-    steps = store._expirer.steps(store._writer.run, old, 10, 600)
+    steps = store._expirer.steps(store._writer.run, old, 10, 1 << 30, 600)
     assert next(steps) == (0, old)
     version = store.delete("g/1", Namespace.REPLIES).result().version
     assert store.commit([reply("g/1", [b"new"])]).result()["g/1"].version > version
@@ -124,4 +124,14 @@ def test_one_commit_cannot_write_two_of_a_key(store: LmdbStore) -> None:
     with pytest.raises(KeyExistsError):
         store.commit([reply("g/1", [b"first"]), reply("g/1", [b"second"])]).result()
     assert keys(store) == []
+    assert list(store.check()) == []
+
+
+def test_the_oldest_of_all_go_where_they_take_too_much(store: LmdbStore, payload: Callable) -> None:
+    for number in range(10):
+        store.commit([reply(f"{'gh'[number % 2]}/{number}", [payload(5000)])]).result()
+    assert store.expire(0, 100, 60_000, 600).result().deleted == 0
+    assert store.expire(0, 100, 20_500, 600).result().deleted == 6
+    assert keys(store) == ["g/6", "g/8", "h/7", "h/9"]
+    assert store.expire(0, 100, 1000, 600).result().deleted == 4
     assert list(store.check()) == []
