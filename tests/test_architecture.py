@@ -176,7 +176,6 @@ TELLS_THE_TIME = {
     "kaasd.front.quarantine": "when a request last cost a worker",
     "kaasd.libraries.registry": "when a library was uploaded, and whether a file is older than a tick of its stamps",
     "kaasd.store.backup": "the stamp of a file in an archive",
-    "kaasd.store.expiry": "whether an answer that is kept is older than its window, also after a restart",
     "kaasd.store.write_transaction": "when a value was stored",
 }
 """What asks for the time of day, and for what: nothing here waits by it, so that a clock that jumps does no harm."""
