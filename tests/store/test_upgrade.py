@@ -108,4 +108,4 @@ def test_it_happens_once(old: Path, open_store: Callable) -> None:
     migration.upgrade(old.parent)
     with lmdb.open(str(old.parent), max_dbs=len(DATABASES), lib_version=LMDB_MAJOR_VERSION) as environment:
         assert environment.info()["last_txnid"] == transaction
-    assert set(DATABASES) - set(OLD_DATABASES) == {b"replies"}
+    assert set(DATABASES) - set(OLD_DATABASES) >= {b"replies"}
