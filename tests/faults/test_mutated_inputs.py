@@ -32,7 +32,7 @@ def target(library_root: Path) -> Iterator[Target]:
     limits = ("--emulator-memory", "64MiB", "--store-limit", "256MiB", "--log-level", "ERROR")
     with (
         local_daemon("--device", "emulator", "--library-root", str(library_root), *limits) as address,
-        Client(address) as kaas,
+        Client(address, retry=None) as kaas,
         grpc.insecure_channel(address) as channel,
     ):
         for key in "ab":
@@ -61,7 +61,7 @@ def explore(request: pytest.FixtureRequest) -> Explore:
 
 
 def test_messages(target: Target, explore: Explore, library_root: Path) -> None:
-    explore(calls(examples(str(library_root / "dot.ptx"))), lambda call: target.send(*call), 300)
+    explore(calls(examples(str(library_root / "dot.ptx"))), lambda call: target.send(*call), 150)
 
 
 def test_ptx(target: Target, explore: Explore) -> None:

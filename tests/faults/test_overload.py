@@ -21,7 +21,7 @@ from tests.faults.support import as_kaas_error, dot_request, fault_request, put_
 INPUT_BYTES = 8 << 20
 WAITING = 4
 """As many fit into ``--max-queued-bytes``."""
-FLOOD, FLOOD_CHANNELS = 4000, 2
+FLOOD, FLOOD_CHANNELS = 3000, 2
 
 
 @pytest.fixture
