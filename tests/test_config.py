@@ -98,6 +98,8 @@ def test_lists_from_flags_and_environment() -> None:
         ("store_limit = 1048575", r"kaasd.toml: store_limit: must be at least 1048576 bytes"),
         ("chunk_size = 4095", r"kaasd.toml: chunk_size: must be at least 4096 bytes"),
         ('max_run_time = "0s"', r"kaasd.toml: max_run_time: must be above 0"),
+        ('max_compile_time = "0s"', r"kaasd.toml: max_compile_time: must be above 0"),
+        ('max_compile_memory = "255MiB"', r"kaasd.toml: max_compile_memory: must be at least 268435456 bytes"),
         ('spin = "-1s"', r"kaasd.toml: spin: expected a time"),
         ('max_message_size = "3GiB"', r"kaasd.toml: max_message_size: must be at most"),
         ('emulator_check = "speed"', r"kaasd.toml: emulator_check: expected races or init"),

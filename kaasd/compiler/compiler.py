@@ -243,7 +243,7 @@ class Compiler:
                 assert answer is not None
                 raise InvalidLibraryError(answer.unsupported)
             self._stop(process)
-            if outcome == "out_of_memory":
+            if outcome == "out_of_memory" and process.is_fresh:
                 raise self._over_memory(what)
             if outcome == "failed":
                 raise InternalError("a defect of kaasd; its log has the details")
@@ -255,9 +255,10 @@ class Compiler:
             _log.warning(
                 "the compiler ended (%s) while it compiled %s of %s", process.ending, what, compilation.library.content_id
             )
+        message = f"the compiler ended {MOST_STARTS} times ({process.ending}) while it compiled {what}"
         if process.ending in ("SIGABRT", "SIGSEGV"):  # as LLVM ends where it gets no memory
-            raise self._over_memory(what)
-        raise InvalidLibraryError(f"the compiler ended {MOST_STARTS} times ({process.ending}) while it compiled {what}")
+            message += f"; it may need more memory than {self._max_memory_bytes >> 20} MiB (--max-compile-memory)"
+        raise InvalidLibraryError(message)
 
     def _over_memory(self, what: str) -> InvalidLibraryError:
         mebibytes = self._max_memory_bytes >> 20
@@ -296,14 +297,14 @@ class _Process:
                 raise
         self._socket = ours
         self._channel = BlockingChannel(ours, compiler_pb2.Compiled)
-        self._is_ready = False
+        self._asked = 0
         self.ran_out_of_time = False
 
     def ask(self, wanted: compiler_pb2.Compile, max_time_s: float) -> compiler_pb2.Compiled | None:
         """Have something compiled. None where the process has ended, or has taken longer: then it is of no more use."""
-        if not self._is_ready and self._receive(max(START_S, max_time_s)) is None:
+        if not self._asked and self._receive(max(START_S, max_time_s)) is None:
             return None
-        self._is_ready = True
+        self._asked += 1
         until = monotonic() + max_time_s
         self._socket.settimeout(max_time_s)
         try:
@@ -324,6 +325,11 @@ class _Process:
             pass
         self.ran_out_of_time = True
         return None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has been asked for one thing at most, so that its memory holds nothing else."""
+        return self._asked <= 1
 
     def kill(self) -> None:
         """End it. Idempotent."""

@@ -109,16 +109,15 @@ def refusal(address: str, call: Callable[[], object]) -> InvalidLibraryError:
 
 
 def test_a_short_deadline_costs_no_worker(library_root: Path, tmp_path: Path) -> None:
-    count = 200
+    count = 150
     (library_root / "slow.ptx").write_text(slow_ptx(count))
     slow = fault_request(str(library_root / "slow.ptx"), "slowKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
     with bench(library_root) as daemon:
         before = daemon.worker
-        for _ in range(3):
-            with pytest.raises(grpc.RpcError) as failed:
-                daemon.executor.Submit(slow, timeout=0.1)
-            assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
-            daemon.run_dot()
+        with pytest.raises(grpc.RpcError) as failed:
+            daemon.executor.Submit(slow, timeout=0.1)
+        assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        daemon.run_dot()
         assert "out" in daemon.executor.Submit(slow, timeout=LONG_S).versions
         assert daemon.kaas.get("out", dtype="u4")[0] == slow_result(count)
         assert daemon.worker == before

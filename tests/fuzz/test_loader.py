@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from llvmlite import binding
 
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
@@ -20,8 +21,9 @@ def load(device: EmulatedDevice, text: str) -> bool:
     except UnsupportedLibrary as error:
         assert str(error)
         return False
-    for kernel in module.kernels.values():
-        assert kernel.code.description.sites is not None
+    for unit in device._translator._units(text.encode()):
+        for name in unit.kernels:
+            binding.parse_assembly(str(unit.lowered(name).image.module)).verify()
     module.close()
     return True
 

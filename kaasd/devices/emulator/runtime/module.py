@@ -36,11 +36,12 @@ class EmulatedKernel:
     ) -> None:
         self.unit = unit
         self.description = description
+        self.parameters = [(place.name, place.offset_bytes, place.size_bytes) for place in description.parameters]
         self._compile = compile_kernel
         self._code: KernelCode | None = None
         self.attributes = KernelAttributes(
             name=description.name,
-            parameter_size_bytes=tuple(place.size_bytes for place in description.parameters),
+            parameter_size_bytes=tuple(size for _, _, size in self.parameters),
             static_shared_memory_bytes=description.static_shared_bytes,
             max_threads_per_block=description.max_threads,
             required_block=tuple(description.required_block) or None,  # type: ignore[arg-type]

@@ -121,11 +121,11 @@ class Prepared:
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:
     assert isinstance(launch.kernel, EmulatedKernel)
-    for place, argument in zip(launch.kernel.description.parameters, launch.arguments, strict=True):
+    for (name, offset, size), argument in zip(launch.kernel.parameters, launch.arguments, strict=True):
         data = _address(argument).to_bytes(8, "little") if isinstance(argument, BufferRef) else argument
-        if len(data) != place.size_bytes:
-            raise ValueError(f"argument {place.name} has {place.size_bytes} bytes, not {len(data)}")
-        memory.view[place.offset_bytes : place.offset_bytes + place.size_bytes] = data
+        if len(data) != size:
+            raise ValueError(f"argument {name} has {size} bytes, not {len(data)}")
+        memory.view[offset : offset + size] = data
 
 
 def _read_only_segments(launch: Launch) -> list[int]:

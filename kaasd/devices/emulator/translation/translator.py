@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-
-from cachetools import LRUCache
 
 from kaas.worker.v1 import compiler_pb2
 from kaasd.devices.emulator.codegen.machine_code import host
@@ -17,10 +16,9 @@ from kaasd.devices.emulator.translation.unit import PtxUnit
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image
 
-MOST_KEPT = 8
-"""Libraries that are kept parsed and lowered, for the kernels that are asked for next."""
-MOST_KEPT_BYTES = 4 << 20
-"""Of PTX: lowered it takes some 500 times as much."""
+MOST_KEPT_BYTES = 1 << 20
+"""Of PTX that is kept parsed and lowered, where some 500 times as much memory goes, for the kernels that are asked for next. The
+last library is kept in any case."""
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -53,7 +51,8 @@ class Translator:
     def __init__(self, support: PtxSupport, checks: frozenset[str]) -> None:
         self._support = support
         self._checks = checks
-        self._kept: LRUCache[bytes, list[PtxUnit]] = LRUCache(MOST_KEPT)
+        self._kept: OrderedDict[bytes, list[PtxUnit]] = OrderedDict()
+        self._kept_bytes: dict[bytes, int] = {}
 
     @classmethod
     def for_target(cls, target: str) -> Translator:
@@ -84,10 +83,11 @@ class Translator:
 
     def _units(self, image: bytes, texts: tuple[str, ...] = ()) -> list[PtxUnit]:
         digest = sha256(image).digest()
-        units = self._kept.get(digest)
-        if units is None:
+        if digest not in self._kept:
             texts = texts or read_image(image).ptx
-            units = [PtxUnit(text, self._support, self._checks) for text in texts]
-            if sum(map(len, texts)) <= MOST_KEPT_BYTES:
-                self._kept[digest] = units
-        return units
+            self._kept[digest] = [PtxUnit(text, self._support, self._checks) for text in texts]
+            self._kept_bytes[digest] = sum(map(len, texts))
+            while len(self._kept) > 1 and sum(self._kept_bytes.values()) > MOST_KEPT_BYTES:
+                del self._kept_bytes[self._kept.popitem(last=False)[0]]
+        self._kept.move_to_end(digest)
+        return self._kept[digest]
