@@ -140,7 +140,7 @@ class CallQueue:
     @property
     def running(self) -> int:
         """Calls being served."""
-        return min(self._concurrency, len(self._sent) - len(self._compiling)) + len(self._compiling)
+        return min(self._concurrency, len(self._sent) - len(self._compiling))
 
     @property
     def load(self) -> int:
@@ -246,7 +246,7 @@ class CallQueue:
             elif stage is Stage.COMMITTING:
                 text = "the worker died while it committed what this request wrote; all of its outputs are stored, or none is"
                 decisions.append(self._fail(call, CommitUnknownError(text)))
-            elif stage is Stage.RUNNING and not self._killing and call not in self._compiling:
+            elif stage is Stage.RUNNING and not self._killing:
                 suspects.append(call)
             else:
                 waiting.append(call)

@@ -404,7 +404,11 @@ class Loop:
         self._answer(call_id, worker_pb2.FromWorker(failed=failed))
 
     def _tell_compiling(self, call_id: int, begins: bool) -> None:
-        """Tell the front that a call leaves its place to others, or takes one again."""
+        """Tell the front that a call leaves its place to others, or takes one again. Meanwhile it counts as not begun."""
+        if begins:
+            self._progress.end(call_id)
+        else:
+            self._progress.begin(call_id)
         self._channel.send(worker_pb2.FromWorker(id=call_id, compiling=worker_pb2.Compiling(begins=begins)))
 
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:

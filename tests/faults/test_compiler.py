@@ -81,8 +81,10 @@ class Bench:
     def upload_later(self, content: bytes) -> grpc.Future:
         return self.library.UploadLibrary.future(parts(content), timeout=LONG_S)
 
-    def running(self) -> int:
-        return self.kaas.stats().devices[0].running
+    def load(self) -> int:
+        """Return how many calls are at the worker, or wait for it."""
+        device = self.kaas.stats().devices[0]
+        return device.running + device.queued
 
 
 @contextmanager
@@ -132,7 +134,7 @@ def test_neighbours_are_served_while_code_is_compiled(library_root: Path) -> Non
         os.kill(daemon.compiler, signal.SIGSTOP)
         contents = [HISTOGRAM + b"// %d\n" % number for number in range(4)]
         uploads = [daemon.upload_later(content) for content in (*contents, contents[0])]
-        wait_until(lambda: daemon.running() >= 5)
+        wait_until(lambda: daemon.load() >= 5)
         for _ in range(20):
             daemon.run_dot()
         for call in (
@@ -145,7 +147,7 @@ def test_neighbours_are_served_while_code_is_compiled(library_root: Path) -> Non
                 call()
             assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
         uploads[1].cancel()
-        wait_until(lambda: daemon.running() == 4)
+        wait_until(lambda: daemon.load() == 4)
         assert not any(upload.done() for upload in (uploads[0], *uploads[2:]))
         os.kill(daemon.compiler, signal.SIGCONT)
         assert len({upload.result().library.id for upload in (uploads[0], *uploads[2:])}) == 3
@@ -157,9 +159,9 @@ def test_what_is_compiled_for_nobody_is_kept(library_root: Path, capfd: pytest.C
     with bench(library_root) as daemon:
         os.kill(daemon.compiler, signal.SIGSTOP)
         upload = daemon.upload_later(HISTOGRAM)
-        wait_until(lambda: daemon.running() == 1)
+        wait_until(lambda: daemon.load() == 1)
         upload.cancel()
-        wait_until(lambda: daemon.running() == 0)
+        wait_until(lambda: daemon.load() == 0)
         os.kill(daemon.compiler, signal.SIGCONT)
         uploaded = daemon.upload_later(HISTOGRAM).result().library
     assert len(re.findall(f"the library of {uploaded.id}: compiled", capfd.readouterr().err)) == 1
@@ -171,7 +173,7 @@ def test_a_compiler_that_is_killed_is_replaced(library_root: Path) -> None:
         first = daemon.compiler
         os.kill(first, signal.SIGSTOP)
         upload = daemon.upload_later(HISTOGRAM)
-        wait_until(lambda: daemon.running() == 1)
+        wait_until(lambda: daemon.load() == 1)
         os.kill(first, signal.SIGKILL)
         assert upload.result().library.size_bytes == len(HISTOGRAM)
         assert daemon.worker == before
@@ -184,7 +186,7 @@ def test_what_costs_compilers_again_and_again_is_refused(library_root: Path) -> 
         killed = [daemon.compiler]
         os.kill(killed[0], signal.SIGSTOP)
         upload = daemon.upload_later(HISTOGRAM)
-        wait_until(lambda: daemon.running() == 1)
+        wait_until(lambda: daemon.load() == 1)
         os.kill(killed[0], signal.SIGKILL)
         wait_until(lambda: bool(children(before[0]) - set(killed)))
         os.kill(daemon.compiler, signal.SIGKILL)  # It has not even started.
@@ -199,7 +201,7 @@ def test_a_compiler_that_stands_still(library_root: Path) -> None:
         stopped = daemon.compiler
         os.kill(stopped, signal.SIGSTOP)
         upload = daemon.upload_later(HISTOGRAM)
-        wait_until(lambda: daemon.running() == 1)
+        wait_until(lambda: daemon.load() == 1)
         daemon.run_dot()
         error = refusal(daemon.address, upload.result)
         assert "longer to compile than this server allows, 20 s (--max-compile-time)" in error.message

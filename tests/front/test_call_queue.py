@@ -56,7 +56,7 @@ class TestCompiling:
             queue.submit(call)
         assert queue.compiling(1, begins=True) == [Send(3)]
         assert queue.compiling(2, begins=True) == [Send(4)]
-        assert (queue.running, queue.queued) == (3, 2)
+        assert (queue.running, queue.queued) == (1, 4)
         assert queue.answered(3) == [Send(5)]
         assert queue.compiling(1, begins=False) == []
         assert queue.answered(4) == []  # The first has its place again.
@@ -85,13 +85,14 @@ class TestCompiling:
         assert queue.cancel(1, CancelReason.DEADLINE) == [Cancel(1, CancelReason.DEADLINE)]
         assert queue.grace_over(1) == [Kill()]
 
-    def test_they_are_no_suspects(self) -> None:
+    def test_they_take_no_place_at_the_next_worker_before_they_are_compiling_there(self) -> None:
         queue = ready_queue()
-        for call in (1, 2):
+        for call in (1, 2, 3, 4):
             queue.submit(call)
         queue.compiling(1, begins=True)
-        assert queue.worker_lost({1: RUNNING, 2: RUNNING}) == [Blame(2), Isolate(2, 1)]
-        assert queue.worker_ready() == [Send(1)]
+        assert queue.worker_lost({2: RUNNING}) == [Blame(2), Isolate(2, 1)]
+        assert queue.worker_ready() == [Send(1), Send(3)]
+        assert queue.compiling(1, begins=True) == [Send(4)]
 
     def test_what_is_no_call_of_the_worker_changes_nothing(self) -> None:
         queue = ready_queue()

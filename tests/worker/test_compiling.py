@@ -65,10 +65,12 @@ def test_others_are_served_meanwhile(serve: Serve) -> None:
     worker.cancel(99)
     worker.wait_for_early_cancellation(99)
     assert executor.jobs[0].is_compiling  # There is no place for it.
+    assert worker.progress.begun().keys() == {6, 7, 8, 9}
     executor.jobs[5].ended.set()
     assert worker.answer().id == 6
     assert compilings(worker, 1) == [(1, False)]  # It comes before the last one.
     assert len(executor.jobs) == 9
+    assert worker.progress.begun().keys() == {1, 7, 8, 9}
     finish(executor)
     wait_for_jobs(executor, 10)
     finish(executor)
