@@ -274,6 +274,10 @@ def assert_nothing_is_left(daemon: Daemon) -> None:
     settings = {"limit_bytes": LIMIT_BYTES, "chunk_bytes": daemon.chunk_bytes}
     with LmdbStore(daemon.store, **settings) as store, LmdbStore(daemon.store.with_name("fresh"), **settings) as fresh:
         store.expire(2**63, 1, 0, 0.0).result()  # replies, as if their time were over
+        with store.snapshot() as snapshot:
+            compiled = snapshot.list(namespace=Namespace.COMPILED, limit=10**6)
+        for entry in compiled:
+            store.delete(entry.key, Namespace.COMPILED).result()
         store.sweep().result()
         with store.snapshot() as snapshot:
             entries = snapshot.list()
