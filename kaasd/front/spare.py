@@ -56,10 +56,12 @@ class Spare:
         self._keeping = asyncio.create_task(self._start(self._process))
 
     def take(self) -> Ready | None:
-        """Return the spare, if it is ready, and have another."""
-        ready, self._ready = self._ready, None
-        if ready is not None:
-            self.keep()
+        """Return the spare, if it is ready and answers, and have another."""
+        ready = self._ready
+        if ready is None or ready.process.is_silent:
+            return None
+        self._ready = None
+        self.keep()
         return ready
 
     def warm(self, request: SerializedRequest) -> None:

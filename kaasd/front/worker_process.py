@@ -108,6 +108,7 @@ class WorkerProcess:
         """The channel on which it hears of calls that are to end early, while it is busy with them."""
         self._watch: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
+        self._heartbeat = Heartbeat()
         self.restarts = 0
         """How often a process took the place of another."""
 
@@ -134,6 +135,11 @@ class WorkerProcess:
         """Whether the latest process has not ended yet."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the latest process has let a question pass without an answer, and so may stand still."""
+        return self._heartbeat.unanswered > 1
+
     async def start(self) -> None:
         """Start a process and send it its settings. Raises ``OSError`` where the machine has no room for one."""
         with ExitStack() as on_failure:
@@ -153,7 +159,7 @@ class WorkerProcess:
         self.restarts += self._process is not None
         self._process = process
         self._on_started()
-        heartbeat = Heartbeat()
+        self._heartbeat = heartbeat = Heartbeat()
         self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
         # The last thing waited for: that a process is lost is heard of only when it has started.
         self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)

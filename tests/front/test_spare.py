@@ -12,6 +12,7 @@ import pytest
 
 from kaas.v1 import admin_pb2
 from kaas_core.errors import StoreGoneError, WorkerRestartingError
+from kaasd.front import worker_process
 from kaasd.front.spare import Spare
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
@@ -66,6 +67,26 @@ def test_what_waited_runs_on_the_spare_and_what_the_worker_ran_elsewhere(tmp_pat
             with pytest.raises(WorkerRestartingError):
                 await call(worker, "die committing")
             assert worker.info.restarts == 2
+
+    run(body())
+
+
+def test_one_that_stands_still_does_not_take_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(worker_process, "MOST_UNANSWERED", 10**6)
+
+    async def body() -> None:
+        async with supervised(tmp_path, has_spare=True) as worker:
+            await until(lambda: spare_of(worker).is_ready)
+            spare = pid_of(spare_of(worker))
+            os.kill(spare, signal.SIGSTOP)
+            process = spare_of(worker)._process
+            assert process is not None
+            await until(lambda: process.is_silent)
+            assert (await call(worker, "die once"))["pid"] != spare
+            await call(worker, "look")
+            assert worker.info.worker_pid != spare
+            os.kill(spare, signal.SIGKILL)
 
     run(body())
 
