@@ -218,7 +218,9 @@ def test_submit(kaasctl: Kaasctl, server: FakeServer, source: str) -> None:
     Path("request.json").write_text(REQUEST.to_json())
     server.expect("Submit", submit_reply())
     done = succeed(kaasctl("-o", "json", "submit", source, "--device", "emulator", stdin=REQUEST.to_json().encode()))
-    assert server.only_call("Submit").request == executor_pb2.SubmitRequest(request=REQUEST_MESSAGE, device="emulator")
+    sent = server.only_call("Submit").request
+    assert sent.request_id
+    assert sent == executor_pb2.SubmitRequest(request=REQUEST_MESSAGE, device="emulator", request_id=sent.request_id)
     assert json.loads(done.text) == RESULT_JSON
 
 
@@ -295,10 +297,13 @@ def test_function_invoke(kaasctl: Kaasctl, server: FakeServer) -> None:
     )
     options = ["--input", "a=a.bin", "--key", "c=elsewhere=x", "--output", "c=c.bin"]
     assert json.loads(succeed(kaasctl("-o", "json", "function", "invoke", "f", *options)).text) == RESULT_JSON
-    assert server.only_call("Invoke").request == executor_pb2.InvokeRequest(
+    sent = server.only_call("Invoke").request
+    assert sent.request_id
+    assert sent == executor_pb2.InvokeRequest(
         function="f",
         bindings={"a": executor_pb2.Binding(value=b"sixteen bytes .."), "c": executor_pb2.Binding(key="elsewhere=x")},
         return_buffers=["c"],
+        request_id=sent.request_id,
     )
     assert Path("c.bin").read_bytes() == b"done"
 
