@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 
 from examples.local_daemon import local_daemon
-from kaas.v1 import executor_pb2, types_pb2
+from kaas.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 from kaas_client import Client
 from kaas_client._status import from_rpc_error
 from kaas_core.errors import KaasError
@@ -101,6 +101,12 @@ def contents(kaas: Client) -> dict[str, tuple[int, bytes]]:
 def spin(library_root: Path) -> executor_pb2.SubmitRequest:
     """Return a request whose kernel never ends."""
     return fault_request(str(library_root / "faults.ptx"), "spinKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
+
+
+def begin(executor: executor_pb2_grpc.ExecutorServiceStub, message: executor_pb2.SubmitRequest, timeout: float) -> grpc.Future:
+    """Submit a request whose code is compiled already: who waits for that leaves its place to those behind it."""
+    executor.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="begun", request=message.request), timeout=timeout)
+    return executor.Submit.future(message, timeout=timeout)
 
 
 def own_daemon(device: str, library_root: Path) -> AbstractContextManager[str]:

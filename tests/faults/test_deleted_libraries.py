@@ -14,7 +14,7 @@ from kaas.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 from kaas_client import Client
 from kaas_core.errors import LibraryNotFoundError
 from tests.faults.conftest import KERNELS
-from tests.faults.support import as_kaas_error, dot_request, fault_request, own_daemon, put_dot_inputs, use, wait_until
+from tests.faults.support import as_kaas_error, begin, dot_request, fault_request, own_daemon, put_dot_inputs, use, wait_until
 
 
 class Caller:
@@ -86,7 +86,7 @@ def test_a_delete_while_a_request_runs(caller: Caller, library_root: Path) -> No
     caller.assert_it_runs()
     faults = caller.kaas.upload(library_root / "faults.ptx")
     endless = fault_request(faults, "spinKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
-    running = caller.stub.Submit.future(endless, timeout=2)
+    running = begin(caller.stub, endless, timeout=10)
     wait_until(lambda: caller.kaas.stats().devices[0].running == 1)
     caller.kaas.delete_library(caller.library)
     caller.kaas.delete_library(faults)

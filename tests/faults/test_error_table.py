@@ -26,6 +26,7 @@ from kaas_core.errors import (
 )
 from tests.faults.support import (
     as_kaas_error,
+    begin,
     contents,
     dot_request,
     fault_request,
@@ -170,7 +171,7 @@ def test_a_full_queue_refuses_and_the_waiting_ones_go_on(small_daemon: str, libr
     with Client(small_daemon) as kaas, grpc.insecure_channel(small_daemon) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         expected = put_dot_inputs(kaas)
-        blocker = stub.Submit.future(spin(library_root), timeout=60)
+        blocker = begin(stub, spin(library_root), timeout=60)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         waiting = [stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(2)]
         wait_until(lambda: kaas.stats().devices[0].queued == 2)
@@ -188,7 +189,7 @@ def test_a_full_queue_refuses_and_the_waiting_ones_go_on(small_daemon: str, libr
 def test_draining_refuses_with_a_time_to_retry(small_daemon: str, library_root: Path) -> None:
     with grpc.insecure_channel(small_daemon) as channel:
         executor, admin = executor_pb2_grpc.ExecutorServiceStub(channel), admin_pb2_grpc.AdminServiceStub(channel)
-        running = executor.Submit.future(spin(library_root), timeout=60)
+        running = begin(executor, spin(library_root), timeout=60)
         wait_until(lambda: admin.GetStats(admin_pb2.GetStatsRequest()).devices[0].running == 1)
         drain = admin.Drain.future(admin_pb2.DrainRequest(), timeout=60)
         wait_until(lambda: admin.GetServerInfo(admin_pb2.GetServerInfoRequest()).draining)
@@ -207,7 +208,7 @@ def test_a_drain_is_undone_while_requests_wait(kaas: Client, address: str, libra
     expected = put_dot_inputs(kaas)
     with grpc.insecure_channel(address) as channel:
         executor, admin = executor_pb2_grpc.ExecutorServiceStub(channel), admin_pb2_grpc.AdminServiceStub(channel)
-        running = executor.Submit.future(spin(library_root), timeout=100)
+        running = begin(executor, spin(library_root), timeout=100)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         dot = dot_request(str(library_root / "dot.ptx"))
         dot.return_buffers.append("c")

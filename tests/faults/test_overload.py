@@ -16,7 +16,7 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, executor_pb2_grpc, types_pb2
 from kaas_client import Client
 from kaas_core.errors import QueueFullError
-from tests.faults.support import as_kaas_error, dot_request, fault_request, put_dot_inputs, use, wait_until
+from tests.faults.support import as_kaas_error, begin, dot_request, fault_request, put_dot_inputs, use, wait_until
 
 INPUT_BYTES = 8 << 20
 WAITING = 4
@@ -49,11 +49,12 @@ def test_refused_requests_leave_nothing_in_memory(daemon: str, library_root: Pat
     )
     endless.inputs["out"] = bytes(INPUT_BYTES)
     with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
-        submit = executor_pb2_grpc.ExecutorServiceStub(channel).Submit
+        executor = executor_pb2_grpc.ExecutorServiceStub(channel)
+        submit = executor.Submit
         expected = put_dot_inputs(kaas)
         front = int(field(kaas.devices()[0].worker_pid, "PPid"))
         # One runs and one is at the worker already.
-        waiting = [submit.future(endless, timeout=600) for _ in range(2 + WAITING)]
+        waiting = [begin(executor, endless, timeout=600), *(submit.future(endless, timeout=600) for _ in range(1 + WAITING))]
         wait_until(lambda: (stats := kaas.stats().devices[0]).running + stats.queued == len(waiting))
 
         def refuse(times: int) -> None:

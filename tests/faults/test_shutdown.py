@@ -18,7 +18,7 @@ from kaas_client import Client
 from kaas_core.errors import DrainingError
 from kaasd.store.base import Namespace
 from kaasd.store.lmdb_store import LmdbStore
-from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
+from tests.faults.support import as_kaas_error, begin, dot_request, put_dot_inputs, spin, wait_until
 from tests.store.test_migration import write_old
 
 
@@ -47,7 +47,7 @@ def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], l
         executor = executor_pb2_grpc.ExecutorServiceStub(channel)
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         expected = put_dot_inputs(kaas)
-        blocker = executor.Submit.future(spin(library_root), timeout=60)
+        blocker = begin(executor, spin(library_root), timeout=60)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         request = dot_request(str(library_root / "dot.ptx"))
         request.return_buffers.append("c")
@@ -77,7 +77,7 @@ def test_what_still_runs_when_the_drain_has_taken_too_long_is_cancelled(tmp_path
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == f"listening on {address}\n"
         with Client(address) as kaas, grpc.insecure_channel(address) as channel:
-            endless = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(spin(library_root), timeout=100)
+            endless = begin(executor_pb2_grpc.ExecutorServiceStub(channel), spin(library_root), timeout=100)
             wait_until(lambda: kaas.stats().devices[0].running == 1)
             process.send_signal(signal.SIGTERM)
             assert endless.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -94,7 +94,7 @@ def test_a_second_signal_ends_at_once(
     assert workers
     with Client(address) as kaas, grpc.insecure_channel(address) as channel:
         kaas.put("kept", b"value")
-        endless = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(spin(library_root), timeout=600)
+        endless = begin(executor_pb2_grpc.ExecutorServiceStub(channel), spin(library_root), timeout=600)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -25,7 +25,7 @@ from kaas_client import Client, Kernel, Request, inp, out, tmp, u64
 from kaas_client.errors import UnavailableError
 from kaasd.store.lmdb_store import LmdbStore
 from tests.faults.conftest import KERNELS
-from tests.faults.support import spin, wait_until
+from tests.faults.support import begin, spin, wait_until
 from tests.store.test_check import damage_chunk
 
 KAASCTL = [sys.executable, "-m", "kaas_client.cli.main"]
@@ -135,7 +135,7 @@ def test_a_worker_that_is_busy_with_a_kernel_keeps_its_pages(own_address: str, l
         library = kaas.upload(KERNELS / "faults.ptx")
         message = spin(library_root)
         message.request.kernels[0].library = library
-        running = executor_pb2_grpc.ExecutorServiceStub(channel).Submit.future(message, timeout=120)
+        running = begin(executor_pb2_grpc.ExecutorServiceStub(channel), message, timeout=120)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         done = kaasctl(own_address, "store", "compact")
         assert done.returncode == 1

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
 from kaas_core.errors import StoreGoneError
-from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
+from tests.faults.support import as_kaas_error, begin, dot_request, put_dot_inputs, spin, wait_until
 
 KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
 NEVER = "3600"
@@ -109,7 +109,7 @@ LOSSES = [remove, move, replace_directory, empty, replace_file, remove_lock]
 def test_the_daemon_fails_what_runs_and_ends(lose: Callable[[Path], None], start: Start, library_root: Path) -> None:
     daemon = start()
     put_dot_inputs(daemon.kaas)
-    running = daemon.executor.Submit.future(spin(library_root), timeout=60)
+    running = begin(daemon.executor, spin(library_root), timeout=60)
     waiting = [daemon.executor.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(3)]
     wait_until(lambda: daemon.kaas.stats().devices[0].queued == 3)
     watch = daemon.health.Watch(health_pb2.HealthCheckRequest(service="kaas.v1.KvService"), timeout=60)

@@ -12,7 +12,7 @@ import pytest
 
 from kaas.v1 import executor_pb2, executor_pb2_grpc
 from kaas_client import Client, Key
-from tests.faults.support import dot_request, own_daemon, put_dot_inputs, spin, wait_until
+from tests.faults.support import begin, dot_request, own_daemon, put_dot_inputs, spin, wait_until
 
 STREAMS, EACH = 8, 24
 
@@ -62,9 +62,7 @@ def test_who_sends_much_at_once_keeps_nobody_waiting_for_all_of_it(daemon: str, 
         stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="dot", request=request))
         put_dot_inputs(kaas)
         kaas.invoke("dot")
-        # The code of both is compiled now, so that who came first runs first.
-        stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="spin", request=spin(library_root).request))
-        running = stub.Submit.future(spin(library_root), timeout=600)
+        running = begin(stub, spin(library_root), timeout=600)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         flood = Flood(daemon)
         try:

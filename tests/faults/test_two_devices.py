@@ -17,7 +17,7 @@ from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2_grpc
 from kaas_client import Client
 from kaas_core.errors import InvalidRequestError
-from tests.faults.support import as_kaas_error, dot_request, put_dot_inputs, spin, wait_until
+from tests.faults.support import as_kaas_error, begin, dot_request, put_dot_inputs, spin, wait_until
 
 NAMES = ["emulator:0", "emulator:1"]
 
@@ -51,12 +51,12 @@ def test_requests_go_to_the_device_with_the_fewest(
     expected = put_dot_inputs(kaas)
     dot = dot_request(str(library_root / "dot.ptx"))
     dot.return_buffers.append("c")
-    blockers = [executor.Submit.future(spin(library_root), timeout=100)]
+    blockers = [begin(executor, spin(library_root), timeout=100)]
     wait_until(lambda: running(kaas) == [1, 0])
     for _ in range(3):
         reply = executor.Submit(dot, timeout=60)
         assert (reply.device, int.from_bytes(reply.outputs["c"], "little")) == ("emulator:1", expected)
-    blockers.append(executor.Submit.future(spin(library_root), timeout=100))
+    blockers.append(begin(executor, spin(library_root), timeout=100))
     wait_until(lambda: running(kaas) == [1, 1])
     for blocker in blockers:
         blocker.cancel()

@@ -17,6 +17,7 @@ from kaas_client import Client
 from kaas_core.errors import DeadlineExceededError, QuarantinedError, RequestNotFoundError
 from tests.faults.support import (
     as_kaas_error,
+    begin,
     children,
     contents,
     dot_request,
@@ -39,7 +40,7 @@ def test_what_a_killed_worker_ran_and_what_waited_there_run_on_its_successor(dae
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         expected = put_dot_inputs(kaas)
         before = contents(kaas)
-        running = stub.Submit.future(spin(library_root), timeout=60)
+        running = begin(stub, spin(library_root), timeout=60)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         waiting = [stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(3)]
         wait_until(lambda: kaas.stats().devices[0].queued == 3)
@@ -60,7 +61,7 @@ def test_a_request_that_costs_several_workers_is_refused_and_others_are_not(daem
     with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         put_dot_inputs(kaas)
-        poison = stub.Submit.future(spin(library_root), timeout=60)
+        poison = begin(stub, spin(library_root), timeout=60)
         killed = kill_workers_of(poison, kaas)
         assert killed >= 3
         errors = [poison.exception(), stub.Submit.future(spin(library_root), timeout=60).exception()]
