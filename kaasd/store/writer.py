@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import lmdb
 
 from kaas_core.errors import InternalError, KaasError, StoreFullError
-from kaasd.store.base import Entry
+from kaasd.store.base import Entry, Namespace
 from kaasd.store.compaction import give_back
 from kaasd.store.environment import Environment, is_out_of_room, translate
 from kaasd.store.maintenance import reuse_freed_pages, sweep
@@ -56,6 +56,8 @@ class Writer:
         self._not_dropped: list[Extent] = []
         """What could not be freed; the next sweep tries again."""
         self._garbage_left = False
+        self._is_dropping = False
+        """Compiled code, to make room."""
         self._closing = False
         self._abandoned = False
         self._failure: BaseException | None = None
@@ -297,8 +299,22 @@ class Writer:
         return freed > 0
 
     def _drop_compiled(self) -> bool:
-        """Make room by dropping compiled code; return whether there was any."""
-        return self.run(WriteTransaction.drop_compiled) > 0
+        """Make room by dropping some of the compiled code; return whether there was any."""
+        environment = self._environment
+        txn = environment.begin()
+        try:
+            is_there = txn.stat(environment.entries[Namespace.COMPILED])["entries"] > 0
+        finally:
+            environment.end(txn)
+        if not is_there or self._is_dropping:
+            return False
+        self._is_dropping = True
+        try:
+            return self.run(WriteTransaction.drop_compiled) > 0
+        except StoreFullError:
+            return False  # not even for that
+        finally:
+            self._is_dropping = False
 
     # Tasks
 
