@@ -182,7 +182,8 @@ def test_a_check_finds_what_is_damaged_while_the_daemon_serves(tmp_path: Path) -
         done = kaasctl(address, "-o", "json", "store", "check")
         assert (done.returncode, done.stderr) == (0, b"")
         whole = json.loads(done.stdout)
-        assert (whole["entries"], whole["damaged"]) == (5, [])
+        assert whole["entries"] >= 5  # and the code that was compiled meanwhile
+        assert whole["damaged"] == []
     with LmdbStore(store, limit_bytes=1 << 30) as opened:
         damage_chunk(opened, "b", 0, None)
     with daemon_on(store) as address, Client(address) as kaas:
@@ -201,7 +202,8 @@ def test_a_store_is_whole_after_a_backup_and_a_compaction(own_address: str, tmp_
             kaas.put(f"k{number % 7}", bytes([number]) * 700_000)
             kaas.compact_store()
         before = kaas.check_store()
-        assert (before.entries, before.damaged) == (9, ())
+        assert before.entries >= 9  # and the code that was compiled meanwhile
+        assert before.damaged == ()
         kaas.backup_store(tmp_path / "all.tar")
     restored = tmp_path / "restored"
     with tarfile.open(tmp_path / "all.tar") as file:

@@ -206,7 +206,7 @@ def test_files_are_the_owners_whatever_the_umask(start: Start) -> None:
     daemon = start()
     assert daemon.store.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in daemon.store.iterdir()}
-    assert modes == dict.fromkeys(["data.mdb", "lock.mdb", "owners", "kaasd.lock"], 0o600)
+    assert modes == dict.fromkeys(["data.mdb", "lock.mdb", "owners", "kaasd.lock", "compiling"], 0o600)
 
 
 def of_another_program(store: Path) -> None:

@@ -56,7 +56,7 @@ def test_requests_go_to_the_device_with_the_fewest(
     for _ in range(3):
         reply = executor.Submit(dot, timeout=60)
         assert (reply.device, int.from_bytes(reply.outputs["c"], "little")) == ("emulator:1", expected)
-    blockers.append(begin(executor, spin(library_root), timeout=100))
+    blockers.append(executor.Submit.future(spin(library_root), timeout=100))
     wait_until(lambda: running(kaas) == [1, 1])
     for blocker in blockers:
         blocker.cancel()

@@ -20,6 +20,19 @@ N = 1024
 Words = NDArray[np.uint32]
 
 
+CANCELLATIONS = 4
+"""One that came within a millisecond of its call, or from a process that does not own it, was seen to have no effect for good."""
+
+
+def cancel(reference: ray.ObjectRef[Any]) -> None:
+    """Cancel a call, and return when it has ended: what goes on would keep an executor from the next test."""
+    for _ in range(CANCELLATIONS):
+        ray.cancel(reference)
+        if ray.wait([reference], timeout=10)[0]:
+            return
+    raise AssertionError("a call that was cancelled goes on")
+
+
 def dot_request(**of_a: Any) -> Request:
     """Return the dot product of two vectors of ``N`` words; ``of_a`` is more to say of the first."""
     size = 4 * N

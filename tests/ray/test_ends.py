@@ -24,7 +24,7 @@ from kaas_client.errors import (
     KernelNotFoundError,
     ValueTooShortError,
 )
-from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, spin_request, vectors, when
+from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, cancel, dot_request, spin_request, vectors, when
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -96,19 +96,12 @@ def test_one_call_that_waits_for_an_input_delays_none_of_100_others(tmp_path: Pa
     assert ray.get([waiting, waiting_until], timeout=60) == [expected] * 2
 
 
-CANCELLATIONS = 4
-"""One that came within a millisecond of its call was once seen to have no effect for 30 s. Why is not known."""
-
-
 def test_a_call_that_waits_for_an_input_is_cancelled(tmp_path: Path) -> None:
     a, b = vectors(42)
     dot = kaas_ray.remote(dot_request()).options(**FIRST)
     never = when.remote(tmp_path / "never", a)
     for waiting in (dot.remote(a=never, b=b), dot.options(timeout=60).remote(a=never, b=b)):
-        for _ in range(CANCELLATIONS):
-            ray.cancel(waiting)
-            if ray.wait([waiting], timeout=10)[0]:
-                break
+        cancel(waiting)
         with pytest.raises(TaskCancelledError):
             ray.get(waiting, timeout=10)
     assert serves()
@@ -135,10 +128,10 @@ def test_cancelling_ends_a_kernel_and_what_waits_behind_it() -> None:
     spin = kaas_ray.remote(spin_request()).options(**FIRST)
     running, queued, behind = (spin.remote(flag=flag) for flag in (ZERO, ONE, ONE))
     assert not ray.wait([running, queued, behind], timeout=0.5)[0]
-    ray.cancel(queued)
+    cancel(queued)
     with pytest.raises(TaskCancelledError):
         ray.get(queued, timeout=30)
-    ray.cancel(running)
+    cancel(running)
     with pytest.raises(TaskCancelledError):
         ray.get(running, timeout=30)
     with pytest.raises(CancelledError):

@@ -17,7 +17,7 @@ from kaas_client.ray import queue as queue_module
 from kaas_client.ray.queue import DeviceQueue
 from kaasd.scheduling import Group, QueuedRequest
 from kaasd.scheduling.durations import DEFAULT_S
-from tests.ray.support import ZERO, dot_request, spin_request, vectors
+from tests.ray.support import ZERO, cancel, dot_request, spin_request, vectors
 
 
 @dataclass(eq=False)
@@ -154,7 +154,7 @@ class TestOnACluster:
         with pytest.raises(GroupLimitError):
             ray.get(refused)
         for reference in (queued, running):
-            ray.cancel(reference)
+            cancel(reference)
             with pytest.raises(TaskCancelledError):
                 ray.get(reference, timeout=30)
 

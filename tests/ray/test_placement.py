@@ -20,7 +20,7 @@ from kaas_client.ray.policies import Sharing
 from kaas_client.ray.reports import Report
 from kaas_client.ray.session import Session
 from kaas_client.ray.tasks import Task
-from tests.ray.support import ONE, ZERO, Words, product_request, scaled_request, spin_request, vectors, when
+from tests.ray.support import ONE, ZERO, Words, cancel, product_request, scaled_request, spin_request, vectors, when
 
 LARGE = 1 << 18
 """Words of a vector: 1 MiB."""
@@ -203,7 +203,7 @@ class TestOnACluster:
             assert not ray.wait([busy], timeout=0.3)[0]
             assert np.array_equal(ray.get(scaled.remote(x=x, weights=reference), timeout=WITHIN_S), x * weights)
         finally:
-            ray.cancel(busy)
+            cancel(busy)
         assert list(uploaded().values()) == [2 * x.nbytes] * 2
 
     def test_others_calls_are_got_out_of_the_way_of(self) -> None:
@@ -220,7 +220,7 @@ class TestOnACluster:
             executors, task = Session.current().executors, Task.of(spin_request().spec)
             assert [Placer(executors).choose(task, {}, "default", None).executor.name for _ in range(5)] == ["emulator:0"] * 5
         finally:
-            ray.cancel(theirs)
+            cancel(theirs)
 
     def test_calls_that_are_answered_count_no_more(self) -> None:
         spin = kaas_ray.remote(spin_request())

@@ -18,7 +18,7 @@ from kaas_client.errors import DeadlineExceededError, GroupNotFoundError, Invali
 from kaas_client.ray import policies, pool, reports
 from kaas_client.ray.pool import PoolState
 from kaas_client.ray.tasks import TaskCall
-from tests.ray.support import ONE, dot_request, pid_of, spin_request, vectors
+from tests.ray.support import ONE, cancel, dot_request, pid_of, spin_request, vectors
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(300)]
 
@@ -131,7 +131,7 @@ def test_who_waits_for_an_executor_is_cancelled_or_runs_out_of_time() -> None:
         assert ray.get(spin.options(group=group).remote(flag=ONE), timeout=WAIT_S) == 1
     waiting = spin.options(group="g2").remote(flag=ONE)
     assert not ray.wait([waiting], timeout=0.5)[0]
-    ray.cancel(waiting)
+    cancel(waiting)
     with pytest.raises(TaskCancelledError):
         ray.get(waiting, timeout=WAIT_S)
     with pytest.raises(DeadlineExceededError, match="waited for an executor"):
