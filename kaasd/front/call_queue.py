@@ -110,14 +110,10 @@ class _Sent:
 class CallQueue:
     """The calls of one worker, waiting and sent."""
 
-    def __init__(
-        self, max_queued: float, concurrency: int = 1, max_queued_bytes: float = math.inf, *, isolates: bool = True
-    ) -> None:
-        """``isolates`` says that suspects run elsewhere; otherwise they run here again."""
+    def __init__(self, max_queued: float, concurrency: int = 1, max_queued_bytes: float = math.inf) -> None:
         self._max_queued = max_queued
         self._max_queued_bytes = max_queued_bytes
         self._concurrency = concurrency
-        self._isolates = isolates
         self._ready = False
         self._waiting = Turns()
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
@@ -324,7 +320,7 @@ class CallQueue:
             workers = {"workers": str(losses), "last_fault": DEATH}
             text = f"the request was running each time when {losses} workers died; nothing was changed"
             return [Fail(call, QuarantinedError(text, workers))]
-        return [Isolate(call, losses)] if self._isolates else self.admit(call, input_bytes, losses)
+        return [Isolate(call, losses)]
 
     def _fail(self, call: int, error: KaasError) -> Fail:
         self._forget(call)

@@ -15,6 +15,7 @@ from kaasd.front.call_queue import CallQueue, Decision
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.worker_calls import PendingCall, WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
+from kaasd.ipc.messages import SerializedRequest
 
 IDLE_S = 5.0
 """For so long the process waits for another suspect before it ends: after a fault others may follow."""
@@ -41,7 +42,7 @@ class Ward(WorkerCalls):
         own = worker_pb2.WorkerConfig()
         own.CopyFrom(config)
         own.concurrency = 1
-        queue = CallQueue(math.inf, isolates=False)
+        queue = CallQueue(math.inf)
         process = WorkerProcess(own, lambda: self._seen.clear(), self._received, self._lost)
         super().__init__(config.device, queue, quarantine, process)
         self._check_store = check_store
@@ -90,6 +91,15 @@ class Ward(WorkerCalls):
 
     def _cannot_start(self, error: KaasError) -> None:
         _log.error("worker of %s for suspects: %s", self.device, error)
+
+    def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
+        self.admit(call_id, call, losses)  # for the next process here
+
+    def _is_new(self, request: SerializedRequest) -> None:
+        """No spare has to know of it."""
+
+    def _pages_released(self, message_id: int, error: KaasError | None) -> None:
+        """Nobody waits for that: see ``Supervisor.release_pages``."""
 
     def _failed(self, message: worker_pb2.FromWorker) -> None:
         if message.failed.reason == OutOfDeviceMemoryError.reason:

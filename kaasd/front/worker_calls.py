@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter_ns
@@ -64,7 +65,7 @@ class PendingCall:
     """Workers that it was sent to."""
 
 
-class WorkerCalls:
+class WorkerCalls(ABC):
     """Calls at, and on their way to, one worker process after another."""
 
     def __init__(self, device: str, queue: CallQueue, quarantine: Quarantine, process: WorkerProcess) -> None:
@@ -185,21 +186,23 @@ class WorkerCalls:
 
     # What whoever keeps the process does
 
+    @abstractmethod
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
         """Have a suspect run where it can hurt no other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_new(self, request: SerializedRequest) -> None:
         """A request goes to this worker for the first time."""
 
+    @abstractmethod
     def _worker_ready(self, device: admin_pb2.Device) -> None:
         """The process can serve."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _cannot_start(self, error: KaasError) -> None:
         """The device cannot be opened, and the process ends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pages_released(self, message_id: int, error: KaasError | None) -> None:
         """The worker's device has let go of the store's pages, or could not."""
 

@@ -227,6 +227,7 @@ def test_it_ends_with_its_worker(library_root: Path) -> None:
         os.kill(daemon.worker[0], signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{compiler}").exists())
         daemon.run_dot()
+        assert daemon.worker[1] == 1
 
 
 def test_a_spare_compiles_nothing_twice(library_root: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,7 @@ def explore(request: pytest.FixtureRequest) -> Explore:
 
 def test_messages(target: Target, explore: Explore, library_root: Path) -> None:
     explore(calls(examples(str(library_root / "dot.ptx"))), lambda call: target.send(*call), 150)
+    assert len(target.outcomes) > 1, "all was taken, or nothing"
 
 
 def test_ptx(target: Target, explore: Explore) -> None:

@@ -191,11 +191,12 @@ def test_a_call_that_cannot_run_elsewhere_comes_back_and_runs_alone() -> None:
 
 
 def test_a_call_that_costs_several_workers_is_given_up() -> None:
-    queue = CallQueue(max_queued=10, isolates=False)
-    queue.worker_ready()
+    queue = ready_queue()
     assert queue.admit(1, 0, losses=1) == [Send(1)]
     for _ in range(MOST_WORKERS - 2):
-        assert queue.worker_lost({1: RUNNING}) == [Blame(1)]
+        blamed, (call, losses) = queue.worker_lost({1: RUNNING})
+        assert (blamed, call) == (Blame(1), 1)
+        queue.admit(call, 0, losses)
         assert queue.worker_ready() == [Send(1)]
     blamed, failed = queue.worker_lost({1: RUNNING})
     assert blamed == Blame(1)

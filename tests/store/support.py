@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from kaas_core.errors import KeyNotFoundError
 from kaasd.store.lmdb_store import LmdbStore
@@ -26,6 +27,22 @@ def tell(process: subprocess.Popen[str], words: str = "go") -> None:
     assert process.stdin is not None
     process.stdin.write(words + "\n")
     process.stdin.flush()
+
+
+def own(store: Path, start: Start) -> subprocess.Popen[str]:
+    """Return another process, which says that it has a store open."""
+    child = start(
+        f"""
+import fcntl, os
+file = os.open({str(store / "owners")!r}, os.O_WRONLY)
+fcntl.lockf(file, fcntl.LOCK_EX, 1, 4711)
+say("locked")
+sys.stdin.read()
+""",
+        bare="yes",
+    )
+    assert said(child) == "locked"
+    return child
 
 
 def kill(process: subprocess.Popen[str]) -> None:

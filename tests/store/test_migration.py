@@ -18,7 +18,7 @@ from kaasd.store.backup import remove_left_copies
 from kaasd.store.base import Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION
 from tests.store.conftest import LIMIT_BYTES
-from tests.store.support import Start, kill, said
+from tests.store.support import Start, kill, own, said
 
 STORE_ID = bytes(range(16))
 VERSION, LAST_ID, TIME_NS = 977, 5000, 1_700_000_000_123_456_789
@@ -143,17 +143,7 @@ def refused(old: Path, open_store: Callable, kind: type, message: str) -> None:
 
 
 def test_another_process_has_it_open(old: Path, open_store: Callable, start: Start) -> None:
-    child = start(
-        f"""
-import fcntl, os
-file = os.open({str(old.parent / "owners")!r}, os.O_WRONLY)
-fcntl.lockf(file, fcntl.LOCK_EX, 1, 4711)
-say("locked")
-sys.stdin.read()
-""",
-        bare="yes",
-    )
-    assert said(child) == "locked"
+    child = own(old.parent, start)
     refused(old, open_store, StoreForeignError, "another process has it open; end that first")
     kill(child)
     open_store()

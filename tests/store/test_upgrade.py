@@ -13,7 +13,7 @@ from kaas_core.errors import StoreForeignError
 from kaasd.store import migration
 from kaasd.store.base import Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION, OLD_DATABASES
-from tests.store.support import Start, kill, said
+from tests.store.support import Start, kill, own
 
 FORMAT_2 = Path(__file__).parent / "data/format2.mdb.gz"
 """Made by kaasd when format 2 was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
@@ -71,17 +71,7 @@ migration.upgrade(Path({str(old.parent)!r}))
 
 
 def test_another_process_has_it_open(old: Path, open_store: Callable, start: Start) -> None:
-    child = start(
-        f"""
-import fcntl, os
-file = os.open({str(old.parent / "owners")!r}, os.O_WRONLY)
-fcntl.lockf(file, fcntl.LOCK_EX, 1, 4711)
-say("locked")
-sys.stdin.read()
-""",
-        bare="yes",
-    )
-    assert said(child) == "locked"
+    child = own(old.parent, start)
     before = old.read_bytes()
     with pytest.raises(StoreForeignError, match="another process has it open; end that first"):
         open_store()
