@@ -125,6 +125,8 @@ def main() -> None:
             "kaasd": lambda: solver.remote(A=matrix, rhs=rhs),
             "actor": lambda: actors[0].solve.remote(),
         }
+    for number in range(GROUPS):
+        kaas_ray.set_group(f"group-{number}")
     grouped = [dot.options(group=f"group-{number}") for number in range(GROUPS)]
 
     def group_call(who: str, number: int) -> Any:

@@ -180,7 +180,7 @@ def test_a_wrapper_that_crashes_takes_the_worker_with_it() -> None:
             kaas.submit(total_request(wrapper, 1000, crash), timeout=100)
         assert contents(kaas) == before
         assert kaas.submit(total_request(wrapper, 1000), returns=["c"], timeout=60).array("c", "u4")[0] == 1000
-        assert kaas.devices()[0].restarts == 3
+        assert kaas.devices()[0].restarts == 1, "what it costs after the first worker it costs in a process of its own"
 
 
 @pytest.mark.gpu

@@ -19,6 +19,8 @@ class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WORKER_STATE_READY: _ClassVar[WorkerState]
     WORKER_STATE_RESTARTING: _ClassVar[WorkerState]
     WORKER_STATE_STOPPED: _ClassVar[WorkerState]
+    WORKER_STATE_DRAINING: _ClassVar[WorkerState]
+    WORKER_STATE_LOST: _ClassVar[WorkerState]
 
 class RequestState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -31,6 +33,8 @@ WORKER_STATE_STARTING: WorkerState
 WORKER_STATE_READY: WorkerState
 WORKER_STATE_RESTARTING: WorkerState
 WORKER_STATE_STOPPED: WorkerState
+WORKER_STATE_DRAINING: WorkerState
+WORKER_STATE_LOST: WorkerState
 REQUEST_STATE_UNSPECIFIED: RequestState
 REQUEST_STATE_QUEUED: RequestState
 REQUEST_STATE_RUNNING: RequestState
@@ -65,7 +69,7 @@ class ListDevicesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "model", "compute_capability", "memory_bytes", "memory_used_bytes", "state", "worker_pid", "restarts", "warp_size", "max_threads_per_block", "max_shared_memory_bytes", "max_block", "max_grid")
+    __slots__ = ("name", "model", "compute_capability", "memory_bytes", "memory_used_bytes", "state", "worker_pid", "restarts", "warp_size", "max_threads_per_block", "max_shared_memory_bytes", "max_block", "max_grid", "multiprocessors")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +83,7 @@ class Device(_message.Message):
     MAX_SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_FIELD_NUMBER: _ClassVar[int]
     MAX_GRID_FIELD_NUMBER: _ClassVar[int]
+    MULTIPROCESSORS_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     compute_capability: str
@@ -92,7 +97,8 @@ class Device(_message.Message):
     max_shared_memory_bytes: int
     max_block: _types_pb2.Dim3
     max_grid: _types_pb2.Dim3
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., compute_capability: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., state: _Optional[_Union[WorkerState, str]] = ..., worker_pid: _Optional[int] = ..., restarts: _Optional[int] = ..., warp_size: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., max_shared_memory_bytes: _Optional[int] = ..., max_block: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., max_grid: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ...) -> None: ...
+    multiprocessors: int
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., compute_capability: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., state: _Optional[_Union[WorkerState, str]] = ..., worker_pid: _Optional[int] = ..., restarts: _Optional[int] = ..., warp_size: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., max_shared_memory_bytes: _Optional[int] = ..., max_block: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., max_grid: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., multiprocessors: _Optional[int] = ...) -> None: ...
 
 class ListDevicesResponse(_message.Message):
     __slots__ = ("devices",)
@@ -122,8 +128,134 @@ class DeviceStats(_message.Message):
     run_time: _duration_pb2.Duration
     def __init__(self, device: _Optional[str] = ..., requests_succeeded: _Optional[int] = ..., requests_failed: _Optional[int] = ..., kernels_launched: _Optional[int] = ..., queued: _Optional[int] = ..., running: _Optional[int] = ..., run_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
+class Group(_message.Message):
+    __slots__ = ("name", "share", "priority", "max_running", "max_queued", "max_queued_bytes", "max_device_memory_bytes", "max_stored_bytes", "reserved_multiprocessors", "max_region_bytes", "max_keys")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_MULTIPROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REGION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_KEYS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    share: float
+    priority: int
+    max_running: int
+    max_queued: int
+    max_queued_bytes: int
+    max_device_memory_bytes: int
+    max_stored_bytes: int
+    reserved_multiprocessors: int
+    max_region_bytes: int
+    max_keys: int
+    def __init__(self, name: _Optional[str] = ..., share: _Optional[float] = ..., priority: _Optional[int] = ..., max_running: _Optional[int] = ..., max_queued: _Optional[int] = ..., max_queued_bytes: _Optional[int] = ..., max_device_memory_bytes: _Optional[int] = ..., max_stored_bytes: _Optional[int] = ..., reserved_multiprocessors: _Optional[int] = ..., max_region_bytes: _Optional[int] = ..., max_keys: _Optional[int] = ...) -> None: ...
+
+class GroupUse(_message.Message):
+    __slots__ = ("queued", "queued_bytes", "running", "device_time", "started", "resident", "queue_time", "stored_bytes", "keys", "share_wanted", "share_got")
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_TIME_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    SHARE_WANTED_FIELD_NUMBER: _ClassVar[int]
+    SHARE_GOT_FIELD_NUMBER: _ClassVar[int]
+    queued: int
+    queued_bytes: int
+    running: int
+    device_time: _duration_pb2.Duration
+    started: int
+    resident: int
+    queue_time: _duration_pb2.Duration
+    stored_bytes: int
+    keys: int
+    share_wanted: float
+    share_got: float
+    def __init__(self, queued: _Optional[int] = ..., queued_bytes: _Optional[int] = ..., running: _Optional[int] = ..., device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., started: _Optional[int] = ..., resident: _Optional[int] = ..., queue_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., stored_bytes: _Optional[int] = ..., keys: _Optional[int] = ..., share_wanted: _Optional[float] = ..., share_got: _Optional[float] = ...) -> None: ...
+
+class SetGroupRequest(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+
+class SetGroupResponse(_message.Message):
+    __slots__ = ("group",)
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ...) -> None: ...
+
+class GetGroupRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetGroupResponse(_message.Message):
+    __slots__ = ("group", "use", "fixed")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    USE_FIELD_NUMBER: _ClassVar[int]
+    FIXED_FIELD_NUMBER: _ClassVar[int]
+    group: Group
+    use: GroupUse
+    fixed: bool
+    def __init__(self, group: _Optional[_Union[Group, _Mapping]] = ..., use: _Optional[_Union[GroupUse, _Mapping]] = ..., fixed: bool = ...) -> None: ...
+
+class ListGroupsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListGroupsResponse(_message.Message):
+    __slots__ = ("groups", "next_page_token")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    next_page_token: str
+    def __init__(self, groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteGroupRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteGroupResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainDeviceRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DrainDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeDeviceRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ResumeDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class GetStatsResponse(_message.Message):
-    __slots__ = ("uptime", "devices", "store_keys", "store_used_bytes", "store_limit_bytes", "functions", "failures_by_reason")
+    __slots__ = ("uptime", "devices", "store_keys", "store_used_bytes", "store_limit_bytes", "functions", "failures_by_reason", "groups")
     class FailuresByReasonEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +263,13 @@ class GetStatsResponse(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class GroupsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: GroupUse
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[GroupUse, _Mapping]] = ...) -> None: ...
     UPTIME_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     STORE_KEYS_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +277,7 @@ class GetStatsResponse(_message.Message):
     STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     FAILURES_BY_REASON_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     uptime: _duration_pb2.Duration
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStats]
     store_keys: int
@@ -145,7 +285,8 @@ class GetStatsResponse(_message.Message):
     store_limit_bytes: int
     functions: int
     failures_by_reason: _containers.ScalarMap[str, int]
-    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ..., store_keys: _Optional[int] = ..., store_used_bytes: _Optional[int] = ..., store_limit_bytes: _Optional[int] = ..., functions: _Optional[int] = ..., failures_by_reason: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    groups: _containers.MessageMap[str, GroupUse]
+    def __init__(self, uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ..., store_keys: _Optional[int] = ..., store_used_bytes: _Optional[int] = ..., store_limit_bytes: _Optional[int] = ..., functions: _Optional[int] = ..., failures_by_reason: _Optional[_Mapping[str, int]] = ..., groups: _Optional[_Mapping[str, GroupUse]] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ()
@@ -172,20 +313,22 @@ class ListRequestsRequest(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class RequestInfo(_message.Message):
-    __slots__ = ("id", "function", "device", "state", "age", "input_bytes")
+    __slots__ = ("id", "function", "device", "state", "age", "input_bytes", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
     FUNCTION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     AGE_FIELD_NUMBER: _ClassVar[int]
     INPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     id: str
     function: str
     device: str
     state: RequestState
     age: _duration_pb2.Duration
     input_bytes: int
-    def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[RequestState, str]] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., input_bytes: _Optional[int] = ...) -> None: ...
+    group: str
+    def __init__(self, id: _Optional[str] = ..., function: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[RequestState, str]] = ..., age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., input_bytes: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
 
 class ListRequestsResponse(_message.Message):
     __slots__ = ("requests", "next_page_token")

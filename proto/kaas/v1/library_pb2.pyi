@@ -50,12 +50,14 @@ class UploadLibraryRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UploadLibraryHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class UploadLibraryHeader(_message.Message):
-    __slots__ = ("file_name", "size_bytes")
+    __slots__ = ("file_name", "size_bytes", "group")
     FILE_NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     file_name: str
     size_bytes: int
-    def __init__(self, file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    group: str
+    def __init__(self, file_name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
 
 class UploadLibraryResponse(_message.Message):
     __slots__ = ("library",)
@@ -64,10 +66,12 @@ class UploadLibraryResponse(_message.Message):
     def __init__(self, library: _Optional[_Union[Library, _Mapping]] = ...) -> None: ...
 
 class InspectLibraryRequest(_message.Message):
-    __slots__ = ("library",)
+    __slots__ = ("library", "group")
     LIBRARY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     library: str
-    def __init__(self, library: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, library: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class KernelInfo(_message.Message):
     __slots__ = ("name", "parameter_size_bytes", "static_shared_memory_bytes", "max_threads_per_block")
@@ -94,12 +98,14 @@ class InspectLibraryResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., kind: _Optional[_Union[LibraryKind, str]] = ..., kernels: _Optional[_Iterable[_Union[KernelInfo, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class ListLibrariesRequest(_message.Message):
-    __slots__ = ("page_size", "page_token")
+    __slots__ = ("page_size", "page_token", "group")
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     page_size: int
     page_token: str
-    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class ListLibrariesResponse(_message.Message):
     __slots__ = ("libraries", "next_page_token")
@@ -110,10 +116,12 @@ class ListLibrariesResponse(_message.Message):
     def __init__(self, libraries: _Optional[_Iterable[_Union[Library, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class DeleteLibraryRequest(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "group")
     ID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ...) -> None: ...
+    group: str
+    def __init__(self, id: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class DeleteLibraryResponse(_message.Message):
     __slots__ = ()

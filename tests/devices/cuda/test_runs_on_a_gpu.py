@@ -147,6 +147,7 @@ class File:
     path: str
     address: int
     size_bytes: int
+    grows: bool = True
 
 
 @pytest.mark.parametrize("size", [5000, PIECE_BYTES + 12_345, 3 * PIECE_BYTES])
