@@ -19,9 +19,11 @@ from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
 from kaasd.front.quarantine import Quarantine
+from kaasd.front.request_queue import RequestQueue
 from kaasd.front.store_watch import StoreWatch
 from kaasd.front.supervisor import Supervisor
 from kaasd.libraries.registry import Libraries
+from kaasd.scheduling import Policy, Scheduler
 from kaasd.store.backup import remove_left_copies
 from kaasd.store.directory import LOCK_FILE, StoreIdentity
 from kaasd.store.environment import make_private
@@ -68,7 +70,6 @@ async def serve(settings: Settings) -> None:
                 settings.max_queue,
                 watch.check,
                 quarantine,
-                max_queued_bytes=settings.max_queued_bytes,
                 has_spare=settings.spares > 0,
             )
             for device in devices
@@ -78,7 +79,10 @@ async def serve(settings: Settings) -> None:
         if not await _started(supervisors, stop):
             return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
-        dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll)
+        scheduler = Scheduler(policy=Policy.AFFINITY if len(devices) > 1 else Policy.BALANCE)
+        queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
+        stack.callback(queue.close)
+        dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)
         server = await start_server(
             settings,
             store=store,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -25,13 +25,10 @@ from kaas_core.errors import (
     QueueFullError,
 )
 from kaasd.front.quarantine import MOST_WORKERS
-from kaasd.front.turns import Turns
 from kaasd.ipc.channel import Stage
 
 DEATH = "the worker's process ended"
 """How a worker is lost that says nothing."""
-_OTHERS = object()
-"""Stands for whoever sends calls that come from another queue."""
 WAITING_AT_WORKER = 1
 """Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
@@ -101,21 +98,19 @@ Decision = Send | Fail | Cancel | Kill | Blame | Isolate
 class _Sent:
     """A call at the worker."""
 
-    input_bytes: int = 0
     cancelled: CancelReason | None = None
     failed: bool = False
     """Its caller has been told already; the worker skips it."""
 
 
 class CallQueue:
-    """The calls of one worker, waiting and sent."""
+    """The calls of one worker, waiting and sent. Requests come when there is a place for them, and wait in ``RequestQueue``."""
 
-    def __init__(self, max_queued: float, concurrency: int = 1, max_queued_bytes: float = math.inf) -> None:
+    def __init__(self, max_queued: float, concurrency: int = 1) -> None:
         self._max_queued = max_queued
-        self._max_queued_bytes = max_queued_bytes
         self._concurrency = concurrency
         self._ready = False
-        self._waiting = Turns()
+        self._waiting: OrderedDict[int, None] = OrderedDict()
         self._sent: OrderedDict[int, _Sent] = OrderedDict()
         self._compiling: set[int] = set()
         """Calls at the worker that wait for their code there, and leave their places to others."""
@@ -141,37 +136,28 @@ class CallQueue:
     @property
     def load(self) -> int:
         """All calls."""
-        return len(self._waiting.calls) + len(self._sent)
+        return len(self._waiting) + len(self._sent)
 
     @property
-    def queued_bytes(self) -> int:
-        """Size of the inputs of all calls that have not been sent."""
-        return self._waiting.input_bytes
+    def waiting(self) -> Iterable[int]:
+        """Calls that are not at the worker, in order."""
+        return self._waiting
 
     def is_sent(self, call: int) -> bool:
         """Return whether a call is at the worker."""
         return call in self._sent
 
-    def submit(self, call: int, input_bytes: int = 0, sender: Callable[[], Hashable] = lambda: None) -> list[Decision]:
-        """Take a new call, which brings ``input_bytes`` with it. Raises ``QueueFullError``.
-
-        ``sender`` is asked, where the call has to wait, whose it is: senders take turns.
-        """
-        waiting = self._waiting
-        if not waiting.calls and self._has_place and not self._alone:
-            self._sent[call] = _Sent(input_bytes)
+    def submit(self, call: int) -> list[Decision]:
+        """Take a new call. Raises ``QueueFullError``."""
+        if not self._waiting and self._has_place and not self._alone:
+            self._sent[call] = _Sent()
             return [Send(call)]
-        if len(waiting.calls) >= self._max_queued:
-            raise QueueFullError(f"{len(waiting.calls)} requests are waiting already, the most that this server allows")
-        if waiting.input_bytes + input_bytes > self._max_queued_bytes and (waiting.calls or not self._has_place):
-            raise QueueFullError(
-                f"requests with {waiting.input_bytes} bytes of inputs are waiting already, and with the {input_bytes} of this one"
-                f" it would be more than the {self._max_queued_bytes} that this server allows"
-            )
-        waiting.add(call, sender(), input_bytes)
+        if len(self._waiting) >= self._max_queued:
+            raise QueueFullError(f"{len(self._waiting)} calls are waiting already, the most that this server allows")
+        self._waiting[call] = None
         return self._next()
 
-    def admit(self, call: int, input_bytes: int, losses: int = 0, *, alone: bool = False) -> list[Decision]:
+    def admit(self, call: int, losses: int = 0, *, alone: bool = False) -> list[Decision]:
         """Take a call that another queue had, and that has cost ``losses`` workers there. It is refused nothing.
 
         ``alone``, where it must not run beside others.
@@ -180,8 +166,17 @@ class CallQueue:
             self._losses[call] = losses
         if alone:
             self._alone.add(call)
-        self._waiting.add(call, _OTHERS, input_bytes)
+        self._waiting[call] = None
         return self._next()
+
+    def withdraw(self, call: int) -> None:
+        """A call that waits goes elsewhere."""
+        del self._waiting[call]
+        self._forget(call)
+
+    def is_alone(self, call: int) -> bool:
+        """Whether a call must not run beside others."""
+        return call in self._alone
 
     def worker_ready(self) -> list[Decision]:
         """A worker has started."""
@@ -220,8 +215,8 @@ class CallQueue:
         if sent.cancelled is not None:
             return [] if sent.failed else [Fail(call, sent.cancelled.error("running"))]
         if suspect:
-            return self._suspect(call, sent.input_bytes)
-        self._waiting.add_first(call, sent.input_bytes)
+            return self._suspect(call)
+        self._wait_first(call)
         return []
 
     def worker_lost(self, begun: Mapping[int, Stage]) -> list[Decision]:
@@ -247,11 +242,11 @@ class CallQueue:
             else:
                 waiting.append(call)
         for call in reversed(waiting):
-            self._waiting.add_first(call, self._sent[call].input_bytes)
+            self._wait_first(call)
         if len(suspects) == 1:
             decisions.append(Blame(suspects[0]))
         for call in suspects:
-            decisions += self._suspect(call, self._sent[call].input_bytes)
+            decisions += self._suspect(call)
         self._sent.clear()
         self._compiling.clear()
         self._last_served, self._killing = None, False
@@ -259,8 +254,8 @@ class CallQueue:
 
     def cancel(self, call: int, reason: CancelReason) -> list[Decision]:
         """A call's deadline has passed, its caller has gone, or an operator wants its end."""
-        if call in self._waiting.calls:
-            self._waiting.remove(call)
+        if call in self._waiting:
+            del self._waiting[call]
             return [self._fail(call, reason.error("queued"))]
         sent = self._sent.get(call)
         if sent is None or (sent.cancelled is not None and sent.cancelled.is_final):
@@ -289,7 +284,7 @@ class CallQueue:
         calls = [*(call for call, sent in self._sent.items() if not sent.failed), *self._waiting]
         self._sent.clear()
         self._compiling.clear()
-        self._waiting = Turns()
+        self._waiting.clear()
         return calls
 
     def losses(self, call: int) -> int:
@@ -298,12 +293,12 @@ class CallQueue:
 
     def _next(self) -> list[Decision]:
         decisions: list[Decision] = []
-        while self._waiting.calls and self._has_place:
+        while self._waiting and self._has_place:
             others = len(self._sent) > len(self._compiling)
-            if others and self._alone and (self._waiting.next in self._alone or not self._alone.isdisjoint(self._sent)):
+            if others and self._alone and (next(iter(self._waiting)) in self._alone or not self._alone.isdisjoint(self._sent)):
                 break
-            call, input_bytes = self._waiting.take()
-            self._sent[call] = _Sent(input_bytes)
+            call, _ = self._waiting.popitem(last=False)
+            self._sent[call] = _Sent()
             decisions.append(Send(call))
         return decisions
 
@@ -312,7 +307,11 @@ class CallQueue:
         """Whether the worker takes another call."""
         return self._ready and len(self._sent) - len(self._compiling) < self._concurrency + WAITING_AT_WORKER
 
-    def _suspect(self, call: int, input_bytes: int) -> list[Decision]:
+    def _wait_first(self, call: int) -> None:
+        self._waiting[call] = None
+        self._waiting.move_to_end(call, last=False)
+
+    def _suspect(self, call: int) -> list[Decision]:
         """A call was running when a worker was lost."""
         losses = self._losses.get(call, 0) + 1
         self._forget(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,11 +24,16 @@ from kaas_core.errors import (
     RequestIdReusedError,
     RequestNotFoundError,
 )
+from kaasd.front.call_queue import CancelReason
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.request_ids import IdentifiedCall
+from kaasd.front.request_queue import RequestQueue, Ticket
 from kaasd.front.supervisor import Supervisor
+from kaasd.front.worker_calls import Displaced
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.scheduling import DEFAULT_GROUP, Placement, QueuedRequest
 
+_PLACEMENTS = {placement: getattr(executor_pb2, f"PLACEMENT_{placement.name}") for placement in Placement}
 RELEASE_TIMEOUT_S = 10.0
 """A worker whose place for calls is taken by long kernels comes to it only when one has ended."""
 
@@ -120,23 +126,33 @@ class _InFlight:
 class Dispatcher:
     """All devices of this server."""
 
-    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, busy_poll: BusyPoll) -> None:
+    def __init__(self, supervisors: Sequence[Supervisor], max_run_s: float, busy_poll: BusyPoll, queue: RequestQueue) -> None:
+        """``queue`` is where requests wait for the devices of these ``supervisors``."""
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
+        self._queue = queue
         self._in_flight = _InFlight(busy_poll)
         self._irrevocable: KaasError | None = None
         """Why calls are refused for good."""
         self._loop = asyncio.get_running_loop()
         self._state_changed = asyncio.Event()
-        ids = itertools.count(1)
+        self._ids = itertools.count(1)
         for supervisor in supervisors:
             supervisor.on_state = self._state_changed.set
-            supervisor.ids = ids
+            supervisor.ids = self._ids
+            supervisor.requests_wait = queue
+            if supervisor.info.state == admin_pb2.WORKER_STATE_READY:
+                queue.device_ready(supervisor.info.name, supervisor.slots)
 
     @property
     def draining(self) -> bool:
         """True after ``drain``, until ``resume``, and after ``give_up``: new calls fail."""
         return self._in_flight.refusal is not None
+
+    @property
+    def queue(self) -> RequestQueue:
+        """Where requests wait: groups are made there."""
+        return self._queue
 
     async def execute(
         self,
@@ -146,6 +162,8 @@ class Dispatcher:
         inputs: Mapping[str, bytes] | None = None,
         return_buffers: Sequence[str] = (),
         device: str = "",
+        group: str = DEFAULT_GROUP,
+        priority: int = 0,
         deadline: float | None = None,
         trace: bool = False,
         function: str = "",
@@ -154,13 +172,15 @@ class Dispatcher:
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
-        ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace;
-        ``function`` is the request's name, if it has one; ``sender`` is asked, where the call has to wait, whose it is;
-        ``identified`` is set where it must have its effect once.
-        Cancelling the awaiting task cancels the call. Raises ``KaasError``.
+        ``keys`` and ``inputs`` re-bind buffers by name; ``group`` is whom it is for, and ``priority`` its place among that one's
+        requests; ``deadline`` is in the loop's time; ``trace`` asks for a trace; ``function`` is the request's name, if it has
+        one; ``sender`` is asked, where the call has to wait, whose it is; ``identified`` is set where it must have its effect
+        once. Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
-        supervisor = self._choose(device)
+        if device and device not in self._supervisors:
+            known = ", ".join(self._supervisors)
+            raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
         message = worker_pb2.ToWorker()
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
@@ -168,18 +188,29 @@ class Dispatcher:
             message.execute.trace_from_ns = arrived_ns
         if identified is not None:
             message.execute.keep_as.key, message.execute.keep_as.fingerprint = identified.as_key
+        due = self._due(deadline)
+        queued = QueuedRequest(
+            None,
+            group,
+            request.digest,
+            priority=priority,
+            deadline=due,
+            sender=None if self._queue.has_room else sender(),
+            device=device or None,
+            size_bytes=input_bytes,
+        )
+        ticket = queued.id = Ticket(next(self._ids), queued, function, arrived_ns)
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
-                serving = supervisor.call if identified is None else partial(_call_once, supervisor, identified)
-                due = self._due(deadline)
-                answer, sent_at_ns = await serving(message, request, due, input_bytes, function, sender)
+                answer, sent_at_ns = await self._serve(ticket, message, request, identified)
             except (KaasError, asyncio.CancelledError):
-                supervisor.counters["failed"] += 1
+                self._counters_of(ticket, device)["failed"] += 1
                 raise
         executed = answer.executed
         reply = executed.reply
         timing = reply.timing
+        supervisor = self._supervisors[ticket.device]
         counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
         counters["succeeded"] += 1
         counters["kernels_launched"] += executed.kernels_launched
@@ -187,10 +218,49 @@ class Dispatcher:
         supervisor.info.memory_used_bytes = executed.memory_used_bytes
         timing.queue_ns = sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
+        reply.group = group
+        reply.placement = _PLACEMENTS[ticket.placement]
         if trace:
             _add_stage(reply.trace, "request", timing.total_ns)
             _add_stage(reply.trace, "queue", timing.queue_ns)
         return reply
+
+    async def _serve(
+        self,
+        ticket: Ticket,
+        message: worker_pb2.ToWorker,
+        request: SerializedRequest,
+        identified: IdentifiedCall | None,
+    ) -> tuple[worker_pb2.FromWorker, int]:
+        """Have a request run where it is placed; again and elsewhere, while workers are lost that had not begun it."""
+        device_s = None
+        try:
+            self._refuse_what_cannot_start(ticket.queued.device)
+            await self._queue.place(ticket)
+            while True:
+                supervisor = self._supervisors[ticket.device]
+                due = ticket.queued.deadline
+                try:
+                    serving = supervisor.call if identified is None else partial(_call_once, supervisor, identified)
+                    answer, sent_at_ns = await serving(message, request, due, ticket)
+                except Displaced:
+                    await self._queue.turn(ticket)
+                else:
+                    device_s = answer.executed.reply.timing.run_ns / 1e9
+                    return answer, sent_at_ns
+        finally:
+            self._queue.left(ticket, device_s)
+
+    def _refuse_what_cannot_start(self, device: str | None) -> None:
+        """Raise the reason where no device that a request may run on has started for some time."""
+        concerned = self._supervisors.values() if device is None else (self._supervisors[device],)
+        refusals = [supervisor.refusal for supervisor in concerned]
+        if None not in refusals:
+            raise refusals[0].with_traceback(None)  # type: ignore[union-attr]
+
+    def _counters_of(self, ticket: Ticket, device: str) -> Counter[str]:
+        """Return the counters of the device that a request was sent to, or could have been."""
+        return self._supervisors[ticket.device or device or next(iter(self._supervisors))].counters
 
     async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:
         """Check a request against its libraries and every device whose worker is ready, and have each that can run it prepare it.
@@ -216,7 +286,7 @@ class Dispatcher:
         """Describe a library, or ``content`` that is not stored yet. ``deadline`` as for ``execute``. Raises ``KaasError``."""
         with self._in_flight:
             inspect = worker_pb2.Inspect(library=library, content=content)
-            answer, _ = await self._choose("").call(worker_pb2.ToWorker(inspect=inspect), deadline=self._due(deadline))
+            answer, _ = await self._least_loaded().call(worker_pb2.ToWorker(inspect=inspect), deadline=self._due(deadline))
         return answer.inspected
 
     def forget_library(self, library_id: str) -> None:
@@ -263,6 +333,7 @@ class Dispatcher:
         """Fail all calls, those that run too and those to come, with ``error``."""
         self._irrevocable = error
         self._refuse(error)
+        self._queue.fail_all(error)
         for supervisor in self._supervisors.values():
             supervisor.give_up(error)
 
@@ -283,11 +354,15 @@ class Dispatcher:
     def requests(self, after: str = "", limit: int | None = None) -> list[admin_pb2.RequestInfo]:
         """Return up to ``limit`` requests that wait or run, in the order in which they came, from behind the id ``after``."""
         now_ns, first = perf_counter_ns(), _place(after)
-        requests = [r for s in self._supervisors.values() for r in s.requests(now_ns) if _place(r.id) > first]
+        requests = [r for s in self._supervisors.values() for r in s.requests(now_ns)]
+        requests += (ticket.info(now_ns) for ticket in self._queue.waiting)
+        requests = [r for r in requests if _place(r.id) > first]
         return sorted(requests, key=lambda request: _place(request.id))[:limit]
 
     def cancel_request(self, request_id: str) -> None:
         """Have a request that waits or runs end early, for an operator. Raises ``RequestNotFoundError``."""
+        if request_id.isdecimal() and self._queue.cancel(int(request_id), CancelReason.OPERATOR):
+            return
         if not any(supervisor.cancel_request(request_id) for supervisor in self._supervisors.values()):
             raise RequestNotFoundError(f"no request {request_id!r} waits or runs")
 
@@ -308,7 +383,7 @@ class Dispatcher:
                     requests_succeeded=counters["succeeded"],
                     requests_failed=counters["failed"],
                     kernels_launched=counters["kernels_launched"],
-                    queued=supervisor.queued,
+                    queued=supervisor.queued + self._queue.queued(name),
                     running=supervisor.running,
                     run_time=run_time,
                 )
@@ -325,15 +400,8 @@ class Dispatcher:
         latest = self._loop.time() + self._max_run_s
         return latest if deadline is None else min(deadline, latest)
 
-    def _choose(self, device: str) -> Supervisor:
-        """Return the named device's supervisor, or that of the least loaded ready one."""
-        if device:
-            if device not in self._supervisors:
-                known = ", ".join(self._supervisors)
-                raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
-            return self._supervisors[device]
-        if len(self._supervisors) == 1:
-            return next(iter(self._supervisors.values()))
+    def _least_loaded(self) -> Supervisor:
+        """Return that of a ready device, if there is one."""
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
 
 
@@ -354,7 +422,6 @@ async def _call_once(
                 return worker_pb2.FromWorker(executed=worker_pb2.Executed(reply=reply)), perf_counter_ns()
             failure = error
         else:
-            answer.executed.reply.attempts += attempt
             return answer, sent_at_ns
     raise failure
 

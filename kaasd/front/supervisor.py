@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
-from kaasd.front.call_queue import CallQueue
+from kaasd.front.call_queue import WAITING_AT_WORKER, CallQueue
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
 from kaasd.front.ward import Ward
-from kaasd.front.worker_calls import PendingCall, WorkerCalls
+from kaasd.front.worker_calls import Displaced, PendingCall, WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import SerializedRequest, error_from_failed
 
@@ -27,6 +27,22 @@ MAX_FAILED_STARTS = 3
 """In a row; they take some seconds. After as many, calls do not wait for the next."""
 
 _log = logging.getLogger(__name__)
+
+
+class RequestsWait(Protocol):
+    """Where requests wait for a device, as a device sees it: ``RequestQueue``."""
+
+    def device_ready(self, device: str, slots: int) -> None:
+        """It can run so many requests at once."""
+
+    def device_lost(self, device: str, not_begun: Iterable[int]) -> None:
+        """It can run nothing more, and had not begun these."""
+
+    def leaves_slot(self, id: int) -> None:
+        """A request has no need of its slot."""
+
+    def fail_all(self, error: KaasError, device: str | None = None) -> None:
+        """What waits for the device alone fails."""
 
 
 class Supervisor(WorkerCalls):
@@ -39,14 +55,13 @@ class Supervisor(WorkerCalls):
         check_store: Callable[[], object] = lambda: None,
         quarantine: Quarantine | None = None,
         *,
-        max_queued_bytes: float = math.inf,
         has_spare: bool = False,
     ) -> None:
         """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more.
 
         ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones.
         """
-        queue = CallQueue(max_queued, config.concurrency, max_queued_bytes)
+        queue = CallQueue(max_queued, config.concurrency)
         process = WorkerProcess(config, self._process_started, self._received, self._lost)
         super().__init__(config.device, queue, quarantine or Quarantine(), process)
         self._config = config
@@ -70,10 +85,17 @@ class Supervisor(WorkerCalls):
         """The device and the state of its worker."""
         self.on_state: Callable[[], object] = lambda: None
         """Called when the state has changed."""
+        self.requests_wait: RequestsWait | None = None
+        """Told what the worker takes."""
+
+    @property
+    def slots(self) -> int:
+        """Requests that the worker takes at once: one waits there for the others."""
+        return self._config.concurrency + WAITING_AT_WORKER
 
     @property
     def queued(self) -> int:
-        """Calls that wait, suspects too."""
+        """Calls that wait here, suspects too."""
         return self._queue.queued + (self._ward.queue.queued if self._ward is not None else 0)
 
     @property
@@ -179,6 +201,8 @@ class Supervisor(WorkerCalls):
             self._hold_pages_id = self._send_hold_pages()
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
+        if self.requests_wait is not None:
+            self.requests_wait.device_ready(self.info.name, self.slots)
 
     def _pages_released(self, message_id: int, error: KaasError | None) -> None:
         """The worker's device has let go of the store's pages, or could not."""
@@ -228,6 +252,7 @@ class Supervisor(WorkerCalls):
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
         )
         decisions = self._queue.worker_lost(self._process.begun())
+        self._displace()
         if self._refusal is None and self._spare is not None and (spare := self._spare.take()) is not None:
             self._act(decisions)
             self._take_over(spare)
@@ -243,8 +268,29 @@ class Supervisor(WorkerCalls):
                     f"{f': {self._start_error}' if self._start_error else ''}; kaasd goes on trying"
                 )
                 decisions += self._queue.fail_all(self._not_starting)
+                if self.requests_wait is not None:
+                    self.requests_wait.fail_all(self._not_starting, self.info.name)
             self._restarting = self._loop.create_task(self._restart(was_ready))
         self._act(decisions)
+
+    def _displace(self) -> None:
+        """Have requests that the worker had not begun go elsewhere."""
+        displaced = [call_id for call_id in self._queue.waiting if self._is_displaced(call_id)]
+        for call_id in displaced:
+            self._queue.withdraw(call_id)
+            self._deadlines.discard(call_id)
+            if not self._calls[call_id].answer.done():
+                self._calls[call_id].answer.set_exception(Displaced())
+        if self.requests_wait is not None:
+            self.requests_wait.device_lost(self.info.name, displaced)
+
+    def _is_displaced(self, call_id: int) -> bool:
+        call = self._calls.get(call_id)
+        return call is not None and call.ticket is not None and not self._queue.is_alone(call_id)
+
+    def _leaves_slot(self, call_id: int) -> None:
+        if self.requests_wait is not None:
+            self.requests_wait.leaves_slot(call_id)
 
     def _take_over(self, spare: Ready) -> None:
         """Have the spare serve, in place of the process that has ended."""

@@ -95,6 +95,9 @@ class Ward(WorkerCalls):
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
         self.admit(call_id, call, losses)  # for the next process here
 
+    def _leaves_slot(self, call_id: int) -> None:
+        """It has no slot of a device that others wait for."""
+
     def _is_new(self, request: SerializedRequest) -> None:
         """No spare has to know of it."""
 

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter_ns
 
@@ -32,6 +32,7 @@ from kaasd.front.call_queue import (
     Send,
 )
 from kaasd.front.quarantine import Quarantine
+from kaasd.front.request_queue import Ticket
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.channel import Stage
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
@@ -55,14 +56,17 @@ class PendingCall:
     answer: asyncio.Future[worker_pb2.FromWorker]
     request: SerializedRequest | None
     """What the message is about."""
-    function: str
-    input_bytes: int
-    came_at_ns: int
+    ticket: Ticket | None
+    """Of a request that was placed: it goes elsewhere where the worker is lost before it has begun it."""
     deadline: float | None
     held_by: WorkerCalls
     sent_at_ns: int = 0
     attempts: int = 0
     """Workers that it was sent to."""
+
+
+class Displaced(Exception):
+    """The worker that a call was sent to is lost, and had not begun it: it is to be placed again."""
 
 
 class WorkerCalls(ABC):
@@ -91,6 +95,14 @@ class WorkerCalls(ABC):
         """Whether the device may hold on to the store's pages."""
 
     @property
+    def refusal(self) -> KaasError | None:
+        """What a call fails with that comes now. Where a worker cannot start, who asks has it tried again."""
+        refusal = self._refusal or self._not_starting
+        if refusal is not None:
+            self._is_wanted = True
+        return refusal
+
+    @property
     def queue(self) -> CallQueue:
         """The calls that wait and run, to be looked at."""
         return self._queue
@@ -100,27 +112,24 @@ class WorkerCalls(ABC):
         message: worker_pb2.ToWorker,
         request: SerializedRequest | None = None,
         deadline: float | None = None,
-        input_bytes: int = 0,
-        function: str = "",
-        sender: Callable[[], Hashable] = lambda: None,
+        ticket: Ticket | None = None,
     ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``request`` is what the message executes or prepares, and ``function`` its name, if it has one; ``deadline`` is in the
-        loop's time; ``input_bytes`` is the size of the inputs in the message; ``sender`` is asked, where the call has to wait,
-        whose it is. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``.
+        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time; ``ticket`` is set for a request
+        that was placed here. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``, and for what
+        was placed ``Displaced``.
         """
-        if (refusal := self._refusal or self._not_starting) is not None:
-            self._is_wanted = True
+        if (refusal := self.refusal) is not None:
             raise refusal.with_traceback(None)
         if request is not None and request.digest in self._quarantine.refused:
             raise self._quarantine.refusal(request.digest)
-        call_id = message.id = next(self.ids)
+        call_id = message.id = next(self.ids) if ticket is None else ticket.id
         answer = self._loop.create_future()
-        call = PendingCall(message, answer, request, function, input_bytes, perf_counter_ns(), deadline, self)
+        call = PendingCall(message, answer, request, ticket, deadline, self, attempts=0 if ticket is None else ticket.attempts)
         self._calls[call_id] = call
         try:
-            self._act(self._queue.submit(call_id, input_bytes, sender))
+            self._act(self._queue.submit(call_id))
             self._await_deadline(call_id, deadline)
             answered = await answer
         except asyncio.CancelledError:
@@ -129,6 +138,8 @@ class WorkerCalls(ABC):
             raise
         finally:
             del call.held_by._calls[call_id]
+            if ticket is not None:
+                ticket.attempts = call.attempts
         if answered.HasField("failed"):
             raise error_from_failed(answered.failed)
         if answered.HasField("executed"):
@@ -141,7 +152,7 @@ class WorkerCalls(ABC):
         call.held_by._deadlines.discard(call_id)
         call.held_by = self
         self._calls[call_id] = call
-        self._act(self._queue.admit(call_id, call.input_bytes, losses, alone=alone))
+        self._act(self._queue.admit(call_id, losses, alone=alone))
         self._await_deadline(call_id, call.deadline)
 
     def requests(self, now_ns: int) -> list[admin_pb2.RequestInfo]:
@@ -149,23 +160,17 @@ class WorkerCalls(ABC):
         begun = self._process.begun()
         requests = []
         for call_id, call in self._calls.items():
-            if call.message.HasField("execute"):
-                stage = begun.get(call_id) if self._queue.is_sent(call_id) else None
-                request = admin_pb2.RequestInfo(
-                    id=str(call_id),
-                    function=call.function,
-                    device=self.device,
-                    state=STATE_OF_STAGE[stage],
-                    input_bytes=call.input_bytes,
-                )
-                request.age.FromNanoseconds(now_ns - call.came_at_ns)
-                requests.append(request)
+            if call.ticket is not None:
+                info = call.ticket.info(now_ns)
+                info.device = self.device
+                info.state = STATE_OF_STAGE[begun.get(call_id) if self._queue.is_sent(call_id) else None]
+                requests.append(info)
         return requests
 
     def cancel_request(self, request_id: str) -> bool:
         """End a request early, for an operator; return whether it is one of this worker's, whose caller waits."""
         for call_id, call in self._calls.items():
-            if str(call_id) == request_id and call.message.HasField("execute"):
+            if str(call_id) == request_id and call.ticket is not None:
                 self._act(self._queue.cancel(call_id, CancelReason.OPERATOR))
                 return True
         return False
@@ -189,6 +194,10 @@ class WorkerCalls(ABC):
     @abstractmethod
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
         """Have a suspect run where it can hurt no other."""
+
+    @abstractmethod
+    def _leaves_slot(self, call_id: int) -> None:
+        """A call waits at the worker for its code, so that another may come there."""
 
     @abstractmethod
     def _is_new(self, request: SerializedRequest) -> None:
@@ -221,6 +230,8 @@ class WorkerCalls(ABC):
                 self._pages_released(message.id, None)
             case "compiling":
                 self._act(self._queue.compiling(message.id, begins=message.compiling.begins))
+                if message.compiling.begins:
+                    self._leaves_slot(message.id)
             case "unknown_request" if message.id in self._calls:
                 self._queue.sent_again(message.id)
                 self._send(message.id, with_content=True)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush, heapreplace
+from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, TypeVar, Union
 
 from kaas_core.errors import GroupLimitError
 from kaasd.scheduling.group import Group, GroupUse
-from kaasd.scheduling.request import QUEUED, Datum, QueuedRequest
+from kaasd.scheduling.request import Datum, QueuedRequest
+from kaasd.scheduling.turns import Turns
 
 LAG_REQUESTS = 2
 """How far behind the virtual time a group may stay that has requests outstanding, in the longest requests of its devices.
@@ -27,10 +28,6 @@ It gets there where a long request of another holds the slot that is its turn, o
 served more just now. Without this memory each such loss would be for ever: one of two groups on four devices, with two requests
 outstanding whose times are exponential, gets 0.83 of its share with 0 here, 0.98 with 1, and 0.998 with 2.
 """
-
-_FEW = 32
-"""A heap of so many entries is not worth clearing of dead ones."""
-
 
 Entry = tuple[float, int, Union["Flow", "Claim"]]
 """A place in a ``FairQueue``, which alone writes it."""
@@ -131,22 +128,21 @@ class GroupState:
         return GroupLimitError(f"group {self.granted.name}: {why}", {"group": self.granted.name, "limit": limit})
 
 
-class Flow:
-    """Requests of one group that wait for the same devices, in the order in which the group wants them."""
+class Flow(Turns):
+    """Requests of one group that wait for the same devices."""
 
-    __slots__ = ("_requests", "claimed", "claims", "entry", "group", "only", "waiting")
+    __slots__ = ("claimed", "claims", "entry", "group", "only")
 
     def __init__(self, group: GroupState, only: str | None) -> None:
+        super().__init__()
         self.group = group
         self.only = only
         """The only device that they may run on."""
-        self.waiting = 0
         self.entry: Entry | None = None
         self.claimed: Sequence[Datum] = ()
         """What its first request needed when it last stood in the queues of devices."""
         self.claims: dict[object, Claim] = {}
         """By device."""
-        self._requests: list[tuple[int, float, int, QueuedRequest]] = []
 
     @property
     def stands(self) -> bool:
@@ -156,35 +152,6 @@ class Flow:
                 if claim.entry is not None and claim.data is self.claimed:
                     return True
         return False
-
-    def push(self, request: QueuedRequest) -> bool:
-        """Take a request in. Return whether it is the first."""
-        request.state = QUEUED
-        heappush(self._requests, (-request.priority, request.deadline, request.number, request))
-        self.waiting += 1
-        return self.waiting == 1 or self._requests[0][3] is request
-
-    def pop(self) -> QueuedRequest:
-        """Take the first request out; there is one."""
-        while True:
-            request = heappop(self._requests)[3]
-            if request.state is QUEUED:
-                self.waiting -= 1
-                return request
-
-    def first(self) -> QueuedRequest:
-        """Return the first request; there is one."""
-        requests = self._requests
-        while requests[0][3].state is not QUEUED:
-            heappop(requests)
-        return requests[0][3]
-
-    def discarded(self) -> None:
-        """One of its requests is ``QUEUED`` no longer."""
-        self.waiting -= 1
-        if len(self._requests) > 2 * self.waiting + _FEW:
-            self._requests = [entry for entry in self._requests if entry[3].state is QUEUED]
-            heapify(self._requests)
 
 
 class Claim:

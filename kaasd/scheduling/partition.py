@@ -44,6 +44,11 @@ class Partition:
         self._by_used: list[dict[Device, None]] = []
         """Open devices with a slot, by how many slots are used; who changed longest ago comes first."""
 
+    @property
+    def has_slot(self) -> bool:
+        """Whether a device that takes requests has a slot."""
+        return self._free > 0
+
     # Events
 
     def add(self, device: Device) -> None:

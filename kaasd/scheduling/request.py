@@ -59,6 +59,8 @@ class QueuedRequest:
     """Within its group, higher first."""
     deadline: float = math.inf
     """Of equal priority, the earliest first."""
+    sender: Hashable = None
+    """Who sends it: within a group, senders take turns."""
     device: str | None = None
     """The only device that it may run on, by name."""
     size_bytes: int = 0
@@ -77,3 +79,7 @@ class QueuedRequest:
     planned_s: float = field(default=0.0, init=False)
     """For how long it is likely to occupy its device: its device time, and what must be brought before."""
     started_at: float = field(default=0.0, init=False)
+    least_s: float = field(default=0.0, init=False)
+    """Device time that it takes at least, as far as is known."""
+    left_before: bool = field(default=False, init=False)
+    """It has left its queue once, and comes before all others of its group."""

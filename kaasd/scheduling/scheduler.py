@@ -53,6 +53,8 @@ class Scheduler:
         """``owners`` are groups by device, for ``STATIC``; ``restart_s`` is what a restart takes, for ``EXCLUSIVE``."""
         self._groups: dict[str, GroupState] = {}
         self._devices: dict[str, Device] = {}
+        self._known: dict[str, None] = {}
+        """All devices that there have been: those that are lost may return."""
         self._only: dict[str, dict[GroupState, Flow]] = {}
         """Flows by the only device that they may run on."""
         self._durations = Durations()
@@ -101,6 +103,22 @@ class Scheduler:
             return request.expected_s
         return self._durations.expected_s(self._groups[request.group] if request.function is None else request.function)
 
+    def least_wait_s(self, request: QueuedRequest) -> float:
+        """Return how long a request of a known group would wait at least, were it submitted now, and run.
+
+        That is what its sender has waiting already, on all slots that there are. A guess all the same: what those requests took
+        before, or what this one did, may have been by bad luck. Tell ``doubt`` where it was believed.
+        """
+        state = self._groups[request.group]
+        flow = state.flows.get(request.device)
+        ahead_s = 0.0 if flow is None else flow.ahead_s(request.sender)
+        own_s = self._durations.least_s(state if request.function is None else request.function)
+        return own_s if not ahead_s else own_s + ahead_s / max(1, sum(device.slots for device in self._devices.values()))
+
+    def doubt(self, request: QueuedRequest) -> None:
+        """A request was not submitted because of ``least_wait_s``: the next of its function is likelier to be."""
+        self._durations.doubt(self._groups[request.group] if request.function is None else request.function)
+
     def expected_of(self, most: int) -> dict[Hashable, float]:
         """Return the device times expected of the functions that were new last, at most so many."""
         return self._durations.latest(most)
@@ -111,6 +129,7 @@ class Scheduler:
         """A device is there, or there again: nothing is on it, and it runs nothing."""
         if name in self._devices:
             raise ValueError(f"there is a device {name} already")
+        self._known[name] = None
         device = self._devices[name] = Device(name, slots)
         self._sharing.add(device)
         self._look_at(device)
@@ -159,7 +178,7 @@ class Scheduler:
         """Take a request. One that is not ``ready`` waits for an argument.
 
         Raises ``GroupNotFoundError``; ``GroupLimitError`` where too much of its group is waiting; ``InvalidRequestError`` for a
-        device that there is not.
+        device that there never was.
         """
         if request.state is not NEW:
             raise ValueError("a request is submitted once")
@@ -190,23 +209,37 @@ class Scheduler:
         else:
             state.leave(request.size_bytes)
             if was is QUEUED:
-                state.flows[request.device].discarded()
+                state.flows[request.device].discarded(request)
                 state.waiting -= 1
         self._check_idle(state)
         return True
 
-    def finished(self, request: QueuedRequest, now: float, device_s: float | None = None) -> None:
-        """A request is done, well or not, and used that much device time. None: from its start until now."""
+    def finished(self, request: QueuedRequest, now: float, device_s: float | None = None, *, succeeded: bool = True) -> None:
+        """A request is done, well or not, and used that much device time. None: from its start until now.
+
+        What is expected of the next of its function is learnt from those that ``succeeded``.
+        """
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot finish")
         state = self._groups[request.group]
         self._vacate(request, state, now)
         if device_s is None:
             device_s = now - request.started_at
-        self._durations.learn(state if request.function is None else request.function, device_s)
+        if succeeded:
+            self._durations.learn(state if request.function is None else request.function, device_s)
         request.state = ENDED
         self._back(request, state, device_s)
         self._check_idle(state)
+
+    def leave_slot(self, request: QueuedRequest, now: float) -> None:
+        """A request that runs needs its slot no more, or not for now, and goes on all the same. Idempotent."""
+        if request.state is RUNNING:
+            self._vacate(request, self._groups[request.group], now)
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a device that takes requests of all groups has a slot."""
+        return self._sharing.has_slot
 
     def run_again(self, request: QueuedRequest, now: float, device_s: float = 0.0) -> None:
         """A request that runs, or ran on a device that was lost, is to run again; ``device_s`` counts as its group's."""
@@ -267,9 +300,8 @@ class Scheduler:
         return state
 
     def _check_device(self, name: str, state: GroupState) -> None:
-        device = self._devices.get(name)
-        if device is None:
-            known = ", ".join(self._devices) or "none"
+        if name not in self._known:
+            known = ", ".join(self._known) or "none"
             raise InvalidRequestError.at("device", f"there is no device {name!r}; there are: {known}")
         if not self._sharing.may_name(state.granted.name, name):
             raise InvalidRequestError.at("device", f"group {state.granted.name} cannot ask for {name}: devices belong to groups")
@@ -293,6 +325,7 @@ class Scheduler:
             if only is not None:
                 self._only.setdefault(only, {})[state] = flow
         state.waiting += 1
+        request.least_s = self._durations.least_s(state if request.function is None else request.function)
         if flow.push(request) or flow.entry is None:
             self._list(flow)
 
@@ -302,6 +335,7 @@ class Scheduler:
         state.queued += 1
         state.queued_bytes += request.size_bytes
         request.runs_on = ""
+        request.left_before = True
         self._enqueue(request, state)
 
     def _put_back(self, requests: Iterable[QueuedRequest]) -> None:

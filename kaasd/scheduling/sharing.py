@@ -28,9 +28,15 @@ class Sharing:
         """Return the devices of which this is one; None for one that nobody may use just now."""
         return self._at.get(device)
 
+    @property
+    def has_slot(self) -> bool:
+        """Whether a common device has a slot."""
+        return self._common.has_slot
+
     def may_name(self, group: str, device: str) -> bool:
         """Return whether a request of a group may be for one device only."""
-        return self.partition_at(device) is self.partition_of(group)
+        owner = self._owners.get(device)
+        return (self._common if owner is None else self._own[owner]) is self.partition_of(group)
 
     def set_group(self, state: GroupState) -> None:
         """A group is there, or is granted something else."""

@@ -17,8 +17,10 @@ import uvloop
 from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.request_queue import RequestQueue, Ticket
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.scheduling import Policy, Scheduler
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "scripted_worker.py"))
 """In place of ``kaasd.front.worker_process.COMMAND``."""
@@ -66,18 +68,22 @@ async def supervised(
 
 
 async def call(
-    supervisor: Supervisor, script: str, request: SerializedRequest = REQUEST, deadline: float | None = None
+    supervisor: Supervisor,
+    script: str,
+    request: SerializedRequest = REQUEST,
+    deadline: float | None = None,
+    ticket: Ticket | None = None,
 ) -> dict[str, Any]:
-    """Have a call scripted, and return what the worker saw of it, and before it."""
+    """Have a call scripted, and return what the worker saw of it, and before it. With a ``ticket`` it is listed as a request."""
     message = worker_pb2.ToWorker(execute=worker_pb2.Execute(keys={"do": script}))
-    answer, _ = await supervisor.call(message, request, deadline)
+    answer, _ = await supervisor.call(message, request, deadline, ticket)
     seen: dict[str, Any] = json.loads(answer.executed.reply.printed)
     return seen
 
 
 @asynccontextmanager
 async def dispatching(
-    directory: Path, *scripts: str, max_run_s: float = 100.0
+    directory: Path, *scripts: str, max_run_s: float = 100.0, policy: Policy = Policy.AFFINITY, max_queued: int = 100
 ) -> AsyncIterator[tuple[Dispatcher, list[Supervisor]]]:
     """A dispatcher of one device for each script, ``d0`` and so on; default: one."""
     async with AsyncExitStack() as stack:
@@ -85,7 +91,9 @@ async def dispatching(
             await stack.enter_async_context(supervised(directory, script, device=f"d{index}", concurrency=2))
             for index, script in enumerate(scripts or ("",))
         ]
-        yield Dispatcher(workers, max_run_s, BusyPoll(0.0)), workers
+        queue = RequestQueue(Scheduler(policy=policy), [worker.info.name for worker in workers], max_queued=max_queued)
+        stack.callback(queue.close)
+        yield Dispatcher(workers, max_run_s, BusyPoll(0.0), queue), workers
 
 
 async def execute(dispatcher: Dispatcher, script: str = "look", **options: Any) -> executor_pb2.InvokeResponse:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import cycle
 
 import pytest
@@ -41,7 +40,7 @@ def test_a_full_queue_refuses() -> None:
     queue = ready_queue(max_queued=1)
     for call in (1, 2, 3):
         queue.submit(call)
-    with pytest.raises(QueueFullError, match="1 requests are waiting"):
+    with pytest.raises(QueueFullError, match="1 calls are waiting"):
         queue.submit(4)
     assert queue.answered(1) == [Send(3)]
     assert queue.submit(4) == []
@@ -100,49 +99,26 @@ class TestCompiling:
         assert [queue.submit(call) for call in (1, 2, 3)] == [[Send(1)], [Send(2)], []]
 
 
-class TestBytesOfInputs:
-    def test_more_than_may_wait_are_refused(self) -> None:
-        queue = CallQueue(max_queued=10, max_queued_bytes=100)
-        queue.submit(1, 60)
-        with pytest.raises(QueueFullError, match="60 bytes of inputs are waiting already, and with the 41 of this one"):
-            queue.submit(2, 41)
-        assert (queue.load, queue.queued_bytes) == (1, 60)
-        queue.submit(3, 40)
-        assert queue.submit(4, 0) == []
-        with pytest.raises(QueueFullError):
-            queue.submit(5, 1)
+class TestWithdrawn:
+    """Calls that wait for a worker and go elsewhere."""
 
-    def test_only_what_waits_counts(self) -> None:
-        queue = CallQueue(max_queued=10, max_queued_bytes=100)
-        queue.worker_ready()
-        for call in (1, 2):
-            assert queue.submit(call, 1000) == [Send(call)]
-        with pytest.raises(QueueFullError):
-            queue.submit(3, 101)
-        assert queue.submit(4, 100) == []
-        assert queue.answered(1) == [Send(4)]
-        assert (queue.submit(5, 100), queue.queued_bytes) == ([], 100)
+    def test_it_is_sent_no_more(self) -> None:
+        queue = CallQueue(max_queued=10)
+        for call in (1, 2, 3):
+            queue.submit(call)
+        queue.withdraw(2)
+        assert (list(queue.waiting), queue.load) == ([1, 3], 2)
+        assert queue.worker_ready() == [Send(1), Send(3)]
 
-    def test_what_comes_back_from_a_worker_counts_and_is_refused_nothing(self) -> None:
-        queue = CallQueue(max_queued=10, max_queued_bytes=100)
+    def test_what_a_worker_had_not_begun_is_among_those_that_may_go(self) -> None:
+        queue = CallQueue(max_queued=10, concurrency=2)
         queue.worker_ready()
         for call in (1, 2, 3):
-            queue.submit(call, 90)
-        queue.run_again(1, suspect=False)
-        queue.worker_lost({})
-        assert queue.queued_bytes == 270
-        with pytest.raises(QueueFullError):
-            queue.submit(4, 1)
-        queue.worker_ready()
-        assert queue.queued_bytes == 90
-
-    @pytest.mark.parametrize("how", ["cancelled", "failed"])
-    def test_a_call_that_ends_while_it_waits_makes_room(self, how: str) -> None:
-        queue = CallQueue(max_queued=10, max_queued_bytes=100)
-        queue.submit(1, 100)
-        queue.cancel(1, CancelReason.CANCELLED) if how == "cancelled" else queue.fail_all(DrainingError("over"))
-        assert queue.queued_bytes == 0
-        assert queue.submit(2, 100) == []
+            queue.submit(call)
+        queue.admit(4, losses=1, alone=True)
+        queue.worker_lost({1: RUNNING})
+        assert list(queue.waiting) == [2, 3, 4]
+        assert [queue.is_alone(call) for call in queue.waiting] == [False, False, True]
 
 
 def test_a_lost_worker_fails_what_it_committed_and_the_rest_goes_to_its_successor() -> None:
@@ -182,7 +158,7 @@ def test_a_call_that_cannot_run_elsewhere_comes_back_and_runs_alone() -> None:
     queue.worker_ready()
     for call in (1, 2, 3):
         queue.submit(call)
-    assert queue.admit(4, 1000, 1, alone=True) == []
+    assert queue.admit(4, 1, alone=True) == []
     queue.submit(5)
     assert [queue.answered(call) for call in (1, 2)] == [[], []]
     assert queue.answered(3) == [Send(4)]
@@ -192,11 +168,11 @@ def test_a_call_that_cannot_run_elsewhere_comes_back_and_runs_alone() -> None:
 
 def test_a_call_that_costs_several_workers_is_given_up() -> None:
     queue = ready_queue()
-    assert queue.admit(1, 0, losses=1) == [Send(1)]
+    assert queue.admit(1, losses=1) == [Send(1)]
     for _ in range(MOST_WORKERS - 2):
         blamed, (call, losses) = queue.worker_lost({1: RUNNING})
         assert (blamed, call) == (Blame(1), 1)
-        queue.admit(call, 0, losses)
+        queue.admit(call, losses)
         assert queue.worker_ready() == [Send(1)]
     blamed, failed = queue.worker_lost({1: RUNNING})
     assert blamed == Blame(1)
@@ -374,48 +350,6 @@ def test_what_an_operator_cancels_ends_even_where_that_costs_the_worker() -> Non
     assert queue.worker_ready() == [Send(2)]
 
 
-def served(queue: CallQueue, sent: list[int]) -> list[int]:
-    """Return all calls in the order in which they are sent, of which these were."""
-    order = []
-    while sent:
-        order.append(sent.pop(0))
-        sent += [decision.call for decision in queue.answered(order[-1])]
-    return order
-
-
-class TestTurns:
-    def test_those_who_send_calls_take_turns(self) -> None:
-        queue = ready_queue()
-        asked: list[str] = []
-
-        def sender(name: str) -> Callable[[], str]:
-            return lambda: asked.append(name) or name  # type: ignore[func-returns-value]
-
-        for call, name in enumerate("aaaaaabacb", 1):
-            queue.submit(call, 0, sender(name))
-        assert "".join(asked) == "aaaabacb"  # not of those that are sent at once
-        order = served(queue, [1, 2])
-        assert "".join("aaaaaabacb"[call - 1] for call in order) == "aaabcabaaa"
-        assert order == [1, 2, 3, 7, 9, 4, 10, 5, 6, 8]
-
-    def test_a_sender_who_comes_late_waits_for_one_call_of_each_other(self) -> None:
-        queue = CallQueue(max_queued=1000)
-        for call in range(100):
-            queue.submit(call, 0, lambda call=call: call % 4)
-        queue.submit(100, 0, lambda: "late")
-        sent = [decision.call for decision in queue.worker_ready()]
-        assert served(queue, sent)[:5] == [0, 1, 2, 3, 100]
-
-    def test_a_sender_whose_calls_are_cancelled_has_no_turn(self) -> None:
-        queue = CallQueue(max_queued=10)
-        for call, name in enumerate("abab"):
-            queue.submit(call, 10, lambda name=name: name)
-        for call in (1, 3):
-            queue.cancel(call, CancelReason.CANCELLED)
-        assert (queue.load, queue.queued_bytes) == (2, 20)
-        assert queue.worker_ready() == [Send(0), Send(2)]
-
-
 def test_an_unknown_call_is_nothing_to_cancel() -> None:
     assert ready_queue().cancel(7, CancelReason.DEADLINE) == []
 
@@ -456,7 +390,7 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(
     for event in events:
         if event == "submit":
             submitted += 1
-            note(queue.submit(submitted, 1 << submitted, lambda sender=submitted % 3: sender))
+            note(queue.submit(submitted))
         elif event == "answer" and at_worker:
             call = at_worker.pop(0)
             if call not in ended:  # Nobody waits for the answer to one that was told already.
@@ -472,8 +406,7 @@ def test_every_call_ends_once_and_none_is_sent_twice_to_one_worker(
             note(queue.worker_ready())
         elif isinstance(event, CancelReason) and submitted:
             note(queue.cancel(submitted, event))
-        waiting = {*range(1, submitted + 1)} - {*ended, *at_worker}
-        assert queue.queued_bytes == sum(1 << call for call in waiting)
+        assert set(queue.waiting) == {*range(1, submitted + 1)} - {*ended, *at_worker}
     assert len(at_worker) <= 2
     note(queue.fail_all(DrainingError("over")))
     assert sorted(ended) == list(range(1, submitted + 1))

@@ -22,6 +22,8 @@ from kaas_core.errors import (
     WorkerRestartingError,
 )
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.request_queue import RequestQueue
+from kaasd.scheduling import Scheduler
 from tests.front.support import REQUEST, dispatching, execute, later, run, seen, supervised, until
 
 
@@ -141,13 +143,13 @@ class TestChoice:
 
 def test_counters_of_each_device(tmp_path: Path) -> None:
     async def body() -> None:
-        async with dispatching(tmp_path, "", "") as (dispatcher, workers):
+        async with dispatching(tmp_path, "", "") as (dispatcher, _):
             for _ in range(2):
                 await execute(dispatcher, device="d1")
             with pytest.raises(StoreFullError):
                 await execute(dispatcher, "fail", device="d1")
             held = [later(dispatcher, "hold", device="d0") for _ in range(4)]
-            await until(lambda: workers[0].queue.load == 4)
+            await until(lambda: len(dispatcher.requests()) == 4)
             first, second = dispatcher.stats()
             assert (first.device, first.running, first.queued) == ("d0", 2, 2)
             assert (first.requests_succeeded, first.requests_failed, first.kernels_launched) == (0, 0, 0)
@@ -315,7 +317,8 @@ class TestBusyPoll:
                     events.append("end")
 
             async with supervised(tmp_path, concurrency=2) as worker:
-                dispatcher = Dispatcher([worker], 100.0, Noted(1.0))
+                queue = RequestQueue(Scheduler(), [worker.info.name])
+                dispatcher = Dispatcher([worker], 100.0, Noted(1.0), queue)
                 held = [later(dispatcher, "hold") for _ in range(in_flight)]
                 await until(lambda: worker.queue.running == in_flight)
                 assert (events[-1] == "extend") is polls
@@ -324,5 +327,6 @@ class TestBusyPoll:
                 await until(lambda: worker.queue.running == 0)
                 await asyncio.wait(held)
                 assert events[-1] == "extend"  # the last has gone: the next may come soon
+                queue.close()
 
         run(body())

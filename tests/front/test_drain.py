@@ -65,7 +65,7 @@ class TestResume:
                 held = [later(dispatcher, "hold") for _ in range(2)]
                 await until(lambda: worker.queue.running == 2)
                 waiting = [later(dispatcher, "look") for _ in range(2)]
-                await until(lambda: worker.queue.queued == 2)
+                await until(lambda: dispatcher.stats()[0].queued == 2)
                 drains = [asyncio.create_task(dispatcher.drain()) for _ in range(2)]
                 await until(lambda: dispatcher.draining)
                 await asyncio.sleep(0)
@@ -74,7 +74,7 @@ class TestResume:
                     with pytest.raises(CancelledError, match="the drain was undone"):
                         await drain
                 waiting.append(later(dispatcher, "look"))
-                await until(lambda: worker.queue.queued == 3)
+                await until(lambda: dispatcher.stats()[0].queued == 3)
                 again = asyncio.create_task(dispatcher.drain())
                 await until(lambda: dispatcher.draining)
                 for call in held:

@@ -46,7 +46,7 @@ def test_one_that_is_cancelled_while_it_waits(tmp_path: Path) -> None:
         async with dispatching(tmp_path) as (dispatcher, (worker,)):
             held = [later(dispatcher, "hold") for _ in range(2)]
             waiting = [later(dispatcher, "look") for _ in range(2)]  # one of them at the worker already
-            await until(lambda: worker.queue.load == 4)
+            await until(lambda: (worker.queue.load, len(dispatcher.requests())) == (3, 4))
             for request in dispatcher.requests()[2:]:
                 dispatcher.cancel_request(request.id)
             for call in waiting:

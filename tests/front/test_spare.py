@@ -82,6 +82,7 @@ def test_one_that_stands_still_does_not_take_over(tmp_path: Path, monkeypatch: p
             os.kill(spare, signal.SIGSTOP)
             process = spare_of(worker)._process
             assert process is not None
+            await asyncio.sleep(0.2)  # What it has said before is read.
             await until(lambda: process.is_silent)
             assert (await call(worker, "die once"))["pid"] != spare
             await call(worker, "look")

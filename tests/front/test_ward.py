@@ -23,9 +23,11 @@ from kaas_core.errors import (
 )
 from kaasd.front import ward as module
 from kaasd.front import worker_calls
+from kaasd.front.request_queue import Ticket
 from kaasd.front.supervisor import Supervisor
 from kaasd.front.ward import Ward
 from kaasd.ipc.messages import SerializedRequest
+from kaasd.scheduling import QueuedRequest
 from tests.front.support import call, config, is_alive, run, supervised, until
 
 READY = admin_pb2.WORKER_STATE_READY
@@ -206,7 +208,8 @@ class TestEnds:
 
     def test_an_operator_sees_and_cancels_it(self, tmp_path: Path) -> None:
         async def body(worker: Supervisor) -> None:
-            suspect, _ = await suspected(worker)
+            ticket = Ticket(next(worker.ids), QueuedRequest(None), "f", 0)
+            suspect, _ = await suspected(worker, ticket=ticket)
             (listed,) = worker.requests(0)
             assert (listed.device, listed.state) == ("scripted", admin_pb2.REQUEST_STATE_RUNNING)
             assert worker.cancel_request(listed.id)

@@ -152,7 +152,8 @@ class TestCancel:
             assert queue.cancel(request)
         flow = queue._groups["default"].flows[None]
         assert flow.waiting == 1
-        assert len(flow._requests) < 100
+        assert flow._size < 100
+        assert len(flow._places) < 100
 
 
 class TestGroups:

@@ -1,0 +1,327 @@
+"""Requests that wait for a device: whose is next, and where, is ``Scheduler``'s to decide; here is what that brings about.
+
+A request is ``placed`` before it goes to a worker, and ``left`` when it is done. One that a worker has lost before it was begun
+is placed again. Everything runs on the event loop of the front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from kaas.v1 import admin_pb2
+from kaas_core.errors import DeadlineExceededError, KaasError, QueueFullError
+from kaasd.front.call_queue import CancelReason, Deadlines
+from kaasd.scheduling import Decision, Group, GroupUse, Placement, QueuedRequest, Restart, Scheduler, State
+
+RUNNING, QUEUED = State.RUNNING, State.QUEUED
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request whose caller waits, from its arrival until its answer."""
+
+    id: int
+    queued: QueuedRequest
+    """What it is to the scheduler."""
+    function: str
+    came_at_ns: int
+    placement: Placement = Placement.UNSPECIFIED
+    turn: asyncio.Future[None] | None = None
+    """Where it waits: done when it has its device."""
+    attempts: int = 0
+    """Workers that it was sent to."""
+    waited_ns: int = 0
+    """For its device."""
+
+    @property
+    def device(self) -> str:
+        """The device that it was sent to; empty, where it waits for one."""
+        return self.queued.runs_on
+
+    def info(self, now_ns: int) -> admin_pb2.RequestInfo:
+        """Describe it, as long as it waits; ``now_ns`` is a ``perf_counter_ns``."""
+        queued = self.queued
+        info = admin_pb2.RequestInfo(
+            id=str(self.id),
+            function=self.function,
+            device=queued.device or "",
+            state=admin_pb2.REQUEST_STATE_QUEUED,
+            input_bytes=queued.size_bytes,
+            group=queued.group,
+        )
+        info.age.FromNanoseconds(now_ns - self.came_at_ns)
+        return info
+
+
+class RequestQueue:
+    """The requests of all groups, for all devices."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        devices: Sequence[str],
+        *,
+        max_queued: int = 1024,
+        max_queued_bytes: float = math.inf,
+        restart: Callable[[str], object] = lambda device: None,
+    ) -> None:
+        """``devices`` are all that there will be. ``max_queued`` and ``max_queued_bytes`` are for each of them, of what waits.
+
+        ``restart`` is called where a device is to start anew for another group; then it is lost, and ready again.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._scheduler = scheduler
+        self._devices = tuple(devices)
+        self._max_queued = max_queued * len(devices)
+        self._max_queued_bytes = max_queued_bytes * len(devices)
+        self._restart = restart
+        self._ready: dict[str, int] = {}
+        """Devices that can run requests, with their slots."""
+        self._closed: set[str] = set()
+        """Devices that are to run none."""
+        self._waiting: dict[int, Ticket] = {}
+        self._waiting_bytes = 0
+        self._placed: dict[int, Ticket] = {}
+        self._deadlines = Deadlines()
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakes: asyncio.TimerHandle | None = None
+        self._wakes_at = math.inf
+        self.waited_ns: Counter[str] = Counter()
+        """For a device, by group, of all requests that have come to one."""
+
+    @property
+    def waiting(self) -> Iterable[Ticket]:
+        """Those that wait, in the order in which they came."""
+        return self._waiting.values()
+
+    def queued(self, device: str) -> int:
+        """Return how many wait that may run on a device."""
+        if len(self._devices) == 1:
+            return len(self._waiting)
+        return sum(ticket.queued.device in (None, device) for ticket in self._waiting.values())
+
+    # Groups
+
+    def set_group(self, group: Group) -> None:
+        """Make a group, or change what it is granted."""
+        self._scheduler.set_group(group)
+        self._decide()
+
+    def remove_group(self, name: str) -> None:
+        """Take no more requests of a group. Raises ``GroupNotFoundError``."""
+        self._scheduler.remove_group(name)
+
+    def group_use(self, name: str) -> GroupUse:
+        """Return what a group uses. Raises ``GroupNotFoundError``."""
+        return self._scheduler.use(name)
+
+    # Devices
+
+    def device_ready(self, device: str, slots: int) -> None:
+        """A device can run so many requests at once; it has nothing yet."""
+        self._ready[device] = slots
+        self._scheduler.add_device(device, slots)
+        if device in self._closed:
+            self._scheduler.close_device(device)
+        self._decide()
+
+    def device_lost(self, device: str, not_begun: Iterable[int]) -> None:
+        """A device can run nothing more. What it had ``not_begun`` waits for any again, and for its return."""
+        if self._ready.pop(device, None) is None:
+            return
+        self._scheduler.remove_device(device)
+        now = self._loop.time()
+        for id in not_begun:
+            ticket = self._placed.pop(id, None)
+            if ticket is not None:
+                self._scheduler.run_again(ticket.queued, now)
+                self._wait(ticket)
+        self._decide()
+
+    def close_device(self, device: str) -> None:
+        """Send nothing more to a device. Idempotent."""
+        if device not in self._closed:
+            self._closed.add(device)
+            if device in self._ready:
+                self._scheduler.close_device(device)
+                self._decide()
+
+    def open_device(self, device: str) -> None:
+        """Undo ``close_device``. Idempotent."""
+        if device in self._closed:
+            self._closed.remove(device)
+            if device in self._ready:
+                self._scheduler.open_device(device)
+                self._decide()
+
+    def is_closed(self, device: str) -> bool:
+        """Whether nothing is sent to a device."""
+        return device in self._closed
+
+    def holds(self, device: str, key: object) -> None:
+        """Data are on a device."""
+        if device in self._ready:
+            self._scheduler.holds(device, key)
+
+    def dropped(self, device: str, keys: Iterable[object]) -> None:
+        """Data are no longer on a device."""
+        if device in self._ready:
+            for key in keys:
+                self._scheduler.dropped(device, key)
+
+    # Requests
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request that comes now has a device at once, unless its group may not have more."""
+        return not self._waiting and self._scheduler.has_slot
+
+    async def place(self, ticket: Ticket) -> None:
+        """Return when a request has a device. Raises ``KaasError``, and then it has none."""
+        queued, scheduler = ticket.queued, self._scheduler
+        now = self._loop.time()
+        if queued.deadline < math.inf:
+            least_s = scheduler.least_wait_s(queued)
+            if now + least_s > queued.deadline:
+                scheduler.doubt(queued)
+                raise DeadlineExceededError(
+                    f"the deadline is in {max(0.0, queued.deadline - now):.3g} s, and what this request takes, with those of its"
+                    f" caller that wait before it, has taken {least_s:.3g} s at least",
+                    {"stage": "admission"},
+                )
+        scheduler.submit(queued)
+        self._decide(ticket)
+        if queued.state is RUNNING:
+            self._placed[ticket.id] = ticket
+            return
+        if problem := self._no_room(queued.size_bytes):
+            scheduler.cancel(queued)
+            raise QueueFullError(problem)
+        self._wait(ticket)
+        await self.turn(ticket)
+
+    async def turn(self, ticket: Ticket) -> None:
+        """Return when a request that waits has a device. Raises ``KaasError``, and then it has none."""
+        assert ticket.turn is not None
+        began_ns = perf_counter_ns()
+        await ticket.turn
+        ticket.waited_ns += perf_counter_ns() - began_ns
+
+    def left(self, ticket: Ticket, device_s: float | None = None) -> None:
+        """A request is done, or its caller has gone, wherever it is. ``device_s`` is what it used, if it succeeded."""
+        queued = ticket.queued
+        self._placed.pop(ticket.id, None)
+        self._forget_wait(ticket)
+        if queued.state is RUNNING:
+            self.waited_ns[queued.group] += ticket.waited_ns
+            self._scheduler.finished(queued, self._loop.time(), device_s, succeeded=device_s is not None)
+            self._decide()
+        elif queued.state is not State.ENDED:
+            self._scheduler.cancel(queued)
+
+    def leaves_slot(self, id: int) -> None:
+        """A request that has a device waits there for its code, so that another may come."""
+        if (ticket := self._placed.get(id)) is not None:
+            self._scheduler.leave_slot(ticket.queued, self._loop.time())
+            self._decide()
+
+    def cancel(self, id: int, reason: CancelReason) -> bool:
+        """End a request that waits; return whether it does."""
+        if (ticket := self._waiting.get(id)) is None:
+            return False
+        self._fail(ticket, reason.error("queued"))
+        return True
+
+    def fail_all(self, error: KaasError, device: str | None = None) -> None:
+        """Fail all requests that wait, or those for one device only."""
+        for ticket in list(self._waiting.values()):
+            if device is None or ticket.queued.device == device:
+                self._fail(ticket, error)
+
+    # Parts
+
+    def _no_room(self, size_bytes: int) -> str:
+        """Say why a request may not wait; empty, where it may."""
+        waiting = len(self._waiting)
+        if waiting >= self._max_queued:
+            return f"{waiting} requests are waiting already, the most that this server allows"
+        if self._waiting_bytes + size_bytes > self._max_queued_bytes:
+            return (
+                f"requests with {self._waiting_bytes} bytes of inputs are waiting already, and with the {size_bytes} of this one"
+                f" it would be more than the {self._max_queued_bytes:g} that this server allows"
+            )
+        return ""
+
+    def _wait(self, ticket: Ticket) -> None:
+        ticket.turn = self._loop.create_future()
+        self._waiting[ticket.id] = ticket
+        self._waiting_bytes += ticket.queued.size_bytes
+        if self._deadlines.add(ticket.id, ticket.queued.deadline):
+            self._set_timer()
+
+    def _forget_wait(self, ticket: Ticket) -> None:
+        if self._waiting.pop(ticket.id, None) is not None:
+            self._waiting_bytes -= ticket.queued.size_bytes
+            self._deadlines.discard(ticket.id)
+
+    def _fail(self, ticket: Ticket, error: KaasError) -> None:
+        self._forget_wait(ticket)
+        self._scheduler.cancel(ticket.queued)
+        if ticket.turn is not None and not ticket.turn.done():
+            ticket.turn.set_exception(error)
+
+    def _decide(self, coming: Ticket | None = None) -> None:
+        """Do what the scheduler decides; ``coming`` is not waiting yet."""
+        for decision in self._scheduler.decide(self._loop.time()):
+            self._act(decision, coming)
+        if self._scheduler.wakes_at != self._wakes_at:
+            self._set_wake()
+
+    def _act(self, decision: Decision, coming: Ticket | None) -> None:
+        if isinstance(decision, Restart):
+            self._ready.pop(decision.device, None)
+            self._restart(decision.device)
+            return
+        ticket: Ticket = decision.request.id  # type: ignore[assignment]
+        ticket.placement = decision.placement
+        if ticket is coming:
+            return
+        self._forget_wait(ticket)
+        self._placed[ticket.id] = ticket
+        if ticket.turn is not None and not ticket.turn.done():
+            ticket.turn.set_result(None)
+
+    # Timers
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadlines.wakes_at, self._deadlines_passed)
+
+    def _deadlines_passed(self) -> None:
+        self._timer = None
+        passed = self._deadlines.passed(self._loop.time())
+        if self._deadlines.wakes_at < math.inf:
+            self._set_timer()
+        for id in passed:
+            self.cancel(id, CancelReason.DEADLINE)
+
+    def _set_wake(self) -> None:
+        """Have the scheduler asked again when it wants to be."""
+        if self._wakes is not None:
+            self._wakes.cancel()
+            self._wakes = None
+        self._wakes_at = self._scheduler.wakes_at
+        if self._wakes_at < math.inf:
+            self._wakes = self._loop.call_at(self._wakes_at, self._decide)
+
+    def close(self) -> None:
+        """Set no timer any more."""
+        for timer in (self._timer, self._wakes):
+            if timer is not None:
+                timer.cancel()
