@@ -18,6 +18,7 @@ from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.groups import Groups
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.front.supervisor import Supervisor
@@ -79,6 +80,7 @@ async def serve(settings: Settings) -> None:
             return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll)
+        groups = Groups(store, settings.groups, dispatcher.devices)
         server = await start_server(
             settings,
             store=store,
@@ -86,6 +88,7 @@ async def serve(settings: Settings) -> None:
             libraries=Libraries(store, settings.library_roots),
             dispatcher=dispatcher,
             quarantine=quarantine,
+            groups=groups,
             watch=watch,
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)

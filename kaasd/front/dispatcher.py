@@ -151,12 +151,15 @@ class Dispatcher:
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
+        group: str = "default",
+        priority: int = 0,
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``deadline`` is in the loop's time; ``trace`` asks for a trace;
         ``function`` is the request's name, if it has one; ``sender`` is asked, where the call has to wait, whose it is;
-        ``identified`` is set where it must have its effect once.
+        ``identified`` is set where it must have its effect once; ``group`` is whom it is for, ``priority`` its place among the
+        calls of that group.
         Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
@@ -179,6 +182,7 @@ class Dispatcher:
                 raise
         executed = answer.executed
         reply = executed.reply
+        reply.group = group
         timing = reply.timing
         counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
         counters["succeeded"] += 1
