@@ -51,6 +51,8 @@ def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -
         trace=_trace(message.trace) if message.HasField("trace") else None,
         attempts=message.attempts or 1,
         outputs_dropped=message.outputs_dropped,
+        group=message.group,
+        placement=_enum_name(executor_pb2.Placement, message.placement, "PLACEMENT_"),
     )
 
 
@@ -129,6 +131,7 @@ def stats(message: admin_pb2.GetStatsResponse) -> types.Stats:
         store_limit_bytes=message.store_limit_bytes,
         functions=message.functions,
         failures_by_reason=dict(message.failures_by_reason),
+        groups={name: _group_use(message.groups[name]) for name in sorted(message.groups)},
     )
 
 
@@ -140,6 +143,7 @@ def request(message: admin_pb2.RequestInfo) -> types.RequestInfo:
         state=_enum_name(admin_pb2.RequestState, message.state, "REQUEST_STATE_"),
         age_ns=message.age.ToNanoseconds(),
         input_bytes=message.input_bytes,
+        group=message.group,
     )
 
 
@@ -151,6 +155,26 @@ def quarantined(message: admin_pb2.QuarantinedRequest) -> types.QuarantinedReque
         last_time=_time(message.last_time),
         functions=tuple(message.functions),
     )
+
+
+def group(message: admin_pb2.Group) -> types.Group:
+    return types.Group(
+        name=message.name,
+        share=message.share,
+        priority=message.priority,
+        max_running=message.max_running,
+        max_queued=message.max_queued,
+        max_queued_bytes=message.max_queued_bytes,
+        max_device_memory_bytes=message.max_device_memory_bytes,
+        max_stored_bytes=message.max_stored_bytes,
+        reserved_multiprocessors=message.reserved_multiprocessors,
+        max_region_bytes=message.max_region_bytes,
+        max_keys=message.max_keys,
+    )
+
+
+def group_info(message: admin_pb2.GetGroupResponse) -> types.GroupInfo:
+    return types.GroupInfo(group(message.group), _group_use(message.use), message.fixed)
 
 
 def compaction(message: admin_pb2.CompactStoreResponse) -> types.Compaction:
@@ -166,6 +190,22 @@ def compaction(message: admin_pb2.CompactStoreResponse) -> types.Compaction:
 def health(message: health_pb2.HealthCheckResponse) -> str:
     status = health_pb2.HealthCheckResponse.ServingStatus
     return status.Name(message.status) if message.status in status.values() else _unknown(message.status)
+
+
+def _group_use(message: admin_pb2.GroupUse) -> types.GroupUse:
+    return types.GroupUse(
+        queued=message.queued,
+        queued_bytes=message.queued_bytes,
+        running=message.running,
+        device_time_ns=message.device_time.ToNanoseconds(),
+        started=message.started,
+        resident=message.resident,
+        queue_time_ns=message.queue_time.ToNanoseconds(),
+        stored_bytes=message.stored_bytes,
+        keys=message.keys,
+        share_wanted=message.share_wanted,
+        share_got=message.share_got,
+    )
 
 
 def _device_stats(message: admin_pb2.DeviceStats) -> types.DeviceStats:

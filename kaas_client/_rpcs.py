@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -107,7 +107,14 @@ Page: TypeAlias = "tuple[list[T], str]"
 
 
 def submit(
-    request: Request, inputs: Mapping[str, Bytes], returns: Iterable[str], device: str, trace: bool, request_id: str
+    request: Request,
+    inputs: Mapping[str, Bytes],
+    returns: Iterable[str],
+    device: str,
+    trace: bool,
+    request_id: str,
+    group: str,
+    priority: int,
 ) -> Rpc[types.Result]:
     message = executor_pb2.SubmitRequest(
         request=request_to_proto(request.spec),
@@ -115,24 +122,26 @@ def submit(
         device=device,
         trace=trace,
         request_id=request_id,
+        group=group,
+        priority=priority,
     )
     for name, data in inputs.items():
         message.inputs[name] = _bytes(data)
     return Rpc(_SUBMIT, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
 
-def register(name: str, request: Request) -> Rpc[_convert.FunctionFields]:
-    message = executor_pb2.RegisterFunctionRequest(name=name, request=request_to_proto(request.spec))
+def register(name: str, request: Request, group: str) -> Rpc[_convert.FunctionFields]:
+    message = executor_pb2.RegisterFunctionRequest(name=name, request=request_to_proto(request.spec), group=group)
     return Rpc(attrgetter("executor.RegisterFunction"), message, lambda reply: _convert.function(reply.function), Repeat.REFUSED)
 
 
-def function(name: str) -> Rpc[_convert.FunctionFields]:
-    message = executor_pb2.GetFunctionRequest(name=name)
+def function(name: str, group: str) -> Rpc[_convert.FunctionFields]:
+    message = executor_pb2.GetFunctionRequest(name=name, group=group)
     return Rpc(attrgetter("executor.GetFunction"), message, lambda reply: _convert.function(reply.function), Repeat.ALWAYS)
 
 
-def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
-    message = executor_pb2.ListFunctionsRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token)
+def functions(prefix: str, group: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
+    message = executor_pb2.ListFunctionsRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token, group=group)
     return Rpc(
         attrgetter("executor.ListFunctions"),
         message,
@@ -141,23 +150,43 @@ def functions(prefix: str, token: str) -> Rpc[Page[_convert.FunctionFields]]:
     )
 
 
-def delete_function(name: str) -> Rpc[None]:
-    return Rpc(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name), _nothing)
+def delete_function(name: str, group: str) -> Rpc[None]:
+    return Rpc(attrgetter("executor.DeleteFunction"), executor_pb2.DeleteFunctionRequest(name=name, group=group), _nothing)
 
 
 def invoke(
-    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool, request_id: str
+    name: str,
+    bindings: Mapping[str, Binding],
+    returns: Iterable[str],
+    device: str,
+    trace: bool,
+    request_id: str,
+    group: str,
+    priority: int,
 ) -> Rpc[types.Result]:
-    message = invoke_message(name, bindings, returns, device, trace, request_id)
+    message = invoke_message(name, bindings, returns, device, trace, request_id, group, priority)
     return Rpc(_INVOKE, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
 
 def invoke_message(
-    name: str, bindings: Mapping[str, Binding], returns: Iterable[str], device: str, trace: bool, request_id: str
+    name: str,
+    bindings: Mapping[str, Binding],
+    returns: Iterable[str],
+    device: str,
+    trace: bool,
+    request_id: str,
+    group: str,
+    priority: int,
 ) -> executor_pb2.InvokeRequest:
     """Return the message of one invocation, for ``Invoke`` or for ``InvokeStream``."""
     message = executor_pb2.InvokeRequest(
-        function=name, return_buffers=_names(returns), device=device, trace=trace, request_id=request_id
+        function=name,
+        return_buffers=_names(returns),
+        device=device,
+        trace=trace,
+        request_id=request_id,
+        group=group,
+        priority=priority,
     )
     for buffer, binding in bindings.items():
         if isinstance(binding, Key):
@@ -168,7 +197,7 @@ def invoke_message(
 
 
 def dropped_outputs(
-    spec: core.Request, keys: Mapping[str, str], returns: Iterable[str], versions: Mapping[str, int]
+    spec: core.Request, keys: Mapping[str, str], returns: Iterable[str], versions: Mapping[str, int], group: str
 ) -> Mapping[str, tuple[Download, Rpc[Any]]]:
     """Return what brings the outputs that a reply lacks, by buffer; ``keys`` re-bind buffers by name.
 
@@ -182,7 +211,7 @@ def dropped_outputs(
         if buffer.ephemeral or key not in versions:
             raise _dropped(name, "was not stored")
         download = Download(None, buffer.offset_bytes, buffer.size_bytes, None, None)
-        found[name] = download, get(key, buffer.offset_bytes, buffer.size_bytes, download)
+        found[name] = download, get(key, buffer.offset_bytes, buffer.size_bytes, download, group)
     return found
 
 
@@ -229,8 +258,8 @@ def library_name(data: Data, file_name: str | None) -> str:
     return Path(data).name if isinstance(data, os.PathLike) else ""
 
 
-def upload(source: Source, file_name: str, progress: Progress | None) -> Rpc[str]:
-    header = library_pb2.UploadLibraryHeader(file_name=file_name, size_bytes=source.size_bytes)
+def upload(source: Source, file_name: str, progress: Progress | None, group: str) -> Rpc[str]:
+    header = library_pb2.UploadLibraryHeader(file_name=file_name, size_bytes=source.size_bytes, group=group)
     messages = Upload(
         source,
         library_pb2.UploadLibraryRequest(header=header),
@@ -240,13 +269,13 @@ def upload(source: Source, file_name: str, progress: Progress | None) -> Rpc[str
     return Rpc(attrgetter("library.UploadLibrary"), messages, lambda reply: str(reply.library.id))
 
 
-def inspect(library: str) -> Rpc[types.LibraryInspection]:
-    message = library_pb2.InspectLibraryRequest(library=library)
+def inspect(library: str, group: str) -> Rpc[types.LibraryInspection]:
+    message = library_pb2.InspectLibraryRequest(library=library, group=group)
     return Rpc(attrgetter("library.InspectLibrary"), message, _convert.inspection, Repeat.ALWAYS)
 
 
-def libraries(token: str) -> Rpc[Page[types.Library]]:
-    message = library_pb2.ListLibrariesRequest(page_size=PAGE_SIZE, page_token=token)
+def libraries(group: str, token: str) -> Rpc[Page[types.Library]]:
+    message = library_pb2.ListLibrariesRequest(page_size=PAGE_SIZE, page_token=token, group=group)
     return Rpc(
         attrgetter("library.ListLibraries"),
         message,
@@ -255,28 +284,30 @@ def libraries(token: str) -> Rpc[Page[types.Library]]:
     )
 
 
-def delete_library(id: str) -> Rpc[None]:
-    return Rpc(attrgetter("library.DeleteLibrary"), library_pb2.DeleteLibraryRequest(id=id), _nothing)
+def delete_library(id: str, group: str) -> Rpc[None]:
+    return Rpc(attrgetter("library.DeleteLibrary"), library_pb2.DeleteLibraryRequest(id=id, group=group), _nothing)
 
 
-def put(key: str, source: Source, progress: Progress | None) -> Rpc[types.Entry]:
-    header = kv_pb2.PutHeader(key=key, size_bytes=source.size_bytes)
+def put(key: str, source: Source, progress: Progress | None, group: str) -> Rpc[types.Entry]:
+    header = kv_pb2.PutHeader(key=key, size_bytes=source.size_bytes, group=group)
     messages = Upload(source, kv_pb2.PutRequest(header=header), lambda chunk: kv_pb2.PutRequest(chunk=chunk), progress)
     return Rpc(attrgetter("kv.Put"), messages, lambda reply: _convert.entry(reply.entry))
 
 
-def get(key: str, offset_bytes: int, size_bytes: int | None, download: Download) -> Rpc[Any]:
+def get(key: str, offset_bytes: int, size_bytes: int | None, download: Download, group: str) -> Rpc[Any]:
     """The answer's messages go to ``download``, and so the conversion is its result."""
-    message = kv_pb2.GetRequest(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
+    message = kv_pb2.GetRequest(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes, group=group)
     return Rpc(attrgetter("kv.Get"), message, lambda _: download.result(), Repeat.ALWAYS)
 
 
-def stat(key: str) -> Rpc[types.Entry]:
-    return Rpc(attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key), lambda reply: _convert.entry(reply.entry), Repeat.ALWAYS)
+def stat(key: str, group: str) -> Rpc[types.Entry]:
+    return Rpc(
+        attrgetter("kv.Stat"), kv_pb2.StatRequest(key=key, group=group), lambda reply: _convert.entry(reply.entry), Repeat.ALWAYS
+    )
 
 
-def list_keys(prefix: str, token: str) -> Rpc[Page[types.Entry]]:
-    message = kv_pb2.ListRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token)
+def list_keys(prefix: str, group: str, token: str) -> Rpc[Page[types.Entry]]:
+    message = kv_pb2.ListRequest(prefix=prefix, page_size=PAGE_SIZE, page_token=token, group=group)
     return Rpc(
         attrgetter("kv.List"),
         message,
@@ -285,8 +316,8 @@ def list_keys(prefix: str, token: str) -> Rpc[Page[types.Entry]]:
     )
 
 
-def delete(key: str) -> Rpc[None]:
-    return Rpc(attrgetter("kv.Delete"), kv_pb2.DeleteRequest(key=key), _nothing)
+def delete(key: str, group: str) -> Rpc[None]:
+    return Rpc(attrgetter("kv.Delete"), kv_pb2.DeleteRequest(key=key, group=group), _nothing)
 
 
 def server_info() -> Rpc[types.ServerInfo]:
@@ -340,6 +371,29 @@ def quarantine(token: str) -> Rpc[Page[types.QuarantinedRequest]]:
 
 def release_quarantine(id: str) -> Rpc[None]:
     return Rpc(attrgetter("admin.ReleaseQuarantine"), admin_pb2.ReleaseQuarantineRequest(id=id), _nothing)
+
+
+def set_group(group: types.Group) -> Rpc[types.Group]:
+    message = admin_pb2.SetGroupRequest(group=admin_pb2.Group(**asdict(group)))
+    return Rpc(attrgetter("admin.SetGroup"), message, lambda reply: _convert.group(reply.group), Repeat.REFUSED)
+
+
+def group(name: str) -> Rpc[types.GroupInfo]:
+    return Rpc(attrgetter("admin.GetGroup"), admin_pb2.GetGroupRequest(name=name), _convert.group_info, Repeat.ALWAYS)
+
+
+def groups(token: str) -> Rpc[Page[types.Group]]:
+    message = admin_pb2.ListGroupsRequest(page_size=PAGE_SIZE, page_token=token)
+    return Rpc(
+        attrgetter("admin.ListGroups"),
+        message,
+        lambda reply: ([_convert.group(item) for item in reply.groups], reply.next_page_token),
+        Repeat.ALWAYS,
+    )
+
+
+def delete_group(name: str) -> Rpc[None]:
+    return Rpc(attrgetter("admin.DeleteGroup"), admin_pb2.DeleteGroupRequest(name=name), _nothing)
 
 
 def check_store(answers: CheckAnswers) -> Rpc[types.StoreCheck]:

@@ -6,7 +6,7 @@ A state or kind that only a newer server knows is ``unknown (7)``, with its numb
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,11 @@ class Result:
     """How often it was tried, by this client and by workers together; 1 where nothing went wrong."""
     outputs_dropped: bool = False
     """Only from a stream, where a ``request_id`` came again: the first reply was too large to be kept; outputs are missing."""
+    group: str = ""
+    """Whom it was for."""
+    placement: str = "unspecified"
+    """What it needed was on its device (``resident``), was brought there (``loaded``), or was on another one too, which was busy
+    for longer than bringing it takes (``replicated``); ``unspecified`` where it needed nothing that stays on a device."""
 
     def __getitem__(self, buffer: str) -> bytes:
         """Return a buffer's bytes. Raises ``KeyError`` for one that was not requested."""
@@ -220,6 +225,8 @@ class RequestInfo:
     """Since it came."""
     input_bytes: int
     """Size of the inputs that came with it."""
+    group: str = ""
+    """Whom it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +260,69 @@ class DeviceStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """What a group is granted. Of a number that is a limit, 0 is none."""
+
+    name: str
+    """1 to 64 of A-Z a-z 0-9 . _ -"""
+    share: float = 1.0
+    """Its part of the devices, beside the shares of the other groups that have requests: more is more."""
+    priority: int = 0
+    """Higher goes first, by a bounded advance."""
+    max_running: int = 0
+    """Requests at devices; more wait."""
+    max_queued: int = 0
+    """Requests that wait; more are refused."""
+    max_queued_bytes: int = 0
+    """Of inputs that came with requests and wait with them."""
+    max_device_memory_bytes: int = 0
+    """Of one request."""
+    max_stored_bytes: int = 0
+    """Of what it has put in the store."""
+    reserved_multiprocessors: int = 0
+    """Of each device, that are its own."""
+    max_region_bytes: int = 0
+    """Of its open regions; 0 asks for the default, 4 GiB."""
+    max_keys: int = 0
+    """That it has put."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupUse:
+    """What a group uses: current gauges, and counters since the server started."""
+
+    queued: int
+    queued_bytes: int
+    """Of inputs that wait."""
+    running: int
+    device_time_ns: int
+    """Of the requests that have ended."""
+    started: int
+    """Requests that were sent to a device."""
+    resident: int
+    """Those of them that found there all that they need."""
+    queue_time_ns: int
+    """That requests have waited, in sum."""
+    stored_bytes: int
+    keys: int
+    """That it has put."""
+    share_wanted: float
+    """Its part of the shares of all groups that have requests now."""
+    share_got: float
+    """Its part of the device time of all groups, in the last 10 seconds or so."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A group, and what it uses."""
+
+    group: Group
+    use: GroupUse
+    fixed: bool
+    """It is in the server's settings file, and can only be changed there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counters of a server since it started, and current gauges."""
 
@@ -263,6 +333,8 @@ class Stats:
     store_limit_bytes: int
     functions: int
     failures_by_reason: Mapping[str, int]
+    groups: Mapping[str, GroupUse] = field(default_factory=dict)
+    """By name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from kaasd.config import Settings
 from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.groups import Groups
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_queue import RequestQueue
 from kaasd.front.store_watch import StoreWatch
@@ -83,6 +84,8 @@ async def serve(settings: Settings) -> None:
         queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
         stack.callback(queue.close)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)
+        groups = Groups(store, settings.groups, dispatcher.devices)
+        groups.listen(queue)
         server = await start_server(
             settings,
             store=store,
@@ -90,6 +93,7 @@ async def serve(settings: Settings) -> None:
             libraries=Libraries(store, settings.library_roots),
             dispatcher=dispatcher,
             quarantine=quarantine,
+            groups=groups,
             watch=watch,
         )
         stack.push_async_callback(server.stop, STOP_GRACE_S)

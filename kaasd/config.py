@@ -20,15 +20,20 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from kaas.v1 import admin_pb2
 from kaas_core import __version__
 from kaas_core.address import default_listen_address, parse_address
+from kaas_core.errors import InvalidRequestError
 from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS
 from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.devices.registry import AUTO, kind_of
+from kaasd.front import grants
 from kaasd.store.base import Durability
 
 _EMULATOR = EmulatorOptions()
 VARIABLE_PREFIX = "KAASD_"
+_GROUPS = "groups"
+_GROUP_OF_LISTENER = ",group="
 
 _SIZE_UNITS = {
     "": 1, "B": 1,
@@ -133,8 +138,21 @@ def _parse_text(value: object) -> str:
     return value
 
 
-def _parse_address(value: object) -> str:
-    return parse_address(_parse_text(value))
+def _parse_listener(value: object) -> str:
+    text = _parse_text(value)
+    address, group = split_listener(text)
+    address = parse_address(address)
+    if group and not address.startswith("unix:"):
+        raise ValueError(f"{text!r}: only a unix socket can be for one group")
+    if text.endswith(_GROUP_OF_LISTENER):
+        raise ValueError(f"{text!r}: expected unix:PATH,group=NAME")
+    return f"{address}{_GROUP_OF_LISTENER}{group}" if group else address
+
+
+def split_listener(text: str) -> tuple[str, str]:
+    """Return the address of one of ``Settings.listen``, and the group that all calls by it are for; empty, where they say it."""
+    address, _, group = text.partition(_GROUP_OF_LISTENER)
+    return address, group
 
 
 def _parse_device(value: object) -> str:
@@ -164,6 +182,17 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return parse
 
 
+def _parse_group_field(field: str, value: object) -> float:
+    """Return what a field of a group is set to. Raises ``ValueError``."""
+    if field == "share":
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ValueError(f"expected a number, got {value!r}")
+        return value
+    if field.endswith("_bytes"):
+        return 0 if value in (0, "0") else parse_size(value)
+    return _whole_from(-(2**31) if field == "priority" else 0, 2**31 - 1)(value)
+
+
 @dataclass(frozen=True, slots=True)
 class _Option:
     """How a field is spelt outside: ``name`` in a file, ``KAASD_NAME`` in the environment, ``--name`` on the command line."""
@@ -190,9 +219,10 @@ class _Option:
 class Settings:
     """The settings of one daemon."""
 
-    listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_address, many=True)]
-    """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated.
-    Default: the unix socket $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
+    listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_listener, many=True)]
+    """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated. With
+    unix:PATH,group=NAME all calls over that socket are for that group, which must be there. Default: the unix socket
+    $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
     devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator|emulator:N", _parse_device, many=True)] = (AUTO,)
     """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
     emulated devices where there is none."""
@@ -279,6 +309,8 @@ class Settings:
         _EMULATOR.shared_memory_bytes
     )
     """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
+    groups: tuple[grants.Grant, ...] = ()
+    """Only in a file: a table ``[groups.NAME]`` for each, with the fields of ``kaas.v1.Group``. They cannot be set otherwise."""
     log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
     """How much is logged, to standard error: DEBUG, INFO, WARNING or ERROR. Default INFO."""
 
@@ -286,7 +318,7 @@ class Settings:
 def _options() -> dict[str, tuple[str, _Option]]:
     """Return each setting's field and option, by its name outside."""
     hints = get_type_hints(Settings, include_extras=True)
-    options = ((field, hint.__metadata__[0]) for field, hint in hints.items())
+    options = ((field, hint.__metadata__[0]) for field, hint in hints.items() if field != _GROUPS)
     return {option.name: (field, option) for field, option in options}
 
 
@@ -299,7 +331,9 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
     options = _options()
     config = config or environ.get(f"{VARIABLE_PREFIX}CONFIG")
     chosen: dict[str, object] = {"listen": (default_listen_address(environ),), "store": _default_store(environ)}
-    sources = [*(_file_values(config) if config else ()), *_environment_values(environ, options)]
+    file_values = list(_file_values(config)) if config else []
+    chosen[_GROUPS] = tuple(_groups([value for value in file_values if value[1] == _GROUPS]))
+    sources = [*(value for value in file_values if value[1] != _GROUPS), *_environment_values(environ, options)]
     sources += [(options[name][1].flag, name, value) for name, value in flags.items()]
     for origin, name, value in sources:
         if name not in options:
@@ -388,6 +422,28 @@ def _file_values(path: str) -> Iterator[tuple[str, str, object]]:
         yield f"{path}: {name}", name, value
 
 
+def _groups(tables: Sequence[tuple[str, str, object]]) -> Iterator[grants.Grant]:
+    """Yield what the tables of groups grant. Raises ``SettingsError`` naming the field."""
+    for origin, _, table in tables:
+        if not isinstance(table, dict) or not all(isinstance(fields, dict) for fields in table.values()):
+            raise SettingsError(f"{origin}: must be tables: [groups.NAME]")
+        for name, fields in table.items():
+            path = f"{origin}.{name}"
+            message = admin_pb2.Group()
+            for field, value in fields.items():
+                if field == "name" or field not in message.DESCRIPTOR.fields_by_name:
+                    raise SettingsError(f"{path}.{field}: a group has no such setting")
+                try:
+                    setattr(message, field, _parse_group_field(field, value))
+                except ValueError as error:
+                    raise SettingsError(f"{path}.{field}: {error}") from None
+            message.name = name
+            try:
+                yield grants.check(message, path=path, fixed=True)
+            except InvalidRequestError as error:
+                raise SettingsError(str(error)) from None
+
+
 def _environment_values(
     environ: Mapping[str, str], options: Mapping[str, tuple[str, _Option]]
 ) -> Iterator[tuple[str, str, str | list[str]]]:
@@ -396,7 +452,7 @@ def _environment_values(
         name = variable.removeprefix(VARIABLE_PREFIX).lower()
         if variable.startswith(VARIABLE_PREFIX) and name != "config":
             many = name in options and options[name][1].many
-            yield variable, name, [part.strip() for part in value.split(",")] if many else value
+            yield variable, name, [part.strip() for part in re.split(r",(?!group=)", value)] if many else value
 
 
 def _default_store(environ: Mapping[str, str]) -> Path:

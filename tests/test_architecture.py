@@ -58,7 +58,7 @@ BELOW = {
         "kaasd.libraries",
         "kaasd.devices",
     },
-    "kaasd.front": {"kaas_core", "kaasd.store", "kaasd.ipc"},
+    "kaasd.front": {"kaas_core", "kaasd.store", "kaasd.ipc", "kaasd.scheduling"},
     "kaasd.api": {
         "kaas_core",
         "kaasd.config",

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from kaasd.config import Settings, SettingsError, load_settings, parse_command_line, parse_duration, parse_size
+from kaas.v1 import admin_pb2
+from kaasd.config import (
+    Settings,
+    SettingsError,
+    load_settings,
+    parse_command_line,
+    parse_duration,
+    parse_size,
+    split_listener,
+)
 from kaasd.store.base import Durability
 
 ENVIRON = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/.local/state"}
@@ -108,6 +117,18 @@ def test_lists_from_flags_and_environment() -> None:
         ('emulator_compute_capability = "nine"', r"kaasd.toml: emulator_compute_capability: expected a compute capability"),
         ("emulator_ptx_version = 9", r"kaasd.toml: emulator_ptx_version: expected a version of PTX such as 9.0"),
         ("kaasd = 3", r"kaasd.toml: kaasd: must be a table"),
+        ("groups = 3", r"kaasd.toml: groups: must be tables: \[groups.NAME\]"),
+        ("[groups]\nshare = 1", r"kaasd.toml: groups: must be tables"),
+        ("[groups.a]\ncolour = 1", r"kaasd.toml: groups.a.colour: a group has no such setting"),
+        ('[groups.a]\nname = "b"', r"kaasd.toml: groups.a.name: a group has no such setting"),
+        ('[groups."a b"]', r"kaasd.toml: groups.a b.name: group 'a b': a name has 1 to 64"),
+        ("[groups.a]\nshare = -1", r"kaasd.toml: groups.a.share: share is -1.0; it must be a number above 0"),
+        ('[groups.a]\nshare = "2"', r"kaasd.toml: groups.a.share: expected a number, got '2'"),
+        ("[groups.a]\nmax_running = -1", r"kaasd.toml: groups.a.max_running: expected a whole number of at least 0"),
+        ("[groups.a]\nmax_running = true", r"kaasd.toml: groups.a.max_running: expected a whole number"),
+        ('[groups.a]\nmax_stored_bytes = "big"', r"kaasd.toml: groups.a.max_stored_bytes: expected a size"),
+        ('listen = "/a.sock,group="', r"kaasd.toml: listen: '/a.sock,group=': expected unix:PATH,group=NAME"),
+        ('listen = "127.0.0.1:0,group=a"', r"kaasd.toml: listen: '127.0.0.1:0,group=a': only a unix socket can be for one"),
         ("= 3", r"kaasd.toml: not a TOML file"),
     ],
 )
@@ -143,6 +164,49 @@ def test_the_emulated_device() -> None:
     assert (settings.emulator_shared_memory_bytes, settings.emulator_ptx_version) == (99 * 1024, (8, 7))
     defaults = load_settings({}, None, ENVIRON)
     assert (defaults.emulator_checks, defaults.emulator_seed, defaults.emulator_compute_capability) == ((), None, (9, 0))
+
+
+@pytest.mark.parametrize("head", ["", "kaasd."], ids=["top level", "table"])
+def test_groups(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "kaasd.toml"
+    file.write_text(f"""
+        [{head}groups.research]
+        share = 2
+        priority = -1
+        max_running = 3
+        max_stored_bytes = "10GiB"
+        max_queued_bytes = 0
+        [{head}groups.default]
+        share = 0.5
+    """)
+    research, default = load_settings({}, str(file), ENVIRON).groups
+    assert research.fixed
+    assert research.message == admin_pb2.Group(
+        name="research", share=2, priority=-1, max_running=3, max_stored_bytes=10 << 30, max_region_bytes=4 << 30
+    )
+    assert (default.name, default.message.share) == ("default", 0.5)
+    assert load_settings({}, None, ENVIRON).groups == ()
+
+
+@pytest.mark.parametrize(
+    ("listen", "expected"),
+    [
+        ("/a.sock,group=x", ("unix:/a.sock", "x")),
+        ("unix:/a.sock,group=a.b-c_d", ("unix:/a.sock", "a.b-c_d")),
+        ("/a,b.sock", ("unix:/a,b.sock", "")),
+        ("127.0.0.1:7000", ("127.0.0.1:7000", "")),
+    ],
+)
+def test_a_socket_may_be_for_one_group(tmp_path: Path, listen: str, expected: tuple[str, str]) -> None:
+    file = tmp_path / "kaasd.toml"
+    file.write_text(f'listen = ["{listen}"]')
+    for settings in (load_settings({"listen": [listen]}, None, ENVIRON), load_settings({}, str(file), ENVIRON)):
+        assert [split_listener(text) for text in settings.listen] == [expected]
+
+
+def test_sockets_of_groups_from_the_environment() -> None:
+    settings = load_settings({}, None, {**ENVIRON, "KAASD_LISTEN": "/a.sock,group=x, /b.sock,/c.sock,group=y"})
+    assert settings.listen == ("unix:/a.sock,group=x", "unix:/b.sock", "unix:/c.sock,group=y")
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

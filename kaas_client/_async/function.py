@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from kaas_client._convert import FunctionFields
@@ -21,15 +22,38 @@ class Invoker(Protocol):
         *,
         returns: Iterable[str],
         device: str,
+        trace: bool,
+        request_id: str,
+        group: str,
+        priority: int,
         timeout: float | None,
     ) -> Result: ...
 
 
-class Function:
-    """A registered function. Call it with its buffers by name."""
+@dataclass(frozen=True, slots=True)
+class CallOptions:
+    """How a function is called; the parameters of ``Client.invoke``."""
 
-    def __init__(self, client: Invoker, fields: FunctionFields) -> None:
+    returns: Iterable[str] | None = None
+    """None: all that a kernel writes."""
+    device: str = ""
+    trace: bool = False
+    request_id: str = ""
+    group: str = ""
+    priority: int = 0
+    timeout: float | None = None
+
+
+_NO_OPTIONS = CallOptions()
+
+
+class Function:
+    """A registered function. Call it with its buffers by name; ``options`` says how else."""
+
+    def __init__(self, client: Invoker, fields: FunctionFields, options: CallOptions = _NO_OPTIONS) -> None:
         self._client = client
+        self._fields = fields
+        self._options = options
         self.name = fields.name
         self.request = fields.request
         """As registered, defaults filled in."""
@@ -67,8 +91,38 @@ class Function:
         known = self._buffers()
         if not self.damaged and (unknown := [name for name in bindings if name not in known]):
             raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
-        returned = self.outputs if returns is None else returns
-        return await self._client.invoke(self.name, bindings, returns=returned, device=device, timeout=timeout)
+        options = self._options
+        returns = options.returns if returns is None else returns
+        return await self._client.invoke(
+            self.name,
+            bindings,
+            returns=self.outputs if returns is None else returns,
+            device=device or options.device,
+            trace=options.trace,
+            request_id=options.request_id,
+            group=options.group,
+            priority=options.priority,
+            timeout=options.timeout if timeout is None else timeout,
+        )
+
+    def options(
+        self,
+        *,
+        returns: Iterable[str] | None = None,
+        device: str = "",
+        trace: bool = False,
+        request_id: str = "",
+        group: str = "",
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Function:
+        """Return the same function, called so: ``dot.options(group="research")(a=a, b=b)``.
+
+        ``returns`` names the buffers to return, by default all that a kernel writes; the rest is as for ``Client.invoke``. They
+        take the place of all options before.
+        """
+        options = CallOptions(returns, device, trace, request_id, group, priority, timeout)
+        return Function(self._client, self._fields, options)
 
     def _buffers(self) -> list[str]:
         return [spec.name for spec in self.request.spec.buffers]

@@ -72,6 +72,8 @@ class InvokeStream:
         device: str = "",
         trace: bool = False,
         request_id: str = "",
+        group: str = "",
+        priority: int = 0,
         timeout: float | None = None,
     ) -> Future[Result]:
         """Send one invocation and return its future. The parameters are those of ``Client.invoke``.
@@ -82,9 +84,9 @@ class InvokeStream:
         Waits while ``max_in_flight`` are unanswered. Cancelling the future does not stop the invocation. Raises the stream's
         failure once it has failed.
         """
-        id = next(self._ids)
+        id, group = next(self._ids), self._connection.group(group)
         message = _rpcs.stream_message(
-            id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace, request_id), timeout
+            id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace, request_id, group, priority), timeout
         )
         await self._permits.acquire()
         with self._lock:
@@ -96,7 +98,14 @@ class InvokeStream:
         return future
 
     async def map(
-        self, name: str, invocations: Iterable[Mapping[str, Binding]], *, returns: Iterable[str] = (), device: str = ""
+        self,
+        name: str,
+        invocations: Iterable[Mapping[str, Binding]],
+        *,
+        returns: Iterable[str] = (),
+        device: str = "",
+        group: str = "",
+        priority: int = 0,
     ) -> AsyncIterator[Result]:
         """Run one invocation for each mapping of buffers and yield the results in that order.
 
@@ -107,7 +116,8 @@ class InvokeStream:
         for bindings in invocations:
             if len(waiting) == self._max_in_flight:
                 yield await result_of(waiting.popleft())
-            waiting.append(await self.submit(name, bindings, returns=returns, device=device))
+            future = await self.submit(name, bindings, returns=returns, device=device, group=group, priority=priority)
+            waiting.append(future)
         while waiting:
             yield await result_of(waiting.popleft())
 

@@ -23,6 +23,8 @@ from kaas_client.types import (
     Compaction,
     DeviceInfo,
     Entry,
+    Group,
+    GroupInfo,
     Key,
     Library,
     LibraryInspection,
@@ -59,15 +61,17 @@ class Client:
         wait_for_ready: bool = False,
         max_message_bytes: int = _rpcs.DEFAULT_MAX_MESSAGE_BYTES,
         retry: RetryPolicy | None = _DEFAULT_RETRY,
+        group: str = "",
     ) -> None:
         """Connect on first use.
 
         ``address`` is ``unix:PATH``, ``/PATH`` or ``HOST:PORT``, by default ``KAAS_ADDRESS`` or the usual socket. ``timeout``, in
         seconds, is the default for every call. With ``wait_for_ready`` a call waits, until its timeout, for a server that does
-        not answer yet. ``retry`` says how often failed calls are made again; None: never. Raises ``ValueError`` for a malformed
-        address.
+        not answer yet. ``retry`` says how often failed calls are made again; None: never. ``group`` is whom calls are
+        for that name no group themselves: by default the server's choice, which is the group of its socket or ``default``. A call
+        for a group that there is not raises ``GroupNotFoundError``. Raises ``ValueError`` for a malformed address.
         """
-        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes, retry)
+        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes, retry, group)
         self.address = self._connection.address
 
     def __enter__(self) -> Self:
@@ -83,7 +87,14 @@ class Client:
     # The store.
 
     def put(
-        self, key: str, data: Data, *, size: int | None = None, progress: Progress | None = None, timeout: float | None = None
+        self,
+        key: str,
+        data: Data,
+        *,
+        size: int | None = None,
+        progress: Progress | None = None,
+        group: str = "",
+        timeout: float | None = None,
     ) -> Entry:
         """Store a value: a buffer or array, a ``pathlib.Path``, a binary file from its position on, or an iterable of buffers.
 
@@ -91,7 +102,7 @@ class Client:
         ``StoreFullError``.
         """
         with opened(data, size) as source:
-            return self._connection.upload(_rpcs.put(key, source, progress), timeout)
+            return self._connection.upload(_rpcs.put(key, source, progress, self._connection.group(group)), timeout)
 
     @overload
     def get(
@@ -103,6 +114,7 @@ class Client:
         size: int | None = None,
         into: None = None,
         progress: Progress | None = None,
+        group: str = "",
         timeout: float | None = None,
     ) -> bytes: ...
     @overload
@@ -115,6 +127,7 @@ class Client:
         size: int | None = None,
         into: None = None,
         progress: Progress | None = None,
+        group: str = "",
         timeout: float | None = None,
     ) -> np.ndarray[Any, np.dtype[Any]]: ...
     @overload
@@ -127,6 +140,7 @@ class Client:
         size: int | None = None,
         into: Bytes | Writable,
         progress: Progress | None = None,
+        group: str = "",
         timeout: float | None = None,
     ) -> int: ...
     def get(
@@ -138,6 +152,7 @@ class Client:
         size: int | None = None,
         into: Bytes | Writable | None = None,
         progress: Progress | None = None,
+        group: str = "",
         timeout: float | None = None,
     ) -> Any:
         """Return a value, or ``size`` bytes of it from ``offset``: as bytes, or as a one-dimensional array of ``dtype``.
@@ -146,22 +161,22 @@ class Client:
         ``KeyNotFoundError``, ``ValueTooShortError``.
         """
         download = Download(dtype, offset, size, into, progress)
-        return self._connection.download(_rpcs.get(key, offset, size, download), download, timeout)
+        return self._connection.download(_rpcs.get(key, offset, size, download, self._connection.group(group)), download, timeout)
 
-    def stat(self, key: str, *, timeout: float | None = None) -> Entry:
+    def stat(self, key: str, *, group: str = "", timeout: float | None = None) -> Entry:
         """Return what the store knows of a key. Raises ``KeyNotFoundError``."""
-        return self._connection.unary(_rpcs.stat(key), timeout)
+        return self._connection.unary(_rpcs.stat(key, self._connection.group(group)), timeout)
 
-    def list(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[Entry]:
+    def list(self, prefix: str = "", *, group: str = "", timeout: float | None = None) -> Iterator[Entry]:
         """Yield the keys that start with ``prefix`` in the order of their bytes, also damaged ones (``Entry.damaged``).
 
         ``timeout`` is for each page.
         """
-        return self._connection.pages(lambda token: _rpcs.list_keys(prefix, token), timeout)
+        return self._connection.pages(lambda token: _rpcs.list_keys(prefix, self._connection.group(group), token), timeout)
 
-    def delete(self, key: str, *, timeout: float | None = None) -> None:
+    def delete(self, key: str, *, group: str = "", timeout: float | None = None) -> None:
         """Delete a key. Raises ``KeyNotFoundError``."""
-        return self._connection.unary(_rpcs.delete(key), timeout)
+        return self._connection.unary(_rpcs.delete(key, self._connection.group(group)), timeout)
 
     # Libraries.
 
@@ -171,6 +186,7 @@ class Client:
         *,
         file_name: str | None = None,
         progress: Progress | None = None,
+        group: str = "",
         timeout: float | None = None,
     ) -> str:
         """Store a library, given as its path (``str`` too) or its content, and return its id for ``Kernel``.
@@ -179,22 +195,24 @@ class Client:
         """
         data = Path(library) if isinstance(library, str) else library
         with opened(data) as source:
-            return self._connection.upload(_rpcs.upload(source, _rpcs.library_name(data, file_name), progress), timeout)
+            return self._connection.upload(
+                _rpcs.upload(source, _rpcs.library_name(data, file_name), progress, self._connection.group(group)), timeout
+            )
 
-    def inspect(self, library: str, *, timeout: float | None = None) -> LibraryInspection:
+    def inspect(self, library: str, *, group: str = "", timeout: float | None = None) -> LibraryInspection:
         """Return the kernels of a library, named by id or by a path on the server, and their parameters.
 
         Raises ``LibraryNotFoundError``, ``InvalidLibraryError``.
         """
-        return self._connection.unary(_rpcs.inspect(library), timeout)
+        return self._connection.unary(_rpcs.inspect(library, self._connection.group(group)), timeout)
 
-    def libraries(self, *, timeout: float | None = None) -> Iterator[Library]:
+    def libraries(self, *, group: str = "", timeout: float | None = None) -> Iterator[Library]:
         """Yield the uploaded libraries in the order of their ids, also damaged ones. ``timeout`` is for each page."""
-        return self._connection.pages(_rpcs.libraries, timeout)
+        return self._connection.pages(lambda token: _rpcs.libraries(self._connection.group(group), token), timeout)
 
-    def delete_library(self, id: str, *, timeout: float | None = None) -> None:
+    def delete_library(self, id: str, *, group: str = "", timeout: float | None = None) -> None:
         """Delete an uploaded library. Raises ``LibraryNotFoundError``."""
-        return self._connection.unary(_rpcs.delete_library(id), timeout)
+        return self._connection.unary(_rpcs.delete_library(id, self._connection.group(group)), timeout)
 
     # Requests and functions.
 
@@ -207,6 +225,8 @@ class Client:
         device: str = "",
         trace: bool = False,
         request_id: str = "",
+        group: str = "",
+        priority: int = 0,
         timeout: float | None = None,
     ) -> Result:
         """Run a request once; when this returns, its outputs are committed.
@@ -214,34 +234,38 @@ class Client:
         ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; the server
         chooses the ``device`` if it is empty; with ``trace`` the result has a trace, and the kernels take longer; after
         ``timeout`` the kernels are stopped. Who may make the same call again, after a crash for example, gives it a
-        ``request_id``, which stands for this call for some minutes: it runs once. Raises any of ``kaas_client.errors``.
+        ``request_id``, which stands for this call for some minutes: it runs once. Of the calls of its group that wait, those of
+        higher ``priority`` go first. Raises any of ``kaas_client.errors``.
         """
         returns = list(returns) if not isinstance(returns, str) else returns
+        group = self._connection.group(group)
         id = self._connection.request_id(request_id)
-        result = self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace, id), timeout)
+        result = self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace, id, group, priority), timeout)
         if result.outputs_dropped:
-            return self._with_outputs(result, request, {}, returns, timeout)
+            return self._with_outputs(result, request, {}, returns, group, timeout)
         return result
 
-    def register(self, name: str, request: Request, *, timeout: float | None = None) -> Function:
+    def register(self, name: str, request: Request, *, group: str = "", timeout: float | None = None) -> Function:
         """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""
-        return Function(self, self._connection.unary(_rpcs.register(name, request), timeout))
+        return Function(self, self._connection.unary(_rpcs.register(name, request, self._connection.group(group)), timeout))
 
-    def function(self, name: str, *, timeout: float | None = None) -> Function:
+    def function(self, name: str, *, group: str = "", timeout: float | None = None) -> Function:
         """Return a registered function. Raises ``FunctionNotFoundError``."""
-        return Function(self, self._connection.unary(_rpcs.function(name), timeout))
+        return Function(self, self._connection.unary(_rpcs.function(name, self._connection.group(group)), timeout))
 
-    def functions(self, prefix: str = "", *, timeout: float | None = None) -> Iterator[Function]:
+    def functions(self, prefix: str = "", *, group: str = "", timeout: float | None = None) -> Iterator[Function]:
         """Yield the registered functions whose names start with ``prefix``, by name, also damaged ones (``Function.damaged``).
 
         ``timeout`` is for each page.
         """
-        for fields in self._connection.pages(lambda token: _rpcs.functions(prefix, token), timeout):
+        for fields in self._connection.pages(
+            lambda token: _rpcs.functions(prefix, self._connection.group(group), token), timeout
+        ):
             yield Function(self, fields)
 
-    def delete_function(self, name: str, *, timeout: float | None = None) -> None:
+    def delete_function(self, name: str, *, group: str = "", timeout: float | None = None) -> None:
         """Delete a function. Raises ``FunctionNotFoundError``."""
-        return self._connection.unary(_rpcs.delete_function(name), timeout)
+        return self._connection.unary(_rpcs.delete_function(name, self._connection.group(group)), timeout)
 
     def invoke(
         self,
@@ -252,6 +276,8 @@ class Client:
         device: str = "",
         trace: bool = False,
         request_id: str = "",
+        group: str = "",
+        priority: int = 0,
         timeout: float | None = None,
     ) -> Result:
         """Run a registered function once.
@@ -259,20 +285,27 @@ class Client:
         ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest is as for ``submit``.
         """
         returns = list(returns) if not isinstance(returns, str) else returns
+        group = self._connection.group(group)
         id = self._connection.request_id(request_id)
-        result = self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace, id), timeout)
+        result = self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace, id, group, priority), timeout)
         if result.outputs_dropped:
-            function = self._connection.unary(_rpcs.function(name), timeout)
-            return self._with_outputs(result, function.request, bindings or {}, returns, timeout)
+            function = self._connection.unary(_rpcs.function(name, group), timeout)
+            return self._with_outputs(result, function.request, bindings or {}, returns, group, timeout)
         return result
 
     def _with_outputs(
-        self, result: Result, request: Request, bindings: Mapping[str, Binding], returns: Iterable[str], timeout: float | None
+        self,
+        result: Result,
+        request: Request,
+        bindings: Mapping[str, Binding],
+        returns: Iterable[str],
+        group: str,
+        timeout: float | None,
     ) -> Result:
         """Return a result with the outputs that its reply lacks. Raises ``OutputsDroppedError``."""
         keys = {name: binding.name for name, binding in bindings.items() if isinstance(binding, Key)}
         outputs = {}
-        for name, (download, rpc) in _rpcs.dropped_outputs(request.spec, keys, returns, result.versions).items():
+        for name, (download, rpc) in _rpcs.dropped_outputs(request.spec, keys, returns, result.versions, group).items():
             try:
                 self._connection.download(rpc, download, timeout)
             except (KeyNotFoundError, ValueTooShortError):
@@ -345,6 +378,56 @@ class Client:
         Raises ``RequestNotFoundError``, ``NotEnabledError`` over TCP.
         """
         return self._connection.unary(_rpcs.release_quarantine(id), timeout)
+
+    def set_group(
+        self,
+        name: str,
+        *,
+        share: float = 1.0,
+        priority: int = 0,
+        max_running: int = 0,
+        max_queued: int = 0,
+        max_queued_bytes: int = 0,
+        max_device_memory_bytes: int = 0,
+        max_stored_bytes: int = 0,
+        reserved_multiprocessors: int = 0,
+        max_region_bytes: int = 0,
+        max_keys: int = 0,
+        timeout: float | None = None,
+    ) -> Group:
+        """Make a group, or change all that it is granted, also what is not given here; return that. See ``Group``.
+
+        Raises ``InvalidRequestError``, ``NotEnabledError`` over TCP and for a group of the server's settings file.
+        """
+        group = Group(
+            name,
+            share=share,
+            priority=priority,
+            max_running=max_running,
+            max_queued=max_queued,
+            max_queued_bytes=max_queued_bytes,
+            max_device_memory_bytes=max_device_memory_bytes,
+            max_stored_bytes=max_stored_bytes,
+            reserved_multiprocessors=reserved_multiprocessors,
+            max_region_bytes=max_region_bytes,
+            max_keys=max_keys,
+        )
+        return self._connection.unary(_rpcs.set_group(group), timeout)
+
+    def group(self, name: str, *, timeout: float | None = None) -> GroupInfo:
+        """Return what a group is granted and what it uses. Raises ``GroupNotFoundError``, ``NotEnabledError`` over TCP."""
+        return self._connection.unary(_rpcs.group(name), timeout)
+
+    def groups(self, *, timeout: float | None = None) -> Iterator[Group]:
+        """Yield the groups in the order of their names. ``timeout`` is for each page. Raises ``NotEnabledError`` over TCP."""
+        return self._connection.pages(_rpcs.groups, timeout)
+
+    def delete_group(self, name: str, *, timeout: float | None = None) -> None:
+        """Have the server take no more calls for a group; those that wait or run go on, and what it has stored stays.
+
+        Raises ``GroupNotFoundError``, ``NotEnabledError`` over TCP and for a group of the server's settings file.
+        """
+        return self._connection.unary(_rpcs.delete_group(name), timeout)
 
     def check_store(self, *, progress: Progress | None = None, timeout: float | None = None) -> StoreCheck:
         """Compare all that is stored with its checksums, while the server goes on, and return what is damaged.

@@ -30,11 +30,13 @@ class Connection:
         wait_for_ready: bool,
         max_message_bytes: int,
         retry: RetryPolicy | None,
+        group: str,
     ) -> None:
         self.address = default_connect_address() if address is None else parse_address(address)
         self._timeout = timeout
         self._wait_for_ready = wait_for_ready
         self._retry = retry
+        self._group = group
         self._was_reached = False
         self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes))
         self.stubs = _rpcs.Stubs(self._channel)
@@ -50,6 +52,10 @@ class Connection:
     def request_id(self, given: str) -> str:
         """Return the id of a call: the caller's, and where there is none a new one, as far as calls may be made again."""
         return given or ("" if self._retry is None else new_request_id())
+
+    def group(self, given: str) -> str:
+        """Return whom a call is for: whom its caller names, else whom all calls are for; empty, where the server is to say."""
+        return given or self._group
 
     def unary(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call of one message that is answered by one message."""

@@ -73,6 +73,8 @@ class InvokeStream:
         device: str = "",
         trace: bool = False,
         request_id: str = "",
+        group: str = "",
+        priority: int = 0,
         timeout: float | None = None,
     ) -> Future[Result]:
         """Send one invocation and return its future. The parameters are those of ``Client.invoke``.
@@ -83,9 +85,9 @@ class InvokeStream:
         Waits while ``max_in_flight`` are unanswered. Cancelling the future does not stop the invocation. Raises the stream's
         failure once it has failed.
         """
-        id = next(self._ids)
+        id, group = next(self._ids), self._connection.group(group)
         message = _rpcs.stream_message(
-            id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace, request_id), timeout
+            id, _rpcs.invoke_message(name, bindings or {}, returns, device, trace, request_id, group, priority), timeout
         )
         self._permits.acquire()
         with self._lock:
@@ -97,7 +99,14 @@ class InvokeStream:
         return future
 
     def map(
-        self, name: str, invocations: Iterable[Mapping[str, Binding]], *, returns: Iterable[str] = (), device: str = ""
+        self,
+        name: str,
+        invocations: Iterable[Mapping[str, Binding]],
+        *,
+        returns: Iterable[str] = (),
+        device: str = "",
+        group: str = "",
+        priority: int = 0,
     ) -> Iterator[Result]:
         """Run one invocation for each mapping of buffers and yield the results in that order.
 
@@ -108,7 +117,8 @@ class InvokeStream:
         for bindings in invocations:
             if len(waiting) == self._max_in_flight:
                 yield result_of(waiting.popleft())
-            waiting.append(self.submit(name, bindings, returns=returns, device=device))
+            future = self.submit(name, bindings, returns=returns, device=device, group=group, priority=priority)
+            waiting.append(future)
         while waiting:
             yield result_of(waiting.popleft())
 

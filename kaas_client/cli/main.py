@@ -14,7 +14,7 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from kaas_client import errors
-from kaas_client.cli import completion, device, function, kv, library, quarantine, request, server, store, submit
+from kaas_client.cli import completion, device, function, group, kv, library, quarantine, request, server, store, submit
 from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
 from kaas_client.cli.session import Session
@@ -56,6 +56,7 @@ app.add_typer(kv.app, name="kv")
 app.add_typer(library.app, name="library")
 app.add_typer(function.app, name="function")
 app.add_typer(device.app, name="device")
+app.add_typer(group.app, name="group")
 app.add_typer(request.app, name="request")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(store.app, name="store")
@@ -91,9 +92,18 @@ def root(
     timeout: Annotated[
         float | None, typer.Option(min=0.001, metavar="SECONDS", help="Limit for each call; kernels that run longer are stopped.")
     ] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            "--group",
+            envvar="KAAS_GROUP",
+            metavar="NAME",
+            help="Whom calls are for. Default: the group of the server's socket, or default.",
+        ),
+    ] = "",
 ) -> None:
     """Run requests of GPU kernels on a kaasd server, and manage its store, libraries and functions."""
-    ctx.obj = Session(_address(address), output, timeout)
+    ctx.obj = Session(_address(address), output, timeout, group)
 
 
 def describe(error: Exception) -> str:

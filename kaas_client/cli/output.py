@@ -115,7 +115,10 @@ def _lines(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _lines(_fields(value), f"{heading} ")
         elif isinstance(value, Mapping):
             for key, item in value.items():
-                yield f"{heading} {printable(key)}", _cell("", item)
+                if _is_record(item):
+                    yield from _lines(_fields(item), f"{heading} {printable(key)} ")
+                else:
+                    yield f"{heading} {printable(key)}", _cell("", item)
         else:
             yield heading, _cell(name, value)
 

@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="List and cancel requests that wait
 def ls(ctx: typer.Context) -> None:
     """List the requests that wait or run, in the order in which they came."""
     with connected(ctx) as (client, printer):
-        printer.rows(client.requests(), ["id", "function", "device", "state", "age_ns", "input_bytes"])
+        printer.rows(client.requests(), ["id", "group", "function", "device", "state", "age_ns", "input_bytes"])
 
 
 @app.command("cancel")

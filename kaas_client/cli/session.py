@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Where to connect, how to print, how long to wait."""
+    """Where to connect, how to print, how long to wait, and for whom."""
 
     address: str
     output: Format
     timeout: float | None
+    group: str
 
     @property
     def printer(self) -> Printer:
@@ -42,5 +43,5 @@ def connected(ctx: typer.Context) -> Iterator[tuple[Client, Printer]]:
     from kaas_client import Client
 
     session = session_of(ctx)
-    with Client(session.address, timeout=session.timeout) as client:
+    with Client(session.address, timeout=session.timeout, group=session.group) as client:
         yield client, session.printer

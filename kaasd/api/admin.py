@@ -64,6 +64,7 @@ class AdminServicer:
             store_limit_bytes=store.limit_bytes,
             functions=len(self._core.functions),
             failures_by_reason=self._core.failures,
+            groups={name: self._core.groups.use(name) for name in self._core.groups.names()},
         )
         response.uptime.FromNanoseconds(round((time.monotonic() - self._core.started) * 1e9))
         return response
@@ -129,6 +130,31 @@ class AdminServicer:
         check_local(context)
         self._core.quarantine.release(request.id)
         return admin_pb2.ReleaseQuarantineResponse()
+
+    async def SetGroup(self, request: admin_pb2.SetGroupRequest, context: grpc.aio.ServicerContext) -> admin_pb2.SetGroupResponse:
+        check_local(context)
+        self._core.watch.refuse_if_lost()
+        return admin_pb2.SetGroupResponse(group=await self._core.write(self._core.groups.set(request.group)))
+
+    async def GetGroup(self, request: admin_pb2.GetGroupRequest, context: grpc.aio.ServicerContext) -> admin_pb2.GetGroupResponse:
+        check_local(context)
+        grant = self._core.groups.get(request.name)
+        return admin_pb2.GetGroupResponse(group=grant.message, use=self._core.groups.use(request.name), fixed=grant.fixed)
+
+    async def ListGroups(
+        self, request: admin_pb2.ListGroupsRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ListGroupsResponse:
+        check_local(context)
+        groups, token = page(request.page_size, request.page_token, "", self._core.groups.list, lambda group: group.name)
+        return admin_pb2.ListGroupsResponse(groups=groups, next_page_token=token)
+
+    async def DeleteGroup(
+        self, request: admin_pb2.DeleteGroupRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.DeleteGroupResponse:
+        check_local(context)
+        self._core.watch.refuse_if_lost()
+        await self._core.write(self._core.groups.delete(request.name))
+        return admin_pb2.DeleteGroupResponse()
 
     async def CheckStore(self, request: admin_pb2.CheckStoreRequest, context: grpc.aio.ServicerContext) -> None:
         check_local(context)

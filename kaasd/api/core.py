@@ -13,10 +13,12 @@ from grpc_health.v1.health import aio as health
 
 from kaas_core.errors import DataDamagedError, DrainingError, KaasError
 from kaasd.api.errors import as_kaas_error
+from kaasd.api.groups import group_of_call
 from kaasd.api.shared import Aside, finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry, RequestLimits, RequestValidator
+from kaasd.front.groups import Groups
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_ids import RequestIds
 from kaasd.front.store_watch import StoreWatch
@@ -36,6 +38,7 @@ class Core:
     libraries: Libraries
     dispatcher: Dispatcher
     quarantine: Quarantine
+    groups: Groups
     watch: StoreWatch
     aside: Aside = field(default_factory=Aside)
     limits: RequestLimits = field(init=False)
@@ -64,6 +67,10 @@ class Core:
         self.watch.refuse_if_lost()
         if self.dispatcher.draining:
             raise DrainingError("the server is draining")
+
+    def group_of(self, named: str) -> str:
+        """Return whom the present call is for; see ``group_of_call``. Raises ``GroupNotFoundError``."""
+        return group_of_call(self.groups, named)
 
     def failed(self, error: Exception) -> KaasError:
         """Count a failed call; return what its caller should see of ``error``."""

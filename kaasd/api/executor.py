@@ -85,10 +85,11 @@ class ExecutorServicer:
         self._core = core
 
     async def Submit(self, request: executor_pb2.SubmitRequest, context: grpc.aio.ServicerContext) -> executor_pb2.SubmitResponse:
+        group = self._core.group_of(request.group)
         validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
-        execution = self._run(validated, {}, inputs, request, deadline_of(context), partial(sender_of, context))
+        execution = self._run(validated, {}, inputs, request, group, deadline_of(context), partial(sender_of, context))
         del request, inputs
         reply = await execution
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
@@ -97,6 +98,7 @@ class ExecutorServicer:
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.RegisterFunctionResponse:
         self._core.refuse_if_draining()
+        self._core.group_of(request.group)
         size, name, limits = request.ByteSize(), request.name, self._core.limits
         registered = await self._core.aside.call(size, describe, name, request.request, limits)
         await self._core.dispatcher.prepare(registered.validated.serialized, deadline_of(context))
@@ -106,11 +108,13 @@ class ExecutorServicer:
     async def GetFunction(
         self, request: executor_pb2.GetFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.GetFunctionResponse:
+        self._core.group_of(request.group)
         return executor_pb2.GetFunctionResponse(function=self._core.functions.get(request.name).function)
 
     async def ListFunctions(
         self, request: executor_pb2.ListFunctionsRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.ListFunctionsResponse:
+        self._core.group_of(request.group)
         functions, token = page(
             request.page_size,
             request.page_token,
@@ -129,6 +133,7 @@ class ExecutorServicer:
         self, request: executor_pb2.DeleteFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.DeleteFunctionResponse:
         self._core.refuse_if_draining()
+        self._core.group_of(request.group)
         await self._core.write(self._core.functions.delete(request.name))
         return executor_pb2.DeleteFunctionResponse()
 
@@ -185,6 +190,7 @@ class ExecutorServicer:
         self, request: executor_pb2.InvokeRequest, deadline: float | None, sender: Callable[[], Hashable]
     ) -> Awaitable[executor_pb2.InvokeResponse]:
         """Check an invocation; return its execution. No coroutine: its frame would hold the inputs once more while they wait."""
+        group = self._core.group_of(request.group)
         validated = self._core.functions.get(request.function).validated
         keys: dict[str, str] = {}
         inputs: dict[str, bytes] = {}
@@ -200,7 +206,7 @@ class ExecutorServicer:
         validated.check_inputs(inputs, "bindings")
         if keys:
             validated.check_keys(keys)
-        return self._run(validated, keys, inputs, request, deadline, sender, request.function)
+        return self._run(validated, keys, inputs, request, group, deadline, sender, request.function)
 
     def _run(
         self,
@@ -208,6 +214,7 @@ class ExecutorServicer:
         keys: Mapping[str, str],
         inputs: Mapping[str, bytes],
         request: executor_pb2.SubmitRequest | executor_pb2.InvokeRequest,
+        group: str,
         deadline: float | None,
         sender: Callable[[], Hashable],
         function: str = "",
@@ -224,7 +231,7 @@ class ExecutorServicer:
         if request.request_id:
             self._core.watch.refuse_if_lost()
             content = fingerprint(validated.serialized.digest, keys, inputs, request.return_buffers, request.device)
-            identified = self._core.request_ids.identify(request.request_id, content)
+            identified = self._core.request_ids.identify(request.request_id, content, group)
         execution = self._core.dispatcher.execute(
             validated.serialized,
             keys=keys,
@@ -236,6 +243,8 @@ class ExecutorServicer:
             function=function,
             sender=sender,
             identified=identified,
+            group=group,
+            priority=request.priority,
         )
         if identified is None:
             return execution

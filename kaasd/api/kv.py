@@ -45,6 +45,7 @@ class KvServicer:
     async def Put(self, requests: AsyncIterator[kv_pb2.PutRequest], context: grpc.aio.ServicerContext) -> kv_pb2.PutResponse:
         self._core.refuse_if_draining()
         header, chunks = await read_upload(requests)
+        self._core.group_of(header.group)
         _check_key(header.key)
         if header.size_bytes <= INLINE_BYTES:
             entry = await self._commit(header.key, [chunk async for chunk in chunks])
@@ -60,6 +61,7 @@ class KvServicer:
 
     async def Get(self, request: kv_pb2.GetRequest, context: grpc.aio.ServicerContext) -> None:
         self._core.watch.refuse_if_lost()
+        self._core.group_of(request.group)
         size = request.size_bytes if request.HasField("size_bytes") else None
         with self._core.store.snapshot() as snapshot:
             entry = snapshot.stat(request.key)
@@ -76,11 +78,13 @@ class KvServicer:
 
     async def Stat(self, request: kv_pb2.StatRequest, context: grpc.aio.ServicerContext) -> kv_pb2.StatResponse:
         self._core.watch.refuse_if_lost()
+        self._core.group_of(request.group)
         with self._core.store.snapshot() as snapshot:
             return kv_pb2.StatResponse(entry=_entry(snapshot.stat(request.key)))
 
     async def List(self, request: kv_pb2.ListRequest, context: grpc.aio.ServicerContext) -> kv_pb2.ListResponse:
         self._core.watch.refuse_if_lost()
+        self._core.group_of(request.group)
         with self._core.store.snapshot() as snapshot:
             entries, token = page(
                 request.page_size,
@@ -93,6 +97,7 @@ class KvServicer:
 
     async def Delete(self, request: kv_pb2.DeleteRequest, context: grpc.aio.ServicerContext) -> kv_pb2.DeleteResponse:
         self._core.refuse_if_draining()
+        self._core.group_of(request.group)
         await self._core.write(asyncio.wrap_future(self._core.store.delete(request.key)))
         return kv_pb2.DeleteResponse()
 

@@ -42,6 +42,7 @@ class LibraryServicer:
     ) -> library_pb2.UploadLibraryResponse:
         self._core.refuse_if_draining()
         header, chunks = await read_upload(requests)
+        self._core.group_of(header.group)
         _check_header(header)
         with SpooledTemporaryFile(IN_MEMORY_BYTES, "w+b", dir=str(self._core.settings.store)) as file:
             async for chunk in chunks:
@@ -54,6 +55,7 @@ class LibraryServicer:
     async def InspectLibrary(
         self, request: library_pb2.InspectLibraryRequest, context: grpc.aio.ServicerContext
     ) -> library_pb2.InspectLibraryResponse:
+        self._core.group_of(request.group)
         if not request.library:
             raise InvalidRequestError.at("library", "must not be empty")
         return await self._core.dispatcher.inspect(request.library, deadline=deadline_of(context))
@@ -61,6 +63,7 @@ class LibraryServicer:
     async def ListLibraries(
         self, request: library_pb2.ListLibrariesRequest, context: grpc.aio.ServicerContext
     ) -> library_pb2.ListLibrariesResponse:
+        self._core.group_of(request.group)
         libraries, token = page(request.page_size, request.page_token, "", self._core.libraries.list, lambda library: library.id)
         return library_pb2.ListLibrariesResponse(libraries=libraries, next_page_token=token)
 
@@ -68,6 +71,7 @@ class LibraryServicer:
         self, request: library_pb2.DeleteLibraryRequest, context: grpc.aio.ServicerContext
     ) -> library_pb2.DeleteLibraryResponse:
         self._core.refuse_if_draining()
+        self._core.group_of(request.group)
         await self._core.write(self._delete(request.id))
         return library_pb2.DeleteLibraryResponse()
 

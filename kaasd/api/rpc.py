@@ -22,6 +22,7 @@ from kaas_core.errors import InvalidRequestError
 from kaasd.api.core import Core
 from kaasd.api.counting import SMALL_BYTES, count, field_limits
 from kaasd.api.errors import to_status
+from kaasd.api.groups import group_of_listener
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
@@ -30,13 +31,16 @@ DEADLINE_SLACK_S = 0.05
 """A caller counts from when it called, the server from when that arrived."""
 
 
-def service_handler(servicer: object, service: ServiceDescriptor, core: Core) -> grpc.GenericRpcHandler:
-    """Return the handler of all RPCs of ``service``. A servicer that lacks one is an ``AttributeError``."""
-    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, core) for method in service.methods}
+def service_handler(servicer: object, service: ServiceDescriptor, core: Core, group: str = "") -> grpc.GenericRpcHandler:
+    """Return the handler of all RPCs of ``service``, for calls that are for ``group``, or for whom they say.
+
+    A servicer that lacks one is an ``AttributeError``.
+    """
+    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, core, group) for method in service.methods}
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) -> grpc.RpcMethodHandler:
+def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core, group: str) -> grpc.RpcMethodHandler:
     request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
     limits = field_limits(core.limits)
 
@@ -56,6 +60,8 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core) 
             yield await parse(data)
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
+        if group:
+            group_of_listener.set(group)  # each call is a task, and so has a context of its own
         try:
             return await behaviour(parse_each(request) if method.client_streaming else await parse(request), context)
         except asyncio.CancelledError:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable, Sequence
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaas_core.errors import GroupNotFoundError
 from kaasd.api.admin import AdminServicer
 from kaasd.api.core import Core
 from kaasd.api.executor import ExecutorServicer
@@ -17,9 +20,10 @@ from kaasd.api.kv import KvServicer
 from kaasd.api.library import LibraryServicer
 from kaasd.api.listen import forget, listen
 from kaasd.api.rpc import service_handler
-from kaasd.config import Settings
+from kaasd.config import Settings, split_listener
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.groups import Groups
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.store_watch import StoreWatch
 from kaasd.libraries.registry import Libraries
@@ -38,10 +42,10 @@ _log = logging.getLogger(__name__)
 class Server:
     """A server that listens. Its owner stops it, and then closes what it calls."""
 
-    def __init__(self, core: Core, server: grpc.aio.Server, *background: asyncio.Task[None]) -> None:
-        """``background`` are tasks that end with it."""
+    def __init__(self, core: Core, servers: Sequence[grpc.aio.Server], *background: asyncio.Task[None]) -> None:
+        """``servers`` share the servicers; ``background`` are tasks that end with it."""
         self._core = core
-        self._server = server
+        self._servers = servers
         self._background = background
 
     @property
@@ -55,7 +59,7 @@ class Server:
 
     async def stop(self, grace_s: float | None = None) -> None:
         """Take no new call, let running ones go on for ``grace_s``, then cancel them, and return when all have ended."""
-        await self._server.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in self._servers))
         for task in self._background:
             task.cancel()
         self._core.aside.close()
@@ -79,32 +83,48 @@ async def start_server(
     libraries: Libraries,
     dispatcher: Dispatcher,
     quarantine: Quarantine,
+    groups: Groups,
     watch: StoreWatch,
 ) -> Server:
-    """Listen on all of ``settings.listen``. Raises ``ListenError``; then it listens on none."""
+    """Listen on all of ``settings.listen``.
+
+    Raises ``ListenError``, ``GroupNotFoundError`` (of a socket); then it listens on none.
+    """
     logging.getLogger(GRPC_LOGGER).addFilter(is_worth_a_line)
-    core = Core(settings, store, functions, libraries, dispatcher, quarantine, watch)
-    server = grpc.aio.server(options=server_options(settings))
-    server.add_generic_rpc_handlers(
-        tuple(service_handler(servicer(core), service, core) for service, servicer in SERVICES.items())
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
-    names = [service.full_name for service in SERVICES]
-    services = (health.OVERALL_HEALTH, *names)
-    for name in services:
+    core = Core(settings, store, functions, libraries, dispatcher, quarantine, groups, watch)
+    listeners = [split_listener(text) for text in settings.listen]
+    for address, group in listeners:
+        if group and group not in groups:
+            raise GroupNotFoundError(f"{address} is for the group {group!r}, which there is not: make it first", {"group": group})
+    servicers = [(servicer(core), service) for service, servicer in SERVICES.items()]
+    # In the order in which they were named, so that it is known which failed.
+    servers = {group: _make_server(core, servicers, group) for group in dict.fromkeys(group for _, group in listeners)}
+    names = (health.OVERALL_HEALTH, *(service.full_name for service in SERVICES))
+    for name in names:
         await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    reflection.enable_server_reflection([*names, health_name, reflection.SERVICE_NAME], server)
     bound: list[str] = []
     try:
-        bound.extend(listen(server, address) for address in settings.listen)
-        await server.start()
+        bound.extend(listen(servers[group], address) for address, group in listeners)
+        for server in servers.values():
+            await server.start()
     except BaseException:
+        await asyncio.gather(*(server.stop(None) for server in servers.values()))
         forget(bound)
         raise
     core.addresses = tuple(bound)
-    background = core.keep_health(services), core.request_ids.keep_few()
-    return Server(core, server, *map(asyncio.create_task, background))
+    background = core.keep_health(names), core.request_ids.keep_few()
+    return Server(core, list(servers.values()), *map(asyncio.create_task, background))
+
+
+def _make_server(core: Core, servicers: Iterable[tuple[object, ServiceDescriptor]], group: str) -> grpc.aio.Server:
+    """Return a server, which listens nowhere yet, of calls that are for ``group``, or for whom they say."""
+    server = grpc.aio.server(options=server_options(core.settings))
+    server.add_generic_rpc_handlers(tuple(service_handler(servicer, service, core, group) for servicer, service in servicers))
+    health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    names = (*(service.full_name for service in SERVICES), health_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return server
 
 
 def server_options(settings: Settings) -> list[tuple[str, int]]:

@@ -24,8 +24,6 @@ from kaas_core.errors import DeadlineExceededError, InvalidArgumentError, KaasEr
 from kaasd.ipc.replies import MAX_REPLY_BYTES, ReplyKey, unpack_reply
 from kaasd.store.base import Entry, KeyValueStore, Namespace
 
-GROUP = "default"
-"""Whom all requests are for."""
 MAX_ID_BYTES = 128
 MOST_KEPT = 100_000
 """Replies of one group in the store. The oldest beyond that go when so many more have come as ``SWEPT_BEHIND``."""
@@ -149,13 +147,13 @@ class RequestIds:
         """Since the last sweep."""
         self._many_stored = asyncio.Event()
 
-    def identify(self, request_id: str, content: bytes) -> IdentifiedCall:
-        """Return the call of an id, and of the ``fingerprint`` of its content. Raises ``InvalidArgumentError``."""
+    def identify(self, request_id: str, content: bytes, group: str) -> IdentifiedCall:
+        """Return the call of a group's id, and of the ``fingerprint`` of its content. Raises ``InvalidArgumentError``."""
         if (size := len(request_id.encode())) > MAX_ID_BYTES:
             raise InvalidArgumentError(
                 f"request_id: at most {MAX_ID_BYTES} bytes are allowed, not {size}", {"field": "request_id"}
             )
-        return IdentifiedCall(ReplyKey(f"{GROUP}/{request_id}", content), self)
+        return IdentifiedCall(ReplyKey(f"{group}/{request_id}", content), self)
 
     async def once(
         self,
@@ -206,6 +204,7 @@ class RequestIds:
         fingerprint, reply = unpack_reply(data, entry.version)
         as_key.check(fingerprint)
         reply.attempts = 1
+        reply.group = as_key.group
         return reply
 
     async def keep_few(self) -> None:

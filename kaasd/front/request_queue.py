@@ -116,7 +116,7 @@ class RequestQueue:
         """Take no more requests of a group. Raises ``GroupNotFoundError``."""
         self._scheduler.remove_group(name)
 
-    def group_use(self, name: str) -> GroupUse:
+    def use(self, name: str) -> GroupUse:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
         return self._scheduler.use(name)
 

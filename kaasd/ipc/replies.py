@@ -23,6 +23,11 @@ class ReplyKey(NamedTuple):
     fingerprint: bytes
     """The same for calls with the same content."""
 
+    @property
+    def group(self) -> str:
+        """Whom the call is for."""
+        return self.key.partition("/")[0]
+
     def check(self, fingerprint: bytes) -> None:
         """Raise ``RequestIdReusedError`` unless ``fingerprint`` is that of this call."""
         if fingerprint != self.fingerprint:

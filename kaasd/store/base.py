@@ -16,6 +16,8 @@ from typing import NamedTuple, Protocol
 from kaas_core import ReadableBuffer
 from kaas_core.errors import KaasError
 
+_NOUNS = {"v": "value", "l": "library", "f": "function", "r": "reply", "c": "compiled code", "g": "group"}
+
 
 class Namespace(Enum):
     """Who a key belongs to."""
@@ -31,10 +33,13 @@ class Namespace(Enum):
     COMPILED = "c"
     """Code that was compiled, by what it was made from: a cache, which goes where others need its room."""
 
+    GROUPS = "g"
+    """What each group is granted, by its name."""
+
     def __init__(self, letter: str) -> None:
         self.number = ord(letter)
         """For checksums."""
-        self.noun = {"v": "value", "l": "library", "f": "function", "r": "reply", "c": "compiled code"}[letter]
+        self.noun = _NOUNS[letter]
         """What one entry is, in words and on the wire."""
 
 

@@ -44,9 +44,9 @@ MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
 DATABASES = (*NAMESPACES, CHUNKS, LOOSE)
-ADDED_DATABASES = frozenset((Namespace.COMPILED.name.lower().encode(),))
+ADDED_DATABASES = frozenset(namespace.name.lower().encode() for namespace in (Namespace.COMPILED, Namespace.GROUPS))
 """Those that a store may lack: opening it makes them."""
-OLD_DATABASES = tuple(name for name in DATABASES if NAMESPACES.get(name) not in (Namespace.REPLIES, Namespace.COMPILED))
+OLD_DATABASES = tuple(name for name in DATABASES if name not in ADDED_DATABASES and NAMESPACES.get(name) is not Namespace.REPLIES)
 """Of the formats before this."""
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""

@@ -30,6 +30,7 @@ from kaas_core.errors import DrainingError, RequestNotFoundError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
+from kaasd.front.groups import Groups
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_ids import IdentifiedCall
 from kaasd.front.store_watch import StoreWatch
@@ -124,6 +125,8 @@ class FakeDispatcher:
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
+        group: str = "default",
+        priority: int = 0,
     ) -> Any:
         self.senders.append(sender())
         return await self._answer(
@@ -137,6 +140,8 @@ class FakeDispatcher:
             trace=trace,
             function=function,
             **({} if identified is None else {"reply_key": identified.as_key}),
+            **({} if group == "default" else {"group": group}),
+            **({} if priority == 0 else {"priority": priority}),
         )
 
     async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:
@@ -242,6 +247,7 @@ def running_server(
 ) -> Iterator[Running]:
     """Serve on a unix socket in ``directory``, on a store that stays there."""
     listen = settings.pop("listen", (f"unix:{directory}/kaasd.sock",))
+    groups = settings.pop("groups", ())
     roots = settings.pop("library_roots", ())
     values = Settings(
         listen=listen, store=directory / "store", store_limit_bytes=store_limit_bytes, library_roots=roots, **settings
@@ -258,6 +264,7 @@ def running_server(
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
             quarantine=quarantine,
+            groups=Groups(store, groups, dispatcher.devices),
             watch=StoreWatch(store.identity, store.length_problem, store.tree_problem),
         )
 

@@ -179,7 +179,7 @@ def test_a_check_answers_with_what_is_damaged_and_how_far_it_came(server: Runnin
     monkeypatch.setattr(server.store, "check", lambda progress: kinds)
     found = list(server.stubs.admin.CheckStore(CHECK))
     assert [part.damaged.kind for part in found[:-1]] == [*(namespace.noun for namespace in Namespace), "store"]
-    assert {"value", "library", "function", "reply", "compiled code"} == {namespace.noun for namespace in Namespace}
+    assert {"value", "library", "function", "reply", "compiled code", "group"} == {namespace.noun for namespace in Namespace}
 
 
 class EndlessCheck:

@@ -47,7 +47,8 @@ def server(address: str) -> Iterator[FakeServer]:
 def kaasctl(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     """A function that runs a command line in a folder of its own and returns how it ended."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("KAAS_OUTPUT", raising=False)
+    for variable in ("KAAS_OUTPUT", "KAAS_GROUP"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("KAAS_ADDRESS", address)
 
     def run(*arguments: str, stdin: bytes = b"") -> Done:

@@ -23,9 +23,9 @@ def test_request_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
     for _ in range(2):
         server.expect("ListRequests", admin_pb2.ListRequestsResponse(requests=LISTED))
     assert succeed(kaasctl("request", "ls")).text.splitlines() == [
-        "ID  FUNCTION  DEVICE  STATE    AGE    INPUT",
-        "7   dot       cuda:1  running  2.0 s  4.0 KiB",
-        "12            cuda:0  queued   5 ns   0 B",
+        "ID  GROUP     FUNCTION  DEVICE  STATE    AGE    INPUT",
+        "7   research  dot       cuda:1  running  2.0 s  4.0 KiB",
+        "12                      cuda:0  queued   5 ns   0 B",
     ]
     assert json.loads(succeed(kaasctl("-o", "json", "request", "ls")).text)[0] == {
         "id": "7",
@@ -34,6 +34,7 @@ def test_request_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
         "state": "running",
         "age_ns": 2_000_000_003,
         "input_bytes": 4096,
+        "group": "research",
     }
 
 

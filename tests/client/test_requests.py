@@ -21,6 +21,7 @@ LISTED = [
         state=admin_pb2.REQUEST_STATE_RUNNING,
         age=Duration(seconds=2, nanos=3),
         input_bytes=4096,
+        group="research",
     ),
     admin_pb2.RequestInfo(id="12", device="cuda:0", state=admin_pb2.REQUEST_STATE_QUEUED, age=Duration(nanos=5)),
 ]
@@ -30,7 +31,7 @@ def test_requests(client: Any, server: FakeServer) -> None:
     server.expect("ListRequests", admin_pb2.ListRequestsResponse(requests=LISTED[:1], next_page_token="t"))
     server.expect("ListRequests", admin_pb2.ListRequestsResponse(requests=LISTED[1:]))
     assert list(client.requests()) == [
-        RequestInfo("7", "dot", "cuda:1", "running", 2_000_000_003, 4096),
+        RequestInfo("7", "dot", "cuda:1", "running", 2_000_000_003, 4096, "research"),
         RequestInfo("12", "", "cuda:0", "queued", 5, 0),
     ]
     assert [call.request.page_token for call in server.calls] == ["", "t"]

@@ -90,7 +90,7 @@ def test_groups_get_their_shares() -> None:
 
         await asyncio.gather(*(serve(ticket(group)) for _ in range(40) for group in ("big", "small")))
         assert 28 <= order[:40].count("big") <= 32
-        assert queue.group_use("big").device_s == pytest.approx(0.4)
+        assert queue.use("big").device_s == pytest.approx(0.4)
 
     with_queue(body)
 

@@ -95,6 +95,26 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
                 _registered_method=True)
+        self.SetGroup = channel.unary_unary(
+                '/kaas.v1.AdminService/SetGroup',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.SetGroupRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.SetGroupResponse.FromString,
+                _registered_method=True)
+        self.GetGroup = channel.unary_unary(
+                '/kaas.v1.AdminService/GetGroup',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.GetGroupRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.GetGroupResponse.FromString,
+                _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/kaas.v1.AdminService/ListGroups',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
+        self.DeleteGroup = channel.unary_unary(
+                '/kaas.v1.AdminService/DeleteGroup',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.DeleteGroupRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.DeleteGroupResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -204,6 +224,38 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetGroup(self, request, context):
+        """Makes a group, or changes all that it is granted; it is stored. Idempotent. Errors: INVALID_ARGUMENT for a name or a number that
+        cannot be; FAILED_PRECONDITION for a group of the settings file, which is changed there. Only over a unix socket; elsewhere
+        NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGroup(self, request, context):
+        """Returns a group, and what it uses. Changes nothing. Errors: GROUP_NOT_FOUND. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGroups(self, request, context):
+        """Lists the groups in the order of their names. Changes nothing. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteGroup(self, request, context):
+        """Takes no more calls for a group; those that wait or run end as they would. What it has stored stays. Idempotent but for the
+        code: GROUP_NOT_FOUND when there was none. Other errors: FAILED_PRECONDITION for a group of the settings file; INVALID_ARGUMENT
+        for `default`, which is always there. Only over a unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -266,6 +318,26 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CompactStore,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.SerializeToString,
+            ),
+            'SetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetGroup,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.SetGroupRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.SetGroupResponse.SerializeToString,
+            ),
+            'GetGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGroup,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.GetGroupRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.GetGroupResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ListGroupsRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'DeleteGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteGroup,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.DeleteGroupRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.DeleteGroupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -593,6 +665,114 @@ class AdminService(object):
             '/kaas.v1.AdminService/CompactStore',
             kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/SetGroup',
+            kaas_dot_v1_dot_admin__pb2.SetGroupRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.SetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/GetGroup',
+            kaas_dot_v1_dot_admin__pb2.GetGroupRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.GetGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/ListGroups',
+            kaas_dot_v1_dot_admin__pb2.ListGroupsRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/DeleteGroup',
+            kaas_dot_v1_dot_admin__pb2.DeleteGroupRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.DeleteGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

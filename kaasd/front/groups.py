@@ -1,0 +1,223 @@
+"""The groups of one server: whom calls are for, what each is granted, and what it uses.
+
+Those that were set are kept in the store, and in memory so that looking one up reads nothing. Those of the settings file are in
+memory only, and stand before stored ones of the same name. Only the front changes groups, so what it loaded at its start and
+changed since is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from google.protobuf.message import DecodeError
+
+from kaas.v1 import admin_pb2
+from kaas_core.errors import (
+    DataDamagedError,
+    GroupNotFoundError,
+    InvalidRequestError,
+    KaasError,
+    KeyNotFoundError,
+    NotEnabledError,
+)
+from kaas_core.violations import shown
+from kaasd import scheduling
+from kaasd.front.grants import Grant, check
+from kaasd.scheduling import DEFAULT_GROUP
+from kaasd.store.base import KeyValueStore, Namespace, Write
+
+_PAGE = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class GroupsListener(Protocol):
+    """Who schedules requests by their groups."""
+
+    def set_group(self, group: scheduling.Group) -> None:
+        """A group was made, or is granted something else from now on."""
+
+    def remove_group(self, name: str) -> None:
+        """A group takes no more requests. It was made before."""
+
+    def use(self, name: str) -> scheduling.GroupUse:
+        """Return what a group uses, which was made before."""
+
+
+class Groups:
+    """The groups of one server. Used by one event loop. There is always one that is called ``default``."""
+
+    def __init__(
+        self,
+        store: KeyValueStore,
+        fixed: Iterable[Grant] = (),
+        devices: Callable[[], Sequence[admin_pb2.Device]] = lambda: (),
+    ) -> None:
+        """``fixed`` are those of the settings file; ``devices`` are asked for what they can reserve.
+
+        Raises ``InvalidRequestError`` where they cannot reserve what the settings file wants.
+        """
+        self._store = store
+        self._devices = devices
+        self._grants: dict[str, Grant] = {}
+        self._damaged: dict[str, DataDamagedError] = {}
+        """What stands in the store under a name, but is not what was set."""
+        self._listener: GroupsListener | None = None
+        self._writing = asyncio.Lock()
+        self._load()
+        for grant in fixed:
+            if grant.name in self._grants or grant.name in self._damaged:
+                _log.warning("group %s is in the settings file; what was set for it before does not count", grant.name)
+            self._damaged.pop(grant.name, None)
+            self._grants[grant.name] = grant
+        if DEFAULT_GROUP not in self._grants:
+            if self._damaged.pop(DEFAULT_GROUP, None) is not None:
+                _log.warning("group %s has no limits until they are set again", DEFAULT_GROUP)
+            self._grants[DEFAULT_GROUP] = check(admin_pb2.Group(name=DEFAULT_GROUP))
+        for grant in self._grants.values():
+            if grant.fixed:
+                self._check_reservation(grant.message, f"groups.{grant.name}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._grants
+
+    def names(self) -> list[str]:
+        """Return the names of all groups."""
+        return list(self._grants)
+
+    def get(self, name: str) -> Grant:
+        """Return what a group is granted.
+
+        Raises ``GroupNotFoundError``; ``DataDamagedError`` where what was stored of it cannot be read.
+        """
+        found = self._grants.get(name)
+        if found is None:
+            if name in self._damaged:
+                raise DataDamagedError(self._damaged[name].message, self._damaged[name].metadata)
+            raise _not_found(name)
+        return found
+
+    def resolve(self, named: str, own: str = "") -> str:
+        """Return whom a call is for: the group that it names, else ``own``, which is that of its socket, else ``default``.
+
+        Raises ``GroupNotFoundError``, also where the call's socket is for another one; ``DataDamagedError``.
+        """
+        if own and named and named != own:
+            raise _not_found(named)
+        name = named or own or DEFAULT_GROUP
+        self.get(name)
+        return name
+
+    def list(self, after: str = "", limit: int = 100) -> list[admin_pb2.Group]:
+        """Return at most ``limit`` groups whose name is greater than ``after``, in order; none that is damaged."""
+        names = heapq.nsmallest(limit, (name for name in self._grants if name > after))
+        return [self._grants[name].message for name in names]
+
+    def use(self, name: str) -> admin_pb2.GroupUse:
+        """Return what a group uses. Raises as ``get``."""
+        self.get(name)
+        use = admin_pb2.GroupUse()
+        if self._listener is not None:
+            scheduled = self._listener.use(name)
+            use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
+            use.started, use.resident = scheduled.started, scheduled.resident
+            use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
+        return use
+
+    def listen(self, listener: GroupsListener) -> None:
+        """Tell ``listener`` of all groups, and of every change from now on."""
+        self._listener = listener
+        for grant in self._grants.values():
+            listener.set_group(grant.scheduled)
+
+    async def set(self, message: admin_pb2.Group) -> admin_pb2.Group:
+        """Make a group, or change all that it is granted; return that with defaults filled in.
+
+        Raises ``InvalidRequestError``, ``NotEnabledError`` (a group of the settings file), ``StoreFullError``.
+        """
+        grant = check(message)
+        async with self._writing:  # The order in the store is the order in memory.
+            self._check_free(grant.name)
+            self._check_reservation(grant.message, "group")
+            write = Write(grant.name, [grant.message.SerializeToString()], namespace=Namespace.GROUPS)
+            await asyncio.wrap_future(self._store.commit([write]))
+            self._grants[grant.name] = grant
+            self._damaged.pop(grant.name, None)
+            if self._listener is not None:
+                self._listener.set_group(grant.scheduled)
+        return grant.message
+
+    async def delete(self, name: str) -> None:
+        """Take no more calls for a group. What it has stored stays, and counts as its own where it is made again.
+
+        Raises ``GroupNotFoundError``, ``NotEnabledError`` (a group of the settings file), ``InvalidRequestError`` (``default``).
+        """
+        if name == DEFAULT_GROUP:
+            raise InvalidRequestError.at("name", f"the group {DEFAULT_GROUP} is always there, and cannot be deleted")
+        async with self._writing:
+            self._check_free(name)
+            if name not in self._damaged:
+                self.get(name)
+            try:
+                await asyncio.wrap_future(self._store.delete(name, Namespace.GROUPS))
+            except KeyNotFoundError:
+                _log.warning("group %s was in memory but not in the store", name)
+            self._damaged.pop(name, None)
+            if self._grants.pop(name, None) is not None and self._listener is not None:
+                self._listener.remove_group(name)
+
+    def _check_free(self, name: str) -> None:
+        grant = self._grants.get(name)
+        if grant is not None and grant.fixed:
+            raise NotEnabledError(
+                f"the group {name} is in the settings file of kaasd: change it there, and start kaasd again", {"group": name}
+            )
+
+    def _check_reservation(self, message: admin_pb2.Group, path: str) -> None:
+        """Raises ``InvalidRequestError`` where the devices have not the multiprocessors that are to be a group's own."""
+        wanted, field = message.reserved_multiprocessors, f"{path}.reserved_multiprocessors"
+        if not wanted:
+            return
+        devices = self._devices()
+        if not any(device.multiprocessors for device in devices):
+            raise InvalidRequestError.at(field, "no device of this server can reserve multiprocessors; it must be 0")
+        others = sum(g.message.reserved_multiprocessors for g in self._grants.values() if g.name != message.name)
+        for device in devices:
+            if not device.multiprocessors:
+                raise InvalidRequestError.at(field, f"the device {device.name} cannot reserve multiprocessors; it must be 0")
+            if wanted + others > device.multiprocessors:
+                raise InvalidRequestError.at(
+                    field,
+                    f"the device {device.name} has {device.multiprocessors} multiprocessors, of which {others} are other groups'"
+                    f" own; {wanted} more are too many",
+                )
+
+    def _load(self) -> None:
+        after = ""
+        with self._store.snapshot() as snapshot:
+            while entries := snapshot.list(after=after, limit=_PAGE, namespace=Namespace.GROUPS):
+                for entry in entries:
+                    try:
+                        stored = b"".join(snapshot.pieces(entry.key, namespace=Namespace.GROUPS))
+                    except DataDamagedError as error:
+                        _log.warning("%s", error)
+                        self._damaged[entry.key] = error
+                    else:
+                        self._restore(entry.key, stored)
+                after = entries[-1].key
+
+    def _restore(self, name: str, stored: bytes) -> None:
+        """Take a group from the store; one that this version no longer accepts is left where it is."""
+        try:
+            self._grants[name] = check(admin_pb2.Group.FromString(stored))
+        except (DecodeError, KaasError) as error:
+            _log.warning("group %s in the store cannot be used: %s", name, error)
+
+
+def _not_found(name: str) -> GroupNotFoundError:
+    """Return the error for a group that there is not, or that the caller may not use."""
+    return GroupNotFoundError(f"there is no group {shown(name)}", {"group": name})
