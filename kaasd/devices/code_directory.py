@@ -12,6 +12,7 @@ import tempfile
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 
 LIMIT_BYTES = 256 << 20
 """Of all files: some thousand kernels."""
@@ -83,8 +84,8 @@ class CodeDirectory:
         with os.scandir(self._path) as found:
             for entry in found:
                 with suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False):
-                        status = entry.stat(follow_symlinks=False)
+                    status = entry.stat(follow_symlinks=False)
+                    if S_ISREG(status.st_mode) and status.st_size:  # others may keep empty ones here, to lock them
                         entries.append((status.st_mtime_ns, status.st_size, entry.path))
         held = sum(size for _, size, _ in entries)
         if held + size_bytes <= self._limit_bytes:
