@@ -38,7 +38,9 @@ class CodeDirectory:
         self._path = path
         self._limit_bytes = limit_bytes
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.is_dir():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.chmod(0o700)  # whatever the umask is
             status = path.stat()
         except OSError as error:
             raise CodeDirectoryError(f"{path}: {error.strerror}") from error
@@ -71,6 +73,7 @@ class CodeDirectory:
             new = Path(name)
             try:
                 with os.fdopen(descriptor, "wb") as file:
+                    os.fchmod(descriptor, 0o600)
                     file.write(_sum(key, content) + content)
                 new.replace(self._path / key)
             except BaseException:
