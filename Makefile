@@ -45,6 +45,8 @@ venv: $(DEV) ## Build the virtual environment with all that development needs
 demo: $(RUNTIME) ## Start a daemon, run real requests on what this machine has, and check them against NumPy
 	@$(PY) -m examples.demo $(ARGS)
 
+# Tests start some thousand processes: each would compile every file that it imports where the environment lets none keep that.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(DEV) ## Run the tests, in two processes; no GPU is needed. In one, as a debugger wants it: ARGS=-n0
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 

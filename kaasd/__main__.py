@@ -11,6 +11,7 @@ from kaasd.api.listen import ListenError
 from kaasd.app import StoreInUse, serve
 from kaasd.config import parse_command_line
 from kaasd.devices.base import DeviceUnavailable
+from kaasd.devices.code_directory import CodeDirectoryError
 from kaasd.process import keep_freed_memory, start_log
 
 SWITCH_INTERVAL_S = 1e-3
@@ -25,7 +26,7 @@ def main() -> int:
     start_log(settings.log_level)
     try:
         uvloop.run(serve(settings))
-    except (KaasError, ListenError, DeviceUnavailable, StoreInUse, OSError) as error:
+    except (KaasError, ListenError, DeviceUnavailable, CodeDirectoryError, StoreInUse, OSError) as error:
         print(f"kaasd: {error}", file=sys.stderr)
         return 1
     return 0

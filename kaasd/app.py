@@ -15,6 +15,7 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, KaasError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
+from kaasd.devices.code_directory import CodeDirectory
 from kaasd.devices.registry import available, kind_of, options_to_text
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.functions import FunctionRegistry
@@ -55,6 +56,8 @@ async def serve(settings: Settings) -> None:
     devices = available(settings.devices, settings.emulator_devices)
     if settings.allow_host_wrappers:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
+    if settings.code_cache is not None:
+        CodeDirectory(settings.code_cache)  # so that one which cannot be used is told of at once
     async with AsyncExitStack() as stack:
         settings.store.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.enter_context(_locked(settings.store / LOCK_FILE))
@@ -197,6 +200,7 @@ def _worker_config(settings: Settings, device: str, store: StoreIdentity) -> wor
         allow_host_wrappers=settings.allow_host_wrappers,
         max_compile_s=settings.max_compile_s,
         max_compile_memory_bytes=settings.max_compile_memory_bytes,
+        code_cache_path="" if settings.code_cache is None else str(settings.code_cache),
         store=worker_pb2.StoreIdentity(
             store_id=store.store_id,
             files=[

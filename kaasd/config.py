@@ -271,6 +271,10 @@ class Settings:
     5min."""
     max_compile_memory_bytes: Annotated[int, _Option("max_compile_memory", "SIZE", _size_from(256 << 20, 1 << 50))] = 4 << 30
     """Most memory of that process. Default 4GiB."""
+    code_cache: Annotated[Path | None, _Option("code_cache", "DIR", _parse_path)] = None
+    """Directory, an absolute path, for compiled code that the daemons of one user share: what one has compiled no other does. It
+    is made where there is none; of the emulated devices' code there is at most 256MiB. Default: each daemon's store keeps its
+    own."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
     concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16

@@ -1,7 +1,10 @@
-"""What all tests share: the devices that a conformance test runs on."""
+"""What all tests share: the devices that a conformance test runs on, and the code that daemons have compiled."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -16,6 +19,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, help="How many workers, and then daemons, are killed, however long it takes.")
     parser.addoption("--fuzz-minutes", type=float, help="For how long each test of mutated inputs draws new ones.")
     parser.addoption("--sequences", type=int, help="How many random sequences of operations the store is put through.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let all daemons of a run share what they compile, those of its other processes too: most have a store of their own."""
+    if not hasattr(config, "workerinput"):
+        os.environ["KAASD_CODE_CACHE"] = directory = tempfile.mkdtemp(prefix="kaasd-code-")
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+@pytest.fixture
+def own_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Daemons that a test starts compile for themselves."""
+    monkeypatch.delenv("KAASD_CODE_CACHE")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -41,6 +41,7 @@ BELOW = {
         "kaasd.request",
         "kaasd.libraries",
         "kaasd.devices.base",
+        "kaasd.devices.code_directory",
         "kaasd.devices.trace",
         "kaasd.devices.emulator.ptx",
         "kaasd.devices.emulator.codegen",

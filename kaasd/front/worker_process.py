@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kaas.worker.v1 import worker_pb2
-from kaasd.ipc.channel import FrontChannel, Progress, Stage
+from kaasd.ipc.channel import Progress, Stage
+from kaasd.ipc.front_channel import FrontChannel
 
 COMMAND = (sys.executable, "-m", "kaasd.worker.main")
 WANTED_DELAY_S = 3.0

@@ -1,88 +1,33 @@
 """What is between the front and a worker: channels of messages, and memory that says how far calls are.
 
-A channel carries protobuf messages behind their length, over a unix socketpair. The front's end lives on its event loop, the
-worker's blocks. A unix stream took 34 µs a round trip of 1 KB on two cores, half of SEQPACKET or shared memory with an eventfd.
+A channel carries protobuf messages behind their length, over a unix socketpair. The front's end lives on its event loop, in
+``front_channel.py``, and the worker's blocks. A unix stream took 34 µs a round trip of 1 KB on two cores, half of SEQPACKET or
+shared memory with an eventfd.
 
 ``Progress`` tells the front what a worker that died had touched. A message would come too late where the process is killed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import mmap
 import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
 from enum import IntEnum
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from kaas.worker.v1 import worker_pb2
 
 Received = TypeVar("Received", bound=Message)
 
-_LENGTH = struct.Struct("<I")
+LENGTH = struct.Struct("<I")
+"""Of a message, before it."""
 _RECEIVE_BYTES = 256 * 1024
 _PLACE = struct.Struct("<QQ")
 """A call and its stage; all zeros where there is none."""
-
-
-class FrontChannel(asyncio.Protocol):
-    """The front's end. ``on_message`` gets every message; ``on_lost`` is called once the worker has gone. Both may be changed."""
-
-    def __init__(
-        self,
-        on_message: Callable[[worker_pb2.FromWorker], object] = lambda message: None,
-        on_lost: Callable[[], object] = lambda: None,
-    ) -> None:
-        self.on_message = on_message
-        self.on_lost = on_lost
-        self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
-
-    @classmethod
-    async def open(cls, sock: socket.socket, *callbacks: Callable[..., object]) -> FrontChannel:
-        """Take over ``sock`` on the running event loop; ``callbacks`` as ``__init__``."""
-        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(*callbacks), sock=sock)
-        return channel
-
-    def send(self, message: worker_pb2.ToWorker) -> None:
-        """Queue a message; one that can no longer be sent is lost with the worker."""
-        if self._transport is not None and not self._transport.is_closing():
-            data = message.SerializeToString()
-            self._transport.writelines((_LENGTH.pack(len(data)), data))
-
-    def close(self) -> None:
-        """Close this end: an idle worker then exits."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it.
-
-    def data_received(self, data: bytes) -> None:
-        received = self._received
-        received += data
-        start = 0
-        while len(received) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(received, start)
-            end = start + _LENGTH.size + length
-            if len(received) < end:
-                break
-            try:
-                message = worker_pb2.FromWorker.FromString(bytes(received[start + _LENGTH.size : end]))
-            except DecodeError:  # A worker whose memory is damaged: treat it as dead.
-                self.close()
-                return
-            start = end
-            self.on_message(message)
-        del received[:start]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.on_lost()
 
 
 class BlockingChannel(Generic[Received]):
@@ -106,13 +51,13 @@ class BlockingChannel(Generic[Received]):
 
     def receive(self) -> Received | None:
         """Wait for the next message; None when the other end is closed."""
-        if not self._receive_up_to(_LENGTH.size):
+        if not self._receive_up_to(LENGTH.size):
             return None
-        (length,) = _LENGTH.unpack_from(self._received)
-        end = _LENGTH.size + length
+        (length,) = LENGTH.unpack_from(self._received)
+        end = LENGTH.size + length
         if not self._receive_up_to(end):
             return None
-        message: Received = self._parse(bytes(memoryview(self._received)[_LENGTH.size : end]))
+        message: Received = self._parse(bytes(memoryview(self._received)[LENGTH.size : end]))
         del self._received[:end]
         return message
 
@@ -132,7 +77,7 @@ class BlockingChannel(Generic[Received]):
         data = message.SerializeToString()
         with self._send_lock:
             try:
-                self._socket.sendall(_LENGTH.pack(len(data)) + data)
+                self._socket.sendall(LENGTH.pack(len(data)) + data)
             except (BrokenPipeError, ConnectionResetError):
                 return  # The receiving thread sees the same end.
 

@@ -19,7 +19,7 @@ from typing import cast
 from kaas.v1 import admin_pb2, types_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError
-from kaasd.compiler.cache import CodeCache
+from kaasd.compiler.cache import SharedCache, StoreCache
 from kaasd.compiler.compiler import Compiler
 from kaasd.devices.base import CompilingDevice, Device
 from kaasd.devices.registry import kind_of, open_device, options_from_text
@@ -78,17 +78,19 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
         ),
     )
     stack.callback(store.close)
+    kind = kind_of(config.device)
+    # A folder for each kind: what lies there and how much is the kind's own affair.
+    shared = Path(config.code_cache_path) / kind.name if config.code_cache_path else None
     device = open_device(
         config.device,
         options_from_text(config.device, config.device_options),
-        code_cache=Path(config.store_path) / "compiled",
+        code_cache=shared or Path(config.store_path) / "compiled",
     )
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])
-    kind = kind_of(config.device)
     compiler = None
     if kind.compiler is not None:
-        cache = CodeCache(store, Path(config.store_path))
+        cache = StoreCache(store, Path(config.store_path)) if shared is None else SharedCache(shared)
         stack.callback(cache.close)
         compiler = Compiler(
             kind.name,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kaasd.compiler.cache import CLAIMS_FILE, CodeCache
+from kaasd.compiler.cache import CLAIMS_FILE, CodeCache, SharedCache, StoreCache
 from kaasd.store.base import Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
@@ -24,8 +24,8 @@ def store(tmp_path: Path) -> Iterator[LmdbStore]:
 
 
 @pytest.fixture
-def cache(store: LmdbStore, tmp_path: Path) -> Iterator[CodeCache]:
-    with closing(CodeCache(store, tmp_path, 100_000)) as cache:
+def cache(store: LmdbStore, tmp_path: Path) -> Iterator[StoreCache]:
+    with closing(StoreCache(store, tmp_path, 100_000)) as cache:
         yield cache
 
 
@@ -43,14 +43,14 @@ def kept(store: LmdbStore) -> list[str]:
         return [entry.key for entry in snapshot.list(namespace=Namespace.COMPILED)]
 
 
-def test_what_was_put_is_found(store: LmdbStore, cache: CodeCache) -> None:
+def test_what_was_put_is_found(store: LmdbStore, cache: StoreCache) -> None:
     assert cache.get(key(1)) is None
     cache.put(key(1), b"code")
     settle(store)
     assert (cache.get(key(1)), cache.get(key(2))) == (b"code", None)
 
 
-def test_the_oldest_goes_first(store: LmdbStore, cache: CodeCache) -> None:
+def test_the_oldest_goes_first(store: LmdbStore, cache: StoreCache) -> None:
     for number in (3, 1, 4, 5, 2):
         cache.put(key(number), bytes(30_000))
         settle(store)
@@ -60,7 +60,7 @@ def test_the_oldest_goes_first(store: LmdbStore, cache: CodeCache) -> None:
     assert kept(store) == [key(2), key(4), key(5)]
 
 
-def test_what_others_have_added_counts_at_the_next_look(store: LmdbStore, cache: CodeCache, tmp_path: Path) -> None:
+def test_what_others_have_added_counts_at_the_next_look(store: LmdbStore, cache: StoreCache, tmp_path: Path) -> None:
     cache.put(key(1), bytes(30_000))
     settle(store)
     store.commit([Write(key(2), [bytes(60_000)], namespace=Namespace.COMPILED)]).result()
@@ -70,14 +70,29 @@ def test_what_others_have_added_counts_at_the_next_look(store: LmdbStore, cache:
     assert kept(store) == [key(4), key(5)]
 
 
-def test_a_store_that_is_rather_full_gets_nothing(store: LmdbStore, cache: CodeCache) -> None:
+def test_a_store_that_is_rather_full_gets_nothing(store: LmdbStore, cache: StoreCache) -> None:
     store.commit([Write("v", [bytes(LIMIT_BYTES * 3 // 4)])]).result()
     cache.put(key(1), b"code")
     settle(store)
     assert kept(store) == []
 
 
-def test_what_is_claimed_is_claimed_by_one_process(store: LmdbStore, cache: CodeCache, tmp_path: Path) -> None:
+def test_a_shared_one_keeps_what_it_locks(tmp_path: Path) -> None:
+    with closing(SharedCache(tmp_path, 100_000)) as cache, closing(SharedCache(tmp_path)) as other:
+        for number in range(5):
+            cache.put(key(number), bytes(30_000))
+        assert (tmp_path / CLAIMS_FILE).exists()
+        assert other.get(key(4)) == bytes(30_000)
+        assert other.get(key(0)) is None
+
+
+@pytest.mark.parametrize("kind", ["store", "shared"])
+def test_what_is_claimed_is_claimed_by_one_process(store: LmdbStore, tmp_path: Path, kind: str) -> None:
+    with closing(StoreCache(store, tmp_path) if kind == "store" else SharedCache(tmp_path)) as cache:
+        check_claims(cache, store, tmp_path)
+
+
+def check_claims(cache: CodeCache, store: LmdbStore, tmp_path: Path) -> None:
     script = (
         "import fcntl, os, sys\n"
         f"descriptor = os.open({str(tmp_path / CLAIMS_FILE)!r}, os.O_RDWR)\n"

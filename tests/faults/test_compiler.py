@@ -22,6 +22,8 @@ from kaasd.store.directory import LMDB_MAJOR_VERSION
 from tests.faults.conftest import KERNELS
 from tests.faults.support import as_kaas_error, children, dot_request, fault_request, front_of, put_dot_inputs, use, wait_until
 
+pytestmark = pytest.mark.usefixtures("own_code")
+
 LONG_S = 300
 HISTOGRAM = (KERNELS / "histogram.ptx").read_bytes()
 
@@ -277,3 +279,22 @@ class TestCache:
             with bench(library_root, *settings) as daemon:
                 assert [True for _ in children(daemon.worker[0])] == expected
                 assert daemon.kaas.check_store().damaged == ()
+
+    def test_daemons_that_share_a_directory_compile_once(self, library_root: Path, tmp_path: Path) -> None:
+        settings = ("--code-cache", str(tmp_path / "code"))
+        with bench(library_root, *settings) as first:
+            assert first.compiler
+            with bench(library_root, *settings) as second:
+                assert children(second.worker[0]) == set()
+        damaged = [path for path in (tmp_path / "code" / "emulator").iterdir() if path.stat().st_size]
+        assert len(damaged) == 4  # a library, two kernels, and what every device needs
+        for path in damaged:
+            path.write_bytes(path.read_bytes()[:-1])
+        for expected in ([True], []):
+            with bench(library_root, *settings) as daemon:
+                assert [True for _ in children(daemon.worker[0])] == expected
+
+    def test_a_directory_that_others_may_write_to_is_refused(self, library_root: Path, tmp_path: Path) -> None:
+        tmp_path.chmod(0o777)
+        with pytest.raises(RuntimeError, match="exit code 1"), bench(library_root, "--code-cache", str(tmp_path)):
+            pass

@@ -202,11 +202,14 @@ def test_a_second_daemon_takes_the_new_directory_and_the_first_ends(start: Start
     assert second.process.wait(60) == 0
 
 
+@pytest.mark.usefixtures("own_code")
 def test_files_are_the_owners_whatever_the_umask(start: Start) -> None:
     daemon = start()
     assert daemon.store.stat().st_mode & 0o777 == 0o700
     modes = {path.name: path.stat().st_mode & 0o777 for path in daemon.store.iterdir()}
-    assert modes == dict.fromkeys(["data.mdb", "lock.mdb", "owners", "kaasd.lock", "compiling"], 0o600)
+    files = ["data.mdb", "lock.mdb", "owners", "kaasd.lock", "compiling"]
+    assert modes == {**dict.fromkeys(files, 0o600), "compiled": 0o700}
+    assert [path.stat().st_mode & 0o777 for path in (daemon.store / "compiled").iterdir()] == [0o600]
 
 
 def of_another_program(store: Path) -> None:

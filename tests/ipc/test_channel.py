@@ -11,7 +11,8 @@ import pytest
 from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InvalidRequestError, KeyNotFoundError, Violation
-from kaasd.ipc.channel import FrontChannel, WorkerChannel
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.ipc.front_channel import FrontChannel
 from kaasd.ipc.messages import error_from_failed, failed_from_error
 
 

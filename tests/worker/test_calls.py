@@ -168,7 +168,7 @@ def test_cancelling_all(serve: Serve) -> None:
     worker = serve(executor)
     for call_id in (1, 2):
         worker.send(execute(call_id))
-    wait_for_jobs(executor, 2)
+    wait_until(lambda: len(worker.serving.calls._under_way) == 2)
     worker.serving.calls.cancel_all(CancelledError("the front went away"))
     assert reasons([worker.answer(), worker.answer()]) == dict.fromkeys((1, 2), (reason(CancelledError), False))
     assert executor.device.asked == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from kaasd.devices.base import Device, DeviceKind, Found, LibraryCompiler
@@ -10,15 +11,24 @@ from kaasd.request.device_checks import DeviceProperties
 
 _NAME = "emulator"
 
+_log = logging.getLogger(__name__)
+
 
 def _find(count: int) -> Found:
     return Found([_NAME] if count == 1 else [f"{_NAME}:{index}" for index in range(count)])
 
 
 def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None) -> Device:
+    from kaasd.devices.code_directory import CodeDirectory, CodeDirectoryError
     from kaasd.devices.emulator.runtime.device import MODEL, EmulatedDevice
 
     options = options or EmulatorOptions()
+    code = None
+    if code_cache is not None:
+        try:
+            code = CodeDirectory(code_cache)
+        except CodeDirectoryError as error:
+            _log.warning("compiled code is not kept: %s", error)
     properties = DeviceProperties(
         name,
         MODEL,
@@ -27,7 +37,7 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None) -
         multiprocessor_count=options.multiprocessors,
         max_shared_memory_bytes=options.shared_memory_bytes,
     )
-    return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version)
+    return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
 
 
 def _compiler(target: str) -> LibraryCompiler:

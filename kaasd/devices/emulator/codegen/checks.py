@@ -17,6 +17,7 @@ from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BLOCK,
+    CELL_BYTES,
     CONTEXT,
     LAUNCH,
     NOTE,
@@ -32,8 +33,6 @@ from kaasd.devices.emulator.ptx.routine import Operation, Routine
 
 RACES, INIT = EMULATOR_CHECKS
 
-CELL_BYTES = 3 * NOTE.size
-"""Of notes, for each byte."""
 WRITE, READ, OTHER_READ = range(3)
 STORES, STRONG = 1, 2
 """What an access is: it writes; it is atomic or volatile, so that it may meet others of its kind."""

@@ -217,6 +217,8 @@ SHADOW = Struct("Shadow", cells="ptr", watched="i64")
 """What the checks know of a segment: the notes of its bytes, and whether nothing is written in it at first."""
 NOTE = Struct("Note", time="i32", warp="i32", lane="i32", site="i32")
 """An access: when, by which warp of the grid and lane, and where in the kernel."""
+CELL_BYTES = 3 * NOTE.size
+"""Of notes, for each byte."""
 
 RUN = ir.FunctionType(I32, [PTR])
 """Runs all blocks of the launch at hand: context to ``Fault``."""

@@ -58,7 +58,7 @@ def instruction(
     words = _words(mnemonic, alternatives)
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
-        form = Form(text, re.compile(pattern), words, _operands(operands), emit, flow, suspends, carry, parts, alternatives)
+        form = Form(text, pattern, words, _operands(operands), emit, flow, suspends, carry, parts, alternatives)
         _FORMS.setdefault(opcode, []).append(form)
         return emit
 

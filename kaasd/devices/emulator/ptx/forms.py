@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cache
 from typing import Any
 
 from kaasd.devices.emulator.ptx.types import TYPES, Type
@@ -48,7 +49,8 @@ class Form:
     """One form of an instruction, as the table of instructions has it."""
 
     text: str
-    pattern: re.Pattern[str]
+    pattern: str
+    """Of what follows the opcode: a regular expression."""
     words: tuple[Word, ...]
     operands: tuple[FormOperand, ...]
     emit: Callable[..., Any]
@@ -65,7 +67,7 @@ class Form:
 
     def match(self, mnemonic: str) -> dict[str, str | None] | None:
         """Return what each group is in a mnemonic (without the opcode) with the modifiers in the form's own order."""
-        match = self.pattern.match(mnemonic)
+        match = _compiled(self.pattern).match(mnemonic)
         return match and match.groupdict()
 
     def match_any_order(self, modifiers: Sequence[str]) -> dict[str, str | None] | None:
@@ -79,6 +81,12 @@ class Form:
                 return None
             groups.setdefault(word.name, found)
         return None if left else groups
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern when it is first needed: all together take longer than the rest of the table."""
+    return re.compile(pattern)
 
 
 class Match:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from random import Random
+from typing import TYPE_CHECKING
 
 from kaasd.devices.base import DeviceBuffer, Launch, LoadedKernel, MappedFile
+from kaasd.devices.code_directory import CodeDirectory
 from kaasd.devices.emulator.codegen.structures import SEGMENT_COUNT
 from kaasd.devices.emulator.options import default_memory_bytes
 from kaasd.devices.emulator.ptx.architecture import NEWEST_PTX, PtxSupport
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.module import EmulatedModule
+from kaasd.devices.emulator.runtime.native_scheduler import native_scheduler
 from kaasd.devices.emulator.runtime.prepared import Prepared
 from kaasd.devices.emulator.runtime.run import EmulatedDownload, EmulatedRun, Ended, Processor
 from kaasd.devices.emulator.runtime.shadows import Shadows
-from kaasd.devices.emulator.translation.translator import Translator, target_text
+from kaasd.devices.emulator.translation.target import target_text
 from kaasd.devices.trace import HostTracer
 from kaasd.request.device_checks import DeviceProperties
+
+if TYPE_CHECKING:
+    from kaasd.devices.emulator.translation.translator import Translator
 
 MODEL = "emulated device (PTX on the CPU)"
 
@@ -35,9 +41,11 @@ class EmulatedDevice:
         checks: Iterable[str] = (),
         seed: int | None = None,
         ptx_version: tuple[int, int] = NEWEST_PTX,
+        code: CodeDirectory | None = None,
     ) -> None:
         """``ptx_version`` is the newest that it takes. ``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
 
+        What all devices need compiled is kept in ``code``.
         With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
         """
         self.properties = properties or DeviceProperties("emulator", MODEL, default_memory_bytes())
@@ -45,12 +53,18 @@ class EmulatedDevice:
         self._modules: list[EmulatedModule] = []
         self._ptx_support = PtxSupport(self.properties.compute_capability, ptx_version)
         self._order = None if seed is None else Random(seed)
-        self._processor = Processor(self._space, self._order)
+        self._scheduler = native_scheduler(code)
+        self._processor = Processor(self._space, self._scheduler, self._order)
         self._checks = frozenset(checks)
-        self._translator = Translator(self._ptx_support, self._checks)
-        """For libraries that nothing else has compiled."""
         if self._checks:
             self._space.shadows = Shadows(self._processor.context, SEGMENT_COUNT)
+
+    @cached_property
+    def _translator(self) -> Translator:
+        """For libraries that nothing else has compiled. To import it takes as long as to open the device, so that comes last."""
+        from kaasd.devices.emulator.translation.translator import Translator
+
+        return Translator(self._ptx_support, self._checks)
 
     @property
     def target(self) -> str:
@@ -89,7 +103,7 @@ class EmulatedDevice:
         """Make a run of all ``launches`` in order, ``iterations`` times."""
         return EmulatedRun(
             self._processor,
-            Prepared(launches, self.properties, self._order),
+            Prepared(launches, self.properties, self._scheduler, self._order),
             iterations,
             _own(uploads),
             _own(zeroed),

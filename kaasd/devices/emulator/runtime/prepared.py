@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from math import gcd
 from random import Random
 from typing import Any
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, Launch
-from kaasd.devices.emulator.codegen.machine_code import NativeCode, to_object
+from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
 from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.devices.emulator.runtime.host_memory import HostMemory
 from kaasd.devices.emulator.runtime.module import EmulatedKernel
-from kaasd.devices.emulator.runtime.scheduler import build_scheduler
 from kaasd.request.device_checks import DeviceProperties
 
 ARENA_LIMIT = 1 << 30
@@ -26,19 +24,16 @@ THREADS_PER_MULTIPROCESSOR = 2048
 BLOCKS_PER_MULTIPROCESSOR = 32
 
 
-@cache
-def scheduler() -> NativeCode:
-    """The native scheduler, the same for all kernels of the process."""
-    return NativeCode(to_object(build_scheduler()))
-
-
 class Prepared:
     """Launches ready to run. They may run any number of times, also with other buffers."""
 
-    def __init__(self, launches: Sequence[Launch], properties: DeviceProperties, order: Random | None = None) -> None:
-        """``order`` gives the order of blocks; None leaves it as it is."""
+    def __init__(
+        self, launches: Sequence[Launch], properties: DeviceProperties, scheduler: NativeCode, order: Random | None = None
+    ) -> None:
+        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of blocks; None leaves it as it is."""
         self._order = order
         self._properties = properties
+        self._scheduler = scheduler
         self.structs = (LAUNCH.ctype * len(launches))()
         self.address = ctypes.addressof(self.structs)
         self.arena_size = 1
@@ -85,7 +80,7 @@ class Prepared:
         code, description = kernel.code, kernel.description
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         scheduled = code.description.waits or self._order is not None
-        struct.run = scheduler().address("schedule") if scheduled else code.native.address("run")
+        struct.run = self._scheduler.address("schedule") if scheduled else code.native.address("run")
         struct.thread_function = code.native.pointer_at("thread_function")
         struct.collectives = code.native.address("collectives")
         struct.grid_x, struct.grid_y, struct.grid_z = launch.grid

@@ -10,11 +10,12 @@ from time import perf_counter_ns
 from typing import Any
 
 from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
+from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.fault_report import kernel_fault
 from kaasd.devices.emulator.runtime.host_memory import CLEARED_BY_HAND, HostMemory
-from kaasd.devices.emulator.runtime.prepared import Prepared, scheduler
+from kaasd.devices.emulator.runtime.prepared import Prepared
 from kaasd.devices.emulator.runtime.printing import format_printed
 from kaasd.devices.trace import SpanKind, Stream, Tracer
 
@@ -94,14 +95,14 @@ class Arena:
 class Processor:
     """What runs kernels: the context that native code reads, and the memory of resident blocks. It runs one thing at a time."""
 
-    def __init__(self, space: AddressSpace, order: Random | None) -> None:
-        """``order`` gives the order of warps; None leaves it as it is."""
+    def __init__(self, space: AddressSpace, scheduler: NativeCode, order: Random | None) -> None:
+        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of warps; None leaves it as it is."""
         self._space = space
         self.context = CONTEXT.ctype(table=space.table_address, heap_limit=HEAP_BYTES)
         if order is not None:
             self.context.random = order.randrange(1, 1 << 32)
         self._context_address = ctypes.addressof(self.context)
-        self._native = _EXECUTE(scheduler().address("execute"))
+        self._native = _EXECUTE(scheduler.address("execute"))
         self._arena = Arena(self.context)
         self._print_memory = HostMemory(PRINT_BYTES)
         self.context.printed, self.context.printed_size = self._print_memory.address, PRINT_BYTES

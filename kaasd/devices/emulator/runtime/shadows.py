@@ -7,8 +7,7 @@ import mmap
 from collections.abc import Iterable
 from typing import Any
 
-from kaasd.devices.emulator.codegen.checks import CELL_BYTES
-from kaasd.devices.emulator.codegen.structures import SHADOW
+from kaasd.devices.emulator.codegen.structures import CELL_BYTES, SHADOW
 
 _LARGEST_TIME = 1 << 31
 

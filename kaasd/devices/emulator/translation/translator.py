@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
 
 from kaas.worker.v1 import compiler_pb2
-from kaasd.devices.emulator.codegen.machine_code import host
 from kaasd.devices.emulator.ptx.architecture import PtxSupport
+from kaasd.devices.emulator.translation.target import target_text
 from kaasd.devices.emulator.translation.unit import PtxUnit
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image
@@ -19,30 +16,6 @@ from kaasd.libraries.image import ImageKind, read_image
 MOST_KEPT_BYTES = 1 << 20
 """Of PTX that is kept parsed and lowered, where some 500 times as much memory goes, for the kernels that are asked for next. The
 last library is kept in any case."""
-_PACKAGE = Path(__file__).parent.parent
-
-
-@cache
-def generator() -> str:
-    """Return what names the code that generates code: its sources, and the version of LLVM's package."""
-    digest = sha256(version("llvmlite").encode())
-    for path in sorted(_PACKAGE.rglob("*.py")):
-        digest.update(path.relative_to(_PACKAGE).as_posix().encode() + b"\0")
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def target_text(support: PtxSupport, checks: frozenset[str]) -> str:
-    """Return all that decides what becomes of a library, as text."""
-    return json.dumps(
-        {
-            "compute_capability": support.compute_capability,
-            "ptx_version": support.version,
-            "checks": sorted(checks),
-            "host": host(),
-            "generator": generator(),
-        }
-    )
 
 
 class Translator:

@@ -128,7 +128,7 @@ class Ping(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerConfig(_message.Message):
-    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store", "max_compile_s", "max_compile_memory_bytes")
+    __slots__ = ("device", "store_path", "store_limit_bytes", "durability", "chunk_bytes", "library_roots", "device_options", "log_level", "busy_poll_s", "busy_poll_beside_others", "concurrency", "device_memory_bytes", "allow_host_wrappers", "store", "max_compile_s", "max_compile_memory_bytes", "code_cache_path")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     STORE_PATH_FIELD_NUMBER: _ClassVar[int]
     STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class WorkerConfig(_message.Message):
     STORE_FIELD_NUMBER: _ClassVar[int]
     MAX_COMPILE_S_FIELD_NUMBER: _ClassVar[int]
     MAX_COMPILE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODE_CACHE_PATH_FIELD_NUMBER: _ClassVar[int]
     device: str
     store_path: str
     store_limit_bytes: int
@@ -161,7 +162,8 @@ class WorkerConfig(_message.Message):
     store: StoreIdentity
     max_compile_s: float
     max_compile_memory_bytes: int
-    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ..., store: _Optional[_Union[StoreIdentity, _Mapping]] = ..., max_compile_s: _Optional[float] = ..., max_compile_memory_bytes: _Optional[int] = ...) -> None: ...
+    code_cache_path: str
+    def __init__(self, device: _Optional[str] = ..., store_path: _Optional[str] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., chunk_bytes: _Optional[int] = ..., library_roots: _Optional[_Iterable[str]] = ..., device_options: _Optional[str] = ..., log_level: _Optional[str] = ..., busy_poll_s: _Optional[float] = ..., busy_poll_beside_others: bool = ..., concurrency: _Optional[int] = ..., device_memory_bytes: _Optional[int] = ..., allow_host_wrappers: bool = ..., store: _Optional[_Union[StoreIdentity, _Mapping]] = ..., max_compile_s: _Optional[float] = ..., max_compile_memory_bytes: _Optional[int] = ..., code_cache_path: _Optional[str] = ...) -> None: ...
 
 class StoreIdentity(_message.Message):
     __slots__ = ("store_id", "files")
