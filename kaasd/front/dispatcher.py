@@ -7,9 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from time import perf_counter_ns
-from typing import Any
 
 from google.protobuf import duration_pb2
 
@@ -25,11 +23,11 @@ from kaas_core.errors import (
     RequestNotFoundError,
 )
 from kaasd.front.call_queue import CancelReason
+from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.request_ids import IdentifiedCall
-from kaasd.front.request_queue import RequestQueue, Ticket
+from kaasd.front.request_queue import RequestQueue
 from kaasd.front.supervisor import Supervisor
-from kaasd.front.worker_calls import Displaced
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.scheduling import DEFAULT_GROUP, Placement, QueuedRequest
 
@@ -137,6 +135,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._state_changed = asyncio.Event()
         self._ids = itertools.count(1)
+        queue.begin = self._begin
         for supervisor in supervisors:
             supervisor.on_state = self._state_changed.set
             supervisor.ids = self._ids
@@ -199,57 +198,61 @@ class Dispatcher:
             device=device or None,
             size_bytes=input_bytes,
         )
-        ticket = queued.id = Ticket(next(self._ids), queued, function, arrived_ns)
+        message.id = next(self._ids)
+        call = queued.id = PendingCall(message, self._loop.create_future(), request, due, queued, function, arrived_ns)
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
-                answer, sent_at_ns = await self._serve(ticket, message, request, identified)
+                answer = await self._serve(call, identified)
             except (KaasError, asyncio.CancelledError):
-                self._counters_of(ticket, device)["failed"] += 1
+                self._counters_of(call)["failed"] += 1
                 raise
         executed = answer.executed
         reply = executed.reply
         timing = reply.timing
-        supervisor = self._supervisors[ticket.device]
+        supervisor = self._supervisors[call.device]
         counters = supervisor.counters  # Not by Counter.update, which takes 10 times as long.
         counters["succeeded"] += 1
         counters["kernels_launched"] += executed.kernels_launched
         counters["run_ns"] += timing.run_ns
         supervisor.info.memory_used_bytes = executed.memory_used_bytes
-        timing.queue_ns = sent_at_ns - arrived_ns
+        timing.queue_ns = call.sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
         reply.group = group
-        reply.placement = _PLACEMENTS[ticket.placement]
+        reply.placement = _PLACEMENTS[call.placement]
         if trace:
             _add_stage(reply.trace, "request", timing.total_ns)
             _add_stage(reply.trace, "queue", timing.queue_ns)
         return reply
 
-    async def _serve(
-        self,
-        ticket: Ticket,
-        message: worker_pb2.ToWorker,
-        request: SerializedRequest,
-        identified: IdentifiedCall | None,
-    ) -> tuple[worker_pb2.FromWorker, int]:
-        """Have a request run where it is placed; again and elsewhere, while workers are lost that had not begun it."""
-        device_s = None
+    async def _serve(self, call: PendingCall, identified: IdentifiedCall | None) -> worker_pb2.FromWorker:
+        """Have a request served, and once where it is ``identified``, though its worker may have died after it has committed.
+
+        Where another one has committed it, maybe a worker of a front that is gone, the answer is that one's.
+        """
+        queued, request = call.queued, call.request
+        assert queued is not None and request is not None
         try:
-            self._refuse_what_cannot_start(ticket.queued.device)
-            await self._queue.place(ticket)
-            while True:
-                supervisor = self._supervisors[ticket.device]
-                due = ticket.queued.deadline
+            next(iter(self._supervisors.values())).check_quarantine(request)
+            self._refuse_what_cannot_start(queued.device)
+            self._queue.place(call)
+            for attempt in range(1, MOST_WORKERS + 1):
                 try:
-                    serving = supervisor.call if identified is None else partial(_call_once, supervisor, identified)
-                    answer, sent_at_ns = await serving(message, request, due, ticket)
-                except Displaced:
-                    await self._queue.turn(ticket)
-                else:
-                    device_s = answer.executed.reply.timing.run_ns / 1e9
-                    return answer, sent_at_ns
+                    return await call.outcome()
+                except (CommitUnknownError, RequestIdReusedError):
+                    if identified is None:
+                        raise
+                    if (reply := identified.find()) is not None:
+                        reply.attempts += attempt - 1
+                        call.sent_at_ns = perf_counter_ns()
+                        return worker_pb2.FromWorker(executed=worker_pb2.Executed(reply=reply))
+                    if attempt == MOST_WORKERS:
+                        raise
+                call.answer = self._loop.create_future()
+                self._supervisors[queued.runs_on].begin(call)
         finally:
-            self._queue.left(ticket, device_s)
+            self._queue.left(call)
+        raise AssertionError("the last attempt returns or raises")
 
     def _refuse_what_cannot_start(self, device: str | None) -> None:
         """Raise the reason where no device that a request may run on has started for some time."""
@@ -258,9 +261,14 @@ class Dispatcher:
         if None not in refusals:
             raise refusals[0].with_traceback(None)  # type: ignore[union-attr]
 
-    def _counters_of(self, ticket: Ticket, device: str) -> Counter[str]:
+    def _begin(self, call: PendingCall) -> None:
+        """Have a request served by the device where it is placed."""
+        self._supervisors[call.device].begin(call)
+
+    def _counters_of(self, call: PendingCall) -> Counter[str]:
         """Return the counters of the device that a request was sent to, or could have been."""
-        return self._supervisors[ticket.device or device or next(iter(self._supervisors))].counters
+        asked = call.queued.device if call.queued is not None else None
+        return self._supervisors[call.device or asked or next(iter(self._supervisors))].counters
 
     async def prepare(self, request: SerializedRequest, deadline: float | None = None) -> None:
         """Check a request against its libraries and every device whose worker is ready, and have each that can run it prepare it.
@@ -355,7 +363,7 @@ class Dispatcher:
         """Return up to ``limit`` requests that wait or run, in the order in which they came, from behind the id ``after``."""
         now_ns, first = perf_counter_ns(), _place(after)
         requests = [r for s in self._supervisors.values() for r in s.requests(now_ns)]
-        requests += (ticket.info(now_ns) for ticket in self._queue.waiting)
+        requests += (call.info(now_ns) for call in self._queue.waiting)
         requests = [r for r in requests if _place(r.id) > first]
         return sorted(requests, key=lambda request: _place(request.id))[:limit]
 
@@ -403,27 +411,6 @@ class Dispatcher:
     def _least_loaded(self) -> Supervisor:
         """Return that of a ready device, if there is one."""
         return min(self._supervisors.values(), key=lambda s: (s.info.state != admin_pb2.WORKER_STATE_READY, s.queue.load))
-
-
-async def _call_once(
-    supervisor: Supervisor, identified: IdentifiedCall, message: worker_pb2.ToWorker, *more: Any
-) -> tuple[worker_pb2.FromWorker, int]:
-    """Have a call served as ``Supervisor.call`` does, and once, though its worker may have died after it has committed.
-
-    Where another one has committed it, maybe a worker of a front that is gone, the answer is that one's.
-    """
-    for attempt in range(MOST_WORKERS):
-        try:
-            answer, sent_at_ns = await supervisor.call(message, *more)
-        except (CommitUnknownError, RequestIdReusedError) as error:
-            reply = identified.find()
-            if reply is not None:
-                reply.attempts += attempt
-                return worker_pb2.FromWorker(executed=worker_pb2.Executed(reply=reply)), perf_counter_ns()
-            failure = error
-        else:
-            return answer, sent_at_ns
-    raise failure
 
 
 def _fill(

@@ -1,7 +1,7 @@
 """Requests that wait for a device: whose is next, and where, is ``Scheduler``'s to decide; here is what that brings about.
 
-A request is ``placed`` before it goes to a worker, and ``left`` when it is done. One that a worker has lost before it was begun
-is placed again. Everything runs on the event loop of the front.
+A request is placed before it goes to a worker, and has left when it is done. One whose worker was lost before it had begun it is
+placed again. Everything runs on the event loop of the front.
 """
 
 from __future__ import annotations
@@ -10,52 +10,14 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from time import perf_counter_ns
 
-from kaas.v1 import admin_pb2
 from kaas_core.errors import DeadlineExceededError, KaasError, QueueFullError
 from kaasd.front.call_queue import CancelReason, Deadlines
-from kaasd.scheduling import Decision, Group, GroupUse, Placement, QueuedRequest, Restart, Scheduler, State
+from kaasd.front.pending_call import PendingCall
+from kaasd.scheduling import Decision, Group, GroupUse, QueuedRequest, Restart, Scheduler, State
 
-RUNNING, QUEUED = State.RUNNING, State.QUEUED
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request whose caller waits, from its arrival until its answer."""
-
-    id: int
-    queued: QueuedRequest
-    """What it is to the scheduler."""
-    function: str
-    came_at_ns: int
-    placement: Placement = Placement.UNSPECIFIED
-    turn: asyncio.Future[None] | None = None
-    """Where it waits: done when it has its device."""
-    attempts: int = 0
-    """Workers that it was sent to."""
-    waited_ns: int = 0
-    """For its device."""
-
-    @property
-    def device(self) -> str:
-        """The device that it was sent to; empty, where it waits for one."""
-        return self.queued.runs_on
-
-    def info(self, now_ns: int) -> admin_pb2.RequestInfo:
-        """Describe it, as long as it waits; ``now_ns`` is a ``perf_counter_ns``."""
-        queued = self.queued
-        info = admin_pb2.RequestInfo(
-            id=str(self.id),
-            function=self.function,
-            device=queued.device or "",
-            state=admin_pb2.REQUEST_STATE_QUEUED,
-            input_bytes=queued.size_bytes,
-            group=queued.group,
-        )
-        info.age.FromNanoseconds(now_ns - self.came_at_ns)
-        return info
+RUNNING, ENDED = State.RUNNING, State.ENDED
 
 
 class RequestQueue:
@@ -84,18 +46,19 @@ class RequestQueue:
         """Devices that can run requests, with their slots."""
         self._closed: set[str] = set()
         """Devices that are to run none."""
-        self._waiting: dict[int, Ticket] = {}
+        self._waiting: dict[int, PendingCall] = {}
         self._waiting_bytes = 0
-        self._placed: dict[int, Ticket] = {}
         self._deadlines = Deadlines()
         self._timer: asyncio.TimerHandle | None = None
         self._wakes: asyncio.TimerHandle | None = None
         self._wakes_at = math.inf
+        self.begin: Callable[[PendingCall], None]
+        """Has a request served by the device that it has now. Raises ``KaasError``."""
         self.waited_ns: Counter[str] = Counter()
         """For a device, by group, of all requests that have come to one."""
 
     @property
-    def waiting(self) -> Iterable[Ticket]:
+    def waiting(self) -> Iterable[PendingCall]:
         """Those that wait, in the order in which they came."""
         return self._waiting.values()
 
@@ -103,7 +66,7 @@ class RequestQueue:
         """Return how many wait that may run on a device."""
         if len(self._devices) == 1:
             return len(self._waiting)
-        return sum(ticket.queued.device in (None, device) for ticket in self._waiting.values())
+        return sum(_queued(call).device in (None, device) for call in self._waiting.values())
 
     # Groups
 
@@ -130,17 +93,17 @@ class RequestQueue:
             self._scheduler.close_device(device)
         self._decide()
 
-    def device_lost(self, device: str, not_begun: Iterable[int]) -> None:
+    def device_lost(self, device: str, not_begun: Iterable[PendingCall]) -> None:
         """A device can run nothing more. What it had ``not_begun`` waits for any again, and for its return."""
         if self._ready.pop(device, None) is None:
             return
         self._scheduler.remove_device(device)
         now = self._loop.time()
-        for id in not_begun:
-            ticket = self._placed.pop(id, None)
-            if ticket is not None:
-                self._scheduler.run_again(ticket.queued, now)
-                self._wait(ticket)
+        for call in not_begun:
+            queued = _queued(call)
+            if queued.state is RUNNING:
+                self._scheduler.run_again(queued, now)
+                self._wait(call)
         self._decide()
 
     def close_device(self, device: str) -> None:
@@ -181,11 +144,11 @@ class RequestQueue:
         """Whether a request that comes now has a device at once, unless its group may not have more."""
         return not self._waiting and self._scheduler.has_slot
 
-    async def place(self, ticket: Ticket) -> None:
-        """Return when a request has a device. Raises ``KaasError``, and then it has none."""
-        queued, scheduler = ticket.queued, self._scheduler
-        now = self._loop.time()
+    def place(self, call: PendingCall) -> None:
+        """Have a request served as soon as a device has a slot for it. Raises ``KaasError``, and then it is not here."""
+        queued, scheduler = _queued(call), self._scheduler
         if queued.deadline < math.inf:
+            now = self._loop.time()
             least_s = scheduler.least_wait_s(queued)
             if now + least_s > queued.deadline:
                 scheduler.doubt(queued)
@@ -195,53 +158,41 @@ class RequestQueue:
                     {"stage": "admission"},
                 )
         scheduler.submit(queued)
-        self._decide(ticket)
-        if queued.state is RUNNING:
-            self._placed[ticket.id] = ticket
-            return
-        if problem := self._no_room(queued.size_bytes):
-            scheduler.cancel(queued)
-            raise QueueFullError(problem)
-        self._wait(ticket)
-        await self.turn(ticket)
+        self._decide(call)
+        if queued.state is not RUNNING:
+            if problem := self._no_room(queued.size_bytes):
+                scheduler.cancel(queued)
+                raise QueueFullError(problem)
+            self._wait(call)
 
-    async def turn(self, ticket: Ticket) -> None:
-        """Return when a request that waits has a device. Raises ``KaasError``, and then it has none."""
-        assert ticket.turn is not None
-        began_ns = perf_counter_ns()
-        await ticket.turn
-        ticket.waited_ns += perf_counter_ns() - began_ns
-
-    def left(self, ticket: Ticket, device_s: float | None = None) -> None:
-        """A request is done, or its caller has gone, wherever it is. ``device_s`` is what it used, if it succeeded."""
-        queued = ticket.queued
-        self._placed.pop(ticket.id, None)
-        self._forget_wait(ticket)
+    def left(self, call: PendingCall, device_s: float | None = None) -> None:
+        """A request is done, or its caller has gone, wherever it is. Idempotent. ``device_s``: what it used, if it succeeded."""
+        queued = _queued(call)
         if queued.state is RUNNING:
-            self.waited_ns[queued.group] += ticket.waited_ns
+            self.waited_ns[queued.group] += call.waited_ns
             self._scheduler.finished(queued, self._loop.time(), device_s, succeeded=device_s is not None)
             self._decide()
-        elif queued.state is not State.ENDED:
+        elif queued.state is not ENDED:
+            self._forget_wait(call)
             self._scheduler.cancel(queued)
 
-    def leaves_slot(self, id: int) -> None:
-        """A request that has a device waits there for its code, so that another may come."""
-        if (ticket := self._placed.get(id)) is not None:
-            self._scheduler.leave_slot(ticket.queued, self._loop.time())
-            self._decide()
+    def leaves_slot(self, call: PendingCall) -> None:
+        """A request that has a device waits there for its code, so that another may come. Idempotent."""
+        self._scheduler.leave_slot(_queued(call), self._loop.time())
+        self._decide()
 
     def cancel(self, id: int, reason: CancelReason) -> bool:
         """End a request that waits; return whether it does."""
-        if (ticket := self._waiting.get(id)) is None:
+        if (call := self._waiting.get(id)) is None:
             return False
-        self._fail(ticket, reason.error("queued"))
+        self._fail(call, reason.error("queued"))
         return True
 
     def fail_all(self, error: KaasError, device: str | None = None) -> None:
         """Fail all requests that wait, or those for one device only."""
-        for ticket in list(self._waiting.values()):
-            if device is None or ticket.queued.device == device:
-                self._fail(ticket, error)
+        for call in list(self._waiting.values()):
+            if device is None or _queued(call).device == device:
+                self._fail(call, error)
 
     # Parts
 
@@ -257,44 +208,44 @@ class RequestQueue:
             )
         return ""
 
-    def _wait(self, ticket: Ticket) -> None:
-        ticket.turn = self._loop.create_future()
-        self._waiting[ticket.id] = ticket
-        self._waiting_bytes += ticket.queued.size_bytes
-        if self._deadlines.add(ticket.id, ticket.queued.deadline):
+    def _wait(self, call: PendingCall) -> None:
+        call.waits_since_ns = perf_counter_ns()
+        self._waiting[call.id] = call
+        self._waiting_bytes += _queued(call).size_bytes
+        if self._deadlines.add(call.id, _queued(call).deadline):
             self._set_timer()
 
-    def _forget_wait(self, ticket: Ticket) -> None:
-        if self._waiting.pop(ticket.id, None) is not None:
-            self._waiting_bytes -= ticket.queued.size_bytes
-            self._deadlines.discard(ticket.id)
+    def _forget_wait(self, call: PendingCall) -> None:
+        if self._waiting.pop(call.id, None) is not None:
+            self._waiting_bytes -= _queued(call).size_bytes
+            self._deadlines.discard(call.id)
 
-    def _fail(self, ticket: Ticket, error: KaasError) -> None:
-        self._forget_wait(ticket)
-        self._scheduler.cancel(ticket.queued)
-        if ticket.turn is not None and not ticket.turn.done():
-            ticket.turn.set_exception(error)
+    def _fail(self, call: PendingCall, error: KaasError) -> None:
+        self._forget_wait(call)
+        self._scheduler.cancel(_queued(call))
+        call.fail(error)
 
-    def _decide(self, coming: Ticket | None = None) -> None:
+    def _decide(self, coming: PendingCall | None = None) -> None:
         """Do what the scheduler decides; ``coming`` is not waiting yet."""
         for decision in self._scheduler.decide(self._loop.time()):
             self._act(decision, coming)
         if self._scheduler.wakes_at != self._wakes_at:
             self._set_wake()
 
-    def _act(self, decision: Decision, coming: Ticket | None) -> None:
+    def _act(self, decision: Decision, coming: PendingCall | None) -> None:
         if isinstance(decision, Restart):
             self._ready.pop(decision.device, None)
             self._restart(decision.device)
             return
-        ticket: Ticket = decision.request.id  # type: ignore[assignment]
-        ticket.placement = decision.placement
-        if ticket is coming:
-            return
-        self._forget_wait(ticket)
-        self._placed[ticket.id] = ticket
-        if ticket.turn is not None and not ticket.turn.done():
-            ticket.turn.set_result(None)
+        call: PendingCall = decision.request.id  # type: ignore[assignment]
+        call.placement = decision.placement
+        if call is not coming:
+            self._forget_wait(call)
+            call.waited_ns += perf_counter_ns() - call.waits_since_ns
+        try:
+            self.begin(call)
+        except KaasError as error:
+            call.fail(error)
 
     # Timers
 
@@ -325,3 +276,8 @@ class RequestQueue:
         for timer in (self._timer, self._wakes):
             if timer is not None:
                 timer.cancel()
+
+
+def _queued(call: PendingCall) -> QueuedRequest:
+    assert call.queued is not None
+    return call.queued

@@ -16,10 +16,11 @@ from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
 from kaasd.front.call_queue import WAITING_AT_WORKER, CallQueue
+from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
 from kaasd.front.ward import Ward
-from kaasd.front.worker_calls import Displaced, PendingCall, WorkerCalls
+from kaasd.front.worker_calls import WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import SerializedRequest, error_from_failed
 
@@ -35,11 +36,14 @@ class RequestsWait(Protocol):
     def device_ready(self, device: str, slots: int) -> None:
         """It can run so many requests at once."""
 
-    def device_lost(self, device: str, not_begun: Iterable[int]) -> None:
+    def device_lost(self, device: str, not_begun: Iterable[PendingCall]) -> None:
         """It can run nothing more, and had not begun these."""
 
-    def leaves_slot(self, id: int) -> None:
+    def leaves_slot(self, call: PendingCall) -> None:
         """A request has no need of its slot."""
+
+    def left(self, call: PendingCall, device_s: float | None = None) -> None:
+        """A request has run, and has used so much of the device; None: it has failed."""
 
     def fail_all(self, error: KaasError, device: str | None = None) -> None:
         """What waits for the device alone fails."""
@@ -275,22 +279,27 @@ class Supervisor(WorkerCalls):
 
     def _displace(self) -> None:
         """Have requests that the worker had not begun go elsewhere."""
-        displaced = [call_id for call_id in self._queue.waiting if self._is_displaced(call_id)]
-        for call_id in displaced:
-            self._queue.withdraw(call_id)
-            self._deadlines.discard(call_id)
-            if not self._calls[call_id].answer.done():
-                self._calls[call_id].answer.set_exception(Displaced())
+        displaced = [call for call_id in self._queue.waiting if (call := self._displaced(call_id)) is not None]
+        for call in displaced:
+            self._queue.withdraw(call.id)
+            self._deadlines.discard(call.id)
+            self.forget(call)
         if self.requests_wait is not None:
             self.requests_wait.device_lost(self.info.name, displaced)
 
-    def _is_displaced(self, call_id: int) -> bool:
+    def _displaced(self, call_id: int) -> PendingCall | None:
+        """Return a call that waits here, if it is a request whose caller waits and that may run beside others."""
         call = self._calls.get(call_id)
-        return call is not None and call.ticket is not None and not self._queue.is_alone(call_id)
+        return None if call is None or call.queued is None or self._queue.is_alone(call_id) else call
 
-    def _leaves_slot(self, call_id: int) -> None:
+    def _leaves_slot(self, call: PendingCall) -> None:
         if self.requests_wait is not None:
-            self.requests_wait.leaves_slot(call_id)
+            self.requests_wait.leaves_slot(call)
+
+    def _has_run(self, call: PendingCall, answer: worker_pb2.FromWorker) -> None:
+        if self.requests_wait is not None:
+            executed = answer.executed if answer.HasField("executed") else None
+            self.requests_wait.left(call, None if executed is None else executed.reply.timing.run_ns / 1e9)
 
     def _take_over(self, spare: Ready) -> None:
         """Have the spare serve, in place of the process that has ended."""

@@ -12,8 +12,9 @@ from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError, OutOfDeviceMemoryError
 from kaasd.front.call_queue import CallQueue, Decision
+from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
-from kaasd.front.worker_calls import PendingCall, WorkerCalls
+from kaasd.front.worker_calls import WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import SerializedRequest
 
@@ -95,8 +96,11 @@ class Ward(WorkerCalls):
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
         self.admit(call_id, call, losses)  # for the next process here
 
-    def _leaves_slot(self, call_id: int) -> None:
+    def _leaves_slot(self, call: PendingCall) -> None:
         """It has no slot of a device that others wait for."""
+
+    def _has_run(self, call: PendingCall, answer: worker_pb2.FromWorker) -> None:
+        """Nor leaves it one to another."""
 
     def _is_new(self, request: SerializedRequest) -> None:
         """No spare has to know of it."""

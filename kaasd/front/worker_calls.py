@@ -11,7 +11,6 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from time import perf_counter_ns
 
 from kaas.v1 import admin_pb2
@@ -31,8 +30,8 @@ from kaasd.front.call_queue import (
     SeenRequests,
     Send,
 )
+from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
-from kaasd.front.request_queue import Ticket
 from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.channel import Stage
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest, error_from_failed
@@ -46,27 +45,6 @@ STATE_OF_STAGE = {
     Stage.RUNNING: admin_pb2.REQUEST_STATE_RUNNING,
     Stage.COMMITTING: admin_pb2.REQUEST_STATE_COMMITTING,
 }
-
-
-@dataclass(slots=True, eq=False)
-class PendingCall:
-    """A call whose caller waits for the answer."""
-
-    message: worker_pb2.ToWorker
-    answer: asyncio.Future[worker_pb2.FromWorker]
-    request: SerializedRequest | None
-    """What the message is about."""
-    ticket: Ticket | None
-    """Of a request that was placed: it goes elsewhere where the worker is lost before it has begun it."""
-    deadline: float | None
-    held_by: WorkerCalls
-    sent_at_ns: int = 0
-    attempts: int = 0
-    """Workers that it was sent to."""
-
-
-class Displaced(Exception):
-    """The worker that a call was sent to is lost, and had not begun it: it is to be placed again."""
 
 
 class WorkerCalls(ABC):
@@ -107,49 +85,57 @@ class WorkerCalls(ABC):
         """The calls that wait and run, to be looked at."""
         return self._queue
 
+    def check(self, request: SerializedRequest | None) -> None:
+        """Raise the reason where a call that comes now fails at once."""
+        if (refusal := self.refusal) is not None:
+            raise refusal.with_traceback(None)
+        if request is not None:
+            self.check_quarantine(request)
+
+    def check_quarantine(self, request: SerializedRequest) -> None:
+        """Raises ``QuarantinedError``."""
+        if request.digest in self._quarantine.refused:
+            raise self._quarantine.refusal(request.digest)
+
     async def call(
-        self,
-        message: worker_pb2.ToWorker,
-        request: SerializedRequest | None = None,
-        deadline: float | None = None,
-        ticket: Ticket | None = None,
+        self, message: worker_pb2.ToWorker, request: SerializedRequest | None = None, deadline: float | None = None
     ) -> tuple[worker_pb2.FromWorker, int]:
         """Have the worker serve ``message`` and return its answer, and the ``perf_counter_ns`` at which it was sent.
 
-        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time; ``ticket`` is set for a request
-        that was placed here. When the awaiting task is cancelled the call is cancelled too. Raises ``KaasError``, and for what
-        was placed ``Displaced``.
+        ``request`` is what the message executes or prepares; ``deadline`` is in the loop's time. When the awaiting task is
+        cancelled the call is cancelled too. Raises ``KaasError``.
         """
-        if (refusal := self.refusal) is not None:
-            raise refusal.with_traceback(None)
-        if request is not None and request.digest in self._quarantine.refused:
-            raise self._quarantine.refusal(request.digest)
-        call_id = message.id = next(self.ids) if ticket is None else ticket.id
-        answer = self._loop.create_future()
-        call = PendingCall(message, answer, request, ticket, deadline, self, attempts=0 if ticket is None else ticket.attempts)
+        message.id = next(self.ids)
+        call = PendingCall(message, self._loop.create_future(), request, deadline)
+        self.begin(call)
+        return await call.outcome(), call.sent_at_ns
+
+    def begin(self, call: PendingCall) -> None:
+        """Have the worker serve a call. Raises ``KaasError``, and then it is not here."""
+        self.check(call.request)
+        call_id = call.id
+        decisions = self._queue.submit(call_id)
+        call.held_by = self
         self._calls[call_id] = call
-        try:
-            self._act(self._queue.submit(call_id))
-            self._await_deadline(call_id, deadline)
-            answered = await answer
-        except asyncio.CancelledError:
-            # Its deadline stays: gRPC cancels a call then too, and a kernel that cannot be stopped has to end all the same.
-            call.held_by._act(call.held_by._queue.cancel(call_id, CancelReason.CANCELLED))
-            raise
-        finally:
-            del call.held_by._calls[call_id]
-            if ticket is not None:
-                ticket.attempts = call.attempts
-        if answered.HasField("failed"):
-            raise error_from_failed(answered.failed)
-        if answered.HasField("executed"):
-            answered.executed.reply.attempts = call.attempts
-        return answered, call.sent_at_ns
+        self._act(decisions)
+        self._await_deadline(call_id, call.deadline)
+
+    def abandon(self, call: PendingCall) -> None:
+        """The caller of one that is here has gone.
+
+        Its deadline stays: gRPC cancels a call then too, and a kernel that cannot be stopped has to end all the same.
+        """
+        self._act(self._queue.cancel(call.id, CancelReason.CANCELLED))
+
+    def forget(self, call: PendingCall) -> None:
+        """Nobody waits any more for the answer of one that is here."""
+        del self._calls[call.id]
+        call.held_by = None
 
     def admit(self, call_id: int, call: PendingCall, losses: int, *, alone: bool = False) -> None:
         """Serve a call that others had; as ``CallQueue.admit``."""
-        del call.held_by._calls[call_id]
-        call.held_by._deadlines.discard(call_id)
+        if call.held_by is not None:
+            call.held_by.forget(call)
         call.held_by = self
         self._calls[call_id] = call
         self._act(self._queue.admit(call_id, losses, alone=alone))
@@ -160,8 +146,8 @@ class WorkerCalls(ABC):
         begun = self._process.begun()
         requests = []
         for call_id, call in self._calls.items():
-            if call.ticket is not None:
-                info = call.ticket.info(now_ns)
+            if call.queued is not None:
+                info = call.info(now_ns)
                 info.device = self.device
                 info.state = STATE_OF_STAGE[begun.get(call_id) if self._queue.is_sent(call_id) else None]
                 requests.append(info)
@@ -170,7 +156,7 @@ class WorkerCalls(ABC):
     def cancel_request(self, request_id: str) -> bool:
         """End a request early, for an operator; return whether it is one of this worker's, whose caller waits."""
         for call_id, call in self._calls.items():
-            if str(call_id) == request_id and call.ticket is not None:
+            if str(call_id) == request_id and call.queued is not None:
                 self._act(self._queue.cancel(call_id, CancelReason.OPERATOR))
                 return True
         return False
@@ -196,8 +182,12 @@ class WorkerCalls(ABC):
         """Have a suspect run where it can hurt no other."""
 
     @abstractmethod
-    def _leaves_slot(self, call_id: int) -> None:
-        """A call waits at the worker for its code, so that another may come there."""
+    def _leaves_slot(self, call: PendingCall) -> None:
+        """A request waits at the worker for its code, so that another may come there."""
+
+    @abstractmethod
+    def _has_run(self, call: PendingCall, answer: worker_pb2.FromWorker) -> None:
+        """A request was answered, so that another may come."""
 
     @abstractmethod
     def _is_new(self, request: SerializedRequest) -> None:
@@ -230,8 +220,8 @@ class WorkerCalls(ABC):
                 self._pages_released(message.id, None)
             case "compiling":
                 self._act(self._queue.compiling(message.id, begins=message.compiling.begins))
-                if message.compiling.begins:
-                    self._leaves_slot(message.id)
+                if message.compiling.begins and (call := self._calls.get(message.id)) is not None and call.queued is not None:
+                    self._leaves_slot(call)
             case "unknown_request" if message.id in self._calls:
                 self._queue.sent_again(message.id)
                 self._send(message.id, with_content=True)
@@ -266,6 +256,8 @@ class WorkerCalls(ABC):
                 self._quarantine.acquit(call.request.digest)
         self._deadlines.discard(message.id)
         self._act(self._queue.answered(message.id, device_lost=device_lost))
+        if call is not None and call.queued is not None:
+            self._has_run(call, message)
 
     # Deadlines
 
@@ -347,6 +339,5 @@ class WorkerCalls(ABC):
 
     def _fail(self, call_id: int, error: KaasError) -> None:
         self._deadlines.discard(call_id)
-        call = self._calls.get(call_id)
-        if call is not None and not call.answer.done():
-            call.answer.set_exception(error)
+        if (call := self._calls.get(call_id)) is not None:
+            call.fail(error)

@@ -17,10 +17,11 @@ import uvloop
 from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
-from kaasd.front.request_queue import RequestQueue, Ticket
+from kaasd.front.pending_call import PendingCall
+from kaasd.front.request_queue import RequestQueue
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.scheduling import Policy, Scheduler
+from kaasd.scheduling import Policy, QueuedRequest, Scheduler
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "scripted_worker.py"))
 """In place of ``kaasd.front.worker_process.COMMAND``."""
@@ -72,11 +73,13 @@ async def call(
     script: str,
     request: SerializedRequest = REQUEST,
     deadline: float | None = None,
-    ticket: Ticket | None = None,
+    queued: QueuedRequest | None = None,
 ) -> dict[str, Any]:
-    """Have a call scripted, and return what the worker saw of it, and before it. With a ``ticket`` it is listed as a request."""
-    message = worker_pb2.ToWorker(execute=worker_pb2.Execute(keys={"do": script}))
-    answer, _ = await supervisor.call(message, request, deadline, ticket)
+    """Have a call scripted, and return what the worker saw of it, and before it. With ``queued`` it is listed as a request."""
+    message = worker_pb2.ToWorker(id=next(supervisor.ids), execute=worker_pb2.Execute(keys={"do": script}))
+    pending = PendingCall(message, asyncio.get_running_loop().create_future(), request, deadline, queued)
+    supervisor.begin(pending)
+    answer = await pending.outcome()
     seen: dict[str, Any] = json.loads(answer.executed.reply.printed)
     return seen
 

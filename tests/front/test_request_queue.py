@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import (
     CancelledError,
     DeadlineExceededError,
@@ -18,24 +19,27 @@ from kaas_core.errors import (
     QueueFullError,
 )
 from kaasd.front.call_queue import CancelReason
-from kaasd.front.request_queue import RequestQueue, Ticket
+from kaasd.front.pending_call import PendingCall
+from kaasd.front.request_queue import RequestQueue
 from kaasd.scheduling import Group, Policy, QueuedRequest, Scheduler
-from tests.front.support import run, until
+from tests.front.support import run
 
 IDS = itertools.count(1)
 
 
-def ticket(group: str = "default", **options: Any) -> Ticket:
+def request(group: str = "default", **options: Any) -> PendingCall:
     queued = QueuedRequest(None, group, **options)
-    made = queued.id = Ticket(next(IDS), queued, "f", 0)
+    message = worker_pb2.ToWorker(id=next(IDS))
+    made = queued.id = PendingCall(message, asyncio.get_running_loop().create_future(), queued=queued)
     return made
 
 
 def with_queue(body: Callable[[RequestQueue], Awaitable[None]], *devices: str, slots: int = 1, **options: Any) -> None:
-    """Run a test with a queue whose devices are ready."""
+    """Run a test with a queue whose devices are ready, and answer a request when one begins it."""
 
     async def test() -> None:
         queue = RequestQueue(Scheduler(policy=Policy.AFFINITY), devices or ("d0",), **options)
+        queue.begin = lambda call: call.answer.done() or call.answer.set_result(worker_pb2.FromWorker())  # type: ignore[func-returns-value]
         for device in devices or ("d0",):
             queue.device_ready(device, slots)
         try:
@@ -46,23 +50,21 @@ def with_queue(body: Callable[[RequestQueue], Awaitable[None]], *devices: str, s
     run(test())
 
 
-def placing(queue: RequestQueue, *tickets: Ticket) -> list[asyncio.Task[None]]:
-    return [asyncio.create_task(queue.place(one)) for one in tickets]
-
-
-async def waiting(queue: RequestQueue, *tickets: Ticket) -> list[asyncio.Task[None]]:
-    tasks = placing(queue, *tickets)
-    await until(lambda: {one.id for one in tickets} <= {one.id for one in queue.waiting})
-    return tasks
+def waiting(queue: RequestQueue, *calls: PendingCall) -> list[asyncio.Task[worker_pb2.FromWorker]]:
+    """Place requests for which there is no device."""
+    for one in calls:
+        queue.place(one)
+        assert one in queue.waiting
+    return [asyncio.create_task(one.outcome()) for one in calls]
 
 
 def test_what_has_a_slot_goes_at_once_and_others_come_as_slots_are_left() -> None:
     async def body(queue: RequestQueue) -> None:
-        first, second, third = ticket(), ticket(), ticket()
+        first, second, third = request(), request(), request()
         assert queue.has_room
-        await queue.place(first)
+        queue.place(first)
         assert (first.device, queue.has_room) == ("d0", False)
-        tasks = await waiting(queue, second, third)
+        tasks = waiting(queue, second, third)
         assert (second.device, queue.queued("d0")) == ("", 2)
         queue.left(first, 0.001)
         await tasks[0]
@@ -82,13 +84,14 @@ def test_groups_get_their_shares() -> None:
         queue.set_group(Group("small"))
         order: list[str] = []
 
-        async def serve(one: Ticket) -> None:
-            await queue.place(one)
-            order.append(one.queued.group)
+        async def serve(one: PendingCall) -> None:
+            queue.place(one)
+            await one.outcome()
+            order.append(one.queued.group if one.queued else "")
             await asyncio.sleep(0)
             queue.left(one, 0.01)
 
-        await asyncio.gather(*(serve(ticket(group)) for _ in range(40) for group in ("big", "small")))
+        await asyncio.gather(*(serve(request(group)) for _ in range(40) for group in ("big", "small")))
         assert 28 <= order[:40].count("big") <= 32
         assert queue.use("big").device_s == pytest.approx(0.4)
 
@@ -98,10 +101,10 @@ def test_groups_get_their_shares() -> None:
 class TestLimits:
     def test_of_requests(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            await queue.place(ticket())
-            tasks = await waiting(queue, ticket(), ticket())
+            queue.place(request())
+            tasks = waiting(queue, request(), request())
             with pytest.raises(QueueFullError, match="2 requests are waiting already"):
-                await queue.place(ticket())
+                queue.place(request())
             tasks[0].cancel()
             assert queue.queued("d0") == 2  # whoever placed it has to say that its caller has gone
 
@@ -109,33 +112,33 @@ class TestLimits:
 
     def test_of_bytes(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            await queue.place(ticket(size_bytes=1000))  # it does not wait
-            await waiting(queue, ticket(size_bytes=60))
+            queue.place(request(size_bytes=1000))  # it does not wait
+            waiting(queue, request(size_bytes=60))
             with pytest.raises(QueueFullError, match="60 bytes of inputs are waiting already, and with the 41 of this one"):
-                await queue.place(ticket(size_bytes=41))
-            last = ticket(size_bytes=40)
-            await waiting(queue, last)
+                queue.place(request(size_bytes=41))
+            last = request(size_bytes=40)
+            waiting(queue, last)
             queue.left(last)
-            await waiting(queue, ticket(size_bytes=40))
+            waiting(queue, request(size_bytes=40))
 
         with_queue(body, max_queued_bytes=100)
 
     def test_of_a_group(self) -> None:
         async def body(queue: RequestQueue) -> None:
             queue.set_group(Group("g", max_queued=1, max_running=1))
-            await queue.place(ticket("g"))
-            await waiting(queue, ticket("g"))
+            queue.place(request("g"))
+            waiting(queue, request("g"))
             with pytest.raises(GroupLimitError) as caught:
-                await queue.place(ticket("g"))
+                queue.place(request("g"))
             assert caught.value.metadata == {"group": "g", "limit": "max_queued"}
-            await queue.place(ticket())  # another group's slot
+            queue.place(request())  # another group's slot
 
         with_queue(body, slots=3)
 
     def test_a_group_that_there_is_not(self) -> None:
         async def body(queue: RequestQueue) -> None:
             with pytest.raises(GroupNotFoundError):
-                await queue.place(ticket("nobody"))
+                queue.place(request("nobody"))
 
         with_queue(body)
 
@@ -143,10 +146,11 @@ class TestLimits:
 class TestEnds:
     def test_a_deadline_that_passes(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            await queue.place(ticket())
-            late = ticket(deadline=asyncio.get_running_loop().time() + 0.05)
+            queue.place(request())
+            late = request(deadline=asyncio.get_running_loop().time() + 0.05)
+            queue.place(late)
             with pytest.raises(DeadlineExceededError, match="the deadline passed while the request was queued"):
-                await queue.place(late)
+                await late.outcome()
             assert queue.queued("d0") == 0
             queue.left(late)
 
@@ -155,21 +159,21 @@ class TestEnds:
     def test_a_deadline_that_cannot_be_met_is_refused_at_once_but_not_for_ever(self) -> None:
         async def body(queue: RequestQueue) -> None:
             now = asyncio.get_running_loop().time
-            known = ticket(function="slow")
-            await queue.place(known)
+            known = request(function="slow")
+            queue.place(known)
             queue.left(known, 100.0)
-            hopeless = ticket(function="slow", deadline=now() + 50)
+            hopeless = request(function="slow", deadline=now() + 50)
             with pytest.raises(DeadlineExceededError, match="has taken 100 s at least") as caught:
-                await queue.place(hopeless)
+                queue.place(hopeless)
             assert caught.value.metadata == {"stage": "admission"}
             queue.left(hopeless)
-            possible = ticket(function="slow", deadline=now() + 1000)
-            await queue.place(possible)
+            possible = request(function="slow", deadline=now() + 1000)
+            queue.place(possible)
             queue.left(possible)
             for _ in range(10):
-                again = ticket(function="slow", deadline=now() + 50)
+                again = request(function="slow", deadline=now() + 50)
                 try:
-                    await queue.place(again)
+                    queue.place(again)
                 except DeadlineExceededError:
                     continue
                 break
@@ -180,22 +184,22 @@ class TestEnds:
     def test_what_a_sender_has_waiting_counts(self) -> None:
         async def body(queue: RequestQueue) -> None:
             now = asyncio.get_running_loop().time
-            known = ticket(function="slow")
-            await queue.place(known)
+            known = request(function="slow")
+            queue.place(known)
             queue.left(known, 10.0)
-            await queue.place(ticket(function="slow", sender="a"))
-            await waiting(queue, *(ticket(function="slow", sender="a") for _ in range(3)))
+            queue.place(request(function="slow", sender="a"))
+            waiting(queue, *(request(function="slow", sender="a") for _ in range(3)))
             with pytest.raises(DeadlineExceededError, match="40 s at least"):
-                await queue.place(ticket(function="slow", sender="a", deadline=now() + 35))
-            await waiting(queue, ticket(function="slow", sender="b", deadline=now() + 35))
+                queue.place(request(function="slow", sender="a", deadline=now() + 35))
+            waiting(queue, request(function="slow", sender="b", deadline=now() + 35))
 
         with_queue(body)
 
     def test_an_operator(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            running, one = ticket(), ticket()
-            await queue.place(running)
-            (task,) = await waiting(queue, one)
+            running, one = request(), request()
+            queue.place(running)
+            (task,) = waiting(queue, one)
             assert not queue.cancel(running.id, CancelReason.OPERATOR)
             assert queue.cancel(one.id, CancelReason.OPERATOR)
             with pytest.raises(CancelledError, match="an operator cancelled it while the request was queued"):
@@ -208,8 +212,8 @@ class TestEnds:
     def test_all_at_once_or_those_of_one_device(self) -> None:
         async def body(queue: RequestQueue) -> None:
             for device in ("d0", "d1"):
-                await queue.place(ticket(device=device))
-            tasks = await waiting(queue, ticket(device="d0"), ticket(device="d1"), ticket())
+                queue.place(request(device=device))
+            tasks = waiting(queue, request(device="d0"), request(device="d1"), request())
             queue.fail_all(DrainingError("over"), "d1")
             with pytest.raises(DrainingError):
                 await tasks[1]
@@ -223,9 +227,9 @@ class TestEnds:
 
     def test_a_caller_that_goes_as_its_turn_comes_leaves_its_slot(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            first, gone, next_ = ticket(), ticket(), ticket()
-            await queue.place(first)
-            gone_task, next_task = await waiting(queue, gone, next_)
+            first, gone, next_ = request(), request(), request()
+            queue.place(first)
+            gone_task, next_task = waiting(queue, gone, next_)
             queue.left(first, 0.001)
             gone_task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -240,19 +244,18 @@ class TestEnds:
 class TestDevices:
     def test_what_a_lost_device_had_not_begun_goes_to_another_first(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            held = [ticket(device="d0"), ticket(device="d0"), ticket(device="d1"), ticket(device="d1")]
+            held = [request(device="d0"), request(device="d0"), request(device="d1"), request(device="d1")]
             for one in held:
-                await queue.place(one)
-            moved, later = ticket(), ticket()
+                queue.place(one)
+            moved, later = request(), request()
             queue.left(held[1], 0.001)
-            await queue.place(moved)
+            queue.place(moved)
             assert moved.device == "d0"
-            (task,) = await waiting(queue, later)
-            queue.device_lost("d0", [moved.id])
-            assert [one.id for one in queue.waiting] == [later.id, moved.id]
+            (task,) = waiting(queue, later)
+            queue.device_lost("d0", [moved])
+            assert list(queue.waiting) == [later, moved]
             queue.left(held[2], 0.001)
-            await queue.turn(moved)
-            assert (moved.device, task.done()) == ("d1", False)
+            assert (moved.device, later.device) == ("d1", "")
             queue.left(held[0])  # that was lost with its device
             queue.device_ready("d0", 1)
             await task
@@ -264,9 +267,9 @@ class TestDevices:
         async def body(queue: RequestQueue) -> None:
             queue.device_lost("d0", [])
             queue.device_lost("d0", [])
-            (task,) = await waiting(queue, ticket(device="d0"))
-            other = ticket()
-            await queue.place(other)
+            (task,) = waiting(queue, request(device="d0"))
+            other = request()
+            queue.place(other)
             assert other.device == "d1"
             queue.device_ready("d0", 1)
             await task
@@ -279,7 +282,7 @@ class TestDevices:
                 queue.close_device("d0")
             queue.device_lost("d0", [])
             queue.device_ready("d0", 1)
-            (task,) = await waiting(queue, ticket())
+            (task,) = waiting(queue, request())
             assert (queue.is_closed("d0"), queue.has_room) == (True, False)
             for _ in range(2):
                 queue.open_device("d0")
@@ -289,11 +292,11 @@ class TestDevices:
 
     def test_a_request_that_waits_for_its_code_leaves_its_slot(self) -> None:
         async def body(queue: RequestQueue) -> None:
-            compiling = ticket()
-            await queue.place(compiling)
-            (task,) = await waiting(queue, ticket())
-            for id in (compiling.id, compiling.id, 10**9):
-                queue.leaves_slot(id)
+            compiling = request()
+            queue.place(compiling)
+            (task,) = waiting(queue, request())
+            for _ in range(2):
+                queue.leaves_slot(compiling)
             await task
             assert not queue.has_room
             queue.left(compiling, 0.001)

@@ -23,7 +23,6 @@ from kaas_core.errors import (
 )
 from kaasd.front import ward as module
 from kaasd.front import worker_calls
-from kaasd.front.request_queue import Ticket
 from kaasd.front.supervisor import Supervisor
 from kaasd.front.ward import Ward
 from kaasd.ipc.messages import SerializedRequest
@@ -208,8 +207,7 @@ class TestEnds:
 
     def test_an_operator_sees_and_cancels_it(self, tmp_path: Path) -> None:
         async def body(worker: Supervisor) -> None:
-            ticket = Ticket(next(worker.ids), QueuedRequest(None), "f", 0)
-            suspect, _ = await suspected(worker, ticket=ticket)
+            suspect, _ = await suspected(worker, queued=QueuedRequest(None))
             (listed,) = worker.requests(0)
             assert (listed.device, listed.state) == ("scripted", admin_pb2.REQUEST_STATE_RUNNING)
             assert worker.cancel_request(listed.id)
