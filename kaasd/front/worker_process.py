@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from kaas.worker.v1 import worker_pb2
@@ -161,9 +161,16 @@ class WorkerProcess:
         self._process = process
         self._on_started()
         self._heartbeat = heartbeat = Heartbeat()
-        self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
-        # The last thing waited for: that a process is lost is heard of only when it has started.
-        self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
+        try:
+            self.cancellations = await FrontChannel.open(pairs[1][0], lambda _: heartbeat.answered())
+            # The last thing waited for: that a process is lost is heard of only when it has started.
+            self.calls = await FrontChannel.open(pairs[0][0], self._on_message, self._on_lost)
+        except BaseException:  # Cancelled: without this it would wait for its settings until it is killed.
+            for ours, _ in pairs:
+                with suppress(OSError):
+                    ours.shutdown(socket.SHUT_RDWR)
+                ours.close()
+            raise
         self.calls.send(worker_pb2.ToWorker(configure=self._config))
         self._end_watch()
         self._watch = asyncio.create_task(self._ask(heartbeat, process))

@@ -43,8 +43,8 @@ class ScriptedWorker:
         self._held: dict[int, str] = {}
         self._waiting: list[worker_pb2.ToWorker] = []
         self._log: list[Any] = []
-        first = self._calls.receive()
-        assert first is not None
+        if (first := self._calls.receive()) is None:
+            os._exit(0)
         self._config = first.configure
         self._notes = Path(self._config.store_path)
         self._life = self._count("lives")

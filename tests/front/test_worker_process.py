@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import StoreGoneError
 from kaasd.front import worker_process
-from kaasd.front.worker_process import MOST_UNANSWERED, MOST_UNANSWERED_AT_START, Heartbeat, RestartPolicy, WorkerProcess
+from kaasd.front.worker_process import MOST_UNANSWERED, MOST_UNANSWERED_AT_START, Heartbeat, RestartPolicy, WorkerProcess, ending
+from kaasd.ipc.front_channel import FrontChannel
+from tests.front.support import config
 
 
 def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
@@ -115,3 +120,32 @@ def test_how_a_process_ended_is_logged(
 
     asyncio.run(run())
     assert f"ended ({how}); a new one starts at once" in caplog.text
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_one_whose_start_is_cancelled_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: int) -> None:
+    """As where the daemon is to end while a worker starts anew: when so many of its channels are open."""
+    monkeypatch.setattr(worker_process, "EXIT_GRACE_S", 60.0)
+    channels: list[FrontChannel] = []
+    original = FrontChannel.open
+
+    async def open_channel(*arguments: Any) -> FrontChannel:
+        channels.append(await original(*arguments))
+        if len(channels) == opened:
+            await asyncio.get_running_loop().create_future()
+        return channels[-1]
+
+    async def run() -> None:
+        process = WorkerProcess(config(tmp_path), lambda: None, lambda message: None, lambda: None)
+        starting = asyncio.create_task(process.start())
+        while len(channels) < opened:
+            await asyncio.sleep(0.001)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await process.close()
+        assert ending(process._process) == "exit status 0"
+
+    monkeypatch.setattr(FrontChannel, "open", open_channel)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
