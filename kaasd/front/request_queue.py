@@ -146,9 +146,8 @@ class RequestQueue:
 
     def place(self, call: PendingCall) -> None:
         """Have a request served as soon as a device has a slot for it. Raises ``KaasError``, and then it is not here."""
-        queued, scheduler = _queued(call), self._scheduler
+        queued, scheduler, now = _queued(call), self._scheduler, self._loop.time()
         if queued.deadline < math.inf:
-            now = self._loop.time()
             least_s = scheduler.least_wait_s(queued)
             if now + least_s > queued.deadline:
                 scheduler.doubt(queued)
@@ -157,8 +156,12 @@ class RequestQueue:
                     f" caller that wait before it, has taken {least_s:.3g} s at least",
                     {"stage": "admission"},
                 )
+        if not self._waiting and scheduler.start_at_once(queued, now):
+            self._begin(call)
+            return
         scheduler.submit(queued)
-        self._decide(call)
+        if scheduler.may_start:
+            self._decide(call)
         if queued.state is not RUNNING:
             if problem := self._no_room(queued.size_bytes):
                 scheduler.cancel(queued)
@@ -169,9 +172,11 @@ class RequestQueue:
         """A request is done, or its caller has gone, wherever it is. Idempotent. ``device_s``: what it used, if it succeeded."""
         queued = _queued(call)
         if queued.state is RUNNING:
-            self.waited_ns[queued.group] += call.waited_ns
+            if call.waited_ns:
+                self.waited_ns[queued.group] += call.waited_ns
             self._scheduler.finished(queued, self._loop.time(), device_s, succeeded=device_s is not None)
-            self._decide()
+            if self._waiting or self._scheduler.decides_idly:
+                self._decide()
         elif queued.state is not ENDED:
             self._forget_wait(call)
             self._scheduler.cancel(queued)
@@ -242,6 +247,9 @@ class RequestQueue:
         if call is not coming:
             self._forget_wait(call)
             call.waited_ns += perf_counter_ns() - call.waits_since_ns
+        self._begin(call)
+
+    def _begin(self, call: PendingCall) -> None:
         try:
             self.begin(call)
         except KaasError as error:

@@ -28,6 +28,16 @@ class Exclusive(Sharing):
         self._vacated: dict[Device, None] = {}
         """Devices that may be idle."""
 
+    @property
+    def has_slot(self) -> bool:
+        """Return False: no device is common."""
+        return False
+
+    @property
+    def may_start(self) -> bool:
+        """Return True: a device may be given to its group."""
+        return True
+
     def may_name(self, group: str, device: str) -> bool:
         """Return False: whose a device is changes."""
         return False

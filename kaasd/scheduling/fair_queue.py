@@ -96,6 +96,10 @@ class GroupState:
         self.queued -= 1
         self.queued_bytes -= request.size_bytes
         self.waiting -= 1
+        self.send_at_once(request, expected_s)
+
+    def send_at_once(self, request: QueuedRequest, expected_s: float) -> None:
+        """The same, of one that has not waited."""
         self.running += 1
         if self._max_running:
             self.may_run = self.running < self._max_running

@@ -128,6 +128,19 @@ class Partition:
         device.occupied(request.planned_s, occupied_s)
         self._longest_s = max(occupied_s, self._longest_s * 0.999)
 
+    def start_at_once(self, request: QueuedRequest, group: GroupState, expected_s: float, now: float) -> str:
+        """A request that needs no data gets a slot of the least used device, which is free, while none waits; return which."""
+        group.enter(self.virtual_time, self._longest_s)
+        group.send_at_once(request, expected_s)
+        self._reach(request.tag)
+        for devices in self._by_used:
+            if devices:
+                break
+        device = next(iter(devices))
+        self._occupy(request, device, 0.0, now)
+        group.started += 1
+        return device.name
+
     # Decisions
 
     def decide(self, now: float, decisions: MutableSequence[Decision]) -> None:
@@ -225,8 +238,13 @@ class Partition:
 
         Some device must have a slot. One without comes into question unless ``must_be_free``.
         """
-        best = next(device for devices in self._by_used for device in devices)
+        for devices in self._by_used:
+            if devices:
+                best = next(iter(devices))
+                break
         data = request.data
+        if not data:
+            return best, 0.0, 0.0
         residents = self.residents
         elsewhere_s = load_s = cost_s = residents.missing_s(best, data)
         if self._sticky and load_s:
@@ -260,18 +278,7 @@ class Partition:
         """A request gets a slot. ``load_s`` is how long bringing its data takes."""
         if request.state is not QUEUED:
             self.withdraw(request)
-        request.state = RUNNING
-        request.runs_on = device.name
-        request.planned_s = request.charged_s + load_s
-        request.started_at = now
-        device.occupy(request.planned_s, now)
-        device.running[request] = None
-        del self._by_used[device.used][device]
-        device.used += 1
-        if device.used < device.slots:
-            self._by_used[device.used][device] = None
-        else:
-            self._free -= 1
+        self._occupy(request, device, load_s, now)
         group = self._groups[request.group]
         group.started += 1
         placement = Placement.UNSPECIFIED
@@ -284,6 +291,21 @@ class Partition:
                 if flow.waiting:
                     self._claim(flow)
         decisions.append(Start(request, device.name, placement))
+
+    def _occupy(self, request: QueuedRequest, device: Device, load_s: float, now: float) -> None:
+        """A request takes a slot of a device."""
+        request.state = RUNNING
+        request.runs_on = device.name
+        request.planned_s = request.charged_s + load_s
+        request.started_at = now
+        device.occupy(request.planned_s, now)
+        device.running[request] = None
+        del self._by_used[device.used][device]
+        device.used += 1
+        if device.used < device.slots:
+            self._by_used[device.used][device] = None
+        else:
+            self._free -= 1
 
     def _claim(self, flow: Flow) -> None:
         """Have a flow stand in the queues of the devices that lack least of what its first request needs."""

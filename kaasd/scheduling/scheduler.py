@@ -55,6 +55,8 @@ class Scheduler:
         self._devices: dict[str, Device] = {}
         self._known: dict[str, None] = {}
         """All devices that there have been: those that are lost may return."""
+        self._slots = 0
+        """Of all devices."""
         self._only: dict[str, dict[GroupState, Flow]] = {}
         """Flows by the only device that they may run on."""
         self._durations = Durations()
@@ -65,7 +67,11 @@ class Scheduler:
         self._numbers = count()
         self._sticky = policy is not Policy.BALANCE
         self._exclusive = Exclusive(self._partition, restart_s) if policy is Policy.EXCLUSIVE else None
+        self._lone: Partition | None = None
+        """That of all groups, where they share all devices."""
         self._sharing = self._exclusive or Sharing(self._partition, (owners or {}) if policy is Policy.STATIC else {})
+        if policy in (Policy.BALANCE, Policy.AFFINITY):
+            self._lone = self._sharing.partition_of(DEFAULT_GROUP)
         for group in (Group(DEFAULT_GROUP), *groups):
             self.set_group(group)
 
@@ -113,7 +119,7 @@ class Scheduler:
         flow = state.flows.get(request.device)
         ahead_s = 0.0 if flow is None else flow.ahead_s(request.sender)
         own_s = self._durations.least_s(state if request.function is None else request.function)
-        return own_s if not ahead_s else own_s + ahead_s / max(1, sum(device.slots for device in self._devices.values()))
+        return own_s if not ahead_s else own_s + ahead_s / max(1, self._slots)
 
     def doubt(self, request: QueuedRequest) -> None:
         """A request was not submitted because of ``least_wait_s``: the next of its function is likelier to be."""
@@ -131,6 +137,7 @@ class Scheduler:
             raise ValueError(f"there is a device {name} already")
         self._known[name] = None
         device = self._devices[name] = Device(name, slots)
+        self._slots += slots
         self._sharing.add(device)
         self._look_at(device)
         for flow in self._only.get(name, {}).values():
@@ -146,6 +153,7 @@ class Scheduler:
             if self._exclusive is not None:
                 self._exclusive.abandon(name)
             return []
+        self._slots -= device.slots
         self._put_back(self._sharing.close(device))
         self._sharing.remove(device)
         for flow in self._only.get(name, {}).values():
@@ -191,6 +199,21 @@ class Scheduler:
             self._enqueue(request, state)
         else:
             request.state = UNREADY
+
+    def start_at_once(self, request: QueuedRequest, now: float) -> str | None:
+        """Start a request and return its device, as ``submit`` and ``decide`` would, where no request waits at all.
+
+        Return None, and change nothing, where that takes a look at more than its group and the least used device.
+        """
+        partition, state = self._lone, self._groups.get(request.group)
+        if partition is None or not partition.has_slot or request.data or request.device is not None:
+            return None
+        if state is None or state.removed or not state.may_run:
+            return None
+        if state.granted.max_queued_bytes and request.size_bytes > state.granted.max_queued_bytes:
+            return None
+        request.number = next(self._numbers)
+        return partition.start_at_once(request, state, self.expected_s(request), now)
 
     def ready(self, request: QueuedRequest) -> None:
         """The arguments of a request are there. Ignored where it does not wait for them."""
@@ -241,6 +264,16 @@ class Scheduler:
         """Whether a device that takes requests of all groups has a slot."""
         return self._sharing.has_slot
 
+    @property
+    def decides_idly(self) -> bool:
+        """Whether ``decide`` may have something to say though no request waits."""
+        return self._exclusive is not None
+
+    @property
+    def may_start(self) -> bool:
+        """Whether ``decide`` may have something to say after ``submit``. Where no device has a slot it has not."""
+        return self._sharing.may_start
+
     def run_again(self, request: QueuedRequest, now: float, device_s: float = 0.0) -> None:
         """A request that runs, or ran on a device that was lost, is to run again; ``device_s`` counts as its group's."""
         if request.state is not RUNNING:
@@ -280,7 +313,7 @@ class Scheduler:
                 partition.decide(now, decisions)
         for decision in decisions:
             if isinstance(decision, Restart):
-                del self._devices[decision.device]
+                self._slots -= self._devices.pop(decision.device).slots
 
     @property
     def wakes_at(self) -> float:
@@ -361,8 +394,8 @@ class Scheduler:
         state.back(request, device_s)
         if self._exclusive is not None:
             self._exclusive.used(state.granted.name, device_s)
-        flow = state.flows[request.device]
-        if flow.entry is not None and flow.entry[0] > state.tag:
+        flow = state.flows.get(request.device)
+        if flow is not None and flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)
         if state.granted.max_running:
             self._list_all(state)
