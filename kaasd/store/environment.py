@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -38,7 +38,7 @@ from kaasd.store.directory import (
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, room_problem, take_lock_file
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.migration import migrate, upgrade
-from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
+from kaasd.store.records import ACCOUNTS, CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 T = TypeVar("T")
@@ -101,6 +101,9 @@ class Environment:
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
+                self.accounts = self.lmdb.open_db(ACCOUNTS)
+                self.account_numbers: Mapping[str, int] = {}
+                """By name, as they were found last; see ``accounts``."""
                 self.page_bytes = self.lmdb.stat()["psize"]
                 self.disk = self._open_disk()
                 self._room_for = -1
