@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -45,8 +45,12 @@ class GroupsListener(Protocol):
     def remove_group(self, name: str) -> None:
         """A group takes no more requests. It was made before."""
 
-    def use(self, name: str) -> scheduling.GroupUse:
+    def group_use(self, name: str) -> scheduling.GroupUse:
         """Return what a group uses, which was made before."""
+
+    @property
+    def waited_ns(self) -> Mapping[str, int]:
+        """For how long requests have waited, in sum, by group; 0 is left out."""
 
 
 class Groups:
@@ -177,10 +181,11 @@ class Groups:
     def _use(self, name: str, account: Account) -> admin_pb2.GroupUse:
         use = admin_pb2.GroupUse(stored_bytes=account.stored_bytes, keys=account.keys)
         if self._listener is not None:
-            scheduled = self._listener.use(name)
+            scheduled = self._listener.group_use(name)
             use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
             use.started, use.resident = scheduled.started, scheduled.resident
             use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
+            use.queue_time.FromNanoseconds(self._listener.waited_ns.get(name, 0))
         return use
 
     def _limit(self, granted: admin_pb2.Group) -> Future[None]:
