@@ -45,7 +45,7 @@ class GroupsListener(Protocol):
     def remove_group(self, name: str) -> None:
         """A group takes no more requests. It was made before."""
 
-    def group_use(self, name: str) -> scheduling.GroupUse:
+    def use(self, name: str) -> scheduling.GroupUse:
         """Return what a group uses, which was made before."""
 
     @property
@@ -181,7 +181,7 @@ class Groups:
     def _use(self, name: str, account: Account) -> admin_pb2.GroupUse:
         use = admin_pb2.GroupUse(stored_bytes=account.stored_bytes, keys=account.keys)
         if self._listener is not None:
-            scheduled = self._listener.group_use(name)
+            scheduled = self._listener.use(name)
             use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
             use.started, use.resident = scheduled.started, scheduled.resident
             use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))

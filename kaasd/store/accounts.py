@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kaas_core.errors import GroupLimitError, StoreFullError
 from kaasd.store.base import DEFAULT_ACCOUNT, Account, Namespace
@@ -28,8 +28,7 @@ from kaasd.store.records import (
 Place: TypeAlias = "tuple[Namespace, bytes]"
 
 
-@dataclass(frozen=True, slots=True)
-class NewEntry:
+class NewEntry(NamedTuple):
     """What an entry is to be."""
 
     size_bytes: int
@@ -38,17 +37,22 @@ class NewEntry:
 
 @dataclass(slots=True)
 class _Open:
-    """An account that a transaction uses."""
+    """An account that a transaction uses. What it has changes with each entry, so that is not an ``Account``."""
 
     number: int
-    name: str
-    before: bytes
+    raw_key: bytes
+    raw: bytes
     """As it stands in the store; empty where it is new."""
-    now: Account
+    before: Account
+    """What that says."""
+    stored_bytes: int
+    keys: int
+    max_stored_bytes: int
+    max_keys: int
 
     @property
-    def raw_key(self) -> bytes:
-        return account_key(self.number, self.name)
+    def now(self) -> Account:
+        return Account(self.stored_bytes, self.keys, self.max_stored_bytes, self.max_keys)
 
 
 class Accounts:
@@ -59,7 +63,7 @@ class Accounts:
         self._txn = txn
         self._by_name: dict[str, _Open] = {}
         self._by_number: dict[int, _Open] = {}
-        self.is_uncounted = False
+        self._is_damaged = False
         """Whether what was found of one is damaged: all have to be counted anew."""
 
     def get(self, name: str) -> Account:
@@ -71,12 +75,15 @@ class Accounts:
         """Return what is known of all accounts, by name."""
         return {name: self.get(name) for name in self._names()}
 
+    def is_limited(self, name: str) -> bool:
+        """Whether there is anything to ``check``."""
+        account = self._by_name.get(name) or self._find(name)
+        return account is not None and (account.max_stored_bytes > 0 or account.max_keys > 0)
+
     def check(self, entries: Mapping[Place, NewEntry]) -> None:
         """Raises ``GroupLimitError`` where an account would have more than it may. One that has more already may have less."""
-        for name in {entry.account for entry in entries.values()}:
+        for name in filter(self.is_limited, {entry.account for entry in entries.values()}):
             account = self.get(name)
-            if not (account.max_stored_bytes or account.max_keys):
-                continue
             more_bytes, more_keys = self._growth(name, entries)
             for limit, most, stored, more, unit in (
                 ("max_stored_bytes", account.max_stored_bytes, account.stored_bytes, more_bytes, "bytes"),
@@ -92,12 +99,12 @@ class Accounts:
 
     def number_of(self, name: str) -> int:
         """Return the number of an account, which is made where there is none. Raises ``StoreFullError``."""
-        return self._made(name).number
+        return (self._by_name.get(name) or self._made(name)).number
 
     def limit(self, name: str, max_stored_bytes: int, max_keys: int) -> None:
         """Say how much an account may have from now on; 0 is no limit. It may have more already. Raises ``StoreFullError``."""
         account = self._made(name)
-        account.now = account.now._replace(max_stored_bytes=max_stored_bytes, max_keys=max_keys)
+        account.max_stored_bytes, account.max_keys = max_stored_bytes, max_keys
 
     def count(self, number: int, namespace: Namespace, size_bytes: int, keys: int) -> None:
         """Count an entry in (``keys`` is 1), or out (``keys`` is -1)."""
@@ -106,18 +113,16 @@ class Accounts:
         account = self._by_number.get(number) or self._find_number(number)
         if account is None:
             return  # What was said of it is lost.
-        now = account.now
-        account.now = now._replace(
-            stored_bytes=now.stored_bytes + keys * size_bytes,
-            keys=now.keys + keys if namespace is Namespace.VALUES else now.keys,
-        )
+        account.stored_bytes += keys * size_bytes
+        if namespace is Namespace.VALUES:
+            account.keys += keys
 
     def recount(self) -> None:
         """Count all entries anew. Takes some microseconds an entry."""
         for name in self._names():
             self._find(name)
         for account in self._by_number.values():
-            account.now = account.now._replace(stored_bytes=0, keys=0)
+            account.stored_bytes = account.keys = 0
         for namespace in COUNTED:
             with self._txn.cursor(self._environment.entries[namespace]) as cursor:
                 for raw in cursor.iternext(keys=False):
@@ -126,21 +131,22 @@ class Accounts:
                     except Damage:
                         continue
                     self.count(head.account, namespace, head.size_bytes, 1)
-        self.is_uncounted = False
 
     def finish(self, state: StoreState) -> None:
         """Store what was changed, and count it in ``state``."""
-        if self.is_uncounted:
+        if self._is_damaged:
             self.recount()
-        for account in self._by_number.values():
-            raw_key = account.raw_key
-            packed = pack_account(raw_key, account.now)
-            if packed != account.before:
-                if account.before:
-                    state.count_loose(account.before)
-                state.count_loose(packed)
-                self._txn.put(raw_key, packed, db=self._environment.accounts)
-                account.before = packed
+        for name, account in self._by_name.items():
+            now = account.now
+            if now == account.before and account.raw and not self._is_damaged:
+                continue
+            packed = pack_account(account.raw_key, now)
+            if account.raw:
+                state.count_loose(account.raw)
+            state.count_loose(packed)
+            self._txn.put(account.raw_key, packed, db=self._environment.accounts)
+            # Should the transaction fail, that will not be what stands there, and so be read again.
+            self._environment.known_accounts[name] = account.number, account.raw_key, packed, now
 
     # Finding them
 
@@ -174,7 +180,7 @@ class Accounts:
             number = 0 if name == DEFAULT_ACCOUNT else max(numbers, default=0) + 1
             if number >= MAX_ACCOUNTS:
                 raise StoreFullError(f"{MAX_ACCOUNTS} groups have stored something here; there can be no more")
-            account = self._opened(_Open(number, name, b"", Account()))
+            account = self._opened(name, number, account_key(number, name), b"", Account())
         return account
 
     def _find(self, name: str) -> _Open | None:
@@ -182,26 +188,22 @@ class Accounts:
         account = self._by_name.get(name)
         if account is not None:
             return account
-        number = self._environment.account_numbers.get(name)
-        raw = None if number is None else self._raw(number, name)
-        if raw is None:
-            # Another process may have made it; and of what is remembered, a transaction that made it may have failed.
-            self._environment.account_numbers = {other: found for found, other in self._raw_keys()}
-            number = self._environment.account_numbers.get(name)
-            raw = None if number is None else self._raw(number, name)
-        if number is None or raw is None:
-            return None
-        return self._opened(self._read(number, name, raw))
+        known = self._environment.known_accounts.get(name)
+        if known is not None and bytes(self._txn.get(known[1], db=self._environment.accounts) or b"") == known[2]:
+            return self._opened(name, *known)
+        # Another transaction has changed it, or made it; and of what is remembered, one that made it may have failed.
+        numbers = [number for number, other in self._raw_keys() if other == name]
+        return self._read(name, numbers[0]) if numbers else None
 
     def _find_number(self, number: int) -> _Open | None:
         """Return the account of a number that a record has; None where that is lost."""
-        for is_last in (False, True):
-            for name, known in self._environment.account_numbers.items():
-                if known == number and (account := self._find(name)) is not None and account.number == number:
-                    return account
-            if not is_last:
-                self._environment.account_numbers = {name: found for found, name in self._raw_keys()}
-        return None
+        name = self._environment.account_names.get(number)
+        account = None if name is None else self._find(name)
+        if account is None or account.number != number:
+            self._environment.account_names = dict(self._raw_keys())
+            name = self._environment.account_names.get(number)
+            account = None if name is None else self._find(name)
+        return account
 
     def _names(self) -> list[str]:
         return [name for _, name in self._raw_keys()]
@@ -211,17 +213,18 @@ class Accounts:
             for raw_key in cursor.iternext(values=False):
                 yield unpack_account_key(raw_key)
 
-    def _raw(self, number: int, name: str) -> bytes | None:
-        raw = self._txn.get(account_key(number, name), db=self._environment.accounts)
-        return None if raw is None else bytes(raw)
-
-    def _read(self, number: int, name: str, raw: bytes) -> _Open:
+    def _read(self, name: str, number: int) -> _Open:
+        raw_key = account_key(number, name)
+        raw = bytes(self._txn.get(raw_key, db=self._environment.accounts) or b"")
         try:
-            return _Open(number, name, raw, unpack_account(account_key(number, name), raw))
+            account = unpack_account(raw_key, raw)
         except Damage:
-            self.is_uncounted = True
-            return _Open(number, name, raw, Account())
+            self._is_damaged = True
+            return self._opened(name, number, raw_key, raw, Account())
+        self._environment.known_accounts[name] = number, raw_key, raw, account
+        return self._opened(name, number, raw_key, raw, account)
 
-    def _opened(self, account: _Open) -> _Open:
-        self._by_name[account.name] = self._by_number[account.number] = account
-        return account
+    def _opened(self, name: str, number: int, raw_key: bytes, raw: bytes, account: Account) -> _Open:
+        opened = _Open(number, raw_key, raw, account, *account)
+        self._by_name[name] = self._by_number[number] = opened
+        return opened

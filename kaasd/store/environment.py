@@ -23,7 +23,7 @@ from kaas_core.errors import (
     StoreFullError,
     StoreGoneError,
 )
-from kaasd.store.base import Durability, Namespace, StoreMapping
+from kaasd.store.base import Account, Durability, Namespace, StoreMapping
 from kaasd.store.checksums import ChecksumThread, VerifiedChunks
 from kaasd.store.directory import (
     DATA_FILE,
@@ -102,8 +102,10 @@ class Environment:
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
                 self.accounts = self.lmdb.open_db(ACCOUNTS)
-                self.account_numbers: Mapping[str, int] = {}
-                """By name, as they were found last; see ``accounts``."""
+                self.account_names: Mapping[int, str] = {}
+                """By number, as they were found last; see ``accounts``."""
+                self.known_accounts: dict[str, tuple[int, bytes, bytes, Account]] = {}
+                """By name, as they were found last: number, key, value, and what the value says."""
                 self.page_bytes = self.lmdb.stat()["psize"]
                 self.disk = self._open_disk()
                 self._room_for = -1

@@ -154,8 +154,9 @@ class WriteTransaction:
                     {"key": change.key, "size_bytes": str(sizes[where])},
                 )
             needed += min(sizes[where], 2 * self._chunk_bytes)
-        accounts = {(change.namespace, change.raw_key): change.account for change in changes}  # the last one of each
-        self._accounts.check({where: NewEntry(size, accounts[where]) for where, size in sizes.items()})
+        if any(self._accounts.is_limited(change.account) for change in changes):
+            accounts = {(change.namespace, change.raw_key): change.account for change in changes}  # the last one of each
+            self._accounts.check({where: NewEntry(size, accounts[where]) for where, size in sizes.items()})
         self.check_room(needed)
 
     def check_key(self, namespace: Namespace, raw_key: bytes, version: int | None = None) -> None:

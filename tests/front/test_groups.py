@@ -65,7 +65,7 @@ class Listener:
     def waited_ns(self) -> Mapping[str, int]:
         return {"default": 6_000_000}
 
-    def group_use(self, name: str) -> scheduling.GroupUse:
+    def use(self, name: str) -> scheduling.GroupUse:
         return scheduling.GroupUse(queued=1, queued_bytes=2, running=3, device_s=1.5, started=4, resident=5)
 
 
