@@ -64,7 +64,7 @@ class AdminServicer:
             store_limit_bytes=store.limit_bytes,
             functions=len(self._core.functions),
             failures_by_reason=self._core.failures,
-            groups={name: self._core.groups.use(name) for name in self._core.groups.names()},
+            groups=self._core.groups.uses(),
         )
         response.uptime.FromNanoseconds(round((time.monotonic() - self._core.started) * 1e9))
         return response

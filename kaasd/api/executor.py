@@ -98,11 +98,11 @@ class ExecutorServicer:
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
     ) -> executor_pb2.RegisterFunctionResponse:
         self._core.refuse_if_draining()
-        self._core.group_of(request.group)
+        group = self._core.group_of(request.group)
         size, name, limits = request.ByteSize(), request.name, self._core.limits
         registered = await self._core.aside.call(size, describe, name, request.request, limits)
         await self._core.dispatcher.prepare(registered.validated.serialized, deadline_of(context))
-        await self._core.write(self._core.functions.register(registered))
+        await self._core.write(self._core.functions.register(registered, group))
         return executor_pb2.RegisterFunctionResponse(function=registered.function)
 
     async def GetFunction(

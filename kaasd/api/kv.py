@@ -45,16 +45,17 @@ class KvServicer:
     async def Put(self, requests: AsyncIterator[kv_pb2.PutRequest], context: grpc.aio.ServicerContext) -> kv_pb2.PutResponse:
         self._core.refuse_if_draining()
         header, chunks = await read_upload(requests)
-        self._core.group_of(header.group)
+        group = self._core.group_of(header.group)
         _check_key(header.key)
+        self._core.groups.check_room(group, header.key, header.size_bytes)
         if header.size_bytes <= INLINE_BYTES:
-            entry = await self._commit(header.key, [chunk async for chunk in chunks])
+            entry = await self._commit(header.key, [chunk async for chunk in chunks], group)
         else:
             staged = self._core.store.stage()
             try:
                 async for chunk in chunks:
                     await in_thread(staged.append, chunk)
-                entry = await self._commit(header.key, staged)
+                entry = await self._commit(header.key, staged, group)
             finally:
                 staged.close()
         return kv_pb2.PutResponse(entry=_entry(entry))
@@ -101,8 +102,9 @@ class KvServicer:
         await self._core.write(asyncio.wrap_future(self._core.store.delete(request.key)))
         return kv_pb2.DeleteResponse()
 
-    async def _commit(self, key: str, pieces: list[bytes] | store.Staged) -> store.Entry:
-        entries = await self._core.write(asyncio.wrap_future(self._core.store.commit([store.Write(key, pieces)])))
+    async def _commit(self, key: str, pieces: list[bytes] | store.Staged, group: str) -> store.Entry:
+        write = store.Write(key, pieces, account=group)
+        entries = await self._core.write(asyncio.wrap_future(self._core.store.commit([write])))
         return entries[key]
 
     async def _send_large(

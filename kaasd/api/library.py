@@ -42,14 +42,14 @@ class LibraryServicer:
     ) -> library_pb2.UploadLibraryResponse:
         self._core.refuse_if_draining()
         header, chunks = await read_upload(requests)
-        self._core.group_of(header.group)
+        group = self._core.group_of(header.group)
         _check_header(header)
         with SpooledTemporaryFile(IN_MEMORY_BYTES, "w+b", dir=str(self._core.settings.store)) as file:
             async for chunk in chunks:
                 await in_thread(self._append, file, chunk)
             # A small one is in memory already, and may have to wait for the compiler behind others.
             async with self._whole_in_memory if header.size_bytes > IN_MEMORY_BYTES else nullcontext():
-                library = await self._store(await in_thread(_content, file), header.file_name, deadline_of(context))
+                library = await self._store(await in_thread(_content, file), header.file_name, group, deadline_of(context))
         return library_pb2.UploadLibraryResponse(library=library)
 
     async def InspectLibrary(
@@ -89,15 +89,18 @@ class LibraryServicer:
         await in_thread(self._core.libraries.delete, library_id)
         self._core.dispatcher.forget_library(library_id)
 
-    async def _store(self, content: bytes, file_name: str, deadline: float | None) -> library_pb2.Library:
-        """Keep ``content``, if some device can load it; the library as it was where it is kept already, and not damaged."""
+    async def _store(self, content: bytes, file_name: str, group: str, deadline: float | None) -> library_pb2.Library:
+        """Keep ``content`` for ``group``, if some device can load it.
+
+        The library stays as it was where it is kept already, and not damaged.
+        """
         libraries = self._core.libraries
         try:
             return await in_thread(libraries.find_whole, await in_thread(content_id, content))
         except (LibraryNotFoundError, DataDamagedError):
             library = await in_thread(describe_library, content, file_name)
         await self._core.dispatcher.inspect("", content, deadline)
-        await self._core.write(in_thread(libraries.put, library, content))
+        await self._core.write(in_thread(libraries.put, library, content, group))
         return library
 
 

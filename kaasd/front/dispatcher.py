@@ -183,6 +183,7 @@ class Dispatcher:
         message = worker_pb2.ToWorker()
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
+        message.execute.group = group
         if trace:
             message.execute.trace_from_ns = arrived_ns
         if identified is not None:

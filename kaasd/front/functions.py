@@ -35,7 +35,7 @@ from kaas_core.uses import buffer_uses
 from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS, key_problem
 from kaas_core.violations import Violations, shown
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.store.base import KeyValueStore, Namespace, Write
+from kaasd.store.base import DEFAULT_ACCOUNT, KeyValueStore, Namespace, Write
 
 MAX_CACHE_BYTES = 32 << 20
 """Of serialised requests; a request of ten kernels has about 1 KiB."""
@@ -238,10 +238,13 @@ class FunctionRegistry:
                     names[digest].append(name)
         return {digest: heapq.nsmallest(limit, found) for digest, found in names.items()}
 
-    async def register(self, registered: RegisteredFunction) -> None:
-        """Keep what ``describe`` described under its name, in place of what was there. Raises ``StoreFullError``."""
+    async def register(self, registered: RegisteredFunction, group: str = DEFAULT_ACCOUNT) -> None:
+        """Keep what ``describe`` described under its name, in place of what was there; it counts for ``group``.
+
+        Raises ``StoreFullError``, ``GroupLimitError``.
+        """
         name = registered.function.name
-        write = Write(name, [registered.function.SerializeToString()], namespace=Namespace.FUNCTIONS)
+        write = Write(name, [registered.function.SerializeToString()], namespace=Namespace.FUNCTIONS, account=group)
         async with self._writing:  # The order in the store is the order in memory.
             await asyncio.wrap_future(self._store.commit([write]))
             self._functions[name] = registered

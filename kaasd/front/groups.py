@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -28,7 +29,7 @@ from kaas_core.violations import shown
 from kaasd import scheduling
 from kaasd.front.grants import Grant, check
 from kaasd.scheduling import DEFAULT_GROUP
-from kaasd.store.base import KeyValueStore, Namespace, Write
+from kaasd.store.base import Account, KeyValueStore, Namespace, Write
 
 _PAGE = 1000
 
@@ -46,6 +47,10 @@ class GroupsListener(Protocol):
 
     def use(self, name: str) -> scheduling.GroupUse:
         """Return what a group uses, which was made before."""
+
+    @property
+    def waited_ns(self) -> Mapping[str, int]:
+        """For how long requests have waited, in sum, by group; 0 is left out."""
 
 
 class Groups:
@@ -81,13 +86,10 @@ class Groups:
         for grant in self._grants.values():
             if grant.fixed:
                 self._check_reservation(grant.message, f"groups.{grant.name}")
+        self._limit_all()
 
     def __contains__(self, name: str) -> bool:
         return name in self._grants
-
-    def names(self) -> list[str]:
-        """Return the names of all groups."""
-        return list(self._grants)
 
     def get(self, name: str) -> Grant:
         """Return what a group is granted.
@@ -120,13 +122,18 @@ class Groups:
     def use(self, name: str) -> admin_pb2.GroupUse:
         """Return what a group uses. Raises as ``get``."""
         self.get(name)
-        use = admin_pb2.GroupUse()
-        if self._listener is not None:
-            scheduled = self._listener.use(name)
-            use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
-            use.started, use.resident = scheduled.started, scheduled.resident
-            use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
-        return use
+        return self._use(name, self._store.accounts().get(name, Account()))
+
+    def uses(self) -> dict[str, admin_pb2.GroupUse]:
+        """Return what each group uses, by name."""
+        accounts = self._store.accounts()
+        return {name: self._use(name, accounts.get(name, Account())) for name in self._grants}
+
+    def check_room(self, name: str, key: str, size_bytes: int) -> None:
+        """Raise ``GroupLimitError`` where a value would be more than a group may store, before its bytes have come."""
+        granted = self._grants[name].message
+        if granted.max_stored_bytes or granted.max_keys:
+            self._store.check_account(name, key, size_bytes)
 
     def listen(self, listener: GroupsListener) -> None:
         """Tell ``listener`` of all groups, and of every change from now on."""
@@ -145,6 +152,7 @@ class Groups:
             self._check_reservation(grant.message, "group")
             write = Write(grant.name, [grant.message.SerializeToString()], namespace=Namespace.GROUPS)
             await asyncio.wrap_future(self._store.commit([write]))
+            await asyncio.wrap_future(self._limit(grant.message))
             self._grants[grant.name] = grant
             self._damaged.pop(grant.name, None)
             if self._listener is not None:
@@ -169,6 +177,20 @@ class Groups:
             self._damaged.pop(name, None)
             if self._grants.pop(name, None) is not None and self._listener is not None:
                 self._listener.remove_group(name)
+
+    def _use(self, name: str, account: Account) -> admin_pb2.GroupUse:
+        use = admin_pb2.GroupUse(stored_bytes=account.stored_bytes, keys=account.keys)
+        if self._listener is not None:
+            scheduled = self._listener.use(name)
+            use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
+            use.started, use.resident = scheduled.started, scheduled.resident
+            use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
+            use.queue_time.FromNanoseconds(self._listener.waited_ns.get(name, 0))
+        return use
+
+    def _limit(self, granted: admin_pb2.Group) -> Future[None]:
+        """Have the store, and so all processes that write to it, know what a group may store."""
+        return self._store.limit_account(granted.name, granted.max_stored_bytes, granted.max_keys)
 
     def _check_free(self, name: str) -> None:
         grant = self._grants.get(name)
@@ -195,6 +217,14 @@ class Groups:
                     f"the device {device.name} has {device.multiprocessors} multiprocessors, of which {others} are other groups'"
                     f" own; {wanted} more are too many",
                 )
+
+    def _limit_all(self) -> None:
+        """Have the store know what all groups may store; what the settings file says may be new."""
+        accounts = self._store.accounts()
+        for grant in self._grants.values():
+            granted, known = grant.message, accounts.get(grant.name, Account())
+            if (granted.max_stored_bytes, granted.max_keys) != (known.max_stored_bytes, known.max_keys):
+                self._limit(granted).result()
 
     def _load(self) -> None:
         after = ""

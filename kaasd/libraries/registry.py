@@ -29,7 +29,7 @@ from kaas_core.validation import is_content_id
 from kaas_core.violations import shown
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import ImageKind, read_image
-from kaasd.store.base import KeyValueStore, Namespace, Snapshot, Write
+from kaasd.store.base import DEFAULT_ACCOUNT, KeyValueStore, Namespace, Snapshot, Write
 
 MAX_LIBRARY_BYTES = 1 << 30
 """A library is read into memory as a whole; the largest of CUDA's own are about half of this."""
@@ -116,15 +116,15 @@ class Libraries:
             return False
         return True
 
-    def put(self, library: library_pb2.Library, content: bytes) -> None:
-        """Store what ``describe_library`` described. Raises ``StoreFullError``."""
+    def put(self, library: library_pb2.Library, content: bytes, group: str = DEFAULT_ACCOUNT) -> None:
+        """Store what ``describe_library`` described; it counts for ``group``. Raises ``StoreFullError``, ``GroupLimitError``."""
         described = library.SerializeToString()
         header = (len(described).to_bytes(2, "little") + described).ljust(HEADER_BYTES, b"\0")
         staged = self._store.stage()
         try:
             staged.append(header)
             staged.append(content)
-            self._store.commit([Write(library.id, staged, namespace=Namespace.LIBRARIES)]).result()
+            self._store.commit([Write(library.id, staged, namespace=Namespace.LIBRARIES, account=group)]).result()
         finally:
             staged.close()
 

@@ -6,7 +6,7 @@ whole store and are never used twice, even after a delete.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -41,6 +41,10 @@ class Namespace(Enum):
         """For checksums."""
         self.noun = _NOUNS[letter]
         """What one entry is, in words and on the wire."""
+
+
+DEFAULT_ACCOUNT = "default"
+"""Whom an entry counts for where nothing is said."""
 
 
 class KeyExistsError(KaasError):
@@ -84,6 +88,21 @@ class Write:
     """Where the key is missing and ``offset_bytes`` is 0, the new bytes become its value."""
     must_be_new: bool = False
     """Where the key is there, damaged or not, nothing of the commit is done."""
+    account: str = DEFAULT_ACCOUNT
+    """Whom the value counts for from then on, all of it: a group."""
+
+
+class Account(NamedTuple):
+    """What counts for a group, and how much that may be."""
+
+    stored_bytes: int = 0
+    """Of its values, libraries, functions and replies."""
+    keys: int = 0
+    """In ``Namespace.VALUES``."""
+    max_stored_bytes: int = 0
+    """0: no limit."""
+    max_keys: int = 0
+    """0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +266,7 @@ class ValueStore(Protocol):
         Thread-safe. The one writer thread may put several callers' commits into one transaction; a future is done only when its
         transaction is. The pieces must stay valid until then. Fails with ``StoreFullError``, ``ValueTooShortError``,
         ``KeyNotFoundError``, ``DataDamagedError`` (a range of a missing or damaged value), ``KeyExistsError``,
-        ``InvalidArgumentError`` (bad key).
+        ``GroupLimitError`` (an account would have more than it may), ``InvalidArgumentError`` (bad key).
         """
 
 
@@ -277,6 +296,18 @@ class KeyValueStore(ValueStore, Protocol):
         between other writes, in transactions of a millisecond or so. What is damaged, so that its version is not known, is
         deleted when it was seen so for ``damaged_s``.
         """
+
+    def accounts(self) -> Mapping[str, Account]:
+        """Return what counts for each group that has ever stored anything or been limited, by name."""
+
+    def limit_account(self, name: str, max_stored_bytes: int, max_keys: int) -> Future[None]:
+        """Have commits that would give an account more than this fail, from now on, of all processes; 0 is no limit.
+
+        What it has stays, also where it is more. Works when the store is full.
+        """
+
+    def check_account(self, name: str, key: str, size_bytes: int) -> None:
+        """Raise ``GroupLimitError`` where a value of this size would be more than an account may have now."""
 
     def stats(self) -> StoreStats: ...
 

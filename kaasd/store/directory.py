@@ -16,6 +16,7 @@ from kaasd.store.base import Namespace
 from kaasd.store.disk_room import NEW_FILE_PREFIX, take_first_room
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.records import (
+    ACCOUNTS,
     CHUNKS,
     FORMAT,
     LOOSE,
@@ -43,11 +44,19 @@ OLD_STATE_BYTES = 24
 MIN_LIMIT_BYTES = 1 << 20
 LMDB_MAJOR_VERSION = 0
 """Of the engine. Without it an environment variable chooses, and the next start may not read what this one wrote."""
-DATABASES = (*NAMESPACES, CHUNKS, LOOSE)
+DATABASES = (*NAMESPACES, CHUNKS, LOOSE, ACCOUNTS)
 ADDED_DATABASES = frozenset(namespace.name.lower().encode() for namespace in (Namespace.COMPILED, Namespace.GROUPS))
 """Those that a store may lack: opening it makes them."""
-OLD_DATABASES = tuple(name for name in DATABASES if name not in ADDED_DATABASES and NAMESPACES.get(name) is not Namespace.REPLIES)
-"""Of the formats before this."""
+OLD_DATABASES = tuple(
+    name for name in DATABASES if name not in (*ADDED_DATABASES, ACCOUNTS) and NAMESPACES.get(name) is not Namespace.REPLIES
+)
+"""Of the formats 1 and 2."""
+_DATABASES_OF = {
+    FORMAT: DATABASES,
+    3: tuple(name for name in DATABASES if name != ACCOUNTS),
+    2: OLD_DATABASES,
+}
+"""By the format."""
 _FILES = ("", DATA_FILE, LMDB_LOCK_FILE, OWNERS_FILE, LOCK_FILE)
 """What a store needs: with another ``lock.mdb`` processes write at once, with other ``owners`` they take each other for dead."""
 
@@ -133,7 +142,7 @@ def prepare(path: Path, *, sync: bool) -> int:
         number = _format_of(found)
         if number > 1:
             try:
-                check_store(found, found.meta, DATABASES if number == FORMAT else OLD_DATABASES)
+                check_store(found, found.meta, _DATABASES_OF[number])
             except StoreForeignError:
                 # A process that has the store open may rewrite pages meanwhile; it has looked at them when it opened it.
                 if found.latest_meta() == found.meta:

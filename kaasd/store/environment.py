@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -23,7 +23,7 @@ from kaas_core.errors import (
     StoreFullError,
     StoreGoneError,
 )
-from kaasd.store.base import Durability, Namespace, StoreMapping
+from kaasd.store.base import Account, Durability, Namespace, StoreMapping
 from kaasd.store.checksums import ChecksumThread, VerifiedChunks
 from kaasd.store.directory import (
     DATA_FILE,
@@ -38,7 +38,7 @@ from kaasd.store.directory import (
 from kaasd.store.disk_room import DiskRoom, fill_lock_file, is_full, keep_for_deletes, room_problem, take_lock_file
 from kaasd.store.lmdb_file import LmdbFile, Meta
 from kaasd.store.migration import migrate, upgrade
-from kaasd.store.records import CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
+from kaasd.store.records import ACCOUNTS, CHUNKS, FORMAT, LOOSE, STORE_ID_KEY, Damage, unpack_store_id
 
 Transaction: TypeAlias = "lmdb.Transaction[memoryview]"
 T = TypeVar("T")
@@ -101,6 +101,11 @@ class Environment:
                 self.entries = {namespace: self.lmdb.open_db(namespace.name.lower().encode()) for namespace in Namespace}
                 self.chunks = self.lmdb.open_db(CHUNKS)
                 self.loose = self.lmdb.open_db(LOOSE)
+                self.accounts = self.lmdb.open_db(ACCOUNTS)
+                self.account_names: Mapping[int, str] = {}
+                """By number, as they were found last; see ``accounts``."""
+                self.known_accounts: dict[str, tuple[int, bytes, bytes, Account]] = {}
+                """By name, as they were found last: number, key, value, and what the value says."""
                 self.page_bytes = self.lmdb.stat()["psize"]
                 self.disk = self._open_disk()
                 self._room_for = -1

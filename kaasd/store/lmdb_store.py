@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
 
 from kaas_core.errors import InvalidArgumentError, KaasError
+from kaasd.store.accounts import Accounts, NewEntry
 from kaasd.store.backup import StoreBackup
 from kaasd.store.base import (
+    Account,
     CheckProgress,
     Compaction,
     DamagedEntry,
@@ -32,7 +35,7 @@ from kaasd.store.orphans import find_orphans
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
-from kaasd.store.write_transaction import Change, PendingCommit, PendingDelete
+from kaasd.store.write_transaction import Change, PendingCommit, PendingDelete, PendingLimit
 from kaasd.store.writer import Writer
 
 CHUNK_BYTES = 16 << 20
@@ -40,6 +43,7 @@ CHUNK_BYTES = 16 << 20
 speed."""
 MIN_CHUNK_BYTES = 4096
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -166,6 +170,28 @@ class LmdbStore:
         """Free chunks of uploads whose process is gone, now; the future has their number. Happens by itself now and then."""
         return self._writer.sweep()
 
+    def accounts(self) -> Mapping[str, Account]:
+        return self._look(Accounts.all)
+
+    def limit_account(self, name: str, max_stored_bytes: int, max_keys: int) -> Future[None]:
+        return self._writer.submit(PendingLimit(name, max_stored_bytes, max_keys))
+
+    def check_account(self, name: str, key: str, size_bytes: int) -> None:
+        entry = {(Namespace.VALUES, encode_key(key)): NewEntry(size_bytes, name)}
+        self._look(lambda accounts: accounts.check(entry))
+
+    def _look(self, look: Callable[[Accounts], T]) -> T:
+        """Look at the accounts as they are now."""
+        environment = self._environment
+        try:
+            txn = environment.begin()
+            try:
+                return look(Accounts(environment, txn))
+            finally:
+                environment.end(txn)
+        except lmdb.Error as error:
+            raise translate(error, environment.path) from error
+
     def stats(self) -> StoreStats:
         environment = self._environment
         try:
@@ -236,4 +262,14 @@ class LmdbStore:
             extents, pieces = write.pieces.take(self._writer)
         else:
             raise TypeError("the staged value belongs to another kind of store")
-        return Change(write.key, raw_key, write.namespace, write.offset_bytes, pieces, extents, write.create, write.must_be_new)
+        return Change(
+            write.key,
+            raw_key,
+            write.namespace,
+            write.offset_bytes,
+            pieces,
+            extents,
+            write.create,
+            write.must_be_new,
+            write.account,
+        )

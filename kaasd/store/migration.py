@@ -1,7 +1,8 @@
 """Brings a store of an older format into today's.
 
-Format 2 had no tree for replies: it is added in the file, in one transaction. Format 1 had no checksums either: the store is
-copied into a new file, and the old one stays beside it.
+Format 3 had no accounts: no record said whom it counts for, and all count for the first account. Format 2 had no tree for
+replies either. Both are added in the file, in one transaction. Format 1 had no checksums: the store is copied into a new file,
+and the old one stays beside it.
 
 A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
 counters were format, version and id. Everything else was as it is now.
@@ -25,7 +26,7 @@ from typing import Any
 import lmdb
 
 from kaas_core.errors import CancelledError, StoreForeignError, StoreFullError
-from kaasd.store.base import Namespace
+from kaasd.store.base import DEFAULT_ACCOUNT, Account, Namespace
 from kaasd.store.checksums import checksum
 from kaasd.store.directory import (
     DATA_FILE,
@@ -38,18 +39,25 @@ from kaasd.store.directory import (
 from kaasd.store.disk_room import new_file_prefix, room_problem, take_first_room
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import (
+    ACCOUNTS,
     CHUNKS,
+    COUNTED,
     FORMAT,
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
+    Damage,
     Extent,
+    Head,
     StoreState,
+    account_key,
     chunk_key,
+    pack_account,
     pack_record,
     pack_store_id,
     unpack_format,
 )
+from kaasd.store.sums import NAMESPACES
 from kaasd.store.trees import check_trees
 
 _STATE = struct.Struct("<QQQ")
@@ -104,9 +112,10 @@ def migrate(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
 
 
 def upgrade(path: Path) -> None:
-    """Add to the store of format 2 at ``path``, which was looked at, what it lacks, all of it or nothing.
+    """Add to the store of format 2 or 3 at ``path``, which was looked at, what it lacks, all of it or nothing.
 
-    Raises ``StoreForeignError`` (another process has it open), ``OSError``, ``lmdb.Error``.
+    All that is there counts for the first account. Takes some microseconds an entry. Raises ``StoreForeignError`` (another
+    process has it open), ``OSError``, ``lmdb.Error``.
     """
     file = (path / DATA_FILE).resolve()
     with (
@@ -125,11 +134,27 @@ def upgrade(path: Path) -> None:
         if unpack_format(raw) == FORMAT:  # another process was faster
             return
         state = StoreState.unpack(raw)
-        for name in DATABASES:
-            environment.open_db(name, txn=txn)
+        databases = {name: environment.open_db(name, txn=txn) for name in DATABASES}
+        stored_bytes = keys = 0
+        for name, namespace in NAMESPACES.items():
+            if namespace in COUNTED:
+                with txn.cursor(databases[name]) as cursor:
+                    for value in cursor.iternext(keys=False):
+                        with suppress(Damage):
+                            stored_bytes += Head.unpack(value).size_bytes
+                            keys += namespace is Namespace.VALUES
+        raw_key, account = _default_account(Account(stored_bytes, keys))
+        txn.put(raw_key, account, db=databases[ACCOUNTS])
+        state.count_loose(account)
         state.transaction = txn.id()
         txn.put(STATE_KEY, state.pack())
     _log.info("%s had an old format, and has today's now; earlier versions of kaasd do not open it any more", file)
+
+
+def _default_account(account: Account) -> tuple[bytes, bytes]:
+    """Return the key and the value of the account that all counts for."""
+    raw_key = account_key(0, DEFAULT_ACCOUNT)
+    return raw_key, pack_account(raw_key, account)
 
 
 def old_file(file: Path) -> Path:
@@ -211,6 +236,7 @@ class _Migration:
         self._uses: Counter[int] = Counter()
         """How many records have a chunk, by its id: one, unless something is damaged."""
         self._last_version = 0
+        self._stored_bytes = self._keys = 0
         self._look_ahead()
         self._batch_bytes = 0
         self._told = time.monotonic()
@@ -235,6 +261,9 @@ class _Migration:
                 self._target.put(raw_key, record, db=self._new[name])
                 self._state.count_key(namespace, bytes(raw_key))
                 self._state.count_record(record)
+                with suppress(Damage):
+                    self._stored_bytes += Head.unpack(record).size_bytes
+                    self._keys += namespace is Namespace.VALUES
                 self.entries += 1
                 self._copied(len(raw))
 
@@ -243,6 +272,9 @@ class _Migration:
         store_id = bytes(self._source.get(STORE_ID_KEY, b"")) or os.urandom(STORE_ID_BYTES)
         # Nothing shows whether these are right, and none may be given twice.
         self._state.version, self._state.id = max(version, self._last_version), max([last_id, *self._uses])
+        raw_key, account = _default_account(Account(self._stored_bytes, self._keys))
+        self._target.put(raw_key, account, db=self._new[ACCOUNTS])
+        self._state.count_loose(account)
         self._state.transaction = self._target.id()
         self._target.put(STATE_KEY, self._state.pack())
         self._target.put(STORE_ID_KEY, pack_store_id(store_id))

@@ -71,9 +71,10 @@ def count_records(environment: Environment, txn: Transaction) -> int:
         with txn.cursor(environment.entries[namespace]) as cursor:
             for raw in cursor.iternext(keys=False):
                 state.count_record(raw)
-    with txn.cursor(environment.loose) as cursor:
-        for raw in cursor.iternext(keys=False):
-            state.count_loose(raw)
+    for database in (environment.loose, environment.accounts):
+        with txn.cursor(database) as cursor:
+            for raw in cursor.iternext(keys=False):
+                state.count_loose(raw)
     return state.records
 
 

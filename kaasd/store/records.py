@@ -8,7 +8,9 @@ database       key                                       value
 (main)         ``store_id``                              128 random bits, which no other store has; checksum
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
 namespace                                                the key, of the body and of these fields; and then the body: the
-                                                         value itself (no extents) or its extents in order
+                                                         value itself (no extents) or its extents in order. The upper 16 bits of
+                                                         the size are the number of the account that it counts for
+``accounts``   number, big-endian; name, UTF-8           checksum; what a group has stored, and may store
 ``chunks``     id, big-endian                            bytes of a value, at most ``chunk_bytes``
 ``loose``      owner, id or version, big-endian          checksum; extents that no key points at
 =============  ========================================  ==========================================================
@@ -28,17 +30,20 @@ from typing import NamedTuple
 from kaas_core import ReadableBuffer
 from kaas_core.errors import DataDamagedError, InvalidArgumentError
 from kaas_core.validation import MAX_KEY_BYTES
-from kaasd.store.base import Namespace
+from kaasd.store.base import Account, Namespace
 from kaasd.store.checksums import checksum
 
-FORMAT = 3
-"""Of what is described here. Format 2 had no replies, format 1 no checksums either: see ``migration``."""
+FORMAT = 4
+"""Of what is described here. Format 3 had no accounts, format 2 no replies either, format 1 no checksums: see ``migration``."""
 STATE_KEY = b"state"
 STORE_ID_KEY = b"store_id"
 STORE_ID_BYTES = 16
 CHUNKS = b"chunks"
 LOOSE = b"loose"
+ACCOUNTS = b"accounts"
 NOBODY = 0
+COUNTED = frozenset((Namespace.VALUES, Namespace.LIBRARIES, Namespace.FUNCTIONS, Namespace.REPLIES))
+"""Namespaces whose entries count for an account. Only values count as keys."""
 
 _FORMAT = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<Q")
@@ -49,6 +54,12 @@ _RECORD = struct.Struct(_FIELDS.format + "Q")
 _EXTENT = struct.Struct("<QQQ")
 _ID = struct.Struct(">Q")
 _LOOSE = struct.Struct(">QQ")
+_ACCOUNT_NUMBER = struct.Struct(">H")
+_ACCOUNT = struct.Struct("<qqQQ")
+_SIZE_BITS = 48
+"""Of the size of a value: the most that a store may hold, 64 TiB, takes 46."""
+_SIZE_MASK = (1 << _SIZE_BITS) - 1
+MAX_ACCOUNTS = 1 << 16
 _KEY_BITS = 0xFFFFFFFF
 """Of a key's checksum that stand in its record."""
 RECORD_BYTES = _RECORD.size
@@ -91,7 +102,8 @@ class StoreState:
     keys: int = 0
     """The checksums of all keys, added without carry: so each is added, and taken away, by the same operation."""
     records: int = 0
-    """The same of the heads of all records and of all loose extents, as they stand there: whether all are of one transaction."""
+    """The same of the heads of all records, of all loose extents and of all accounts, as they stand there: whether all are of one
+    transaction."""
 
     def count_key(self, namespace: Namespace, raw_key: bytes) -> None:
         """Count a key in, or out."""
@@ -103,7 +115,7 @@ class StoreState:
             self.records ^= _CHECKSUM.unpack_from(raw, _FIELDS.size)[0]
 
     def count_loose(self, raw: bytes | memoryview) -> None:
-        """Count what stands at a key of ``loose`` in, or out."""
+        """Count what stands at a key of ``loose`` or ``accounts`` in, or out."""
         self.records ^= int.from_bytes(raw[: _CHECKSUM.size], "little")
 
     def pack(self) -> bytes:
@@ -127,7 +139,7 @@ def head_change(raw: bytes | memoryview) -> int:
 
 
 def loose_change(raw_key: bytes, raw: bytes) -> int:
-    """Return the same for what stands at a key of ``loose``."""
+    """Return the same for what stands at a key of ``loose`` or ``accounts``."""
     return checksum(raw_key + raw[_CHECKSUM.size :]) ^ int.from_bytes(raw[: _CHECKSUM.size], "little")
 
 
@@ -157,13 +169,22 @@ class Head(NamedTuple):
     """What a record says of its value."""
 
     version: int
-    size_bytes: int
+    size_and_account: int
     update_time_ns: int
     extents: int
     """0: the value lies in the record."""
     key_checksum: int
     body_checksum: int
     checksum: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.size_and_account & _SIZE_MASK
+
+    @property
+    def account(self) -> int:
+        """The number of the account that the value counts for; in stores of before, all are of the first one."""
+        return self.size_and_account >> _SIZE_BITS
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Head:
@@ -226,11 +247,13 @@ def pack_record(
     update_time_ns: int,
     extents: Sequence[Extent],
     inline: Iterable[ReadableBuffer],
+    account: int = 0,
 ) -> bytes:
-    """Return the bytes of a key's record; ``inline`` is the value where there are no extents."""
+    """Return the bytes of a key's record; ``inline`` is the value where there are no extents, ``account`` a number."""
     body = pack_extents(extents) if extents else b"".join(inline)
     key_checksum = _key_checksum(namespace, raw_key) & _KEY_BITS
-    fields = _FIELDS.pack(version, size_bytes, update_time_ns, len(extents), key_checksum, checksum(body))
+    size_and_account = size_bytes | account << _SIZE_BITS
+    fields = _FIELDS.pack(version, size_and_account, update_time_ns, len(extents), key_checksum, checksum(body))
     return b"".join((fields, _CHECKSUM.pack(checksum(fields)), body))
 
 
@@ -279,6 +302,30 @@ def unpack_loose_key(raw: bytes | memoryview) -> tuple[int, int]:
     """Return the owner and the id or version."""
     owner, number = _LOOSE.unpack(raw)
     return owner, number
+
+
+def account_key(number: int, name: str) -> bytes:
+    return _ACCOUNT_NUMBER.pack(number) + name.encode()
+
+
+def unpack_account_key(raw: bytes | memoryview) -> tuple[int, str]:
+    """Return the number and the name."""
+    (number,) = _ACCOUNT_NUMBER.unpack_from(raw)
+    return number, decode_key(bytes(raw[_ACCOUNT_NUMBER.size :]))
+
+
+def pack_account(raw_key: bytes, account: Account) -> bytes:
+    """Return what stands at a key of ``accounts``."""
+    packed = _ACCOUNT.pack(*account)
+    return _CHECKSUM.pack(checksum(raw_key + packed)) + packed
+
+
+def unpack_account(raw_key: bytes, raw: bytes) -> Account:
+    """Return the account. Raises ``Damage``."""
+    packed = raw[_CHECKSUM.size :]
+    if len(packed) != _ACCOUNT.size or raw[: _CHECKSUM.size] != _CHECKSUM.pack(checksum(raw_key + packed)):
+        raise Damage("what a group has stored was changed")
+    return Account(*_ACCOUNT.unpack(packed))
 
 
 def encode_key(key: str) -> bytes:

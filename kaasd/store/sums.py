@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from kaasd.store.base import Namespace
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.records import (
+    ACCOUNTS,
     CHUNKS,
     LOOSE,
     RECORD_BYTES,
@@ -58,7 +59,7 @@ class EntrySums:
         """Count an entry; return whether one that begins with ``start``, and lies at ``where`` of the file, may have this key."""
         namespace = NAMESPACES.get(tree)
         if namespace is None:
-            if tree == LOOSE:
+            if tree in (LOOSE, ACCOUNTS):
                 self._add_loose(raw_key, start, where)
             return len(raw_key) == _KEY_BYTES.get(tree, len(raw_key))
         self._sums.count_key(namespace, raw_key)

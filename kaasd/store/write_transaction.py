@@ -11,7 +11,8 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreFullError, ValueTooShortError
-from kaasd.store.base import Entry, KeyExistsError, Namespace
+from kaasd.store.accounts import Accounts, NewEntry
+from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Namespace
 from kaasd.store.environment import Environment, Transaction
 from kaasd.store.reading import count_records, entry_of, missing, read_chunk, read_head, read_raw
 from kaasd.store.records import (
@@ -58,6 +59,7 @@ class Change:
     create: bool = False
     """A range from 0 on becomes the value of a key that is missing."""
     must_be_new: bool = False
+    account: str = DEFAULT_ACCOUNT
 
     @property
     def size_bytes(self) -> int:
@@ -86,6 +88,7 @@ class WriteTransaction:
             self._state = StoreState.unpack(txn.get(STATE_KEY, b""))
         except Damage as damage:
             raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
+        self._accounts = Accounts(environment, txn)
         self._now_ns = time.time_ns()
         self._asked_bytes = 0
         self._is_uncounted = False
@@ -95,6 +98,9 @@ class WriteTransaction:
 
     def finish(self) -> None:
         """Store what the store says of itself."""
+        if self._is_uncounted:
+            self._accounts.recount()
+        self._accounts.finish(self._state)
         if self._is_uncounted:
             self._state.records = count_records(self._environment, self._txn)
         self._state.transaction = self._txn.id()
@@ -122,7 +128,7 @@ class WriteTransaction:
         """Raises ``KaasError`` where ``changes`` cannot all be applied.
 
         ``KeyNotFoundError``, ``DataDamagedError`` (a range of a value that is missing, or damaged), ``ValueTooShortError``,
-        ``KeyExistsError``, ``StoreFullError``.
+        ``KeyExistsError``, ``GroupLimitError``, ``StoreFullError``.
         """
         sizes: dict[tuple[Namespace, bytes], int] = {}
         needed, overhead = 0, _PAGES_OF_A_WRITE * self._environment.page_bytes
@@ -148,6 +154,9 @@ class WriteTransaction:
                     {"key": change.key, "size_bytes": str(sizes[where])},
                 )
             needed += min(sizes[where], 2 * self._chunk_bytes)
+        if any(self._accounts.is_limited(change.account) for change in changes):
+            accounts = {(change.namespace, change.raw_key): change.account for change in changes}  # the last one of each
+            self._accounts.check({where: NewEntry(size, accounts[where]) for where, size in sizes.items()})
         self.check_room(needed)
 
     def check_key(self, namespace: Namespace, raw_key: bytes, version: int | None = None) -> None:
@@ -157,6 +166,10 @@ class WriteTransaction:
             raise missing(raw_key)
 
     # Changes
+
+    def limit_account(self, name: str, max_stored_bytes: int, max_keys: int) -> None:
+        """See ``KeyValueStore.limit_account``."""
+        self._accounts.limit(name, max_stored_bytes, max_keys)
 
     def apply(self, changes: Sequence[Change]) -> dict[str, Entry]:
         """Apply what was checked, in order; return the new entries."""
@@ -268,12 +281,14 @@ class WriteTransaction:
         self._claim(change.extents)
         self._state.version += 1
         version = self._state.version
-        record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline)
+        account = self._accounts.number_of(change.account)
+        record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline, account)
         # `raw` and `old` must not be used from here on: their views are of a page that this rewrites.
         self._txn.put(change.raw_key, record, db=database)
         if is_new:
             self._state.count_key(change.namespace, change.raw_key)
         self._state.count_record(record)
+        self._accounts.count(account, change.namespace, size, 1)
         self._retire(retired, version)
         return Entry(change.key, size, version, self._now_ns)
 
@@ -321,6 +336,7 @@ class WriteTransaction:
             self._is_uncounted = True
             return ()
         self._state.count_record(raw)
+        self._accounts.count(head.account, namespace, head.size_bytes, -1)
         try:
             return Record.below(head, raw).extents
         except Damage:
@@ -417,3 +433,17 @@ class PendingDelete(PendingWrite[Entry]):
 
     def apply(self, transaction: WriteTransaction) -> Entry:
         return transaction.delete(*self._what)
+
+
+class PendingLimit(PendingWrite[None]):
+    """How much an account may have."""
+
+    def __init__(self, name: str, max_stored_bytes: int, max_keys: int) -> None:
+        super().__init__()
+        self._what = (name, max_stored_bytes, max_keys)
+
+    def check(self, transaction: WriteTransaction) -> None:
+        """Nothing is in its way."""
+
+    def apply(self, transaction: WriteTransaction) -> None:
+        transaction.limit_account(*self._what)

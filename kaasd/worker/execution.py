@@ -23,7 +23,7 @@ from kaasd.devices.base import Awaited, DeviceDownload, OutOfMemory, Run
 from kaasd.devices.trace import Tracer
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.request.plan import Plan, Slot
-from kaasd.store.base import Entry, KeyExistsError, Write
+from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.compiling import load_kernels, with_libraries
 from kaasd.worker.device_memory import NoRoomError
@@ -55,6 +55,8 @@ class Invocation(NamedTuple):
     kept: Callable[[Result, Sequence[str]], Write] | None = None
     """Given what is known of the result before it is stored, and the keys that are written, in order, returns what is stored last
     with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
+    group: str = DEFAULT_ACCOUNT
+    """Whom what is stored counts for."""
 
 
 class Result(NamedTuple):
@@ -303,6 +305,7 @@ class Execution:
                 [contents[slot.spec.name]],
                 None if slot.whole else slot.spec.offset_bytes,
                 create=slot.spec.name in self._invocation.inputs,
+                account=self._invocation.group,
             )
             for slot in plan.slots
             if slot.store

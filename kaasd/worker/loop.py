@@ -23,7 +23,7 @@ from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import SerializedRequest, failed_from_error
 from kaasd.ipc.replies import MAX_REPLY_BYTES, pack_reply
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import DEFAULT_ACCOUNT, Namespace, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
@@ -340,6 +340,7 @@ class Loop:
             match message.WhichOneof("call"):
                 case "execute":
                     call = message.execute
+                    group = call.group or DEFAULT_ACCOUNT
                     invocation = Invocation(
                         _request(call.request),
                         keys=dict(call.keys),
@@ -348,7 +349,8 @@ class Loop:
                         cancellation=cancellation,
                         trace_from_ns=call.trace_from_ns,
                         on_commit=partial(self._progress.commit, message.id),
-                        kept=partial(self._kept, call.keep_as) if call.HasField("keep_as") else None,
+                        kept=partial(self._kept, call.keep_as, group) if call.HasField("keep_as") else None,
+                        group=group,
                     )
                     self._begin(message.id, execute(self._executor, invocation), cancellation, self._executed)
                 case "prepare":
@@ -430,13 +432,13 @@ class Loop:
             reply.trace.CopyFrom(result.trace)
         return answer
 
-    def _kept(self, keep_as: worker_pb2.KeepAs, result: Result, keys: Sequence[str]) -> Write:
+    def _kept(self, keep_as: worker_pb2.KeepAs, group: str, result: Result, keys: Sequence[str]) -> Write:
         """Return the reply of a request as what is stored with its outputs."""
         size = sum(map(len, result.outputs.values())) + len(result.printed)
         if is_large := size > MAX_REPLY_BYTES:
             result = result._replace(outputs={}, printed="")
         kept = pack_reply(keep_as.fingerprint, keys, partial(self._fill, result=result), outputs_dropped=is_large)
-        return Write(keep_as.key, [kept], namespace=Namespace.REPLIES, must_be_new=True)
+        return Write(keep_as.key, [kept], namespace=Namespace.REPLIES, must_be_new=True, account=group)
 
     def _fill(self, reply: executor_pb2.InvokeResponse, result: Result) -> None:
         """Fill in a reply in its place: handing over its parts would copy each twice."""

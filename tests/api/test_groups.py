@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,101 @@ class TestSockets:
         ):
             pass
         assert not (tmp_path / "second" / "new.sock").exists()
+
+
+def put(server: Running, key: str, size: int, group: str) -> Any:
+    header = kv_pb2.PutRequest(header=kv_pb2.PutHeader(key=key, size_bytes=size, group=group))
+    return server.stubs.kv.Put(iter([header, *([kv_pb2.PutRequest(chunk=bytes(size))] if size else [])]))
+
+
+def use(server: Running, group: str) -> tuple[int, int]:
+    found = server.stubs.admin.GetGroup(admin_pb2.GetGroupRequest(name=group)).use
+    assert server.stubs.admin.GetStats(admin_pb2.GetStatsRequest()).groups[group] == found
+    return found.stored_bytes, found.keys
+
+
+class TestStored:
+    def test_values_count_for_who_put_them(self, server: Running) -> None:
+        set_group(server, "a")
+        put(server, "k", 100, "a")
+        put(server, "l", 2 << 20, "a")
+        put(server, "m", 7, "")
+        assert (use(server, "a"), use(server, "default")) == ((100 + (2 << 20), 2), (7, 1))
+        put(server, "l", 5, "default")
+        server.stubs.kv.Delete(kv_pb2.DeleteRequest(key="k"))
+        assert (use(server, "a"), use(server, "default")) == ((0, 0), (12, 2))
+
+    def test_functions_and_libraries_count_too(self, server: Running) -> None:
+        set_group(server, "a")
+        server.dispatcher.expect("prepare", None)
+        server.dispatcher.expect("inspect", inspected())
+        UNARY["RegisterFunction"](server.stubs, "a")
+        of_function, keys = use(server, "a")
+        assert of_function > 0
+        UNARY["UploadLibrary"](server.stubs, "a")
+        UNARY["UploadLibrary"](server.stubs, "")
+        assert use(server, "a")[0] >= of_function + len(PTX)
+        assert (use(server, "default"), keys) == ((0, 0), 0)
+
+    @pytest.mark.parametrize(("limit", "most"), [("max_stored_bytes", 1000), ("max_keys", 1)])
+    @pytest.mark.parametrize("size", [901, 2 << 20], ids=["small", "large"])
+    def test_more_than_a_group_may_store_is_refused(self, server: Running, limit: str, most: int, size: int) -> None:
+        set_group(server, "a", **{limit: most})
+        put(server, "k", 100, "a")
+        failed = failure(lambda: put(server, "l", size, "a"))
+        assert (failed.code, failed.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "GROUP_LIMIT")
+        assert failed.metadata == {"group": "a", "limit": limit}
+        assert failed.retry_s == 1.0
+        assert use(server, "a") == (100, 1)
+        assert failure(lambda: server.stubs.kv.Stat(kv_pb2.StatRequest(key="l"))).reason == "KEY_NOT_FOUND"
+        put(server, "k", 1000, "a")
+        put(server, "l", size, "default")
+
+    def test_before_its_bytes_have_come(self, server: Running) -> None:
+        set_group(server, "a", max_stored_bytes=1000)
+        server.dispatcher.calls.clear()
+
+        def header_only() -> Iterator[kv_pb2.PutRequest]:
+            yield kv_pb2.PutRequest(header=kv_pb2.PutHeader(key="k", size_bytes=1001, group="a"))
+            assert refused.wait(WAIT_S)
+
+        refused = threading.Event()
+        call = server.stubs.kv.Put.future(header_only())
+        call.add_done_callback(lambda _: refused.set())
+        assert failure(call.result).reason == "GROUP_LIMIT"
+
+    def test_functions_and_libraries_are_refused_too(self, server: Running) -> None:
+        set_group(server, "a", max_stored_bytes=10)
+        server.dispatcher.expect("prepare", None)
+        server.dispatcher.expect("inspect", inspected())
+        for name in ("RegisterFunction", "UploadLibrary"):
+            failed = failure(lambda name=name: UNARY[name](server.stubs, "a"))  # type: ignore[misc]
+            assert (failed.reason, failed.metadata["limit"]) == ("GROUP_LIMIT", "max_stored_bytes")
+        assert failure(lambda: UNARY["GetFunction"](server.stubs, "")).reason == "FUNCTION_NOT_FOUND"
+        assert use(server, "a") == (0, 0)
+
+    def test_a_limit_is_there_after_a_restart_and_may_change(self, tmp_path: Path) -> None:
+        with running_server(tmp_path, FakeDispatcher()) as server:
+            set_group(server, "a", max_keys=1)
+            put(server, "k", 5, "a")
+        with running_server(tmp_path, FakeDispatcher()) as server:
+            assert use(server, "a") == (5, 1)
+            assert failure(lambda: put(server, "l", 5, "a")).reason == "GROUP_LIMIT"
+            set_group(server, "a", max_keys=2)
+            put(server, "l", 5, "a")
+        fixed = check(admin_pb2.Group(name="a", max_keys=1), fixed=True)
+        with running_server(tmp_path, FakeDispatcher(), groups=(fixed,)) as server:
+            assert use(server, "a") == (10, 2)
+            assert failure(lambda: put(server, "m", 5, "a")).reason == "GROUP_LIMIT"
+        with running_server(tmp_path, FakeDispatcher()) as server:
+            assert failure(lambda: put(server, "m", 5, "a")).reason == "GROUP_LIMIT"
+            set_group(server, "a")
+            put(server, "m", 5, "a")
+
+    def test_what_a_deleted_group_has_stored_stays(self, server: Running) -> None:
+        set_group(server, "a", max_keys=1)
+        put(server, "k", 5, "a")
+        server.stubs.admin.DeleteGroup(admin_pb2.DeleteGroupRequest(name="a"))
+        assert server.stubs.kv.Stat(kv_pb2.StatRequest(key="k")).entry.size_bytes == 5
+        set_group(server, "a")
+        assert use(server, "a") == (5, 1)

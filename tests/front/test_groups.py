@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from kaas.v1 import admin_pb2
 from kaas_core.errors import (
@@ -20,6 +21,7 @@ from kaas_core.errors import (
 from kaasd import scheduling
 from kaasd.front.grants import Grant, check
 from kaasd.front.groups import Groups
+from kaasd.front.request_queue import RequestQueue
 from kaasd.scheduling import Scheduler
 from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
@@ -58,6 +60,10 @@ class Listener:
 
     def remove_group(self, name: str) -> None:
         self.told.append(name)
+
+    @property
+    def waited_ns(self) -> Mapping[str, int]:
+        return {"default": 6_000_000}
 
     def use(self, name: str) -> scheduling.GroupUse:
         return scheduling.GroupUse(queued=1, queued_bytes=2, running=3, device_s=1.5, started=4, resident=5)
@@ -189,16 +195,23 @@ def test_what_a_group_uses(store: LmdbStore) -> None:
     groups.listen(Listener())
     expected = admin_pb2.GroupUse(queued=1, queued_bytes=2, running=3, started=4, resident=5)
     expected.device_time.FromMilliseconds(1500)
+    expected.queue_time.FromMilliseconds(6)
     assert groups.use("default") == expected
     with pytest.raises(GroupNotFoundError):
         groups.use("a")
 
 
-def test_a_scheduler_is_a_listener(store: LmdbStore) -> None:
-    groups, scheduler = Groups(store), Scheduler()
-    groups.listen(scheduler)
-    set_group(groups, "a")
-    assert scheduler.groups() == [scheduling.Group("default"), scheduling.Group("a")]
+def test_the_queue_of_requests_is_a_listener(store: LmdbStore) -> None:
+    async def use() -> list[scheduling.Group]:
+        groups, scheduler = Groups(store), Scheduler()
+        queue = RequestQueue(scheduler, ["emulator"])
+        groups.listen(queue)
+        await groups.set(admin_pb2.Group(name="a"))
+        assert groups.use("a") == admin_pb2.GroupUse(device_time=Duration(), queue_time=Duration())
+        queue.close()
+        return scheduler.groups()
+
+    assert asyncio.run(use()) == [scheduling.Group("default"), scheduling.Group("a")]
 
 
 def test_one_that_is_damaged_is_refused_until_it_is_set_again(store: LmdbStore, caplog: pytest.LogCaptureFixture) -> None:

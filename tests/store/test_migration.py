@@ -15,7 +15,7 @@ import pytest
 from kaas_core.errors import CancelledError, DataDamagedError, StoreForeignError, StoreFullError
 from kaasd.store import migration
 from kaasd.store.backup import remove_left_copies
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Account, Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION
 from tests.store.conftest import LIMIT_BYTES
 from tests.store.support import Start, kill, own, said
@@ -76,6 +76,8 @@ def test_all_that_was_stored_is_there(old: Path, values: Values, open_store: Cal
             entry = snapshot.stat(key, namespace)
         assert (entry.version, entry.size_bytes, entry.update_time_ns) == (version, len(value), TIME_NS)
     assert store.store_id == STORE_ID.hex()
+    keys = sum(namespace is Namespace.VALUES for namespace, _ in values)
+    assert store.accounts() == {"default": Account(sum(map(len, values.values())), keys)}
     assert list(store.check()) == []
     assert (old.parent / "data-format1.mdb").read_bytes() == before
     assert {file.name for file in old.parent.iterdir()} == {"data.mdb", "data-format1.mdb", "lock.mdb", "owners"}

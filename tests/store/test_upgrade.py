@@ -1,4 +1,7 @@
-"""A store of format 2, which had no tree for replies, gets one at its first start, in its place and at once."""
+"""Stores of the formats 2 and 3 get what they lack at their first start, in their place and at once.
+
+Format 3 had no accounts, and format 2 no tree for replies either.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ import pytest
 
 from kaas_core.errors import StoreForeignError
 from kaasd.store import migration
-from kaasd.store.base import Namespace, Write
+from kaasd.store.base import Account, Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION, OLD_DATABASES
 from tests.store.support import Start, kill, own
 
 FORMAT_2 = Path(__file__).parent / "data/format2.mdb.gz"
-"""Made by kaasd when format 2 was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
+FORMAT_3 = Path(__file__).parent / "data/format3.mdb.gz"
+"""Each made by kaasd when that format was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
 
 
 @pytest.fixture
@@ -99,3 +103,50 @@ def test_it_happens_once(old: Path, open_store: Callable) -> None:
     with lmdb.open(str(old.parent), max_dbs=len(DATABASES), lib_version=LMDB_MAJOR_VERSION) as environment:
         assert environment.info()["last_txnid"] == transaction
     assert set(DATABASES) - set(OLD_DATABASES) >= {b"replies"}
+
+
+@pytest.fixture
+def old3(store_path: Path) -> Path:
+    store_path.mkdir(mode=0o700)
+    (store_path / "owners").touch(0o600)
+    file = store_path / "data.mdb"
+    file.write_bytes(gzip.decompress(FORMAT_3.read_bytes()))
+    return file
+
+
+def test_all_of_format_3_is_there_and_counts_for_the_default_group(old3: Path, open_store: Callable, read: Callable) -> None:
+    store = open_store()
+    for number in range(20):
+        if number != 6:
+            assert read(store, f"key/{number:02}") == bytes([number]) * (number * 700)
+    assert read(store, "default/1", namespace=Namespace.REPLIES) == b"reply"
+    assert read(store, "code", namespace=Namespace.COMPILED) == b"machine code"
+    values = sum(number * 700 for number in range(20) if number != 6)
+    assert store.accounts() == {"default": Account(values + len("function") + 9000 + len("reply"), 19)}
+    assert list(store.check()) == []
+    store.commit([Write("key/07", [b"new"], account="a")]).result()
+    assert store.accounts()["default"].stored_bytes == values + len("function") + 9000 + len("reply") - 4900
+    store.close()
+    assert open_store().accounts()["a"] == Account(3, 1)
+
+
+def test_what_format_2_had_counts_for_the_default_group(old: Path, open_store: Callable) -> None:
+    values = sum(number * 700 for number in range(20) if number not in (5, 6)) + len("again")
+    assert open_store().accounts() == {"default": Account(values + len("function") + 9000, 19)}
+
+
+def test_of_format_3_killed_before_the_end(old3: Path, open_store: Callable, start: Start) -> None:
+    before = old3.read_bytes()
+    child = start(
+        f"""
+import signal
+from pathlib import Path
+from kaasd.store import migration
+migration.StoreState.pack = lambda state: os.kill(os.getpid(), signal.SIGKILL)
+migration.upgrade(Path({str(old3.parent)!r}))
+""",
+        bare="yes",
+    )
+    assert child.wait() == -9
+    assert old3.read_bytes() == before
+    assert open_store().accounts()["default"].keys == 19

@@ -42,7 +42,7 @@ class SerializedRequest(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Execute(_message.Message):
-    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as")
+    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as", "group")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -63,13 +63,15 @@ class Execute(_message.Message):
     RETURN_BUFFERS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FROM_NS_FIELD_NUMBER: _ClassVar[int]
     KEEP_AS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     request: SerializedRequest
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
     return_buffers: _containers.RepeatedScalarFieldContainer[str]
     trace_from_ns: int
     keep_as: KeepAs
-    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ...) -> None: ...
+    group: str
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ..., group: _Optional[str] = ...) -> None: ...
 
 class KeepAs(_message.Message):
     __slots__ = ("key", "fingerprint")
