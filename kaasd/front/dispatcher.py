@@ -234,8 +234,9 @@ class Dispatcher:
         queued, request = call.queued, call.request
         assert queued is not None and request is not None
         try:
-            next(iter(self._supervisors.values())).check_quarantine(request)
-            self._refuse_what_cannot_start(queued.device)
+            if not self._queue.has_room:
+                next(iter(self._supervisors.values())).check_quarantine(request)
+                self._refuse_what_cannot_start(queued.device)
             self._queue.place(call)
             for attempt in range(1, MOST_WORKERS + 1):
                 try:
