@@ -243,6 +243,7 @@ class ExecutorServicer:
             function=function,
             sender=sender,
             identified=identified,
+            stays=validated.stays,
             group=group,
             priority=request.priority,
         )

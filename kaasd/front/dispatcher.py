@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter_ns
+from types import MappingProxyType
 
 from google.protobuf import duration_pb2
 
@@ -23,6 +24,7 @@ from kaas_core.errors import (
     RequestNotFoundError,
 )
 from kaasd.front.call_queue import CancelReason
+from kaasd.front.needs import Needs, StoredInput, dropped
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.request_ids import IdentifiedCall
@@ -31,7 +33,6 @@ from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.scheduling import DEFAULT_GROUP, Placement, QueuedRequest
 
-_PLACEMENTS = {placement: getattr(executor_pb2, f"PLACEMENT_{placement.name}") for placement in Placement}
 RELEASE_TIMEOUT_S = 10.0
 """A worker whose place for calls is taken by long kernels comes to it only when one has ended."""
 
@@ -129,6 +130,7 @@ class Dispatcher:
         self._supervisors = {s.info.name: s for s in supervisors}
         self._max_run_s = max_run_s
         self._queue = queue
+        self._needs = Needs()
         self._in_flight = _InFlight(busy_poll)
         self._irrevocable: KaasError | None = None
         """Why calls are refused for good."""
@@ -168,18 +170,21 @@ class Dispatcher:
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
+        stays: Mapping[str, StoredInput] = MappingProxyType({}),
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``group`` is whom it is for, and ``priority`` its place among that one's
         requests; ``deadline`` is in the loop's time; ``trace`` asks for a trace; ``function`` is the request's name, if it has
         one; ``sender`` is asked, where the call has to wait, whose it is; ``identified`` is set where it must have its effect
-        once. Cancelling the awaiting task cancels the call. Raises ``KaasError``.
+        once; ``stays`` are its inputs that stay on a device. Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
         if device and device not in self._supervisors:
             known = ", ".join(self._supervisors)
             raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
+        # With one device there is nothing to choose.
+        data = self._needs.of(request, stays, keys or {}, inputs or ()) if len(self._supervisors) > 1 else ()
         message = worker_pb2.ToWorker()
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
@@ -193,6 +198,7 @@ class Dispatcher:
             None,
             group,
             request.digest,
+            data,
             priority=priority,
             deadline=due,
             sender=None if self._queue.has_room else sender(),
@@ -220,7 +226,7 @@ class Dispatcher:
         timing.queue_ns = call.sent_at_ns - arrived_ns
         timing.total_ns = perf_counter_ns() - arrived_ns
         reply.group = group
-        reply.placement = _PLACEMENTS[call.placement]
+        reply.placement = self._placement(call, executed)
         if trace:
             _add_stage(reply.trace, "request", timing.total_ns)
             _add_stage(reply.trace, "queue", timing.queue_ns)
@@ -255,6 +261,18 @@ class Dispatcher:
         finally:
             self._queue.left(call)
         raise AssertionError("the last attempt returns or raises")
+
+    def _placement(self, call: PendingCall, executed: worker_pb2.Executed) -> executor_pb2.Placement:
+        """Return where a request has run, by what the worker says; learn from that for the next."""
+        assert call.request is not None and call.queued is not None
+        if executed.dropped:
+            self._queue.dropped(call.device, dropped(executed))
+        if not executed.brought_bytes and not executed.new_program:
+            self._queue.resident[call.queued.group] += 1
+            return executor_pb2.PLACEMENT_RESIDENT
+        self._needs.learn(call.request, executed)
+        replicated = call.placement is Placement.REPLICATED
+        return executor_pb2.PLACEMENT_REPLICATED if replicated else executor_pb2.PLACEMENT_LOADED
 
     def _refuse_what_cannot_start(self, device: str | None) -> None:
         """Raise the reason where no device that a request may run on has started for some time."""

@@ -34,6 +34,7 @@ from kaas_core.request import Request
 from kaas_core.uses import buffer_uses
 from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS, key_problem
 from kaas_core.violations import Violations, shown
+from kaasd.front.needs import StoredInput
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.store.base import DEFAULT_ACCOUNT, KeyValueStore, Namespace, Write
 
@@ -93,6 +94,8 @@ class ValidatedRequest:
     serialized: SerializedRequest
     buffers: Mapping[str, ValidatedBuffer]
     """Every buffer that a kernel uses, by name."""
+    stays: Mapping[str, StoredInput]
+    """Stored inputs that stay on a device, by buffer name."""
 
     @classmethod
     def from_message(cls, message: types_pb2.Request, serialized: bytes, limits: RequestLimits) -> ValidatedRequest:
@@ -109,7 +112,12 @@ class ValidatedRequest:
             for spec in request.buffers
             if spec.name in uses
         }
-        return cls(SerializedRequest.of(serialized), buffers)
+        stays = {
+            spec.name: read
+            for spec in request.buffers
+            if spec.name in uses and (read := StoredInput.of(spec, uses[spec.name])) is not None
+        }
+        return cls(SerializedRequest.of(serialized), buffers, stays)
 
     def check_inputs(self, inputs: Mapping[str, bytes], field: str = "inputs") -> None:
         """Check inline bytes by buffer name. Raises ``InvalidRequestError`` naming ``field["name"]``."""

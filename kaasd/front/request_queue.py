@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from time import perf_counter_ns
 
 from kaas_core.errors import DeadlineExceededError, KaasError, QueueFullError
@@ -56,6 +57,8 @@ class RequestQueue:
         """Has a request served by the device that it has now. Raises ``KaasError``."""
         self.waited_ns: Counter[str] = Counter()
         """For a device, by group, of all requests that have come to one."""
+        self.resident: Counter[str] = Counter()
+        """Requests that have found all that they need on their device, by group, as the workers say."""
 
     @property
     def waiting(self) -> Iterable[PendingCall]:
@@ -81,7 +84,7 @@ class RequestQueue:
 
     def use(self, name: str) -> GroupUse:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
-        return self._scheduler.use(name)
+        return replace(self._scheduler.use(name), resident=self.resident[name])
 
     # Devices
 
@@ -125,11 +128,6 @@ class RequestQueue:
     def is_closed(self, device: str) -> bool:
         """Whether nothing is sent to a device."""
         return device in self._closed
-
-    def holds(self, device: str, key: object) -> None:
-        """Data are on a device."""
-        if device in self._ready:
-            self._scheduler.holds(device, key)
 
     def dropped(self, device: str, keys: Iterable[object]) -> None:
         """Data are no longer on a device."""

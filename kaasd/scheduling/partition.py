@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableSequence, Sequence
 from heapq import heappush
+from itertools import islice
 
 from kaasd.scheduling.decisions import Decision, Start
 from kaasd.scheduling.device import Device, Owed, first_in
@@ -245,6 +246,8 @@ class Partition:
         data = request.data
         if not data:
             return best, 0.0, 0.0
+        if self._sticky and len(devices) > 1:
+            best = min(islice(devices, MOST_HOLDERS), key=self.residents.filled_s)
         residents = self.residents
         elsewhere_s = load_s = cost_s = residents.missing_s(best, data)
         if self._sticky and load_s:

@@ -40,21 +40,25 @@ class Residents(Generic[D]):
     def __init__(self) -> None:
         self._devices: dict[Hashable, dict[D, None]] = {}
         """By key; who was looked at longest ago comes first."""
-        self._keys: dict[D, dict[Hashable, None]] = {}
-        """By device, in the order in which they came there."""
+        self._keys: dict[D, dict[Hashable, float]] = {}
+        """By device, in the order in which they came there, with what bringing each takes."""
+        self._filled_s: dict[D, float] = {}
+        """What bringing all that a device has takes."""
 
-    def add(self, device: D, key: Hashable) -> None:
-        """A device has a key. Idempotent."""
+    def add(self, device: D, key: Hashable, load_s: float = 0.0) -> None:
+        """A device has a key, which bringing takes ``load_s``. Idempotent."""
         keys = self._keys.setdefault(device, {})
         if key not in keys:
-            keys[key] = None
+            keys[key] = load_s
+            self._filled_s[device] = self._filled_s.get(device, 0.0) + load_s
             self._devices.setdefault(key, {})[device] = None
             if len(keys) > MOST_KEYS:
                 self.drop(device, next(iter(keys)))
 
     def drop(self, device: D, key: Hashable) -> None:
         """A device no longer has a key. Idempotent."""
-        self._keys.get(device, {}).pop(key, None)
+        if (load_s := self._keys.get(device, {}).pop(key, None)) is not None:
+            self._filled_s[device] -= load_s
         if devices := self._devices.get(key):
             devices.pop(device, None)
             if not devices:
@@ -65,6 +69,11 @@ class Residents(Generic[D]):
         for key in list(self._keys.get(device, ())):
             self.drop(device, key)
         self._keys.pop(device, None)
+        self._filled_s.pop(device, None)
+
+    def filled_s(self, device: D) -> float:
+        """Return what bringing all that a device has takes: the less, the more room it has."""
+        return self._filled_s.get(device, 0.0)
 
     def missing_s(self, device: D, data: Sequence[Datum]) -> float:
         """Return how long bringing takes what a device lacks."""
@@ -105,8 +114,8 @@ class Residents(Generic[D]):
                 break
         else:
             return Placement.RESIDENT if data else Placement.UNSPECIFIED
-        missing = [key for key, _ in data if key not in keys]
-        known = all(key in self._devices for key in missing)
-        for key in missing:
-            self.add(device, key)
+        missing = [datum for datum in data if datum.key not in keys]
+        known = all(datum.key in self._devices for datum in missing)
+        for datum in missing:
+            self.add(device, *datum)
         return Placement.REPLICATED if known else Placement.LOADED

@@ -12,7 +12,7 @@ takes goes first.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -29,6 +29,8 @@ K = TypeVar("K", bound=Hashable)
 
 MAX_REMEMBERED = 16384
 """Holdings that have gone and whose uses are still known, at about 200 bytes each."""
+MAX_GONE = 4096
+"""Holdings that have gone, and that nobody has asked for yet."""
 _NEVER = 1e12
 """When a holding that came once comes again, in uses."""
 
@@ -207,6 +209,8 @@ class DeviceMemory:
         self._unused_limit_bytes = limit_bytes if unused_limit_bytes is None else unused_limit_bytes
         self._residency: Residency[Hashable] = Residency(limit_bytes)
         self._held: dict[Hashable, Holding] = {}
+        self._gone: deque[Hashable] = deque(maxlen=MAX_GONE)
+        """What others needed the room of, the latest."""
         self._serial = count()
 
     @property
@@ -230,6 +234,14 @@ class DeviceMemory:
     def keys(self) -> list[Hashable]:
         """Return what is held, the oldest first. For any thread."""
         return list(self._held)
+
+    def take_gone(self) -> list[Hashable]:
+        """Return what others needed the room of, since this was last asked."""
+        if not self._gone:
+            return []
+        gone = list(self._gone)
+        self._gone.clear()
+        return gone
 
     def use(self, key: Hashable) -> Holding | None:
         """Return what is held under a key, pinned; None where nothing is."""
@@ -304,6 +316,7 @@ class DeviceMemory:
     def _free(self, keys: Sequence[Hashable]) -> None:
         for key in keys:
             self._held.pop(key).close()
+        self._gone.extend(keys)
 
     def _remove(self, held: Holding) -> None:
         self._residency.remove(held.key)

@@ -74,6 +74,10 @@ class Result(NamedTuple):
     run_ns: int
     commit_ns: int
     trace: trace_pb2.Trace | None = None
+    brought_bytes: int = 0
+    """Of stored inputs that stay on the device."""
+    new_program: bool = False
+    """Its program has not run before."""
 
 
 T = TypeVar("T")
@@ -152,6 +156,7 @@ class Execution:
         downloads: list[DeviceDownload] = []
         kept: dict[int, ValueHolding] = {}
         program.requests += 1
+        new_program = not program.run_ns
         try:
             try:
                 if not program.idle:
@@ -174,7 +179,7 @@ class Execution:
                     for download in downloads:
                         while not download.done():
                             yield download
-                    kept = bound.take_kept()
+                    kept, brought_bytes = bound.take_kept(), bound.brought_bytes
                 finally:
                     bound.close()
             except DEVICE_ERRORS as error:
@@ -218,6 +223,8 @@ class Execution:
             run_ns=ran - loaded,
             commit_ns=committed - ran,
             trace=trace,
+            brought_bytes=brought_bytes,
+            new_program=new_program,
         )
 
     def _bind(self, program: Program, plan: Plan) -> Steps[BoundRequest]:

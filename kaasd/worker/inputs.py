@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import count
 from types import MappingProxyType
@@ -65,6 +65,8 @@ class BoundRequest:
         self._relies_on_commit = False
         self.transfers: list[Transfer] = []
         """They come before the run."""
+        self.brought_bytes = 0
+        """Of stored inputs that stay on the device, that this request has had copied there."""
         self._kept: dict[int, ValueHolding] = {}
         """By slot, what holds those that are to stay on the device."""
         self._undo = ExitStack()
@@ -232,12 +234,20 @@ class BoundRequest:
             self._executor.memory.release(resident)
             raise
         resident.version, resident.current_at = version, self._commit
+        self.brought_bytes += slot.spec.size_bytes
         return resident
 
 
 def value_key(key: str, spec: BufferSpec) -> tuple[object, ...]:
     """Return what the part of a key's value that a buffer is read from is held under."""
     return ("value", key, spec.offset_bytes, spec.size_bytes)
+
+
+def values_dropped(memory: DeviceMemory) -> Iterator[tuple[str, int, int]]:
+    """Yield what of values has gone from the device since this was last asked: key, offset and size."""
+    for key in memory.take_gone():
+        if isinstance(key, tuple) and key[0] == "value":
+            yield key[1], key[2], key[3]
 
 
 def values_held(memory: DeviceMemory) -> set[str]:

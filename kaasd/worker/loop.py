@@ -27,6 +27,7 @@ from kaasd.store.base import DEFAULT_ACCOUNT, Namespace, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
+from kaasd.worker.inputs import values_dropped
 from kaasd.worker.preparation import inspect, prepare
 from kaasd.worker.programs import UnknownRequest
 
@@ -424,6 +425,9 @@ class Loop:
         executed = answer.executed
         executed.kernels_launched = result.kernels_launched
         executed.memory_used_bytes = self._executor.memory.held_bytes
+        executed.brought_bytes, executed.new_program = result.brought_bytes, result.new_program
+        for key, offset_bytes, size_bytes in values_dropped(self._executor.memory):
+            executed.dropped.add(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
         reply = executed.reply
         self._fill(reply, result)
         for key, version in result.versions.items():
