@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import CancelledError, KaasError
+from kaas_core.errors import CancelledError, InvalidArgumentError, KaasError
 from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.code_directory import CodeDirectory
@@ -83,7 +83,7 @@ async def serve(settings: Settings) -> None:
         if not await _started(supervisors, stop):
             return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
-        scheduler = Scheduler(policy=Policy.AFFINITY if len(devices) > 1 else Policy.BALANCE)
+        scheduler = Scheduler(policy=settings.policy, owners=_owners(settings, devices))
         queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
         stack.callback(queue.close)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)
@@ -110,6 +110,17 @@ async def serve(settings: Settings) -> None:
         await _drain(server, settings.drain_timeout_s)
         if lost is not None:
             raise lost
+
+
+def _owners(settings: Settings, devices: Sequence[str]) -> dict[str, str]:
+    """Return the groups that have devices of their own, by device. Raises ``InvalidArgumentError``."""
+    owners = dict(settings.device_groups)
+    if owners and settings.policy is not Policy.STATIC:
+        raise InvalidArgumentError("--device-group is for --policy static")
+    for device in owners:
+        if device not in devices:
+            raise InvalidArgumentError(f"--device-group: there is no device {device!r}; there are: {', '.join(devices)}")
+    return owners
 
 
 def _stop_on_signal() -> asyncio.Event:

@@ -28,6 +28,7 @@ from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS
 from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.devices.registry import AUTO, kind_of
 from kaasd.front import grants
+from kaasd.scheduling import Policy
 from kaasd.store.base import Durability
 
 _EMULATOR = EmulatorOptions()
@@ -173,6 +174,17 @@ def _parse_durability(value: object) -> Durability:
     return Durability(_one_of(*(choice.value for choice in Durability))(value))
 
 
+def _parse_policy(value: object) -> Policy:
+    return Policy(_one_of(*(choice.value for choice in Policy))(value))
+
+
+def _parse_device_group(value: object) -> tuple[str, str]:
+    device, separator, group = _parse_text(value).partition("=")
+    if not separator or not device or not group:
+        raise ValueError(f"expected DEVICE=GROUP, got {value!r}")
+    return device, group
+
+
 def _one_of(*choices: str) -> Callable[[object], str]:
     def parse(value: object) -> str:
         if value not in choices:
@@ -255,6 +267,15 @@ class Settings:
     """Most requests that wait for one device. Default 1024."""
     max_queued_bytes: Annotated[int, _Option("max_queued_bytes", "SIZE", parse_size)] = 1 << 30
     """Most bytes that requests which wait for one device bring with them as inputs, together. Default 1GiB."""
+    policy: Annotated[Policy, _Option("policy", "|".join(policy.value for policy in Policy), _parse_policy)] = Policy.AFFINITY
+    """How groups share several devices. affinity: any group on any device, where its data are unless waiting there takes longer
+    than bringing them elsewhere. balance: the least used device, wherever data are. static: devices belong to groups, by
+    device_group. exclusive: each device belongs to one group at a time, and restarts for the next. Default affinity."""
+    device_groups: Annotated[
+        tuple[tuple[str, str], ...], _Option("device_group", "DEVICE=GROUP", _parse_device_group, many=True)
+    ] = ()
+    """A device that belongs to a group, for the policy static; may be given several times. Other devices are shared by the groups
+    that have none."""
     spares: Annotated[int, _Option("spare", "N", _whole_from(0, 1))] = 0
     """Spare workers of each device: a process with its device open and the code of recent requests loaded, which takes over at
     once when a worker is lost. On a GPU its context takes some 500 MB of memory. Default 0; at most 1."""

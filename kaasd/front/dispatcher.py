@@ -138,6 +138,7 @@ class Dispatcher:
         self._state_changed = asyncio.Event()
         self._ids = itertools.count(1)
         queue.begin = self._begin
+        queue.restart = lambda device: self._supervisors[device].replace()
         for supervisor in supervisors:
             supervisor.on_state = self._state_changed.set
             supervisor.ids = self._ids

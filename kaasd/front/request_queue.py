@@ -31,18 +31,13 @@ class RequestQueue:
         *,
         max_queued: int = 1024,
         max_queued_bytes: float = math.inf,
-        restart: Callable[[str], object] = lambda device: None,
     ) -> None:
-        """``devices`` are all that there will be. ``max_queued`` and ``max_queued_bytes`` are for each of them, of what waits.
-
-        ``restart`` is called where a device is to start anew for another group; then it is lost, and ready again.
-        """
+        """``devices`` are all that there will be. ``max_queued`` and ``max_queued_bytes`` are for each of them, of what waits."""
         self._loop = asyncio.get_running_loop()
         self._scheduler = scheduler
         self._devices = tuple(devices)
         self._max_queued = max_queued * len(devices)
         self._max_queued_bytes = max_queued_bytes * len(devices)
-        self._restart = restart
         self._ready: dict[str, int] = {}
         """Devices that can run requests, with their slots."""
         self._closed: set[str] = set()
@@ -55,6 +50,8 @@ class RequestQueue:
         self._wakes_at = math.inf
         self.begin: Callable[[PendingCall], None]
         """Has a request served by the device that it has now. Raises ``KaasError``."""
+        self.restart: Callable[[str], object]
+        """Has a device start anew for another group; then it is lost, and ready again."""
         self.waited_ns: Counter[str] = Counter()
         """For a device, by group, of all requests that have come to one."""
         self.resident: Counter[str] = Counter()
@@ -238,7 +235,7 @@ class RequestQueue:
     def _act(self, decision: Decision, coming: PendingCall | None) -> None:
         if isinstance(decision, Restart):
             self._ready.pop(decision.device, None)
-            self._restart(decision.device)
+            self.restart(decision.device)
             return
         call: PendingCall = decision.request.id  # type: ignore[assignment]
         call.placement = decision.placement

@@ -163,6 +163,10 @@ class Supervisor(WorkerCalls):
         if self._ward is not None:
             self._ward.hold_pages(allowed=True)
 
+    def replace(self) -> None:
+        """Have another process take the place of the worker's, which has no calls."""
+        self._process.kill()
+
     def give_up(self, error: KaasError) -> None:
         """Fail all calls, and those to come, with ``error``. What the worker still answers is lost, and it gets no successor."""
         self._refusal = error
