@@ -160,8 +160,10 @@ class Run(Awaited, Protocol):
     def warm(self) -> None:
         """Do now what would be done once the run has come often. Raises as ``start`` where a launch is refused."""
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
         """Begin to run, when the transfers have ended. A device that cannot run aside has ended when this returns.
+
+        Where runs are under way beside each other, and the device can, blocks of kernels with a higher ``priority`` start first.
 
         A ``tracer`` of the device takes note of each small copy, zeroing and launch, of which each is then made by itself.
         Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, as ``done`` does for what comes later, and ``Stopped``.

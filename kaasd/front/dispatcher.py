@@ -190,6 +190,8 @@ class Dispatcher:
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
         message.execute.group = group
+        if group_priority := self._queue.priority(group):
+            message.execute.priority = group_priority
         if trace:
             message.execute.trace_from_ns = arrived_ns
         if identified is not None:

@@ -83,6 +83,10 @@ class RequestQueue:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
         return replace(self._scheduler.use(name), resident=self.resident[name])
 
+    def priority(self, group: str) -> int:
+        """Return a group's priority; 0 for one that there is not."""
+        return self._scheduler.priority(group)
+
     # Devices
 
     def device_ready(self, device: str, slots: int) -> None:

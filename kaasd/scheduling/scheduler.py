@@ -97,6 +97,11 @@ class Scheduler:
         """Return what every group is granted."""
         return [state.granted for state in self._groups.values() if not state.removed]
 
+    def priority(self, group: str) -> int:
+        """Return a group's priority; 0 for one that there is not."""
+        state = self._groups.get(group)
+        return 0 if state is None else state.granted.priority
+
     def use(self, group: str) -> GroupUse:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
         return self._group(group).use

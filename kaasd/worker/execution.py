@@ -57,6 +57,8 @@ class Invocation(NamedTuple):
     with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
     group: str = DEFAULT_ACCOUNT
     """Whom what is stored counts for."""
+    priority: int = 0
+    """As for ``Run.start``."""
 
 
 class Result(NamedTuple):
@@ -269,7 +271,7 @@ class Execution:
             self._invocation.cancellation.check()
         started = perf_counter_ns()
         running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
-        bound.run.start(bound.transfers, self._tracer)
+        bound.run.start(bound.transfers, self._tracer, self._invocation.priority)
         try:
             for transfer in bound.transfers:
                 while not transfer.done():

@@ -352,6 +352,7 @@ class Loop:
                         on_commit=partial(self._progress.commit, message.id),
                         kept=partial(self._kept, call.keep_as, group) if call.HasField("keep_as") else None,
                         group=group,
+                        priority=call.priority,
                     )
                     self._begin(message.id, execute(self._executor, invocation), cancellation, self._executed)
                 case "prepare":

@@ -51,9 +51,16 @@ class DeafJob(HeldJob):
 
 
 class SomeMemory:
-    """Holds a number that is no other's."""
+    """Holds a number that is no other's, and has dropped something once."""
 
     held_bytes = 11
+
+    def __init__(self) -> None:
+        self.gone: list[object] = [("value", "key", 4, 5), ("instance", 7, 0), b"other"]
+
+    def take_gone(self) -> list[object]:
+        gone, self.gone = self.gone, []
+        return gone
 
 
 class ForgetfulPrograms:
@@ -80,13 +87,13 @@ class DeafDevice:
 class HeldExecutor:
     """Has the jobs that it was given begun, one a request."""
 
-    memory = SomeMemory()
     device_name = "deaf"
 
     def __init__(self, *kinds: type[HeldJob]) -> None:
         self._kinds = list(kinds)
         self.jobs: list[HeldJob] = []
         self.device = DeafDevice()
+        self.memory = SomeMemory()
         self.programs = ForgetfulPrograms()
         self.device_lost = False
         self.holds_pages = True

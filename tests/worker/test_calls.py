@@ -208,11 +208,11 @@ class Full(HeldJob):
     """Has a result of which each part can be told apart."""
 
     def poll(self) -> Result | None:
-        return Result({"p": b"bytes"}, {"key": 8}, "printed", 7, 1, 2, 3, 4, trace_pb2.Trace(notes=["note"]))
+        return Result({"p": b"bytes"}, {"key": 8}, "printed", 7, 1, 2, 3, 4, trace_pb2.Trace(notes=["note"]), 12, True)
 
 
 def test_every_part_of_a_result_is_in_the_answer(serve: Serve) -> None:
-    worker = serve(HeldExecutor(Full))
+    worker = serve(HeldExecutor(Full, Full))
     worker.send(execute(1))
     reply = executor_pb2.InvokeResponse(
         outputs={"p": b"bytes"},
@@ -222,8 +222,18 @@ def test_every_part_of_a_result_is_in_the_answer(serve: Serve) -> None:
         timing={"plan_ns": 1, "load_ns": 2, "run_ns": 3, "commit_ns": 4},
         trace=trace_pb2.Trace(notes=["note"]),
     )
-    executed = worker_pb2.Executed(reply=reply, kernels_launched=7, memory_used_bytes=11)
+    executed = worker_pb2.Executed(
+        reply=reply,
+        kernels_launched=7,
+        memory_used_bytes=11,
+        brought_bytes=12,
+        new_program=True,
+        dropped=[worker_pb2.ResidentValue(key="key", offset_bytes=4, size_bytes=5)],
+    )
     assert worker.answer() == worker_pb2.FromWorker(id=1, executed=executed)
+    worker.send(execute(2))
+    executed.ClearField("dropped")  # which is told once
+    assert worker.answer() == worker_pb2.FromWorker(id=2, executed=executed)
 
 
 class Waiting:

@@ -98,10 +98,12 @@ class Lane:
     memory can tell which kernels had ended. The page is our own and stays readable whatever becomes of the context.
     """
 
-    def __init__(self, check: Check, release: Release) -> None:
-        """Raises as ``check``."""
+    def __init__(self, check: Check, release: Release, priority: int) -> None:
+        """``priority`` as the driver counts: lower goes first. Raises as ``check``."""
+        self.priority = priority
         with undone_on_failure() as undo:
-            self.stream = check(driver.cuStreamCreate, driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            self.stream = check(driver.cuStreamCreateWithPriority, flags, priority)
             undo.callback(release, driver.cuStreamDestroy, self.stream)
             self._page = mmap.mmap(-1, mmap.PAGESIZE)
             self._counter = ctypes.c_uint32.from_buffer(self._page)
@@ -134,7 +136,8 @@ class CudaContext:
 
     def __init__(self, device_handle: Any) -> None:
         """Raises ``CudaError``."""
-        self._lanes: list[Lane] = []
+        self._lanes: dict[int, list[Lane]] = {}
+        """The idle ones, by the driver's priority."""
         self._events: list[Any] = []
         self._suspects = 0
         self.runs_under_way = 0
@@ -144,6 +147,7 @@ class CudaContext:
             undo.callback(self.release, driver.cuDevicePrimaryCtxRelease, device_handle)
             check(driver.cuCtxSetCurrent, current)
             undo.callback(self._close_idle)
+            self._least, self._greatest = check(driver.cuCtxGetStreamPriorityRange)
             self.copies_in = self._new_stream(undo)
             """Copies to the device go one after the other: it has one engine for them."""
             self.copies_out = self._new_stream(undo)
@@ -187,13 +191,19 @@ class CudaContext:
             self.note_fault()
             raise DeviceLost(f"a kernel faulted before: {error}") from error
 
-    def take_lane(self) -> Lane:
-        """Return an idle lane. Raises ``OutOfMemory``, ``DeviceLost``."""
-        return self._lanes.pop() if self._lanes else Lane(self.check, self.release)
+    def priority_of(self, priority: int) -> int:
+        """Return how the driver counts a priority: 0 is its least, so that all below are as 0, and each above is one step."""
+        return int(max(self._greatest, min(self._least, self._least - priority)))
+
+    def take_lane(self, priority: int = 0) -> Lane:
+        """Return an idle lane of this priority, as ``Run.start`` counts. Raises ``OutOfMemory``, ``DeviceLost``."""
+        level = self.priority_of(priority)
+        idle = self._lanes.get(level)
+        return idle.pop() if idle else Lane(self.check, self.release, level)
 
     def give_lane(self, lane: Lane) -> None:
         """Take back a lane whose stream is idle."""
-        self._lanes.append(lane)
+        self._lanes.setdefault(lane.priority, []).append(lane)
 
     def take_event(self) -> Any:
         """Return an event that nobody uses. Raises ``OutOfMemory``, ``DeviceLost``."""
@@ -211,6 +221,7 @@ class CudaContext:
 
     def _close_idle(self) -> None:
         while self._lanes:
-            self._lanes.pop().close()
+            for lane in self._lanes.popitem()[1]:
+                lane.close()
         while self._events:
             self.release(driver.cuEventDestroy, self._events.pop())

@@ -58,7 +58,10 @@ class CudaRun:
         self._plain_starts = 0 if self._repeats >= _MIN_REPEATS and plain_starts is not None else plain_starts
         self._all_in_graph = self._single == 0 and self._repeats == 1
         self._starts = 0
+        self._graphs: dict[int, CudaGraph] = {}
+        """By the driver's priority; most runs have one."""
         self._graph: CudaGraph | None = None
+        """That of the last start."""
         self._lane: Lane | None = None
         self._failure: Exception | None = None
         self._enqueued = 0
@@ -72,29 +75,29 @@ class CudaRun:
             self._moves = moves = Moves(mover, moved, memory, arrived)
             self._flag, self.uploads, self.downloads = moves.flag, moves.uploads, moves.downloads
             self._calls = [self._call_of(index, launch) for index, launch in enumerate(launches)]
-            undo.callback(self._drop_graph)
+            undo.callback(self._drop_graphs)
         self._undo = undo
 
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on, which differ from those before in their buffers only."""
         self._launches = launches
         changed = [call for call, launch in zip(self._calls, launches, strict=True) if update_call(call, launch)]
-        if self._graph is not None:
-            try:
+        try:
+            for graph in self._graphs.values():
                 for call in changed:
                     if isinstance(call, KernelCall):
-                        self._graph.update(call)
-            except CudaError:
-                self._drop_graph()  # the next start builds another, and tells what is wrong
+                        graph.update(call)
+        except CudaError:
+            self._drop_graphs()  # the next start builds another, and tells what is wrong
 
     def warm(self) -> None:
         """Build the graph. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
-        if self._graph is None and self._plain_starts is not None:
+        if not self._graphs and self._plain_starts is not None:
             with undone_on_failure() as undo:
-                graph = self._build_graph()
+                graph = self._build_graph(0)
                 undo.callback(graph.close)
                 self._upload(graph)
-            self._graph = graph
+            self._graphs[0] = graph
 
     def _upload(self, graph: CudaGraph) -> None:
         lane = self._context.take_lane()
@@ -106,16 +109,18 @@ class CudaRun:
         finally:
             self._context.give_lane(lane)
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
         """Begin to run on a stream of its own. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
         self._traced = tracer is not None
+        level = self._context.priority_of(priority) if priority > 0 else 0
+        self._graph = self._graphs.get(level)
         if self._graph is None and not self._traced and self._plain_starts is not None and self._starts >= self._plain_starts:
-            self._graph = self._build_graph()
+            self._graph = self._graphs[level] = self._build_graph(level)
         self._starts += 1
         self._failure = None
         self._flag.value = 0
         self._enqueued = self._polls = 0
-        self._lane = lane = self._context.take_lane()
+        self._lane = lane = self._context.take_lane(priority)
         self._context.runs_under_way += 1
         lane.reset()
         try:
@@ -238,20 +243,20 @@ class CudaRun:
         except CudaError as refused:
             raise self._refusal(index, refused) from refused
 
-    def _build_graph(self) -> CudaGraph:
+    def _build_graph(self, level: int) -> CudaGraph:
         calls = [call for call in self._calls if isinstance(call, KernelCall)] * self._inside
         before, behind = (self._moves.before, self._moves.behind) if self._all_in_graph else ([], [])
         try:
-            return CudaGraph([*before, *calls, *behind], self._context.release)
+            return CudaGraph([*before, *calls, *behind], self._context.release, level)
         except CallRefused as refused:
             raise self._refusal((refused.index - len(before)) % max(1, len(self._calls)), refused.error) from refused
         except CudaError as error:
             raise self._refusal(0, error) from error
 
-    def _drop_graph(self) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
-            graph.close()
+    def _drop_graphs(self) -> None:
+        self._graph = None
+        while self._graphs:
+            self._graphs.popitem()[1].close()
 
     def close(self) -> None:
         """Free what it took. Idempotent."""

@@ -42,7 +42,7 @@ class SerializedRequest(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Execute(_message.Message):
-    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as", "group")
+    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as", "group", "priority")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class Execute(_message.Message):
     TRACE_FROM_NS_FIELD_NUMBER: _ClassVar[int]
     KEEP_AS_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     request: SerializedRequest
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
@@ -71,7 +72,8 @@ class Execute(_message.Message):
     trace_from_ns: int
     keep_as: KeepAs
     group: str
-    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ..., group: _Optional[str] = ...) -> None: ...
+    priority: int
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ..., group: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class KeepAs(_message.Message):
     __slots__ = ("key", "fingerprint")
