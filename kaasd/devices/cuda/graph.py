@@ -16,7 +16,7 @@ MAX_REPEATED_LAUNCHES = 256
 graph of 250 took as long as one of 3000 launched once (9.61 and 9.62 ms), one of 100 was 0.6 % slower."""
 
 
-PRIORITY = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PRIORITY
+PRIORITY = driver.CUkernelNodeAttrID.CU_LAUNCH_ATTRIBUTE_PRIORITY
 
 
 class CallRefused(Exception):
@@ -36,7 +36,7 @@ class CudaGraph:
 
         Raises ``CallRefused``, ``CudaError``.
         """
-        value = driver.CUlaunchAttributeValue()
+        value = driver.CUkernelNodeAttrValue()
         value.priority = priority
         self._nodes: dict[KernelCall, list[Any]] = {}
         with undone_on_failure() as undo:
