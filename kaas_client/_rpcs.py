@@ -373,6 +373,14 @@ def release_quarantine(id: str) -> Rpc[None]:
     return Rpc(attrgetter("admin.ReleaseQuarantine"), admin_pb2.ReleaseQuarantineRequest(id=id), _nothing)
 
 
+def drain_device(name: str) -> Rpc[None]:
+    return Rpc(attrgetter("admin.DrainDevice"), admin_pb2.DrainDeviceRequest(name=name), _nothing)
+
+
+def resume_device(name: str) -> Rpc[None]:
+    return Rpc(attrgetter("admin.ResumeDevice"), admin_pb2.ResumeDeviceRequest(name=name), _nothing)
+
+
 def set_group(group: types.Group) -> Rpc[types.Group]:
     message = admin_pb2.SetGroupRequest(group=admin_pb2.Group(**asdict(group)))
     return Rpc(attrgetter("admin.SetGroup"), message, lambda reply: _convert.group(reply.group), Repeat.REFUSED)

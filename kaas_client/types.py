@@ -200,7 +200,7 @@ class DeviceInfo:
     memory_used_bytes: int
     """What kaasd uses of it."""
     state: str
-    """``starting``, ``ready``, ``restarting`` or ``stopped``."""
+    """``starting``, ``ready``, ``restarting``, ``stopped``, ``draining`` or ``lost``: see ``WorkerState`` in the protocol."""
     worker_pid: int
     """0 where there is no worker."""
     restarts: int

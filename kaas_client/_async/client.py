@@ -385,6 +385,17 @@ class Client:
         """
         return await self._connection.unary(_rpcs.release_quarantine(id), timeout)
 
+    async def drain_device(self, name: str, *, timeout: float | None = None) -> None:
+        """Make the server send no more requests to a device, until ``resume_device``, and return when none is left there.
+
+        Raises ``InvalidRequestError`` for an unknown one, otherwise as ``drain``.
+        """
+        return await self._connection.unary(_rpcs.drain_device(name), timeout)
+
+    async def resume_device(self, name: str, *, timeout: float | None = None) -> None:
+        """Undo ``drain_device``, and have a device that is lost tried again at once. Raises as that."""
+        return await self._connection.unary(_rpcs.resume_device(name), timeout)
+
     async def set_group(
         self,
         name: str,

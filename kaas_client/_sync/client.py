@@ -379,6 +379,17 @@ class Client:
         """
         return self._connection.unary(_rpcs.release_quarantine(id), timeout)
 
+    def drain_device(self, name: str, *, timeout: float | None = None) -> None:
+        """Make the server send no more requests to a device, until ``resume_device``, and return when none is left there.
+
+        Raises ``InvalidRequestError`` for an unknown one, otherwise as ``drain``.
+        """
+        return self._connection.unary(_rpcs.drain_device(name), timeout)
+
+    def resume_device(self, name: str, *, timeout: float | None = None) -> None:
+        """Undo ``drain_device``, and have a device that is lost tried again at once. Raises as that."""
+        return self._connection.unary(_rpcs.resume_device(name), timeout)
+
     def set_group(
         self,
         name: str,

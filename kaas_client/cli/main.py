@@ -14,7 +14,7 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from kaas_client import errors
-from kaas_client.cli import completion, device, function, group, kv, library, quarantine, request, server, store, submit
+from kaas_client.cli import completion, device, function, group, kv, library, quarantine, request, server, store, submit, top
 from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
 from kaas_client.cli.session import Session
@@ -61,6 +61,7 @@ app.add_typer(request.app, name="request")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(store.app, name="store")
 app.command("stats")(server.stats)
+app.command("top")(top.top)
 app.command("health")(server.health)
 app.command("drain")(server.drain)
 app.command("resume")(server.resume)

@@ -131,6 +131,20 @@ class AdminServicer:
         self._core.quarantine.release(request.id)
         return admin_pb2.ReleaseQuarantineResponse()
 
+    async def DrainDevice(
+        self, request: admin_pb2.DrainDeviceRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.DrainDeviceResponse:
+        check_local(context)
+        await self._core.dispatcher.drain_device(request.name)
+        return admin_pb2.DrainDeviceResponse()
+
+    async def ResumeDevice(
+        self, request: admin_pb2.ResumeDeviceRequest, context: grpc.aio.ServicerContext
+    ) -> admin_pb2.ResumeDeviceResponse:
+        check_local(context)
+        self._core.dispatcher.resume_device(request.name)
+        return admin_pb2.ResumeDeviceResponse()
+
     async def SetGroup(self, request: admin_pb2.SetGroupRequest, context: grpc.aio.ServicerContext) -> admin_pb2.SetGroupResponse:
         check_local(context)
         self._core.watch.refuse_if_lost()

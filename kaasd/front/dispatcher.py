@@ -181,9 +181,8 @@ class Dispatcher:
         once; ``stays`` are its inputs that stay on a device. Cancelling the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
-        if device and device not in self._supervisors:
-            known = ", ".join(self._supervisors)
-            raise InvalidRequestError.at("device", f"this server has no device {device!r}; it has {known}")
+        if device:
+            self._named("device", device)
         # With one device there is nothing to choose.
         data = self._needs.of(request, stays, keys or {}, inputs or ()) if len(self._supervisors) > 1 else ()
         message = worker_pb2.ToWorker()
@@ -243,7 +242,7 @@ class Dispatcher:
         queued, request = call.queued, call.request
         assert queued is not None and request is not None
         try:
-            if not self._queue.has_room:
+            if queued.device is not None or not self._queue.has_room:
                 next(iter(self._supervisors.values())).check_quarantine(request)
                 self._refuse_what_cannot_start(queued.device)
             self._queue.place(call)
@@ -360,6 +359,20 @@ class Dispatcher:
         self._in_flight.resume()
         self._state_changed.set()
 
+    async def drain_device(self, name: str) -> None:
+        """Send no more requests to a device, and return when it has none. Idempotent.
+
+        Raises ``InvalidRequestError`` for an unknown one, ``CancelledError`` where ``resume_device`` undoes it meanwhile.
+        """
+        supervisor = self._named("name", name)
+        self._queue.close_device(name)
+        await supervisor.drain()
+
+    def resume_device(self, name: str) -> None:
+        """Undo ``drain_device``, and try a device again that was lost. Idempotent. Raises ``InvalidRequestError``."""
+        self._named("name", name).resume()
+        self._queue.open_device(name)
+
     def give_up(self, error: KaasError) -> None:
         """Fail all calls, those that run too and those to come, with ``error``."""
         self._irrevocable = error
@@ -420,6 +433,13 @@ class Dispatcher:
                 )
             )
         return rows
+
+    def _named(self, field: str, name: str) -> Supervisor:
+        """Return who has a device. Raises ``InvalidRequestError`` for the ``field`` of a call that names another."""
+        if (supervisor := self._supervisors.get(name)) is None:
+            known = ", ".join(self._supervisors)
+            raise InvalidRequestError.at(field, f"this server has no device {name!r}; it has {known}")
+        return supervisor
 
     def _refuse(self, error: KaasError) -> None:
         """Have further calls fail with ``error``."""

@@ -29,6 +29,7 @@ from kaas_core.violations import shown
 from kaasd import scheduling
 from kaasd.front.grants import Grant, check
 from kaasd.scheduling import DEFAULT_GROUP
+from kaasd.scheduling.shares import Shares
 from kaasd.store.base import Account, KeyValueStore, Namespace, Write
 
 _PAGE = 1000
@@ -47,6 +48,9 @@ class GroupsListener(Protocol):
 
     def use(self, name: str) -> scheduling.GroupUse:
         """Return what a group uses, which was made before."""
+
+    def shares(self) -> Mapping[str, Shares]:
+        """Return which part of the devices each group is due, and has got, by name."""
 
     @property
     def waited_ns(self) -> Mapping[str, int]:
@@ -122,12 +126,12 @@ class Groups:
     def use(self, name: str) -> admin_pb2.GroupUse:
         """Return what a group uses. Raises as ``get``."""
         self.get(name)
-        return self._use(name, self._store.accounts().get(name, Account()))
+        return self._use(name, self._store.accounts().get(name, Account()), self._shares())
 
     def uses(self) -> dict[str, admin_pb2.GroupUse]:
         """Return what each group uses, by name."""
-        accounts = self._store.accounts()
-        return {name: self._use(name, accounts.get(name, Account())) for name in self._grants}
+        accounts, shares = self._store.accounts(), self._shares()
+        return {name: self._use(name, accounts.get(name, Account()), shares) for name in self._grants}
 
     def check_room(self, name: str, key: str, size_bytes: int) -> None:
         """Raise ``GroupLimitError`` where a value would be more than a group may store, before its bytes have come."""
@@ -178,13 +182,17 @@ class Groups:
             if self._grants.pop(name, None) is not None and self._listener is not None:
                 self._listener.remove_group(name)
 
-    def _use(self, name: str, account: Account) -> admin_pb2.GroupUse:
+    def _shares(self) -> Mapping[str, Shares]:
+        return {} if self._listener is None else self._listener.shares()
+
+    def _use(self, name: str, account: Account, shares: Mapping[str, Shares]) -> admin_pb2.GroupUse:
         use = admin_pb2.GroupUse(stored_bytes=account.stored_bytes, keys=account.keys)
         if self._listener is not None:
             scheduled = self._listener.use(name)
             use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
             use.started, use.resident = scheduled.started, scheduled.resident
             use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
+            use.share_wanted, use.share_got = shares[name].wanted, shares[name].got
             use.queue_time.FromNanoseconds(self._listener.waited_ns.get(name, 0))
         return use
 

@@ -17,6 +17,7 @@ from kaas_core.errors import DeadlineExceededError, KaasError, QueueFullError
 from kaasd.front.call_queue import CancelReason, Deadlines
 from kaasd.front.pending_call import PendingCall
 from kaasd.scheduling import Decision, Group, GroupUse, QueuedRequest, Restart, Scheduler, State
+from kaasd.scheduling.shares import SAMPLE_S, ShareMeter, Shares
 
 RUNNING, ENDED = State.RUNNING, State.ENDED
 
@@ -56,6 +57,8 @@ class RequestQueue:
         """For a device, by group, of all requests that have come to one."""
         self.resident: Counter[str] = Counter()
         """Requests that have found all that they need on their device, by group, as the workers say."""
+        self._share_meter = ShareMeter()
+        self._sample()
 
     @property
     def waiting(self) -> Iterable[PendingCall]:
@@ -82,6 +85,17 @@ class RequestQueue:
     def use(self, name: str) -> GroupUse:
         """Return what a group uses. Raises ``GroupNotFoundError``."""
         return replace(self._scheduler.use(name), resident=self.resident[name])
+
+    def shares(self) -> dict[str, Shares]:
+        """Return which part of the devices each group is due, and which it has got lately, by name."""
+        return self._share_meter.shares(self._uses())
+
+    def _uses(self) -> dict[Group, GroupUse]:
+        return {group: self._scheduler.use(group.name) for group in self._scheduler.groups()}
+
+    def _sample(self) -> None:
+        self._share_meter.sample(self._uses(), self._loop.time())
+        self._next_sample = self._loop.call_later(SAMPLE_S, self._sample)
 
     def priority(self, group: str) -> int:
         """Return a group's priority; 0 for one that there is not."""
@@ -280,7 +294,7 @@ class RequestQueue:
 
     def close(self) -> None:
         """Set no timer any more."""
-        for timer in (self._timer, self._wakes):
+        for timer in (self._timer, self._wakes, self._next_sample):
             if timer is not None:
                 timer.cancel()
 

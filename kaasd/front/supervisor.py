@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
+from kaas_core.errors import CancelledError, DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
 from kaasd.front.call_queue import WAITING_AT_WORKER, CallQueue
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
@@ -26,6 +27,8 @@ from kaasd.ipc.messages import SerializedRequest, error_from_failed
 
 MAX_FAILED_STARTS = 3
 """In a row; they take some seconds. After as many, calls do not wait for the next."""
+DRAIN_POLL_S = 0.01
+"""Between two looks whether the last request of a device has ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +79,10 @@ class Supervisor(WorkerCalls):
         self._wards: set[asyncio.Task[None]] = set()
         """Those whose processes have not ended."""
         self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._is_open = False
+        """The worker has opened its device."""
+        self._undrained: asyncio.Event | None = None
+        """Set by ``resume``; None where the device is not drained."""
         self._start_error: KaasError | None = None
         """Why the last worker has not started, if it could say so."""
         self._restarting: asyncio.Task[None] | None = None
@@ -139,9 +146,9 @@ class Supervisor(WorkerCalls):
         if self._ward is not None and not self._ward.is_over:
             raise WorkerBusyError(f"requests of {self.info.name} that may cost a worker run aside; nothing was changed")
         self._may_hold_pages = False
-        if not self._process.is_running or self.info.state == admin_pb2.WORKER_STATE_STARTING:
+        if not self._process.is_running or not self._is_open:
             return  # It holds none, and is told before its first call.
-        if self.info.state != admin_pb2.WORKER_STATE_READY:
+        if self.info.state not in (admin_pb2.WORKER_STATE_READY, admin_pb2.WORKER_STATE_DRAINING):
             raise WorkerRestartingError(f"the worker of {self.info.name} is restarting; nothing was changed")
         self._released = self._loop.create_future()
         try:
@@ -174,6 +181,33 @@ class Supervisor(WorkerCalls):
         if self._ward is not None:
             self._ward.fail_all(error)
 
+    async def drain(self) -> None:
+        """Be shown as draining until ``resume``, and return when neither the worker nor the ward has a call.
+
+        Raises ``CancelledError`` where ``resume`` undoes it meanwhile.
+        """
+        if self._undrained is None:
+            self._undrained = asyncio.Event()
+            if self.info.state == admin_pb2.WORKER_STATE_READY:
+                self._set_state(admin_pb2.WORKER_STATE_READY)
+        undrained = self._undrained
+        while self.queued + self.running:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_POLL_S):
+                    await undrained.wait()
+            if undrained.is_set():
+                raise CancelledError(f"the drain of {self.info.name} was undone")
+
+    def resume(self) -> None:
+        """Undo ``drain``, and have a worker that is to start do so at once. Idempotent."""
+        if self._undrained is not None:
+            self._undrained.set()
+            self._undrained = None
+            if self.info.state == admin_pb2.WORKER_STATE_DRAINING:
+                self._set_state(admin_pb2.WORKER_STATE_READY)
+        if not self._is_open:
+            self._process.start_at_once()
+
     async def close(self) -> None:
         """Stop the worker; calls that are left fail. Idempotent."""
         self.give_up(DrainingError("the server is shutting down"))
@@ -191,10 +225,16 @@ class Supervisor(WorkerCalls):
     def _process_started(self) -> None:
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._seen.clear()
-        self._is_wanted = False
+        self._is_wanted = self._is_open = False
         self._set_state(admin_pb2.WORKER_STATE_STARTING)
 
     def _set_state(self, state: admin_pb2.WorkerState) -> None:
+        """The worker has come to a state. What is shown of it says too whether the device is drained or lost."""
+        if state == admin_pb2.WORKER_STATE_READY:
+            if self._undrained is not None:
+                state = admin_pb2.WORKER_STATE_DRAINING
+        elif self._not_starting is not None and state != admin_pb2.WORKER_STATE_STOPPED:
+            state = admin_pb2.WORKER_STATE_LOST
         self.info.state = state
         self.on_state()
 
@@ -203,6 +243,7 @@ class Supervisor(WorkerCalls):
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._process.policy.ready()
         self._start_error = self._not_starting = None
+        self._is_open = True
         if not self._ready.done():
             self._ready.set_result(None)
         if not self._may_hold_pages:
@@ -255,7 +296,7 @@ class Supervisor(WorkerCalls):
             self._spare.warm(request)
 
     def _lost(self) -> None:
-        was_ready = self.info.state != admin_pb2.WORKER_STATE_STARTING
+        was_ready = self._is_open
         self._pages_released(
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
         )
@@ -266,7 +307,6 @@ class Supervisor(WorkerCalls):
             self._take_over(spare)
             return
         if self._refusal is None:
-            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             if not self._ready.done():
                 self._ready.set_exception(InternalError(f"the worker of {self.info.name} ended before it was ready"))
             failed_starts = 0 if was_ready else self._process.policy.failures + 1
@@ -278,6 +318,7 @@ class Supervisor(WorkerCalls):
                 decisions += self._queue.fail_all(self._not_starting)
                 if self.requests_wait is not None:
                     self.requests_wait.fail_all(self._not_starting, self.info.name)
+            self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
             self._restarting = self._loop.create_task(self._restart(was_ready))
         self._act(decisions)
 

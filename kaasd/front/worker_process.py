@@ -110,6 +110,8 @@ class WorkerProcess:
         self._watch: asyncio.Task[None] | None = None
         self._progress: Progress | None = None
         self._heartbeat = Heartbeat()
+        self._at_once = asyncio.Event()
+        """Set where the next start is not to wait."""
         self.restarts = 0
         """How often a process took the place of another."""
 
@@ -159,6 +161,7 @@ class WorkerProcess:
         self._progress = progress
         self.restarts += self._process is not None
         self._process = process
+        self._at_once.clear()
         self._on_started()
         self._heartbeat = heartbeat = Heartbeat()
         try:
@@ -201,6 +204,10 @@ class WorkerProcess:
             else:
                 return
 
+    def start_at_once(self) -> None:
+        """Let the next start, or one that is put off now, wait no longer."""
+        self._at_once.set()
+
     def begun(self) -> dict[int, Stage]:
         """Return the calls that the latest process has begun and not answered, or had when it ended."""
         return {} if self._progress is None else self._progress.begun()
@@ -230,9 +237,11 @@ class WorkerProcess:
         """Sleep for ``delay_s``, or where a process is wanted before, for up to ``WANTED_DELAY_S`` of it."""
         while delay_s > 0:
             step_s = min(delay_s, WANTED_DELAY_S)
-            await asyncio.sleep(step_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(step_s):
+                    await self._at_once.wait()
             delay_s -= step_s
-            if is_wanted():
+            if self._at_once.is_set() or is_wanted():
                 return
 
     async def _ask(self, heartbeat: Heartbeat, process: subprocess.Popen[bytes]) -> None:

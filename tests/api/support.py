@@ -171,6 +171,12 @@ class FakeDispatcher:
         self.draining = False
         self.ready_changes.put_nowait(True)
 
+    async def drain_device(self, name: str) -> None:
+        self.calls.append(Call("drain_device", {"name": name}))
+
+    def resume_device(self, name: str) -> None:
+        self.calls.append(Call("resume_device", {"name": name}))
+
     async def readiness(self) -> AsyncIterator[bool]:
         yield True
         while True:

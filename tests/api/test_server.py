@@ -61,7 +61,7 @@ def test_every_rpc_is_implemented(server: Running, method: MethodDescriptor) -> 
 
 
 def test_the_protocol_has_the_rpcs_that_are_tested() -> None:
-    assert len(METHODS) == 32
+    assert len(METHODS) == 34
 
 
 def test_health(server: Running) -> None:

@@ -31,6 +31,8 @@ COMPACT = admin_pb2.CompactStoreRequest()
     [
         ("Drain", admin_pb2.DrainRequest()),
         ("Resume", admin_pb2.ResumeRequest()),
+        ("DrainDevice", admin_pb2.DrainDeviceRequest(name="emulator")),
+        ("ResumeDevice", admin_pb2.ResumeDeviceRequest(name="emulator")),
         ("ListRequests", admin_pb2.ListRequestsRequest()),
         ("CancelRequest", admin_pb2.CancelRequestRequest(id="1")),
         ("ListQuarantine", admin_pb2.ListQuarantineRequest()),

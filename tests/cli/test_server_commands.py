@@ -99,6 +99,18 @@ def test_drain_and_resume(kaasctl: Kaasctl, server: FakeServer) -> None:
         assert succeed(kaasctl(command)).stdout == b""
 
 
+def test_drain_and_resume_a_device(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("DrainDevice", admin_pb2.DrainDeviceResponse())
+    server.expect("ResumeDevice", admin_pb2.ResumeDeviceResponse())
+    for command in ("drain", "resume"):
+        assert succeed(kaasctl("device", command, "cuda:1")).stdout == b""
+    assert [call.request.name for call in server.calls] == ["cuda:1", "cuda:1"]
+    server.expect("DrainDevice", Failure("DEADLINE_EXCEEDED", "past it", "DEADLINE_EXCEEDED"))
+    done = kaasctl("device", "drain", "cuda:1")
+    assert (done.code, done.stdout) == (6, b"")
+    assert done.stderr == "kaasctl: timed out: past it; cuda:1 goes on draining, until kaasctl device resume cuda:1\n"
+
+
 def test_a_drain_goes_on_past_the_timeout(kaasctl: Kaasctl, server: FakeServer) -> None:
     server.expect("Drain", Failure("DEADLINE_EXCEEDED", "past it", "DEADLINE_EXCEEDED"))
     done = kaasctl("drain")

@@ -67,6 +67,8 @@ METHOD_OF_RPC = {
     "GetStats": "stats",
     "Drain": "drain",
     "Resume": "resume",
+    "DrainDevice": "drain_device",
+    "ResumeDevice": "resume_device",
     "ListRequests": "requests",
     "CancelRequest": "cancel_request",
     "ListQuarantine": "quarantine",
@@ -403,6 +405,15 @@ def test_health_and_drain_and_resume(client: Any, server: FakeServer) -> None:
     assert client.drain() is None
     server.expect("Resume", admin_pb2.ResumeResponse())
     assert client.resume() is None
+
+
+def test_drain_device_and_resume_device(client: Any, server: FakeServer) -> None:
+    server.expect("DrainDevice", admin_pb2.DrainDeviceResponse())
+    assert client.drain_device("cuda:1") is None
+    assert server.only_call("DrainDevice").request.name == "cuda:1"
+    server.expect("ResumeDevice", admin_pb2.ResumeDeviceResponse())
+    assert client.resume_device("cuda:1") is None
+    assert server.calls[-1].request.name == "cuda:1"
 
 
 COMPACTED = admin_pb2.CompactStoreResponse(

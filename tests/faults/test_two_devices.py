@@ -121,6 +121,30 @@ def test_one_worker_that_dies_leaves_the_other_serving(
     assert (second.restarts, second.state, second.worker_pid) == (0, "ready", alive)
 
 
+def test_a_drained_device_hands_over_to_the_other_under_load(
+    kaas: Client, executor: executor_pb2_grpc.ExecutorServiceStub, library_root: Path, address: str
+) -> None:
+    expected = put_dot_inputs(kaas)
+    dot = dot_request(str(library_root / "dot.ptx"))
+    dot.return_buffers.append("c")
+    command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, "device"]
+    before = [executor.Submit.future(dot, timeout=60) for _ in range(50)]
+    subprocess.run([*command, "drain", "emulator:0"], check=True, timeout=60)
+    assert [device.state for device in kaas.devices()] == ["draining", "ready"]
+    after = [executor.Submit.future(dot, timeout=60) for _ in range(50)]
+    for call in before + after:
+        assert int.from_bytes(call.result().outputs["c"], "little") == expected
+    assert {call.result().device for call in after} == {"emulator:1"}
+    dot.device = "emulator:0"
+    named = executor.Submit.future(dot, timeout=60)
+    subprocess.run([*command, "resume", "emulator:0"], check=True, timeout=60)
+    assert named.result().device == "emulator:0"
+    assert [device.state for device in kaas.devices()] == ["ready", "ready"]
+    ended = subprocess.run([*command, "drain", "emulator:2"], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "name: this server has no device 'emulator:2'; it has emulator:0, emulator:1" in ended.stderr
+
+
 def test_both_are_listed(address: str) -> None:
     command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, "-o", "json", "device", "ls"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)

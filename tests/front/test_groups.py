@@ -23,6 +23,7 @@ from kaasd.front.grants import Grant, check
 from kaasd.front.groups import Groups
 from kaasd.front.request_queue import RequestQueue
 from kaasd.scheduling import Scheduler
+from kaasd.scheduling.shares import Shares
 from kaasd.store.base import Durability, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 
@@ -64,6 +65,9 @@ class Listener:
     @property
     def waited_ns(self) -> Mapping[str, int]:
         return {"default": 6_000_000}
+
+    def shares(self) -> Mapping[str, Shares]:
+        return {told.name: Shares(0.5, 0.25) for told in self.told if isinstance(told, scheduling.Group)}
 
     def use(self, name: str) -> scheduling.GroupUse:
         return scheduling.GroupUse(queued=1, queued_bytes=2, running=3, device_s=1.5, started=4, resident=5)
@@ -193,7 +197,7 @@ def test_what_a_group_uses(store: LmdbStore) -> None:
     groups = Groups(store)
     assert groups.use("default") == admin_pb2.GroupUse()
     groups.listen(Listener())
-    expected = admin_pb2.GroupUse(queued=1, queued_bytes=2, running=3, started=4, resident=5)
+    expected = admin_pb2.GroupUse(queued=1, queued_bytes=2, running=3, started=4, resident=5, share_wanted=0.5, share_got=0.25)
     expected.device_time.FromMilliseconds(1500)
     expected.queue_time.FromMilliseconds(6)
     assert groups.use("default") == expected

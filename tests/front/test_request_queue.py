@@ -94,6 +94,13 @@ def test_groups_get_their_shares() -> None:
         await asyncio.gather(*(serve(request(group)) for _ in range(40) for group in ("big", "small")))
         assert 28 <= order[:40].count("big") <= 32
         assert queue.use("big").device_s == pytest.approx(0.4)
+        shares = queue.shares()
+        assert (shares["big"].wanted, shares["small"].wanted) == (0, 0)
+        assert (shares["big"].got, shares["small"].got) == (pytest.approx(0.5), pytest.approx(0.5))
+        queue.place(request("big"))
+        assert (queue.shares()["big"].wanted, queue.shares()["small"].wanted) == (1, 0)
+        queue.remove_group("small")
+        assert set(queue.shares()) == {"default", "big"}
 
     with_queue(body)
 

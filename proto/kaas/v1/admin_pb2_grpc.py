@@ -95,6 +95,16 @@ class AdminServiceStub(object):
                 request_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
                 response_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
                 _registered_method=True)
+        self.DrainDevice = channel.unary_unary(
+                '/kaas.v1.AdminService/DrainDevice',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.DrainDeviceRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.DrainDeviceResponse.FromString,
+                _registered_method=True)
+        self.ResumeDevice = channel.unary_unary(
+                '/kaas.v1.AdminService/ResumeDevice',
+                request_serializer=kaas_dot_v1_dot_admin__pb2.ResumeDeviceRequest.SerializeToString,
+                response_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeDeviceResponse.FromString,
+                _registered_method=True)
         self.SetGroup = channel.unary_unary(
                 '/kaas.v1.AdminService/SetGroup',
                 request_serializer=kaas_dot_v1_dot_admin__pb2.SetGroupRequest.SerializeToString,
@@ -224,6 +234,24 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainDevice(self, request, context):
+        """Takes no more requests on one device: those that run there end, those that wait go to others, and where they may run only
+        there they wait. Returns when none runs there, or at the call's deadline with DEADLINE_EXCEEDED (the drain goes on), or with
+        CANCELLED where `ResumeDevice` undoes it before. Idempotent. Errors: INVALID_ARGUMENT: no such device. Only over a unix socket;
+        elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeDevice(self, request, context):
+        """Undoes `DrainDevice`. Idempotent. A device that was lost is tried again. Errors: INVALID_ARGUMENT: no such device. Only over a
+        unix socket; elsewhere NOT_ENABLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetGroup(self, request, context):
         """Makes a group, or changes all that it is granted; it is stored. Idempotent. Errors: INVALID_ARGUMENT for a name or a number that
         cannot be; FAILED_PRECONDITION for a group of the settings file, which is changed there. Only over a unix socket; elsewhere
@@ -318,6 +346,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.CompactStore,
                     request_deserializer=kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.FromString,
                     response_serializer=kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.SerializeToString,
+            ),
+            'DrainDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainDevice,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.DrainDeviceRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.DrainDeviceResponse.SerializeToString,
+            ),
+            'ResumeDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeDevice,
+                    request_deserializer=kaas_dot_v1_dot_admin__pb2.ResumeDeviceRequest.FromString,
+                    response_serializer=kaas_dot_v1_dot_admin__pb2.ResumeDeviceResponse.SerializeToString,
             ),
             'SetGroup': grpc.unary_unary_rpc_method_handler(
                     servicer.SetGroup,
@@ -665,6 +703,60 @@ class AdminService(object):
             '/kaas.v1.AdminService/CompactStore',
             kaas_dot_v1_dot_admin__pb2.CompactStoreRequest.SerializeToString,
             kaas_dot_v1_dot_admin__pb2.CompactStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/DrainDevice',
+            kaas_dot_v1_dot_admin__pb2.DrainDeviceRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.DrainDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kaas.v1.AdminService/ResumeDevice',
+            kaas_dot_v1_dot_admin__pb2.ResumeDeviceRequest.SerializeToString,
+            kaas_dot_v1_dot_admin__pb2.ResumeDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,
