@@ -34,11 +34,12 @@ class Device:
         """Requests that wait for it because of their data; those that no longer do are passed over."""
 
     def wait_s(self, now: float) -> float:
-        """Return how long a request that comes now is likely to wait for a slot.
+        """Return by how long a request that comes now is likely to be held up by those that are there.
 
+        A slot may be free, but who runs beside others has only a part of the device: they count as if one ran behind the other.
         What is late by some time is believed to take as long again.
         """
-        return 0.0 if self.used < self.slots else abs(self.free_at - now)
+        return abs(self.free_at - now) * self.slots if self.used else 0.0
 
     def occupy(self, planned_s: float, now: float) -> None:
         """A request is to occupy a slot for some time."""
