@@ -16,6 +16,9 @@ from kaas_client import Client, Request
 
 MODULE = "benchmarks.alternatives.group_caller"
 
+Answers = Sequence[tuple[float, float]]
+"""When each was given, and the device time that it took, in seconds."""
+
 
 @dataclass(frozen=True)
 class Load:
@@ -51,6 +54,11 @@ class Seen:
 
     begun: Sequence[float]
     answered: Sequence[float]
+    ran_s: Sequence[float]
+    """Device time of each, as the server says."""
+    since: float
+    until: float
+    """Between these times all loads were calling."""
     placements: Counter[str] = field(default_factory=Counter)
     devices: Counter[str] = field(default_factory=Counter)
     brought: Counter[str] = field(default_factory=Counter)
@@ -62,6 +70,9 @@ class Seen:
         return cls(
             report["begun"],
             report["answered"],
+            report["ran_s"],
+            report["since"],
+            report["until"],
             Counter(report["placements"]),
             Counter(report["devices"]),
             Counter(report["brought"]),
@@ -72,37 +83,31 @@ class Seen:
         """How long each answer took, in seconds."""
         return [answered - begun for begun, answered in zip(self.begun, self.answered, strict=True)]
 
-    def rate(self, margin: float = 0.1) -> float:
-        """Return answers a second, between the first and the last answer but for ``margin`` of that time at either end.
+    @property
+    def while_all_called(self) -> Answers:
+        """The answers, but for the beginning, and for those that came after all had stopped calling."""
+        pairs = zip(self.answered, self.ran_s, strict=True)
+        return [(when, run_s) for when, run_s in pairs if self.since <= when <= self.until]
 
-        So neither the start nor the end counts, when others have not begun yet or have ended. 0 where there are too few.
-        """
-        return rate_of(self.answered, margin)
-
-
-def rate_of(times: Sequence[float], margin: float = 0.1) -> float:
-    """Return events a second, between the first and the last of them within the middle part of their time."""
-    if len(times) < 2:
-        return 0.0
-    begin, end = min(times), max(times)
-    cut = (end - begin) * margin
-    kept = [when for when in times if begin + cut <= when <= end - cut]
-    if len(kept) < 2 or kept[-1] == kept[0]:
-        return 0.0
-    return (len(kept) - 1) / (max(kept) - min(kept))
+    @property
+    def rate(self) -> float:
+        """Answers a second meanwhile; 0 where there are fewer than two."""
+        times = [when for when, _ in self.while_all_called]
+        return (len(times) - 1) / (max(times) - min(times)) if len(times) > 1 else 0.0
 
 
-def part_got(mine: Sequence[float], others: Sequence[float]) -> float:
-    """Return which part of all answers, given at these times, were mine while I had requests.
+def part_got(mine: Answers, others: Answers) -> float:
+    """Return which part of the device time of all answers was mine.
 
-    Counted is from my first answer to my last, so that a turn of mine that is long in coming, and would be cut in two by a
-    clock, counts as a whole. NaN where I have fewer than two.
+    Counted is from my first answer to my last: a turn of mine that is long in coming would be cut in two by a clock. The last one
+    itself is not counted, since what it costs me comes after it. NaN where there are fewer than two.
     """
     if len(mine) < 2:
         return float("nan")
-    first, last = min(mine), max(mine)
-    between = sum(first < when <= last for when in others)
-    return (len(mine) - 1) / (len(mine) - 1 + between)
+    *paid, (last, _) = sorted(mine)
+    first = paid[0][0]
+    own_s = sum(run_s for _, run_s in paid)
+    return own_s / (own_s + sum(run_s for when, run_s in others if first < when <= last))
 
 
 class LoadCrew:

@@ -19,6 +19,8 @@ from kaas.v1.executor_pb2_grpc import ExecutorServiceStub
 from kaas.v1.trace_pb2 import SPAN_KIND_COPY_TO_DEVICE
 
 TIMEOUT_S = 60
+BEGINNING = 0.1
+"""Of an order's time, in which not all are busy yet."""
 
 
 class WrongAnswer(Exception):
@@ -33,14 +35,17 @@ class Callers:
 
     async def call(self, order: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let all loads of an order call until its time is over; report each."""
-        end = time.monotonic() + order["seconds"]
-        return await asyncio.gather(*(self._load(load, end) for load in order["loads"]))
+        begin = time.monotonic()
+        since, end = begin + BEGINNING * order["seconds"], begin + order["seconds"]
+        found = await asyncio.gather(*(self._load(load, end) for load in order["loads"]))
+        return [{**each, "since": since, "until": end} for each in found]
 
     async def _load(self, load: Mapping[str, Any], end: float) -> dict[str, Any]:
         message = InvokeRequest.FromString(base64.b64decode(load["message"]))
         expected = {name: base64.b64decode(value) for name, value in load["expected"].items()}
         begun: list[float] = []
         answered: list[float] = []
+        ran_s: list[float] = []
         placements: Counter[str] = Counter()
         devices: Counter[str] = Counter()
         brought: Counter[str] = Counter()
@@ -56,6 +61,7 @@ class Callers:
                 reply: InvokeResponse = await stub.Invoke(message, timeout=TIMEOUT_S)
                 answered.append(time.monotonic())
                 begun.append(begin)
+                ran_s.append(reply.timing.run_ns / 1e9)
                 for name, value in expected.items():
                     if reply.outputs[name] != value:
                         raise WrongAnswer(f"{message.function} of group {message.group}: {name} is not as expected")
@@ -67,7 +73,8 @@ class Callers:
 
         stubs = [self._stub(load["address"], f"{load['connection']}/{number}") for number in range(load["connections"])]
         await asyncio.gather(*(caller(stub) for stub in stubs for _ in range(load["outstanding"])))
-        return {"begun": begun, "answered": answered, "placements": placements, "devices": devices, "brought": brought}
+        counts = {"placements": placements, "devices": devices, "brought": brought}
+        return {"begun": begun, "answered": answered, "ran_s": ran_s, **counts}
 
     def _stub(self, address: str, connection: str) -> Any:
         key = (address, connection)

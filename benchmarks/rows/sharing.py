@@ -94,7 +94,7 @@ class Contest:
 
     def rates(self, name: str, loads: slice) -> list[list[float]]:
         """Return the answers a second of some loads of a contender together, a list of one each round."""
-        return [[sum(load.rate() for load in seen[loads])] for seen in self.seen[name]]
+        return [[sum(load.rate for load in seen[loads])] for seen in self.seen[name]]
 
 
 def priority_rows(bench: Bench) -> Iterator[Row]:
@@ -201,13 +201,13 @@ def flood_rows(bench: Bench) -> Iterator[Row]:
         flood = [*calm[:-1], replace(calm[-1], outstanding=FLOOD * OUTSTANDING)]
         # Of one group on one connection, so that nobody takes turns. What each load sees is still its own.
         as_one = [replace(load, message=in_group(load.message, names[0]), connection="all") for load in flood]
-        contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), address, bench.pick(3.0, 1.5))
+        contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), address, bench.pick(2.0, 1.5))
         contenders = {
             KAASD: contest.contender(KAASD, flood),
             EVEN: contest.contender(EVEN, calm),
             FIRST_COME: contest.contender(FIRST_COME, as_one, one_process=True),
         }
-        take_turns(contenders, rounds=bench.pick(3, 2), seconds=60, warm_up=0, least_rounds=1)
+        take_turns(contenders, rounds=bench.pick(6, 2), seconds=60, warm_up=0, least_rounds=1)
     yield from neighbour_rows(contest)
 
 
@@ -239,7 +239,7 @@ def share_rows(bench: Bench) -> Iterator[Row]:
             kaas.set_group(large, share=share)
             for outstanding in bench.pick(SHARE_OUTSTANDING, (8,)):
                 busy = {small: outstanding, large: max(outstanding, LEAST_BUSY)}
-                seconds = bench.pick(2.0, 1.0) if share < 50 else bench.pick(5.0, 3.0)
+                seconds = bench.pick(2.0, 1.0) if share < 50 else bench.pick(7.0, 3.0)
                 yield share_row(Contest(crew, address, seconds), work, busy, share)
 
 
@@ -249,18 +249,19 @@ def share_row(contest: Contest, work: Load, outstanding: Mapping[str, int], shar
     as_one = [replace(load, message=in_group(load.message, ""), connection="all") for load in loads]
     contenders = {
         KAASD: contest.contender(KAASD, loads),
-        FIRST_COME: contest.contender(FIRST_COME, as_one, one_process=True),
+        FIRST_COME: contest.contender(FIRST_COME, as_one, 1.0, one_process=True),
     }
     take_turns(contenders, rounds=1, seconds=60, warm_up=0, least_rounds=1)
     wanted = 1 / (1 + share)
     parts = {
-        name: [part_got(small.answered, large.answered) / wanted for small, large in seen] for name, seen in contest.seen.items()
+        name: [part_got(small.while_all_called, large.while_all_called) / wanted for small, large in seen]
+        for name, seen in contest.seen.items()
     }
     figures = {name: Figure.of(part) for name, part in parts.items()}
     goal = Target("wanted", figures[KAASD], at_least=1 - SHARE_ERROR, at_most=1 + SHARE_ERROR)
     counts = " and ".join(str(each) for each in outstanding.values())
     what = f"shares 1:{share}, {counts} outstanding: the smaller one's part, got over wanted"
-    got = {name: " and ".join(str(len(load.answered)) for load in seen[0]) for name, seen in contest.seen.items()}
+    got = {name: " and ".join(str(len(load.while_all_called)) for load in seen[0]) for name, seen in contest.seen.items()}
     notes = {"answers of both": ", ".join(f"{name} {each}" for name, each in got.items())}
     return Row("sharing", what, "", figures[KAASD], {FIRST_COME: figures[FIRST_COME]}, [goal], notes)
 
@@ -273,7 +274,7 @@ def working_daemon(bench: Bench, stack: ExitStack) -> tuple[str, Load]:
     with Client(address, timeout=TIMEOUT_S) as kaas:
         kaas.put("w", w)
         library = kaas.upload(DOT_PTX)
-        calibrate(kaas, "work", lambda iterations: working_request(library, iterations), 2e-3 if bench.cuda else 4e-3)
+        calibrate(kaas, "work", lambda iterations: working_request(library, iterations), 2e-3 if bench.cuda else 3e-3)
     return address, Load(invocation("work", "", "p"), {"p": squares_of(w)})
 
 
