@@ -30,6 +30,7 @@ from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
 from benchmarks.rows.overload import overload_rows
+from benchmarks.rows.placement import placement_rows
 from benchmarks.rows.ray import ray_rows
 from benchmarks.rows.residency import residency_rows
 from benchmarks.rows.scheduling import scheduling_rows
@@ -56,6 +57,7 @@ SECTIONS = (
     Section("sharing-unused", "A tiny request beside many launches", unused_share_rows),
     Section("sharing-flood", "Groups beside one that floods", flood_rows),
     Section("sharing-shares", "What groups get of what they are granted", share_rows),
+    Section("sharing-placement", "Functions that fill two devices", placement_rows),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
 

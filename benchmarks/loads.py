@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.crew import Crew
+from benchmarks.turns import Contender
 from kaas.v1.executor_pb2 import InvokeRequest
 from kaas_client import Client, Request
 
@@ -127,6 +128,37 @@ class LoadCrew:
             for place, answers in enumerate(report["loads"]):
                 seen[number + place * size] = Seen.of(answers)
         return [each for each in seen if each is not None]
+
+
+class Contest:
+    """What callers saw in each contender's turns."""
+
+    def __init__(self, crew: LoadCrew, seconds: float) -> None:
+        self._crew = crew
+        self._seconds = seconds
+        self.seen: dict[str, list[list[Seen]]] = {}
+
+    def contender(
+        self, name: str, address: str, loads: Sequence[Load], seconds: float | None = None, *, one_process: bool = False
+    ) -> Contender:
+        """Return what lets these call at the same time, and measures the first one's latencies in seconds."""
+        rounds = self.seen.setdefault(name, [])
+        self._crew.run(address, loads, 0.1, one_process=one_process)
+
+        def measure() -> list[float]:
+            seen = self._crew.run(address, loads, seconds or self._seconds, one_process=one_process)
+            rounds.append(seen)
+            return seen[0].latencies
+
+        return measure
+
+    def latencies(self, name: str, loads: slice = slice(0, 1)) -> list[float]:
+        """Return those of some loads of a contender in all rounds; by default of its first one."""
+        return [latency for seen in self.seen[name] for load in seen[loads] for latency in load.latencies]
+
+    def rates(self, name: str, loads: slice) -> list[list[float]]:
+        """Return the answers a second of some loads of a contender together, a list of one each round."""
+        return [[sum(load.rate for load in seen[loads])] for seen in self.seen[name]]
 
 
 def calibrate(kaas: Client, name: str, request: Callable[[int], Request], seconds: float) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench
 from benchmarks.crew import Crew
-from benchmarks.loads import MODULE, Load, LoadCrew, Seen, calibrate, p99, part_got
+from benchmarks.loads import MODULE, Contest, Load, LoadCrew, calibrate, p99, part_got
 from benchmarks.problems import (
     DOT_PTX,
     HOLD_PTX,
@@ -31,7 +31,7 @@ from benchmarks.problems import (
 from benchmarks.report import Row, Target
 from benchmarks.requests import dot_request, holding_request, jacobi_request, working_request
 from benchmarks.rows.kernels import check
-from benchmarks.turns import Contender, Figure, Turns, take_turns
+from benchmarks.turns import Figure, Turns, take_turns
 from kaas.v1.executor_pb2 import InvokeRequest
 from kaas_client import Client
 
@@ -63,38 +63,6 @@ LEAST_BUSY = 8
 With one, it would have none while its next is on its way: who keeps the device busy serves the others then.
 """
 SHARE_ERROR = 0.05
-
-
-class Contest:
-    """What callers saw in each contender's turns."""
-
-    def __init__(self, crew: LoadCrew, address: str, seconds: float) -> None:
-        self._crew = crew
-        self._address = address
-        self._seconds = seconds
-        self.seen: dict[str, list[list[Seen]]] = {}
-
-    def contender(
-        self, name: str, loads: Sequence[Load], seconds: float | None = None, *, one_process: bool = False
-    ) -> Contender:
-        """Return what lets these call at the same time, and measures the first one's latencies in seconds."""
-        rounds = self.seen.setdefault(name, [])
-        self._crew.run(self._address, loads, 0.1, one_process=one_process)
-
-        def measure() -> list[float]:
-            seen = self._crew.run(self._address, loads, seconds or self._seconds, one_process=one_process)
-            rounds.append(seen)
-            return seen[0].latencies
-
-        return measure
-
-    def latencies(self, name: str, loads: slice = slice(0, 1)) -> list[float]:
-        """Return those of some loads of a contender in all rounds; by default of its first one."""
-        return [latency for seen in self.seen[name] for load in seen[loads] for latency in load.latencies]
-
-    def rates(self, name: str, loads: slice) -> list[list[float]]:
-        """Return the answers a second of some loads of a contender together, a list of one each round."""
-        return [[sum(load.rate for load in seen[loads])] for seen in self.seen[name]]
 
 
 def priority_rows(bench: Bench) -> Iterator[Row]:
@@ -163,13 +131,13 @@ def unused_share_rows(bench: Bench) -> Iterator[Row]:
 def beside_large(bench: Bench, stack: ExitStack, address: str, tiny: Load, large: Load, seconds: float) -> tuple[Contest, Turns]:
     """Let tiny requests come alone, beside large ones of another group, and beside large ones of the same, in turns."""
     crew = LoadCrew(stack.enter_context(Crew(MODULE, 2)))
-    contest = Contest(crew, address, seconds)
+    contest = Contest(crew, seconds)
     same = replace(tiny, message=in_group(tiny.message, LARGE))
     contenders = {
-        KAASD: contest.contender(KAASD, [tiny, large]),
-        FIRST_COME: contest.contender(FIRST_COME, [same, large]),
-        ALONE: contest.contender(ALONE, [tiny], min(1.0, seconds)),
-        LARGE_ALONE: contest.contender(LARGE_ALONE, [large], min(1.5, seconds)),
+        KAASD: contest.contender(KAASD, address, [tiny, large]),
+        FIRST_COME: contest.contender(FIRST_COME, address, [same, large]),
+        ALONE: contest.contender(ALONE, address, [tiny], min(1.0, seconds)),
+        LARGE_ALONE: contest.contender(LARGE_ALONE, address, [large], min(1.5, seconds)),
     }
     turns = take_turns(contenders, rounds=bench.pick(3, 2), seconds=60, warm_up=0, least_rounds=1)
     return contest, Turns({name: turns.rounds[name] for name in (KAASD, FIRST_COME, ALONE)})
@@ -201,11 +169,11 @@ def flood_rows(bench: Bench) -> Iterator[Row]:
         flood = [*calm[:-1], replace(calm[-1], outstanding=FLOOD * OUTSTANDING)]
         # Of one group on one connection, so that nobody takes turns. What each load sees is still its own.
         as_one = [replace(load, message=in_group(load.message, names[0]), connection="all") for load in flood]
-        contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), address, bench.pick(2.0, 1.5))
+        contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), bench.pick(2.0, 1.5))
         contenders = {
-            KAASD: contest.contender(KAASD, flood),
-            EVEN: contest.contender(EVEN, calm),
-            FIRST_COME: contest.contender(FIRST_COME, as_one, one_process=True),
+            KAASD: contest.contender(KAASD, address, flood),
+            EVEN: contest.contender(EVEN, address, calm),
+            FIRST_COME: contest.contender(FIRST_COME, address, as_one, one_process=True),
         }
         take_turns(contenders, rounds=bench.pick(6, 2), seconds=60, warm_up=0, least_rounds=1)
     yield from neighbour_rows(contest)
@@ -240,16 +208,16 @@ def share_rows(bench: Bench) -> Iterator[Row]:
             for outstanding in bench.pick(SHARE_OUTSTANDING, (8,)):
                 busy = {small: outstanding, large: max(outstanding, LEAST_BUSY)}
                 seconds = bench.pick(2.0, 1.0) if share < 50 else bench.pick(7.0, 3.0)
-                yield share_row(Contest(crew, address, seconds), work, busy, share)
+                yield share_row(Contest(crew, seconds), address, work, busy, share)
 
 
-def share_row(contest: Contest, work: Load, outstanding: Mapping[str, int], share: int) -> Row:
+def share_row(contest: Contest, address: str, work: Load, outstanding: Mapping[str, int], share: int) -> Row:
     """Measure the part of the group whose share is 1, over what it should be."""
     loads = [replace(work, message=in_group(work.message, name), outstanding=each) for name, each in outstanding.items()]
     as_one = [replace(load, message=in_group(load.message, ""), connection="all") for load in loads]
     contenders = {
-        KAASD: contest.contender(KAASD, loads),
-        FIRST_COME: contest.contender(FIRST_COME, as_one, 1.0, one_process=True),
+        KAASD: contest.contender(KAASD, address, loads),
+        FIRST_COME: contest.contender(FIRST_COME, address, as_one, 1.0, one_process=True),
     }
     take_turns(contenders, rounds=1, seconds=60, warm_up=0, least_rounds=1)
     wanted = 1 / (1 + share)
