@@ -30,9 +30,11 @@ from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
 from benchmarks.rows.memory import memory_rows
 from benchmarks.rows.overload import overload_rows
+from benchmarks.rows.placement import placement_rows
 from benchmarks.rows.ray import ray_rows
 from benchmarks.rows.residency import residency_rows
 from benchmarks.rows.scheduling import scheduling_rows
+from benchmarks.rows.sharing import flood_rows, priority_rows, share_rows, unused_share_rows
 from benchmarks.rows.tenants import tenant_rows
 from benchmarks.rows.transfers import input_rows, output_rows
 from kaas_client import Client
@@ -51,6 +53,11 @@ SECTIONS = (
     Section("faults", "Callers of a worker that is lost", fault_rows),
     Section("overload", "Ten times as many calls as can be served", overload_rows),
     Section("memory", "Device memory by functions, MiB", memory_rows),
+    Section("sharing-priority", "A tiny request beside kernels that fill the GPU", priority_rows),
+    Section("sharing-unused", "A tiny request beside many launches", unused_share_rows),
+    Section("sharing-flood", "Groups beside one that floods", flood_rows),
+    Section("sharing-shares", "What groups get of what they are granted", share_rows),
+    Section("sharing-placement", "Functions that fill two devices", placement_rows),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
 
@@ -106,13 +113,14 @@ def parse_options() -> argparse.Namespace:
     names = ", ".join(section.name for section in SECTIONS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure kaasd beside its alternatives.")
     parser.add_argument("--device", default="cuda:0", help="cuda:N or emulator; default %(default)s")
-    parser.add_argument("--only", metavar="NAMES", help=f"sections, separated by commas: {names}")
+    help = f"sections, separated by commas, or the first word of several: {names}"
+    parser.add_argument("--only", metavar="NAMES", help=help)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and shorter measurements, to see that all runs")
     parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), help="folder; default %(default)s")
     options = parser.parse_args()
     if options.only is not None:
         options.only = options.only.split(",")
-        if unknown := set(options.only) - {section.name for section in SECTIONS}:
+        if unknown := set(options.only) - {name for section in SECTIONS for name in names_of(section)}:
             parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {names}")
     return options
 
@@ -120,8 +128,13 @@ def parse_options() -> argparse.Namespace:
 def chosen(only: Sequence[str] | None, bench: Bench) -> list[Section]:
     """Return the sections to measure: those that were named, or all that suit the device."""
     if only is not None:
-        return [section for section in SECTIONS if section.name in only]
+        return [section for section in SECTIONS if names_of(section) & set(only)]
     return [section for section in SECTIONS if bench.cuda or section.emulated]
+
+
+def names_of(section: Section) -> set[str]:
+    """Return what a section goes by: its name, and the first word of it, which several may share."""
+    return {section.name, section.name.partition("-")[0]}
 
 
 def device_model(bench: Bench) -> str:

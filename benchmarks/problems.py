@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 KERNELS = Path(__file__).parents[1] / "examples/kernels"
 DOT_PTX = KERNELS / "dot.ptx"
 JACOBI_PTX = KERNELS / "jacobi.ptx"
+HOLD_PTX = Path(__file__).parent / "kernels/hold.ptx"
 
 DOT_N = 1024
 JACOBI_N = 512
@@ -26,6 +27,16 @@ def dot_vectors(seed: int = 1) -> NDArray[np.uint32]:
 def dot_of(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> bytes:
     """Return the dot product modulo 2^32 as its four bytes."""
     return np.sum(a * b, dtype=np.uint32).tobytes()
+
+
+def squares_of(w: NDArray[np.uint32]) -> bytes:
+    """Return the squares modulo 2^32 of the first 1024 elements, as bytes."""
+    return (w[:DOT_N] * w[:DOT_N]).tobytes()
+
+
+def held_by(blocks: NDArray[np.uint32]) -> bytes:
+    """Return what ``holdKern`` makes of its blocks' numbers, as bytes."""
+    return (3 * blocks + 1).tobytes()
 
 
 def unseen_dot_ptx() -> tuple[bytes, str]:

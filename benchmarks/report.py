@@ -32,7 +32,9 @@ class Target:
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
     def __str__(self) -> str:
-        bound = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
+        bounds = [f"≥ {self.at_least:g}"] if self.at_least is not None else []
+        bounds += [f"≤ {self.at_most:g}"] if self.at_most is not None else []
+        bound = ", ".join(bounds)
         return f"{number(self.ratio.median)} × {self.beside} ({bound})"  # noqa: RUF001
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.problems import CHAIN_N, DOT_N, JACOBI_LAUNCHES, JACOBI_N
-from kaas_client import BufferSpec, Kernel, Request, inout, inp, out, tmp, u32, u64
+from kaas_client import BufferSpec, Kernel, Literal, Request, inout, inp, out, tmp, u32, u64
 
 
 def dot_request(library: str, *, stored: bool = False, b_key: str = "b", constant: bool = False, suffix: str = "") -> Request:
@@ -45,12 +45,11 @@ def chain_request(library: str, kernels: int) -> Request:
     return Request(chain)
 
 
-def reading_request(library: str, size: int) -> Request:
-    """Load ``size`` bytes of the key ``input``, of which a kernel reads the first 4 KiB; ``p`` are their squares."""
+def reading_request(library: str, size: int, *, key: str | None = None, constant: bool = False) -> Request:
+    """Load ``size`` bytes of the key ``input``, or another, of which a kernel reads the first 4 KiB; ``p`` are their squares."""
     n = DOT_N
-    return Request(
-        [Kernel(library, "prodKern", 1, n, [u64(n), inp("input", size), inp("input"), out("p", 4 * n, ephemeral=True)])]
-    )
+    source = inp("input", size, key=key, constant=constant)
+    return Request([Kernel(library, "prodKern", 1, n, [u64(n), source, inp("input"), out("p", 4 * n, ephemeral=True)])])
 
 
 def touching_request(library: str, size: int) -> Request:
@@ -63,6 +62,23 @@ def storing_request(library: str, size: int) -> Request:
     """Store ``size`` bytes as ``p``, of which a kernel writes the first 4 KiB: the squares of ``w``."""
     n = DOT_N
     return Request([Kernel(library, "prodKern", 1, n, [u64(n), inp("w", 4 * n), inp("w"), out("p", size)])])
+
+
+def working_request(library: str, iterations: int) -> Request:
+    """Square 1024 elements of the key ``w`` again and again; ``p`` are the squares, which are not stored."""
+    n = DOT_N
+    product = Kernel(library, "prodKern", 1, n, [u64(n), inp("w", 4 * n), inp("w"), out("p", 4 * n, ephemeral=True)])
+    return Request([product], iterations=iterations)
+
+
+def holding_request(library: str, grid: int, seconds: float) -> Request:
+    """Hold the places of ``grid`` blocks of 1024 threads for so long; ``held`` tells that it was all of them."""
+    arguments: list[BufferSpec | Literal] = [
+        u64(int(seconds * 1e9)),
+        inp("blocks", 4 * grid),
+        out("held", 4 * grid, ephemeral=True),
+    ]
+    return Request([Kernel(library, "holdKern", grid, 1024, arguments)])
 
 
 def writing_request(library: str, size: int, key: str = "product") -> Request:

@@ -138,6 +138,21 @@ class Gpu:
             inner.close()
 
 
+def gpus() -> int:
+    """Return how many GPUs there are."""
+    check(driver.cuInit, 0)
+    return int(check(driver.cuDeviceGetCount))
+
+
+def blocks_at_once(threads: int) -> int:
+    """Return how many blocks of so many threads, that need little else, fill the first GPU."""
+    check(driver.cuInit, 0)
+    device, attribute = check(driver.cuDeviceGet, 0), driver.CUdevice_attribute
+    multiprocessors = check(driver.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device)
+    each = check(driver.cuDeviceGetAttribute, attribute.CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR, device)
+    return int(multiprocessors) * (int(each) // threads)
+
+
 def wait(stream: Any) -> None:
     """Return when a stream has nothing left to do."""
     check(driver.cuStreamSynchronize, stream)

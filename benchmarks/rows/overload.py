@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.bench import TIMEOUT_S, Bench
 from benchmarks.crew import Crew
+from benchmarks.loads import calibrate
 from benchmarks.problems import DOT_PTX
 from benchmarks.report import Row, Target
 from benchmarks.turns import Figure, take_turns
@@ -39,14 +40,8 @@ def work(library: str, iterations: int) -> Request:
 def register_work(kaas: Client) -> None:
     """Register ``FUNCTION``, which takes about ``CALL_S`` on this device."""
     kaas.put("w", np.ones(N, np.uint32))
-    library, iterations = kaas.upload(DOT_PTX), 1
-    while True:
-        kaas.register(FUNCTION, work(library, iterations))
-        kaas.invoke(FUNCTION)
-        run_s = min(kaas.invoke(FUNCTION).timing.run_ns for _ in range(5)) / 1e9
-        if run_s >= CALL_S:
-            return
-        iterations *= max(2, min(16, int(CALL_S / run_s)))
+    library = kaas.upload(DOT_PTX)
+    calibrate(kaas, FUNCTION, lambda iterations: work(library, iterations), CALL_S)
 
 
 def calls_per_second(address: str, seconds: float) -> float:

@@ -1,7 +1,8 @@
 """More inputs than fit: tenants whose inputs together are a multiple of the device memory limit take turns, or come at random.
 
 Each request needs 32 MiB of its tenant's and computes next to nothing. What is not on the device must be loaded: that is a share
-of 1 - limit / total of the requests, and at the bus's measured speed it gives the reload bound. What plain LRU would reach is
+of 1 - limit / total of the requests where all tenants come equally often, and at the bus's measured speed it gives the reload
+bound. Where they come by Zipf's law it is what is left when those that come most often stay. What plain LRU would reach is
 reckoned from the same trace.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench
 from benchmarks.problems import DOT_PTX
@@ -27,6 +29,10 @@ from kaas_client import Client, Key
 
 MIB = 1 << 20
 SHARES = (0.5, 0.9, 1.1, 1.5, 2.0, 4.0)
+IN_TURN, AT_RANDOM, ZIPF = "in turn", "at random", "Zipf"
+ZIPF_SHARES = (2.0, 4.0)
+ZIPF_EXPONENT = 1.0
+"""The tenant that is asked for most often comes twice as often as the second, three times as often as the third, and so on."""
 
 BOUND = "reload bound"
 LRU = "plain LRU"
@@ -49,8 +55,8 @@ def residency_rows(bench: Bench) -> Iterator[Row]:
         for tenant in range(round(max(SHARES) * fitting)):
             kaas.put(f"tenant-{tenant}", rng.integers(0, 256, size, dtype=np.uint8))
         copy = copy_contender(bench, stack, size)
-        for order in ("in turn", "at random"):
-            for share in SHARES:
+        for order, shares in ((IN_TURN, SHARES), (AT_RANDOM, SHARES), (ZIPF, ZIPF_SHARES)):
+            for share in shares:
                 yield residency_row(bench, kaas, copy, size, fitting, share, order)
 
 
@@ -112,7 +118,7 @@ def residency_row(bench: Bench, kaas: Client, copy: Contender | None, size: int,
     if copy is not None:
         contenders["copy"] = copy
     turns = take_turns(contenders, rounds=bench.pick(4, 3), seconds=bench.pick(4, 1.5), least_rounds=2)
-    rates = requests_per_second(turns, max(0.0, 1 - 1 / share), lru_misses(measured, fitting))
+    rates = requests_per_second(turns, bound_misses(tenants, fitting, order), lru_misses(measured, fitting))
     figure, beside = compare(rates, missing={} if copy is not None else {BOUND: NO_GPU})
     what = f"inputs {share:g} × the limit, {order}"  # noqa: RUF001
     return Row("residency", what, "/s", figure, beside, targets(rates, at_least={BOUND: 0.8}), x=share, series=order)
@@ -124,16 +130,30 @@ class Traces:
     def __init__(self, tenants: int, length: int, order: str) -> None:
         self._tenants = tenants
         self._length = length
-        self._random = np.random.default_rng(7) if order == "at random" else None
+        self._random = None if order == IN_TURN else np.random.default_rng(7)
+        self._parts = parts(tenants, order)
 
     def __iter__(self) -> Iterator[Sequence[int]]:
         position = 0
         while True:
             if self._random is not None:
-                yield self._random.integers(0, self._tenants, self._length).tolist()
+                yield self._random.choice(self._tenants, self._length, p=self._parts).tolist()
             else:
                 yield [(position + i) % self._tenants for i in range(self._length)]
                 position += self._length
+
+
+def parts(tenants: int, order: str) -> NDArray[np.float64]:
+    """Return which part of the requests is each tenant's."""
+    ranks = np.arange(1, tenants + 1, dtype=np.float64)
+    weights = ranks ** -(ZIPF_EXPONENT if order == ZIPF else 0.0)
+    of_all: NDArray[np.float64] = weights / weights.sum()
+    return of_all
+
+
+def bound_misses(tenants: int, capacity: int, order: str) -> float:
+    """Return the share of the requests that must load, where those inputs stay that are asked for most often."""
+    return float(parts(tenants, order)[capacity:].sum())
 
 
 def lru_misses(blocks: Sequence[Sequence[int]], capacity: int) -> list[float]:
@@ -154,12 +174,12 @@ def lru_misses(blocks: Sequence[Sequence[int]], capacity: int) -> list[float]:
     return shares
 
 
-def requests_per_second(turns: Turns, bound_misses: float, lru: Sequence[float]) -> Turns:
+def requests_per_second(turns: Turns, misses_at_best: float, lru: Sequence[float]) -> Turns:
     """Return rates, with what the bound and plain LRU would reach at the speeds measured in the same round."""
     rounds = dict(turns.rounds)
     if copies := rounds.pop("copy", None):
         lru = lru[-len(copies) :]
         pairs = [(np.median(hit), np.median(copy)) for hit, copy in zip(rounds[RESIDENT], copies, strict=True)]
-        rounds[BOUND] = [[float(hit + bound_misses * copy)] for hit, copy in pairs]
+        rounds[BOUND] = [[float(hit + misses_at_best * copy)] for hit, copy in pairs]
         rounds[LRU] = [[float(hit + misses * copy)] for (hit, copy), misses in zip(pairs, lru, strict=True)]
     return Turns({name: [[1 / x for x in block] for block in blocks] for name, blocks in rounds.items()})

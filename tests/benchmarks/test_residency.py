@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.rows.residency import BOUND, LRU, RESIDENT, Traces, lru_misses, requests_per_second
+from benchmarks.rows.residency import BOUND, LRU, RESIDENT, ZIPF, Traces, bound_misses, lru_misses, requests_per_second
 from benchmarks.turns import Turns
 
 
@@ -32,8 +32,21 @@ def test_random_blocks_name_every_tenant() -> None:
     assert set(first) == set(range(5)) and first != second
 
 
+def test_zipf_names_the_first_most_often() -> None:
+    (trace,) = islice(Traces(4, 1200, ZIPF), 1)
+    counts = [trace.count(tenant) for tenant in range(4)]
+    # Weights 1, 1/2, 1/3 and 1/4 are 12, 6, 4 and 3 of 25.
+    assert counts == [pytest.approx(1200 * weight / 25, abs=60) for weight in (12, 6, 4, 3)]
+
+
+def test_at_best_those_stay_that_come_most_often() -> None:
+    assert bound_misses(4, 2, "in turn") == pytest.approx(0.5)
+    assert bound_misses(4, 2, ZIPF) == pytest.approx(7 / 25)
+    assert bound_misses(2, 4, "at random") == 0.0
+
+
 def test_the_bound_loads_its_share_at_the_speed_of_the_bus() -> None:
     """A hit takes 1 s and a copy 4 s: at twice the limit a request takes 3 s, and LRU that misses everything 5 s."""
     turns = Turns({"kaasd": [[4.0]], RESIDENT: [[1.0]], "copy": [[4.0]]})
-    rates = requests_per_second(turns, bound_misses=0.5, lru=[0.25, 1.0])
+    rates = requests_per_second(turns, misses_at_best=0.5, lru=[0.25, 1.0])
     assert rates.rounds == {"kaasd": [[1 / 4]], RESIDENT: [[1.0]], BOUND: [[1 / 3]], LRU: [[1 / 5]]}
