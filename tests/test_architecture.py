@@ -59,7 +59,7 @@ BELOW = {
         "kaasd.libraries",
         "kaasd.devices",
     },
-    "kaasd.front": {"kaas_core", "kaasd.store", "kaasd.ipc", "kaasd.scheduling"},
+    "kaasd.front": {"kaas_core", "kaasd.store", "kaasd.ipc", "kaasd.request", "kaasd.scheduling"},
     "kaasd.api": {
         "kaas_core",
         "kaasd.config",

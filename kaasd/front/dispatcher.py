@@ -399,7 +399,7 @@ class Dispatcher:
         """Return up to ``limit`` requests that wait or run, in the order in which they came, from behind the id ``after``."""
         now_ns, first = perf_counter_ns(), _place(after)
         requests = [r for s in self._supervisors.values() for r in s.requests(now_ns)]
-        requests += (call.info(now_ns) for call in self._queue.waiting)
+        requests += (call.info(now_ns, self._only_device) for call in self._queue.waiting)
         requests = [r for r in requests if _place(r.id) > first]
         return sorted(requests, key=lambda request: _place(request.id))[:limit]
 
@@ -450,6 +450,11 @@ class Dispatcher:
         """Return when a call has to end: at its ``deadline``, and at the latest after the longest time."""
         latest = self._loop.time() + self._max_run_s
         return latest if deadline is None else min(deadline, latest)
+
+    @property
+    def _only_device(self) -> str:
+        """The device on which all requests run; empty where there are several."""
+        return next(iter(self._supervisors)) if len(self._supervisors) == 1 else ""
 
     def _least_loaded(self) -> Supervisor:
         """Return that of a ready device, if there is one."""

@@ -80,14 +80,14 @@ class PendingCall:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def info(self, now_ns: int) -> admin_pb2.RequestInfo:
-        """Describe a request, as long as it waits; ``now_ns`` is a ``perf_counter_ns``."""
+    def info(self, now_ns: int, device: str = "") -> admin_pb2.RequestInfo:
+        """Describe a request, as long as it waits, maybe for one ``device``; ``now_ns`` is a ``perf_counter_ns``."""
         queued = self.queued
         assert queued is not None
         info = admin_pb2.RequestInfo(
             id=str(self.id),
             function=self.function,
-            device=queued.device or "",
+            device=queued.device or device,
             state=admin_pb2.REQUEST_STATE_QUEUED,
             input_bytes=queued.size_bytes,
             group=queued.group,

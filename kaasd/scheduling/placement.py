@@ -14,6 +14,9 @@ from kaasd.scheduling.request import Datum
 
 MOST_KEYS = 65536
 """Keys of one device that are known; beyond, the one that came there first is forgotten."""
+FULL_COST = 4.0
+"""What bringing something to a full device costs, in the times that it takes: what goes for it is brought again later, and by then
+something else must go. With 1, two devices that their functions' constants fill exactly reload a quarter of them for ever."""
 MOST_HOLDERS = 8
 """Devices that are looked at for one key, in turns: a choice takes the same time however many have it."""
 
@@ -44,6 +47,8 @@ class Residents(Generic[D]):
         """By device, in the order in which they came there, with what bringing each takes."""
         self._filled_s: dict[D, float] = {}
         """What bringing all that a device has takes."""
+        self._full: set[D] = set()
+        """Devices that had to drop something for what came: what is brought there costs others theirs."""
 
     def add(self, device: D, key: Hashable, load_s: float = 0.0) -> None:
         """A device has a key, which bringing takes ``load_s``. Idempotent."""
@@ -55,8 +60,13 @@ class Residents(Generic[D]):
             if len(keys) > MOST_KEYS:
                 self.drop(device, next(iter(keys)))
 
+    def dropped(self, device: D, key: Hashable) -> None:
+        """A device has dropped a key, since it needed the room. Idempotent."""
+        self._full.add(device)
+        self.drop(device, key)
+
     def drop(self, device: D, key: Hashable) -> None:
-        """A device no longer has a key. Idempotent."""
+        """Take a device to have a key no longer. Idempotent."""
         if (load_s := self._keys.get(device, {}).pop(key, None)) is not None:
             self._filled_s[device] -= load_s
         if devices := self._devices.get(key):
@@ -70,19 +80,20 @@ class Residents(Generic[D]):
             self.drop(device, key)
         self._keys.pop(device, None)
         self._filled_s.pop(device, None)
+        self._full.discard(device)
 
     def filled_s(self, device: D) -> float:
         """Return what bringing all that a device has takes: the less, the more room it has."""
         return self._filled_s.get(device, 0.0)
 
     def missing_s(self, device: D, data: Sequence[Datum]) -> float:
-        """Return how long bringing takes what a device lacks."""
+        """Return what bringing costs that a device lacks: how long it takes, and more where others lose theirs by it."""
         keys = self._keys.get(device, ())
         missing_s = 0.0
         for key, load_s in data:
             if key not in keys:
                 missing_s += load_s
-        return missing_s
+        return missing_s * FULL_COST if missing_s and device in self._full else missing_s
 
     def rarest_first(self, data: Sequence[Datum]) -> Sequence[Datum]:
         """Return the data that some device has, what the fewest have first."""

@@ -181,9 +181,9 @@ class Scheduler:
             partition.residents.add(self._devices[device], key)
 
     def dropped(self, device: str, key: Hashable) -> None:
-        """Data are no longer on a device. Idempotent."""
+        """A device has dropped data, since it needed the room. Idempotent."""
         if (partition := self._sharing.partition_at(device)) is not None:
-            partition.residents.drop(self._devices[device], key)
+            partition.residents.dropped(self._devices[device], key)
 
     # Requests
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -31,6 +32,7 @@ from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.front.functions import FunctionRegistry
 from kaasd.front.groups import Groups
+from kaasd.front.needs import StoredInput
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_ids import IdentifiedCall
 from kaasd.front.store_watch import StoreWatch
@@ -125,6 +127,7 @@ class FakeDispatcher:
         function: str = "",
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
+        stays: Mapping[str, StoredInput] = MappingProxyType({}),
         group: str = "default",
         priority: int = 0,
     ) -> Any:

@@ -67,7 +67,7 @@ class SmallRun(Ended):
     def update(self, launches: Sequence[Any]) -> None:
         self._launches = launches
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None) -> None:
+    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
         for buffer, content in zip(self._uploaded, self.uploads, strict=True):
             buffer.write(content)
         for buffer in self._zeroed:

@@ -23,7 +23,7 @@ from kaas_core.errors import (
 )
 from kaasd.front.dispatcher import BusyPoll, Dispatcher
 from kaasd.front.request_queue import RequestQueue
-from kaasd.scheduling import Scheduler
+from kaasd.scheduling import Policy, Scheduler
 from tests.front.support import REQUEST, dispatching, execute, later, run, seen, supervised, until
 
 
@@ -97,7 +97,7 @@ class TestExecute:
 class TestChoice:
     def test_calls_go_where_the_fewest_are(self, tmp_path: Path) -> None:
         async def body() -> None:
-            async with dispatching(tmp_path, "", "", "") as (dispatcher, workers):
+            async with dispatching(tmp_path, "", "", "", policy=Policy.BALANCE) as (dispatcher, workers):
                 held = [later(dispatcher, "hold") for _ in range(6)]
                 await until(lambda: sum(worker.queue.load for worker in workers) == 6)
                 assert [worker.queue.load for worker in workers] == [2, 2, 2]
@@ -108,7 +108,7 @@ class TestChoice:
 
     def test_a_device_that_is_named_is_taken_whatever_its_load(self, tmp_path: Path) -> None:
         async def body() -> None:
-            async with dispatching(tmp_path, "", "") as (dispatcher, workers):
+            async with dispatching(tmp_path, "", "", policy=Policy.BALANCE) as (dispatcher, workers):
                 held = later(dispatcher, "hold", device="d1")
                 await until(lambda: workers[1].queue.running == 1)
                 assert (await execute(dispatcher, device="d1")).device == "d1"
