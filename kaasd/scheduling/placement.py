@@ -15,7 +15,7 @@ from kaasd.scheduling.request import Datum
 MOST_KEYS = 65536
 """Keys of one device that are known; beyond, the one that came there first is forgotten."""
 FULL_COST = 4.0
-"""What bringing something to a full device costs, in the times that it takes: what goes for it is brought again later, and by then
+"""What bringing something to a full device costs, in the times that it takes: what goes for it is brought again, and by then
 something else must go. With 1, two devices that their functions' constants fill exactly reload a quarter of them for ever."""
 MOST_HOLDERS = 8
 """Devices that are looked at for one key, in turns: a choice takes the same time however many have it."""
