@@ -262,6 +262,7 @@ class Dispatcher:
                 self._supervisors[queued.runs_on].begin(call)
         finally:
             self._queue.left(call)
+            queued.id = None  # A cycle would keep the inputs until Python next looks for cycles.
         raise AssertionError("the last attempt returns or raises")
 
     def _placement(self, call: PendingCall, executed: worker_pb2.Executed) -> executor_pb2.Placement:

@@ -17,6 +17,7 @@ OTHER = driver.CUresult.CUDA_ERROR_INVALID_HANDLE
 FREED_BY = {
     "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease",
     "cuStreamCreate": "cuStreamDestroy",
+    "cuStreamCreateWithPriority": "cuStreamDestroy",
     "cuEventCreate": "cuEventDestroy",
     "cuModuleLoadDataEx": "cuModuleUnload",
     "cuMemAllocAsync": "cuMemFreeAsync",
@@ -25,6 +26,8 @@ FREED_BY = {
     "cuGraphCreate": "cuGraphDestroy",
     "cuGraphInstantiate": "cuGraphExecDestroy",
 }
+SAME_AS = {"cuStreamCreateWithPriority": "cuStreamCreate"}
+"""Functions that make what another makes too."""
 ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (1,),
     "cuDeviceGet": ("device",),
@@ -40,6 +43,7 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuMemPoolGetAttribute": (0,),
     "cuMemGetInfo": (1 << 20, 80 << 30),
     "cuStreamGetId": (7,),
+    "cuCtxGetStreamPriorityRange": (0, -5),
     "cuGraphAddKernelNode": ("node",),
 }
 """What functions return beside their status, where that is something."""
@@ -97,7 +101,7 @@ class FakeDriver:
         self.fails = lambda index, name: SUCCESS
 
     def _function(self, name: str) -> Callable[..., tuple[Any, ...]]:
-        makes = {freed_by: made_by for made_by, freed_by in FREED_BY.items()}
+        makes = {freed_by: made_by for made_by, freed_by in FREED_BY.items() if made_by not in SAME_AS}
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             status = self.fails(len(self.calls), name)
@@ -110,7 +114,7 @@ class FakeDriver:
             if status != SUCCESS:
                 return status, None, None
             if name in FREED_BY:
-                self.held[name] += 1
+                self.held[SAME_AS.get(name, name)] += 1
             if name == "cuFuncGetParamInfo":
                 return (SUCCESS, 0, 8) if arguments[1] < 3 else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
             if name == "cuModuleGetFunction":

@@ -93,7 +93,7 @@ def context() -> Any:
     made = cast(Any, CudaContext.__new__(CudaContext))
     made.copies_in, made.copies_out = COPIES_IN, COPIES_OUT
     made.runs_under_way, made._suspects = 0, 0
-    made.take_lane = lambda: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
+    made.take_lane = lambda priority=0: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
     made.give_lane = lambda lane: None
     made.pinned = SimpleNamespace(take=pinned)
     return made
