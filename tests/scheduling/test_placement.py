@@ -297,3 +297,44 @@ def test_what_came_first_is_forgotten_first() -> None:
     residents.add("d0", "one more")
     assert residents.missing_s("d0", [Datum(0, 1.0), Datum(1, 2.0), Datum("one more", 4.0)]) == 1.0
     assert list(residents.holders(0)) == []
+
+
+def test_who_runs_beside_others_has_a_part_of_a_device_only() -> None:
+    """A slot is free where the data are, and those that run there take longer than bringing them to who is idle."""
+    queue = scheduler(2, slots=4)
+    queue.holds("d0", "weights")
+    for number in range(3):
+        queue.submit(request(f"r{number}", expected_s=0.7))
+    assert decided(queue, 0.0) == [
+        ("r0", "d0", Placement.RESIDENT),
+        ("r1", "d0", Placement.RESIDENT),
+        ("r2", "d1", Placement.REPLICATED),
+    ]
+
+
+def test_what_fills_a_device_goes_to_another_only_for_a_longer_wait() -> None:
+    for dropped, moves in ((False, True), (True, False)):
+        queue = scheduler(2)
+        queue.holds("d0", "weights")
+        if dropped:
+            queue.holds("d1", "old")
+            queue.dropped("d1", "old")
+        queue.submit(request("first", expected_s=2.0))
+        queue.submit(request("second", expected_s=2.0))
+        assert len(decided(queue, 0.0)) == 1 + moves, dropped
+
+
+def test_data_that_no_device_has_go_where_least_was_brought() -> None:
+    queue = scheduler(2)
+    for name, expected in (("a", "d0"), ("b", "d1"), ("c", "d0"), ("d", "d1")):
+        one = request(name, (Datum(name, 1.0),))
+        queue.submit(one)
+        assert decided(queue, 0.0) == [(name, expected, Placement.LOADED)]
+        queue.finished(one, 0.0, 0.0)
+    assert queue.remove_device("d1") == []
+    queue.add_device("d1")
+    for name in "ef":
+        one = request(name, (Datum(name, 1.0),))
+        queue.submit(one)
+        assert decided(queue, 0.0) == [(name, "d1", Placement.LOADED)]
+        queue.finished(one, 0.0, 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kaas_core.errors import GroupLimitError, GroupNotFoundError, InvalidArgumentError, InvalidRequestError
-from kaasd.scheduling import Group, GroupUse, Policy, QueuedRequest, Scheduler, Start, State
+from kaasd.scheduling import Datum, Group, GroupUse, Policy, QueuedRequest, Scheduler, Start, State
 
 
 def scheduler(*groups: Group, devices: int = 1, slots: int = 1, policy: Policy = Policy.AFFINITY) -> Scheduler:
@@ -312,3 +312,44 @@ def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) ->
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "docs/scheduling.md", "exec"), {})
     assert capsys.readouterr().out == "send 1 to cuda:0 Placement.LOADED\n"
+
+
+class TestStartAtOnce:
+    def test_it_counts_as_what_was_submitted_and_decided(self) -> None:
+        uses, tags = [], []
+        for at_once in (True, False):
+            queue = scheduler(Group("a", 2.0), devices=2, slots=2)
+            for number in range(20):
+                request = QueuedRequest(number, "a" if number % 3 else "default", function=number % 4)
+                if at_once:
+                    assert queue.start_at_once(request, float(number)) in ("d0", "d1")
+                else:
+                    queue.submit(request)
+                    assert len(started(queue, float(number))) == 1
+                queue.finished(request, number + 0.5, 0.25)
+            uses.append((queue.use("a"), queue.use("default")))
+            tags.append([state.tag for state in queue._groups.values()])
+        assert uses[0] == uses[1]
+        assert tags[0] == tags[1]
+
+    @pytest.mark.parametrize("policy", [Policy.STATIC, Policy.EXCLUSIVE])
+    def test_not_where_groups_have_devices(self, policy: Policy) -> None:
+        assert scheduler(policy=policy).start_at_once(QueuedRequest(1), 0.0) is None
+
+    def test_not_where_there_is_more_to_look_at(self) -> None:
+        queue = scheduler(Group("a", max_running=1), Group("b", max_queued_bytes=10))
+        for request in (
+            QueuedRequest(1, "nobody"),
+            QueuedRequest(1, device="d0"),
+            QueuedRequest(1, data=(Datum("weights", 1.0),)),
+            QueuedRequest(1, "b", size_bytes=11),
+        ):
+            assert queue.start_at_once(request, 0.0) is None
+            assert request.state is State.NEW
+        first = QueuedRequest(1, "a")
+        assert queue.start_at_once(first, 0.0) == "d0"
+        assert queue.start_at_once(QueuedRequest(2, "a"), 0.0) is None  # no slot
+        queue.add_device("d1")
+        assert queue.start_at_once(QueuedRequest(2, "a"), 0.0) is None  # its limit
+        queue.finished(first, 1.0)
+        assert queue.start_at_once(QueuedRequest(2, "a"), 0.0) is not None
