@@ -67,6 +67,8 @@ def count(data: bytes, message: Descriptor, limits: Mapping[str, tuple[str, int]
                 _, position = _varint(data, position)
             elif wire_type == _BYTES:
                 size, position = _varint(data, position)
+                if size > len(data) - position:
+                    return
                 field = inside.get(tag >> 3)
                 if field is not None and field.inside is not None:
                     around.append((end, inside))

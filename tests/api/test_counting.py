@@ -77,6 +77,13 @@ def test_what_is_malformed_is_left_to_who_parses(data: bytes) -> None:
     assert list(counting.count(data, SUBMIT, counting.field_limits(DEFAULT_LIMITS))) == []
 
 
+@pytest.mark.parametrize(
+    "data", [b":\x80\x08", b":\x80\x80.", b"\x0a\x80\x80."], ids=["a number", "more than may be", "a message"]
+)
+def test_what_says_that_it_is_longer_than_all_ends_the_count(data: bytes) -> None:
+    assert list(counting.count(data, SUBMIT, counting.field_limits(DEFAULT_LIMITS))) == []
+
+
 def test_a_number_without_an_end_ends_the_count() -> None:
     data = b"\x08" + b"\xff" * 100_000
     count(data)

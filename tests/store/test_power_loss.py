@@ -27,7 +27,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
         name = "-".join([module, *mode])
         log, store = folder / name, folder / f"{name}-store"
         if not log.exists():
-            load = [sys.executable, "-m", f"tests.store.{module}", "load", str(store), *mode]
+            load = [sys.executable, "-B", "-m", f"tests.store.{module}", "load", str(store), *mode]
             done = subprocess.run(
                 [sys.executable, "-m", "tests.store.recorder", str(log), str(store), *load],
                 capture_output=True,
