@@ -8,8 +8,8 @@ import pty
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
