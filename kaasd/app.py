@@ -54,6 +54,7 @@ async def serve(settings: Settings) -> None:
     """
     stop = _stop_on_signal()
     devices = available(settings.devices, settings.emulator_devices)
+    owners = _owners(settings, devices)
     if settings.allow_host_wrappers:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
     if settings.code_cache is not None:
@@ -83,7 +84,7 @@ async def serve(settings: Settings) -> None:
         if not await _started(supervisors, stop):
             return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
-        scheduler = Scheduler(policy=settings.policy, owners=_owners(settings, devices))
+        scheduler = Scheduler(policy=settings.policy, owners=owners)
         queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
         stack.callback(queue.close)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)

@@ -151,11 +151,6 @@ class Dispatcher:
         """True after ``drain``, until ``resume``, and after ``give_up``: new calls fail."""
         return self._in_flight.refusal is not None
 
-    @property
-    def queue(self) -> RequestQueue:
-        """Where requests wait: groups are made there."""
-        return self._queue
-
     async def execute(
         self,
         request: SerializedRequest,

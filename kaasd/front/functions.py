@@ -37,13 +37,13 @@ from kaas_core.violations import Violations, shown
 from kaasd.front.needs import StoredInput
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.store.base import DEFAULT_ACCOUNT, KeyValueStore, Namespace, Write
+from kaasd.store.contents import contents
 
 MAX_CACHE_BYTES = 32 << 20
 """Of serialised requests; a request of ten kernels has about 1 KiB."""
 MAX_NAME_LENGTH = 200
 T = TypeVar("T")
 _NAME = re.compile(rf"[A-Za-z0-9._/-]{{1,{MAX_NAME_LENGTH}}}")
-_PAGE = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -275,18 +275,12 @@ class FunctionRegistry:
         return executor_pb2.Function(name=name) if found is None else found.function
 
     def _load(self) -> None:
-        after = ""
-        with self._store.snapshot() as snapshot:
-            while entries := snapshot.list(after=after, limit=_PAGE, namespace=Namespace.FUNCTIONS):
-                for entry in entries:
-                    try:
-                        stored = b"".join(snapshot.pieces(entry.key, namespace=Namespace.FUNCTIONS))
-                    except DataDamagedError as error:
-                        _log.warning("%s", error)
-                        self._damaged[entry.key] = error
-                    else:
-                        self._restore(entry.key, stored)
-                after = entries[-1].key
+        for name, stored in contents(self._store, Namespace.FUNCTIONS):
+            if isinstance(stored, DataDamagedError):
+                _log.warning("%s", stored)
+                self._damaged[name] = stored
+            else:
+                self._restore(name, stored)
 
     def _restore(self, name: str, stored: bytes) -> None:
         """Take a function from the store; one that this version no longer accepts is left where it is."""

@@ -31,8 +31,7 @@ from kaasd.front.grants import Grant, check
 from kaasd.scheduling import DEFAULT_GROUP
 from kaasd.scheduling.shares import Shares
 from kaasd.store.base import Account, KeyValueStore, Namespace, Write
-
-_PAGE = 1000
+from kaasd.store.contents import contents
 
 _log = logging.getLogger(__name__)
 
@@ -235,18 +234,12 @@ class Groups:
                 self._limit(granted).result()
 
     def _load(self) -> None:
-        after = ""
-        with self._store.snapshot() as snapshot:
-            while entries := snapshot.list(after=after, limit=_PAGE, namespace=Namespace.GROUPS):
-                for entry in entries:
-                    try:
-                        stored = b"".join(snapshot.pieces(entry.key, namespace=Namespace.GROUPS))
-                    except DataDamagedError as error:
-                        _log.warning("%s", error)
-                        self._damaged[entry.key] = error
-                    else:
-                        self._restore(entry.key, stored)
-                after = entries[-1].key
+        for name, stored in contents(self._store, Namespace.GROUPS):
+            if isinstance(stored, DataDamagedError):
+                _log.warning("%s", stored)
+                self._damaged[name] = stored
+            else:
+                self._restore(name, stored)
 
     def _restore(self, name: str, stored: bytes) -> None:
         """Take a group from the store; one that this version no longer accepts is left where it is."""

@@ -39,8 +39,8 @@ class RequestQueue:
         self._devices = tuple(devices)
         self._max_queued = max_queued * len(devices)
         self._max_queued_bytes = max_queued_bytes * len(devices)
-        self._ready: dict[str, int] = {}
-        """Devices that can run requests, with their slots."""
+        self._ready: set[str] = set()
+        """Devices that can run requests."""
         self._closed: set[str] = set()
         """Devices that are to run none."""
         self._waiting: dict[int, PendingCall] = {}
@@ -105,7 +105,7 @@ class RequestQueue:
 
     def device_ready(self, device: str, slots: int) -> None:
         """A device can run so many requests at once; it has nothing yet."""
-        self._ready[device] = slots
+        self._ready.add(device)
         self._scheduler.add_device(device, slots)
         if device in self._closed:
             self._scheduler.close_device(device)
@@ -113,8 +113,9 @@ class RequestQueue:
 
     def device_lost(self, device: str, not_begun: Iterable[PendingCall]) -> None:
         """A device can run nothing more. What it had ``not_begun`` waits for any again, and for its return."""
-        if self._ready.pop(device, None) is None:
+        if device not in self._ready:
             return
+        self._ready.remove(device)
         self._scheduler.remove_device(device)
         now = self._loop.time()
         for call in not_begun:
@@ -139,10 +140,6 @@ class RequestQueue:
             if device in self._ready:
                 self._scheduler.open_device(device)
                 self._decide()
-
-    def is_closed(self, device: str) -> bool:
-        """Whether nothing is sent to a device."""
-        return device in self._closed
 
     def dropped(self, device: str, keys: Iterable[object]) -> None:
         """Data are no longer on a device."""
@@ -222,7 +219,7 @@ class RequestQueue:
         if self._waiting_bytes + size_bytes > self._max_queued_bytes:
             return (
                 f"requests with {self._waiting_bytes} bytes of inputs are waiting already, and with the {size_bytes} of this one"
-                f" it would be more than the {self._max_queued_bytes:g} that this server allows"
+                f" it would be more than the {self._max_queued_bytes} that this server allows"
             )
         return ""
 
@@ -252,7 +249,7 @@ class RequestQueue:
 
     def _act(self, decision: Decision, coming: PendingCall | None) -> None:
         if isinstance(decision, Restart):
-            self._ready.pop(decision.device, None)
+            self._ready.discard(decision.device)
             self.restart(decision.device)
             return
         call: PendingCall = decision.request.id  # type: ignore[assignment]

@@ -114,6 +114,7 @@ class TestLimits:
         put(store, "f", 5, namespace=Namespace.FUNCTIONS)
         store.delete("l").result()
         put(store, "m", 0)
+        assert has(store, "a") == (1005, 2)
 
     def test_of_what_is_larger_than_a_chunk(self, store: LmdbStore, payload: Callable) -> None:
         """What was written ahead is gone then."""

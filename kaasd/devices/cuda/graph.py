@@ -32,7 +32,7 @@ class CudaGraph:
     """A chain of calls, ready to be launched."""
 
     def __init__(self, calls: Sequence[KernelCall], release: Release, priority: int = 0) -> None:
-        """``priority`` as the driver counts, 0 for its least: that of the stream does not count for what is in a graph.
+        """``priority`` of its kernels as the driver counts, 0 for its least; each node has its own.
 
         Raises ``CallRefused``, ``CudaError``.
         """
