@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,3 +58,11 @@ def kaasctl(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         return Done(done.exit_code, done.stdout_bytes, done.stderr)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def heed_interrupts() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and so does what that starts in turn."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -27,14 +27,6 @@ def environ(address: str) -> dict[str, str]:
     return {**os.environ, "KAAS_ADDRESS": address, "TERM": "xterm", "COLUMNS": "100"}
 
 
-@pytest.fixture(autouse=True)
-def heed_interrupts() -> Iterator[None]:
-    """What a shell starts in the background ignores SIGINT, and so does what that starts in turn."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_an_interrupt_cancels_the_call(server: FakeServer, environ: dict[str, str], tmp_path: Path) -> None:
     running, cancelled = threading.Event(), threading.Event()
 
