@@ -10,11 +10,34 @@ from kaasd.scheduling.request import OVERDUE, PROMISED, QueuedRequest, State
 Owed = list[tuple[float, int, QueuedRequest]]
 """A heap of requests that are owed a slot, by their start in virtual time."""
 
+PACE_S = 1.0
+"""Of the time for which a device was busy, the latest part tells its pace: this much, or down to half of it."""
+FIRST_PACE_S = 0.01
+"""For so long a new device is taken to have run one request after another, each as planned."""
+
+LEAST_DONE_S = 1e-6
+"""Less is as good as nothing, and tells no pace."""
+
 
 class Device:
     """One device."""
 
-    __slots__ = ("claims", "free_at", "name", "only_here", "open", "promised", "running", "slots", "used")
+    __slots__ = (
+        "_busy_s",
+        "_done_s",
+        "_pace",
+        "_planned_s",
+        "_seen_at",
+        "claims",
+        "free_at",
+        "name",
+        "only_here",
+        "open",
+        "promised",
+        "running",
+        "slots",
+        "used",
+    )
 
     def __init__(self, name: str, slots: int) -> None:
         self.name = name
@@ -24,7 +47,15 @@ class Device:
         self.open = True
         """Whether it takes new requests."""
         self.free_at = 0.0
-        """When it is likely to be done with all that it runs and was promised."""
+        """When it is likely to be done with all that it runs and was promised, as of the last event."""
+        self._planned_s = 0.0
+        """What all that takes, as was planned."""
+        self._done_s = self._busy_s = FIRST_PACE_S
+        """What it has done lately was planned to take so much, and it was busy with it for so long."""
+        self._pace = 1.0
+        """Seconds that a planned one takes: less where requests run side by side, more where they were thought to be shorter."""
+        self._seen_at = 0.0
+        """When it was last noted how long it was busy."""
         self.running: dict[QueuedRequest, None] = {}
         self.only_here: FairQueue[Flow] = FairQueue()
         """Flows that may run nowhere else."""
@@ -36,18 +67,36 @@ class Device:
     def wait_s(self, now: float) -> float:
         """Return by how long a request that comes now is likely to be held up by those that are there.
 
-        A slot may be free, but who runs beside others has only a part of the device: they count as if one ran behind the other.
-        What is late by some time is believed to take as long again.
+        A slot may be free, but who runs beside others has only a part of the device: what all of them are planned to take is done
+        at the pace that it has had lately. What is late by some time is believed to take as long again.
         """
-        return abs(self.free_at - now) * self.slots if self.used else 0.0
+        return abs(self.free_at - now) if self.used else 0.0
 
     def occupy(self, planned_s: float, now: float) -> None:
-        """A request is to occupy a slot for some time."""
-        self.free_at = (self.free_at if self.free_at > now else now) + planned_s / self.slots
+        """A request is to run here, or is promised that it will, and is planned to take so much."""
+        self._note(now)
+        self._planned_s += planned_s
+        self.free_at = now + self._planned_s * self._pace
 
-    def occupied(self, planned_s: float, occupied_s: float) -> None:
-        """A request was to occupy a slot for some time, and has for another."""
-        self.free_at += (occupied_s - planned_s) / self.slots
+    def left(self, planned_s: float, now: float) -> None:
+        """A request that ran here, and was planned to take so much, does so no longer."""
+        self._note(now)
+        self._done_s += planned_s
+        self._planned_s -= planned_s
+        self._pace = self._busy_s / max(self._done_s, LEAST_DONE_S)
+        if self._busy_s > PACE_S:
+            self._busy_s, self._done_s = self._busy_s / 2, self._done_s / 2
+        self.free_at = now + self._planned_s * self._pace
+
+    def withdrawn(self, planned_s: float) -> None:
+        """A request that was promised a slot is not to run here."""
+        self._planned_s -= planned_s
+        self.free_at -= planned_s * self._pace
+
+    def _note(self, now: float) -> None:
+        if self.used:
+            self._busy_s += now - self._seen_at
+        self._seen_at = now
 
     def first_promised(self) -> QueuedRequest | None:
         """Return the first request that waits for it because of its data."""

@@ -161,14 +161,14 @@ class Flow(Turns):
 class Claim:
     """A flow in the queue of a device that has what its first request needs, or most of it."""
 
-    __slots__ = ("data", "entry", "flow", "group", "missing_s")
+    __slots__ = ("cost_s", "data", "entry", "flow", "group")
 
-    def __init__(self, flow: Flow, data: Sequence[Datum], missing_s: float) -> None:
+    def __init__(self, flow: Flow, data: Sequence[Datum], cost_s: float) -> None:
         self.flow = flow
         self.group = flow.group
         self.data = data
-        self.missing_s = missing_s
-        """How long bringing the rest takes."""
+        self.cost_s = cost_s
+        """Of bringing the rest."""
         self.entry: Entry | None = None
 
     @property

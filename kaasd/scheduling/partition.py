@@ -111,7 +111,7 @@ class Partition:
 
     def withdraw(self, request: QueuedRequest) -> None:
         """A request is not to run on the device that it was promised."""
-        self._devices[request.runs_on].occupied(request.planned_s, 0.0)
+        self._devices[request.runs_on].withdrawn(request.planned_s)
         request.runs_on = ""
 
     def vacate(self, request: QueuedRequest, device: Device, now: float) -> None:
@@ -124,10 +124,9 @@ class Partition:
                 self._free += 1
             self._by_used[device.used - 1][device] = None
             self._attention[device] = None
+        device.left(request.planned_s, now)
         device.used -= 1
-        occupied_s = now - request.started_at
-        device.occupied(request.planned_s, occupied_s)
-        self._longest_s = max(occupied_s, self._longest_s * 0.999)
+        self._longest_s = max(now - request.started_at, self._longest_s * 0.999)
 
     def start_at_once(self, request: QueuedRequest, group: GroupState, expected_s: float, now: float) -> str:
         """A request that needs no data gets a slot of the least used device, which is free, while none waits; return which."""
@@ -138,7 +137,7 @@ class Partition:
             if devices:
                 break
         device = next(iter(devices))
-        self._occupy(request, device, 0.0, now)
+        self._occupy(request, device, now)
         group.started += 1
         return device.name
 
@@ -156,21 +155,19 @@ class Partition:
             if own is not None and self._goes_first(own, flow, tag):
                 device, own_tag, work = own
                 self._reach(min(tag, own_tag))
-                request = work if isinstance(work, QueuedRequest) else self._take(work)
-                load_s = work.missing_s if isinstance(work, Claim) else self.residents.missing_s(device, request.data)
-                self._start(request, device, load_s, now, decisions)
+                self._start(work if isinstance(work, QueuedRequest) else self._take(work), device, now, decisions)
             elif flow is not None:
                 request = self._take(flow)
-                device, load_s, elsewhere_s = self._choose(request, now)
+                device, saved_s = self._choose(request, now)
                 if device.used < device.slots:
                     self._reach(tag)
-                    self._start(request, device, load_s, now, decisions)
+                    self._start(request, device, now, decisions)
                 else:
-                    self._promise(request, device, load_s, now, now + elsewhere_s - load_s)
+                    self._promise(request, device, now, now + saved_s)
             elif overdue is not None:
                 self._reach(tag)
-                device, load_s, _ = self._choose(overdue, now, must_be_free=True)
-                self._start(overdue, device, load_s, now, decisions)
+                device, _ = self._choose(overdue, now, must_be_free=True)
+                self._start(overdue, device, now, decisions)
             else:
                 break
         self._attention.clear()
@@ -197,7 +194,7 @@ class Partition:
     def _first_claim(self, device: Device) -> Claim | None:
         """Return the first flow that has its data on a device. Claims to what the device no longer has are removed."""
         while (claim := device.claims.first()) is not None:
-            if self.residents.missing_s(device, claim.data) <= claim.missing_s:
+            if self.residents.cost_s(device, claim.data) <= claim.cost_s:
                 break
             claim.entry = None
         return claim
@@ -213,7 +210,7 @@ class Partition:
         if work.flow is flow:
             return not device.used  # another device that has its data may be used less
         ahead = own_tag - tag
-        return ahead <= 0 or ahead * flow.group.share <= self.residents.missing_s(device, flow.first().data)
+        return ahead <= 0 or ahead * flow.group.share <= self.residents.cost_s(device, flow.first().data)
 
     def _reach(self, tag: float) -> None:
         """What starts now, or what waits behind it, has this tag at least."""
@@ -233,9 +230,9 @@ class Partition:
             self._claim(flow)
         return request
 
-    def _choose(self, request: QueuedRequest, now: float, *, must_be_free: bool = False) -> tuple[Device, float, float]:
-        """Return the device that can begin the request's kernels first, how long bringing its data there takes, and how long to
-        the least used device.
+    def _choose(self, request: QueuedRequest, now: float, *, must_be_free: bool = False) -> tuple[Device, float]:
+        """Return the device on which the request costs least, and how much less bringing its data costs there than to the least
+        used device.
 
         Some device must have a slot. One without comes into question unless ``must_be_free``.
         """
@@ -245,43 +242,40 @@ class Partition:
                 break
         data = request.data
         if not data:
-            return best, 0.0, 0.0
-        if self._sticky and len(devices) > 1:
-            best = min(islice(devices, MOST_HOLDERS), key=self.residents.filled_s)
+            return best, 0.0
         residents = self.residents
-        elsewhere_s = load_s = cost_s = residents.missing_s(best, data)
-        if self._sticky and load_s:
+        if self._sticky and len(devices) > 1:
+            best = min(islice(devices, MOST_HOLDERS), key=residents.filled_s)
+        elsewhere_s = least_s = residents.cost_s(best, data)
+        if self._sticky and least_s:
+            began_s = least_s + best.wait_s(now)
             for key, key_load_s in residents.rarest_first(data):
                 holders = residents.holders(key)
                 for device in holders:
                     if not device.open or (must_be_free and device.used >= device.slots):
                         continue
-                    missing_s = residents.missing_s(device, data)
-                    if missing_s > cost_s:
+                    cost_s = residents.cost_s(device, data)
+                    if cost_s > began_s:
                         continue
-                    began_s = missing_s + device.wait_s(now)
-                    if began_s < cost_s or (began_s == cost_s and (missing_s, device.used) < (load_s, best.used)):
-                        best, load_s, cost_s = device, missing_s, began_s
-                if cost_s <= key_load_s and len(holders) < MOST_HOLDERS:
+                    began_here_s = cost_s + device.wait_s(now)
+                    if began_here_s < began_s or (began_here_s == began_s and (cost_s, device.used) < (least_s, best.used)):
+                        best, least_s, began_s = device, cost_s, began_here_s
+                if began_s <= key_load_s and len(holders) < MOST_HOLDERS:
                     break  # whoever else lacks this key, and it alone would cost as much
-        return best, load_s, elsewhere_s
+        return best, elsewhere_s - least_s
 
-    def _promise(self, request: QueuedRequest, device: Device, load_s: float, now: float, until: float) -> None:
+    def _promise(self, request: QueuedRequest, device: Device, now: float, until: float) -> None:
         """Have a request wait for a slot of the device that has its data."""
         request.state = PROMISED
-        request.runs_on = device.name
-        request.planned_s = request.charged_s + load_s
-        device.occupy(request.planned_s, now)
+        self._plan(request, device, now)
         heappush(device.promised, (request.tag, request.number, request))
         heappush(self._patience, (until, request.number, request))
 
-    def _start(
-        self, request: QueuedRequest, device: Device, load_s: float, now: float, decisions: MutableSequence[Decision]
-    ) -> None:
-        """A request gets a slot. ``load_s`` is how long bringing its data takes."""
+    def _start(self, request: QueuedRequest, device: Device, now: float, decisions: MutableSequence[Decision]) -> None:
+        """A request gets a slot."""
         if request.state is not QUEUED:
             self.withdraw(request)
-        self._occupy(request, device, load_s, now)
+        self._occupy(request, device, now)
         group = self._groups[request.group]
         group.started += 1
         placement = Placement.UNSPECIFIED
@@ -295,13 +289,19 @@ class Partition:
                     self._claim(flow)
         decisions.append(Start(request, device.name, placement))
 
-    def _occupy(self, request: QueuedRequest, device: Device, load_s: float, now: float) -> None:
-        """A request takes a slot of a device."""
-        request.state = RUNNING
+    def _plan(self, request: QueuedRequest, device: Device, now: float) -> None:
+        """A request is to run on a device, to which what it lacks is brought."""
         request.runs_on = device.name
-        request.planned_s = request.charged_s + load_s
-        request.started_at = now
+        request.planned_s = request.charged_s
+        if request.data:
+            request.planned_s += self.residents.missing_s(device, request.data)
         device.occupy(request.planned_s, now)
+
+    def _occupy(self, request: QueuedRequest, device: Device, now: float) -> None:
+        """A request takes a slot of a device."""
+        self._plan(request, device, now)
+        request.state = RUNNING
+        request.started_at = now
         device.running[request] = None
         del self._by_used[device.used][device]
         device.used += 1
@@ -321,17 +321,17 @@ class Partition:
         best: list[Device] = []
         for key, key_load_s in residents.rarest_first(data):
             for device in residents.holders(key):
-                missing_s = residents.missing_s(device, data) if device.open else math.inf
-                if missing_s < least_s:
-                    least_s = missing_s
+                cost_s = residents.cost_s(device, data) if device.open else math.inf
+                if cost_s < least_s:
+                    least_s = cost_s
                     best.clear()
-                if missing_s == least_s < math.inf:
+                if cost_s == least_s < math.inf:
                     best.append(device)
             if least_s <= key_load_s:
                 break
         for device in best:
             claim = flow.claims.get(device)
-            if claim is None or claim.data is not data or claim.missing_s != least_s:
+            if claim is None or claim.data is not data or claim.cost_s != least_s:
                 claim = flow.claims[device] = Claim(flow, data, least_s)
             if claim.entry is None:
                 device.claims.list(claim)

@@ -87,12 +87,17 @@ class Residents(Generic[D]):
         return self._filled_s.get(device, 0.0)
 
     def missing_s(self, device: D, data: Sequence[Datum]) -> float:
-        """Return what bringing costs that a device lacks: how long it takes, and more where others lose theirs by it."""
+        """Return how long bringing what a device lacks takes."""
         keys = self._keys.get(device, ())
         missing_s = 0.0
         for key, load_s in data:
             if key not in keys:
                 missing_s += load_s
+        return missing_s
+
+    def cost_s(self, device: D, data: Sequence[Datum]) -> float:
+        """Return what bringing what a device lacks costs: how long it takes, and more where others lose theirs by it."""
+        missing_s = self.missing_s(device, data)
         return missing_s * FULL_COST if missing_s and device in self._full else missing_s
 
     def rarest_first(self, data: Sequence[Datum]) -> Sequence[Datum]:
