@@ -35,6 +35,8 @@ CORES_FOR_ONE = 2
 """That a worker may poll for its next call instead of sleeping. With several callers it takes from them what it gives to one."""
 CORES_FOR_TWO = 4
 """That front and worker may, also beside other calls."""
+LEAST_FOR_SPARE_BYTES = 8 << 30
+"""Memory of a device that has a spare though nobody asked for one."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STOP_GRACE_S = 5.0
 """After the drain: how long the calls that are left may go on before they are cancelled. Those are calls that only read, and
@@ -75,7 +77,8 @@ async def serve(settings: Settings) -> None:
                 settings.max_queue,
                 watch.check,
                 quarantine,
-                has_spare=settings.spares > 0,
+                has_spare=kind_of(device).has_spares if settings.spares is None else settings.spares > 0,
+                least_memory_for_spare=LEAST_FOR_SPARE_BYTES if settings.spares is None else 0,
             )
             for device in devices
         ]
@@ -88,7 +91,7 @@ async def serve(settings: Settings) -> None:
         queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
         stack.callback(queue.close)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)
-        groups = Groups(store, settings.groups, dispatcher.devices)
+        groups = Groups(store, settings.groups, dispatcher)
         groups.listen(queue)
         server = await start_server(
             settings,

@@ -276,9 +276,10 @@ class Settings:
     ] = ()
     """A device that belongs to a group, for the policy static; may be given several times. Other devices are shared by the groups
     that have none."""
-    spares: Annotated[int, _Option("spare", "N", _whole_from(0, 1))] = 0
+    spares: Annotated[int | None, _Option("spare", "N", _whole_from(0, 1))] = None
     """Spare workers of each device: a process with its device open and the code of recent requests loaded, which takes over at
-    once when a worker is lost. On a GPU its context takes some 500 MB of memory. Default 0; at most 1."""
+    once when a worker is lost. On a GPU its context takes some 500 MB of memory. Default: 1 for a GPU of 8 GiB or more, else 0;
+    at most 1."""
     max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64
     """Most invocations of one InvokeStream at a time. Default 64."""
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0

@@ -94,7 +94,7 @@ def fault_rows(bench: Bench) -> Iterator[Row]:
     with ExitStack() as stack:
         contenders = {
             SPARE: Daemon(bench, stack, "--spare", "1").measure,
-            NONE: Daemon(bench, stack).measure,
+            NONE: Daemon(bench, stack, "--spare", "0").measure,
         }
         turns = take_turns(contenders, rounds=bench.pick(10, 3), seconds=bench.pick(90, 30))
         figure, beside = compare(turns, scale=1e3, name=SPARE)

@@ -1,4 +1,4 @@
-"""Device memory of many functions in one daemon, beside a process for each."""
+"""Device memory of many functions in one daemon without a spare, beside a process for each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
         processes = {number: process_bytes(gpu, number) for number in (1, PROCESSES)}
         context = processes[1]
         before = gpu.used_bytes()
-        with bench.daemon() as address, Client(address, timeout=TIMEOUT_S) as kaas:
+        with bench.daemon("--spare", "0") as address, Client(address, timeout=TIMEOUT_S) as kaas:
             a, b = dot_vectors()
             kaas.put("b", b)
             # The first request of all makes the pool of device memory that all buffers come from.

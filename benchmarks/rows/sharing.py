@@ -6,7 +6,7 @@ takes is in the section ``scheduling``; inputs beyond the device memory are in `
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ from benchmarks.problems import (
 from benchmarks.report import Row, Target
 from benchmarks.requests import dot_request, holding_request, jacobi_request, working_request
 from benchmarks.rows.kernels import check
-from benchmarks.turns import Figure, Turns, take_turns
+from benchmarks.turns import Contender, Figure, Turns, take_turns
 from kaas.v1.executor_pb2 import InvokeRequest
 from kaas_client import Client
 
@@ -45,6 +45,10 @@ HOLD_S = 0.02
 THREADS = 1024
 """Of each block of the kernel that fills the GPU."""
 MOST_BLOCKS, LEAST_LARGE = 1.2, 0.93
+RESERVED = 8
+"""Multiprocessors of a group's own."""
+MOST_RESERVED = 1.3
+"""Times a tiny request's 99th percentile alone."""
 MOST_BESIDE_JACOBI_S, LEAST_JACOBI = 3e-3, 0.99
 
 NEIGHBOURS = 3
@@ -89,14 +93,29 @@ def beside_held(bench: Bench, grid: int, what: str) -> Iterator[Row]:
         large = Load(invocation("large", LARGE, "held"), {"held": held_by(blocks)}, connections=LARGE_CALLERS)
         for kernels, tiny in {"2 kernels": dot_load(kaas), "1 kernel": product_load(kaas)}.items():
             contest, turns = beside_large(bench, stack, address, tiny, large, bench.pick(2.5, 1.0))
-            alone = contest.latencies(ALONE)
             beside = p99(contest.latencies(KAASD))
-            kept = Turns({KAASD: contest.rates(KAASD, slice(1, 2)), LARGE_ALONE: contest.rates(LARGE_ALONE, slice(0, 1))})
             goals = [
                 Target(f"one block's {HOLD_S * 1e3:g} ms, p99", Figure.of([beside / HOLD_S]), at_most=MOST_BLOCKS),
-                Target("the large ones' rate alone", kept.ratio(KAASD, LARGE_ALONE), at_least=LEAST_LARGE),
+                Target("the large ones' rate alone", rate_kept(contest), at_least=LEAST_LARGE),
             ]
-            yield tiny_row(f"{what}, {kernels}", contest, turns, goals, p99(alone))
+            yield tiny_row(f"{what}, {kernels}", contest, turns, goals, p99(contest.latencies(ALONE)))
+
+        def reserve(number: int) -> None:
+            kaas.set_group(TINY, priority=10, reserved_multiprocessors=number)
+
+        contest, turns = beside_large(bench, stack, address, tiny, large, bench.pick(2.5, 1.0), reserve)
+        alone = p99(contest.latencies(ALONE))
+        goals = [
+            Target("alone, p99", Figure.of([p99(contest.latencies(KAASD)) / alone]), at_most=MOST_RESERVED),
+            Target("the large ones' rate alone on all", rate_kept(contest), at_least=LEAST_LARGE),
+        ]
+        yield tiny_row(f"{what}, 1 kernel, {RESERVED} multiprocessors of its own", contest, turns, goals, alone)
+
+
+def rate_kept(contest: Contest) -> Figure:
+    """Return which part of their rate alone the large ones keep beside the tiny one."""
+    rates = {KAASD: contest.rates(KAASD, slice(1, 2)), LARGE_ALONE: contest.rates(LARGE_ALONE, slice(0, 1))}
+    return Turns(rates).ratio(KAASD, LARGE_ALONE)
 
 
 def unused_share_rows(bench: Bench) -> Iterator[Row]:
@@ -118,26 +137,44 @@ def unused_share_rows(bench: Bench) -> Iterator[Row]:
         contest, turns = beside_large(bench, stack, address, tiny, large, bench.pick(2.5, 1.0))
     goals = []
     if bench.cuda:
-        kept = Turns({KAASD: contest.rates(KAASD, slice(1, 2)), LARGE_ALONE: contest.rates(LARGE_ALONE, slice(0, 1))})
         beside = Figure.of([p99(contest.latencies(KAASD)) / MOST_BESIDE_JACOBI_S])
         goals = [
             Target(f"{MOST_BESIDE_JACOBI_S * 1e3:g} ms, p99", beside, at_most=1),
-            Target("Jacobi's rate alone", kept.ratio(KAASD, LARGE_ALONE), at_least=LEAST_JACOBI),
+            Target("Jacobi's rate alone", rate_kept(contest), at_least=LEAST_JACOBI),
         ]
     what = f"a tiny request of a group with its share unused beside {LARGE_CALLERS} callers of Jacobi, {launches} launches"
     yield tiny_row(what, contest, turns, goals, p99(contest.latencies(ALONE)))
 
 
-def beside_large(bench: Bench, stack: ExitStack, address: str, tiny: Load, large: Load, seconds: float) -> tuple[Contest, Turns]:
-    """Let tiny requests come alone, beside large ones of another group, and beside large ones of the same, in turns."""
+def beside_large(
+    bench: Bench,
+    stack: ExitStack,
+    address: str,
+    tiny: Load,
+    large: Load,
+    seconds: float,
+    reserve: Callable[[int], None] = lambda number: None,
+) -> tuple[Contest, Turns]:
+    """Let tiny requests come alone, beside large ones of another group, and beside large ones of the same, in turns.
+
+    ``reserve`` gives the tiny ones so many multiprocessors of their own: ``RESERVED``, and none for the two others.
+    """
     crew = LoadCrew(stack.enter_context(Crew(MODULE, 2)))
     contest = Contest(crew, seconds)
     same = replace(tiny, message=in_group(tiny.message, LARGE))
+
+    def after_reserving(number: int, contender: Contender) -> Contender:
+        def run() -> Sequence[float]:
+            reserve(number)
+            return contender()
+
+        return run
+
     contenders = {
-        KAASD: contest.contender(KAASD, address, [tiny, large]),
-        FIRST_COME: contest.contender(FIRST_COME, address, [same, large]),
-        ALONE: contest.contender(ALONE, address, [tiny], min(1.0, seconds)),
-        LARGE_ALONE: contest.contender(LARGE_ALONE, address, [large], min(1.5, seconds)),
+        KAASD: after_reserving(RESERVED, contest.contender(KAASD, address, [tiny, large])),
+        FIRST_COME: after_reserving(0, contest.contender(FIRST_COME, address, [same, large])),
+        ALONE: after_reserving(RESERVED, contest.contender(ALONE, address, [tiny], min(1.0, seconds))),
+        LARGE_ALONE: after_reserving(0, contest.contender(LARGE_ALONE, address, [large], min(1.5, seconds))),
     }
     turns = take_turns(contenders, rounds=bench.pick(3, 2), seconds=60, warm_up=0, least_rounds=1)
     return contest, Turns({name: turns.rounds[name] for name in (KAASD, FIRST_COME, ALONE)})

@@ -160,10 +160,13 @@ class Run(Awaited, Protocol):
     def warm(self) -> None:
         """Do now what would be done once the run has come often. Raises as ``start`` where a launch is refused."""
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
+    def start(
+        self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
+    ) -> None:
         """Begin to run, when the transfers have ended. A device that cannot run aside has ended when this returns.
 
         Where runs are under way beside each other, and the device can, blocks of kernels with a higher ``priority`` start first.
+        Kernels keep to the multiprocessors that ``Device.reserve`` gave their ``group``, or to those that are left for all.
 
         A ``tracer`` of the device takes note of each small copy, zeroing and launch, of which each is then made by itself.
         Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, as ``done`` does for what comes later, and ``Stopped``.
@@ -274,6 +277,12 @@ class Device(Protocol):
         For small buffers: their host memory stays taken. Raises ``OutOfMemory``.
         """
 
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Give groups so many multiprocessors of their own, in place of those that they had; runs under way stay where they are.
+
+        Each gets whole units of ``properties.multiprocessor_unit``. Raises ``ValueError`` where that cannot be, ``OutOfMemory``.
+        """
+
     def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
         """Return about how much device memory a run of these kernels has beside its buffers, such as variables of its own."""
 
@@ -367,5 +376,7 @@ class DeviceKind:
 
     Raises ``UnsupportedLibrary`` where it cannot.
     """
+    has_spares: bool = False
+    """Whether a worker has a spare unless the settings say otherwise: where a fault costs the process, and opening takes long."""
     runs_aside: bool = True
     """Whether ``Run.start`` returns while kernels run. Where it does not, one request at a time is under way."""

@@ -29,6 +29,7 @@ from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.request_ids import IdentifiedCall
 from kaasd.front.request_queue import RequestQueue
+from kaasd.front.reservations import Reservable
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.scheduling import DEFAULT_GROUP, Placement, QueuedRequest
@@ -409,6 +410,15 @@ class Dispatcher:
     def devices(self) -> list[admin_pb2.Device]:
         """Return the devices and the states of their workers."""
         return [s.info for s in self._supervisors.values()]
+
+    def reservable(self) -> list[Reservable]:
+        """Return what each device has of multiprocessors that groups may have for their own."""
+        return [Reservable(s.info.name, s.info.multiprocessors, s.multiprocessor_unit) for s in self._supervisors.values()]
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Give groups so many multiprocessors of each device for their own, in place of those that they had."""
+        for supervisor in self._supervisors.values():
+            supervisor.reserve(groups)
 
     def stats(self) -> list[admin_pb2.DeviceStats]:
         """Return counters since start and gauges of now."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -28,6 +28,7 @@ from kaas_core.errors import (
 from kaas_core.violations import shown
 from kaasd import scheduling
 from kaasd.front.grants import Grant, check
+from kaasd.front.reservations import Reserving, check_reservation
 from kaasd.scheduling import DEFAULT_GROUP
 from kaasd.scheduling.shares import Shares
 from kaasd.store.base import Account, KeyValueStore, Namespace, Write
@@ -63,14 +64,16 @@ class Groups:
         self,
         store: KeyValueStore,
         fixed: Iterable[Grant] = (),
-        devices: Callable[[], Sequence[admin_pb2.Device]] = lambda: (),
+        devices: Reserving | None = None,
     ) -> None:
-        """``fixed`` are those of the settings file; ``devices`` are asked for what they can reserve.
+        """``fixed`` are those of the settings file; ``devices`` are told what to reserve.
 
         Raises ``InvalidRequestError`` where they cannot reserve what the settings file wants.
         """
         self._store = store
         self._devices = devices
+        self._reserving: Mapping[str, int] = {}
+        """What the devices were told, by group."""
         self._grants: dict[str, Grant] = {}
         self._damaged: dict[str, DataDamagedError] = {}
         """What stands in the store under a name, but is not what was set."""
@@ -90,6 +93,7 @@ class Groups:
             if grant.fixed:
                 self._check_reservation(grant.message, f"groups.{grant.name}")
         self._limit_all()
+        self._reserve()
 
     def __contains__(self, name: str) -> bool:
         return name in self._grants
@@ -158,6 +162,7 @@ class Groups:
             await asyncio.wrap_future(self._limit(grant.message))
             self._grants[grant.name] = grant
             self._damaged.pop(grant.name, None)
+            self._reserve()
             if self._listener is not None:
                 self._listener.set_group(grant.scheduled)
         return grant.message
@@ -178,8 +183,10 @@ class Groups:
             except KeyNotFoundError:
                 _log.warning("group %s was in memory but not in the store", name)
             self._damaged.pop(name, None)
-            if self._grants.pop(name, None) is not None and self._listener is not None:
-                self._listener.remove_group(name)
+            if self._grants.pop(name, None) is not None:
+                self._reserve()
+                if self._listener is not None:
+                    self._listener.remove_group(name)
 
     def _shares(self) -> Mapping[str, Shares]:
         return {} if self._listener is None else self._listener.shares()
@@ -208,22 +215,19 @@ class Groups:
 
     def _check_reservation(self, message: admin_pb2.Group, path: str) -> None:
         """Raises ``InvalidRequestError`` where the devices have not the multiprocessors that are to be a group's own."""
-        wanted, field = message.reserved_multiprocessors, f"{path}.reserved_multiprocessors"
-        if not wanted:
-            return
-        devices = self._devices()
-        if not any(device.multiprocessors for device in devices):
-            raise InvalidRequestError.at(field, "no device of this server can reserve multiprocessors; it must be 0")
-        others = sum(g.message.reserved_multiprocessors for g in self._grants.values() if g.name != message.name)
-        for device in devices:
-            if not device.multiprocessors:
-                raise InvalidRequestError.at(field, f"the device {device.name} cannot reserve multiprocessors; it must be 0")
-            if wanted + others > device.multiprocessors:
-                raise InvalidRequestError.at(
-                    field,
-                    f"the device {device.name} has {device.multiprocessors} multiprocessors, of which {others} are other groups'"
-                    f" own; {wanted} more are too many",
-                )
+        wanted = {**self._reserved(), message.name: message.reserved_multiprocessors}
+        devices = () if self._devices is None else self._devices.reservable()
+        check_reservation(message.name, wanted, devices, f"{path}.reserved_multiprocessors")
+
+    def _reserved(self) -> dict[str, int]:
+        granted = (grant.message for grant in self._grants.values())
+        return {each.name: each.reserved_multiprocessors for each in granted if each.reserved_multiprocessors}
+
+    def _reserve(self) -> None:
+        """Have the devices know of all reservations."""
+        if self._devices is not None and (reserved := self._reserved()) != self._reserving:
+            self._devices.reserve(reserved)
+            self._reserving = reserved
 
     def _limit_all(self) -> None:
         """Have the store know what all groups may store; what the settings file says may be new."""

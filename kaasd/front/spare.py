@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
 from kaasd.front.worker_process import WorkerProcess
@@ -28,7 +27,7 @@ class Ready(NamedTuple):
     """A worker that can serve."""
 
     process: WorkerProcess
-    device: admin_pb2.Device
+    message: worker_pb2.Ready
 
 
 class Spare:
@@ -94,7 +93,7 @@ class Spare:
         if message.HasField("ready"):
             assert self._process is not None
             self._process.policy.ready()
-            self._ready = Ready(self._process, message.ready.device)
+            self._ready = Ready(self._process, message.ready)
             for request in list(self._recent.values()):
                 self._prepare(request)
         elif message.HasField("failed") and self._ready is None:

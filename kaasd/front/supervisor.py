@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -63,10 +63,12 @@ class Supervisor(WorkerCalls):
         quarantine: Quarantine | None = None,
         *,
         has_spare: bool = False,
+        least_memory_for_spare: int = 0,
     ) -> None:
         """``check_store`` is called before each worker is started; where it raises ``KaasError``, none is started any more.
 
-        ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones.
+        ``quarantine`` is told which requests cost a worker; devices that share it refuse the same ones. A device with less memory
+        than ``least_memory_for_spare`` has no spare all the same.
         """
         queue = CallQueue(max_queued, config.concurrency)
         process = WorkerProcess(config, self._process_started, self._received, self._lost)
@@ -74,6 +76,7 @@ class Supervisor(WorkerCalls):
         self._config = config
         self._check_store = check_store
         self._spare = Spare(config, check_store) if has_spare else None
+        self._least_memory_for_spare = least_memory_for_spare
         self._ward: Ward | None = None
         """The last one."""
         self._wards: set[asyncio.Task[None]] = set()
@@ -88,6 +91,10 @@ class Supervisor(WorkerCalls):
         self._restarting: asyncio.Task[None] | None = None
         self._hold_pages_id = 0
         """Of the last message that said so."""
+        self._reserved: Mapping[str, int] = {}
+        """Multiprocessors by group."""
+        self.multiprocessor_unit = 0
+        """Of which number of them a group may have multiples for its own; 0: it may have none."""
         self._released: asyncio.Future[None] | None = None
         """Done when the worker has answered that message, where somebody waits for that."""
         self.counters: Counter[str] = Counter()
@@ -118,6 +125,8 @@ class Supervisor(WorkerCalls):
         """Start the worker and wait until it is ready; a spare comes later. Raises its error when its device cannot be opened."""
         await self._process.start()
         await self._ready
+        if self.info.memory_bytes < self._least_memory_for_spare:
+            self._spare = None
         if self._spare is not None:
             self._spare.keep()
 
@@ -169,6 +178,16 @@ class Supervisor(WorkerCalls):
         self._hold_pages_id = self._send_hold_pages()
         if self._ward is not None:
             self._ward.hold_pages(allowed=True)
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Give groups so many multiprocessors of their own from now on, in each worker of this device."""
+        self._reserved = groups
+        if self._is_open:
+            self._send_reserved()
+
+    def _send_reserved(self) -> None:
+        if self._process.calls is not None:
+            self._process.calls.send(worker_pb2.ToWorker(reserve=worker_pb2.Reserve(multiprocessors=self._reserved)))
 
     def replace(self) -> None:
         """Have another process take the place of the worker's, which has no calls."""
@@ -238,8 +257,9 @@ class Supervisor(WorkerCalls):
         self.info.state = state
         self.on_state()
 
-    def _worker_ready(self, device: admin_pb2.Device) -> None:
-        self.info.CopyFrom(device)
+    def _worker_ready(self, ready: worker_pb2.Ready) -> None:
+        self.info.CopyFrom(ready.device)
+        self.multiprocessor_unit = ready.multiprocessor_unit
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._process.policy.ready()
         self._start_error = self._not_starting = None
@@ -248,6 +268,8 @@ class Supervisor(WorkerCalls):
             self._ready.set_result(None)
         if not self._may_hold_pages:
             self._hold_pages_id = self._send_hold_pages()
+        if self._reserved:
+            self._send_reserved()
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
         if self.requests_wait is not None:
@@ -357,7 +379,7 @@ class Supervisor(WorkerCalls):
         self._process.restarts = lost.restarts + 1
         self._process.hand_over(self._process_started, self._received, self._lost)
         self._seen.clear()
-        self._worker_ready(spare.device)
+        self._worker_ready(spare.message)
 
     async def _restart(self, was_ready: bool) -> None:
         try:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError, OutOfDeviceMemoryError
 from kaasd.front.call_queue import CallQueue, Decision
@@ -83,7 +82,7 @@ class Ward(WorkerCalls):
         if self._serves:
             self._send_hold_pages()
 
-    def _worker_ready(self, device: admin_pb2.Device) -> None:
+    def _worker_ready(self, ready: worker_pb2.Ready) -> None:
         self._serves = True
         self._process.policy.ready()
         if not self._may_hold_pages:

@@ -194,7 +194,7 @@ class WorkerCalls(ABC):
         """A request goes to this worker for the first time."""
 
     @abstractmethod
-    def _worker_ready(self, device: admin_pb2.Device) -> None:
+    def _worker_ready(self, ready: worker_pb2.Ready) -> None:
         """The process can serve."""
 
     @abstractmethod
@@ -215,7 +215,7 @@ class WorkerCalls(ABC):
                 else:
                     self._cannot_start(error_from_failed(message.failed))
             case "ready":
-                self._worker_ready(message.ready.device)
+                self._worker_ready(message.ready)
             case "pages_released":
                 self._pages_released(message.id, None)
             case "compiling":

@@ -23,6 +23,8 @@ class DeviceProperties:
     memory_bytes: int
     compute_capability: tuple[int, int] = (9, 0)
     multiprocessor_count: int = 132
+    multiprocessor_unit: int = 0
+    """Of which number of them a group may have multiples for its own; 0: it may have none."""
     warp_size: int = 32
     max_threads_per_block: int = 1024
     max_block: Dim3 = (1024, 1024, 64)

@@ -271,7 +271,7 @@ class Execution:
             self._invocation.cancellation.check()
         started = perf_counter_ns()
         running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
-        bound.run.start(bound.transfers, self._tracer, self._invocation.priority)
+        bound.run.start(bound.transfers, self._tracer, self._invocation.priority, self._invocation.group)
         try:
             for transfer in bound.transfers:
                 while not transfer.done():

@@ -6,8 +6,9 @@ may be loaded.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from math import floor, log2
 from time import monotonic
 from typing import TypeAlias, TypeVar
@@ -21,6 +22,8 @@ from kaasd.store.base import StoreMapping, ValueStore
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import DeviceMemory, NoRoomError
 from kaasd.worker.programs import Programs
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Awaited, None, T]
@@ -153,6 +156,16 @@ class Executor:
         self._may_hold_pages = allowed
         if not allowed:
             self.device.unmap()
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Give groups multiprocessors of their own. Where that fails all run on all; it is logged."""
+        try:
+            self.device.reserve(groups)
+        except DeviceLost:
+            self.mark_device_lost()
+        except Exception:
+            _log.exception("no multiprocessors are reserved on %s", self.device_name)
+            self.device.reserve({})
 
     def until_loadable(self, is_loaded: Callable[[], bool], cancellation: Cancellation) -> Steps[None]:
         """Where code is not loaded yet, wait until loading it keeps nobody from launching; see ``LoadGate``.

@@ -365,6 +365,8 @@ class Loop:
                     self._begin(message.id, inspection, cancellation, _inspected)
                 case "forget_library":
                     self._executor.programs.forget_library(message.forget_library.library)
+                case "reserve":
+                    self._executor.reserve(dict(message.reserve.multiprocessors))
                 case "hold_pages":
                     self._hold_pages(message)
                 case unknown:

@@ -57,7 +57,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             return 1
         serving = Loop(calls, executor, commits, config, progress)
         listen(cancellations, serving.calls, on_failure=lambda: os._exit(EXIT_DEAF))
-        calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=_describe(device.properties))))
+        calls.send(worker_pb2.FromWorker(ready=_ready(device.properties)))
         serving.run()
         if executor.device_lost:
             os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
@@ -115,6 +115,10 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
     return device, executor
 
 
+def _ready(properties: DeviceProperties) -> worker_pb2.Ready:
+    return worker_pb2.Ready(device=_describe(properties), multiprocessor_unit=properties.multiprocessor_unit)
+
+
 def _describe(properties: DeviceProperties) -> admin_pb2.Device:
     major, minor = properties.compute_capability
     return admin_pb2.Device(
@@ -126,6 +130,7 @@ def _describe(properties: DeviceProperties) -> admin_pb2.Device:
         max_threads_per_block=properties.max_threads_per_block,
         max_shared_memory_bytes=properties.max_shared_memory_bytes,
         max_block=types_pb2.Dim3(**dict(zip("xyz", properties.max_block, strict=True))),
+        multiprocessors=properties.multiprocessor_count,
         max_grid=types_pb2.Dim3(**dict(zip("xyz", properties.max_grid, strict=True))),
     )
 

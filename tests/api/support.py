@@ -35,6 +35,7 @@ from kaasd.front.groups import Groups
 from kaasd.front.needs import StoredInput
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_ids import IdentifiedCall
+from kaasd.front.reservations import Reservable
 from kaasd.front.store_watch import StoreWatch
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import Libraries
@@ -193,6 +194,12 @@ class FakeDispatcher:
         if request_id not in {request.id for request in self.listed}:
             raise RequestNotFoundError(f"no request {request_id!r}")
 
+    def reservable(self) -> list[Reservable]:
+        return []
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        raise AssertionError("no device can")
+
     def devices(self) -> list[admin_pb2.Device]:
         return [admin_pb2.Device(name="emulator", warp_size=32, state=admin_pb2.WORKER_STATE_READY)]
 
@@ -273,7 +280,7 @@ def running_server(
             libraries=Libraries(store, roots),
             dispatcher=dispatcher,
             quarantine=quarantine,
-            groups=Groups(store, groups, dispatcher.devices),
+            groups=Groups(store, groups, dispatcher),
             watch=StoreWatch(store.identity, store.length_problem, store.tree_problem),
         )
 

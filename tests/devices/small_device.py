@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -67,7 +67,9 @@ class SmallRun(Ended):
     def update(self, launches: Sequence[Any]) -> None:
         self._launches = launches
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
+    def start(
+        self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
+    ) -> None:
         for buffer, content in zip(self._uploaded, self.uploads, strict=True):
             buffer.write(content)
         for buffer in self._zeroed:
@@ -104,6 +106,9 @@ class SmallDevice:
 
     def prepare(self, launches: Sequence[Launch], iterations: int, **moved: Any) -> SmallRun:
         return SmallRun(launches, iterations, **moved)
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        raise ValueError("it has no multiprocessors")
 
     def run_bytes(self, kernels: Iterable[Any]) -> int:
         return 0

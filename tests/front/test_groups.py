@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from kaasd import scheduling
 from kaasd.front.grants import Grant, check
 from kaasd.front.groups import Groups
 from kaasd.front.request_queue import RequestQueue
+from kaasd.front.reservations import Reservable
 from kaasd.scheduling import Scheduler
 from kaasd.scheduling.shares import Shares
 from kaasd.store.base import Durability, Namespace, Write
@@ -155,27 +156,64 @@ def test_groups_of_the_settings_file_stand_before_stored_ones(store: LmdbStore, 
     assert Groups(store).get("a").message.max_running == 1
 
 
+class Devices:
+    """Devices that can give so much, and what they were told."""
+
+    def __init__(self, *devices: Reservable) -> None:
+        self._devices = devices
+        self.told: list[Mapping[str, int]] = []
+
+    def reservable(self) -> Sequence[Reservable]:
+        return self._devices
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        self.told.append(groups)
+
+
 class TestReservation:
-    EMULATOR = admin_pb2.Device(name="emulator")
-    GPU = admin_pb2.Device(name="cuda:0", multiprocessors=132)
+    EMULATOR = Reservable("emulator", 132, 0)
+    GPU = Reservable("cuda:0", 132, 8)
 
     @pytest.mark.parametrize("devices", [[], [EMULATOR]], ids=["none", "emulator"])
-    def test_no_device_can(self, store: LmdbStore, devices: list[admin_pb2.Device]) -> None:
+    def test_no_device_can(self, store: LmdbStore, devices: list[Reservable]) -> None:
         with pytest.raises(InvalidRequestError, match=r"group\.reserved_multiprocessors: no device of this server can reserve"):
-            set_group(Groups(store, devices=lambda: devices), "a", reserved_multiprocessors=1)
+            set_group(Groups(store, devices=Devices(*devices)), "a", reserved_multiprocessors=1)
 
     def test_one_cannot(self, store: LmdbStore) -> None:
         with pytest.raises(InvalidRequestError, match="the device emulator cannot reserve"):
-            set_group(Groups(store, devices=lambda: [self.GPU, self.EMULATOR]), "a", reserved_multiprocessors=1)
+            set_group(Groups(store, devices=Devices(self.GPU, self.EMULATOR)), "a", reserved_multiprocessors=1)
 
-    def test_what_all_groups_reserve_must_fit(self, store: LmdbStore) -> None:
-        groups = Groups(store, devices=lambda: [self.GPU])
+    def test_what_all_groups_reserve_must_fit_and_leave_some(self, store: LmdbStore) -> None:
+        devices = Devices(self.GPU)
+        groups = Groups(store, devices=devices)
         set_group(groups, "a", reserved_multiprocessors=100)
-        set_group(groups, "a", reserved_multiprocessors=120)
-        set_group(groups, "b", reserved_multiprocessors=12)
-        with pytest.raises(InvalidRequestError, match="cuda:0 has 132 multiprocessors, of which 120 are other groups"):
-            set_group(groups, "b", reserved_multiprocessors=13)
-        assert groups.get("b").message.reserved_multiprocessors == 12
+        set_group(groups, "a", reserved_multiprocessors=105)
+        set_group(groups, "b", reserved_multiprocessors=8)
+        for name, wanted, error in (
+            ("b", 9, "cuda:0 has 132 multiprocessors, of which 120 can be reserved, in multiples of 8; 112 are other"),
+            ("c", 1, "120 are other groups' own, so 8 more are too many"),
+        ):
+            with pytest.raises(InvalidRequestError, match=error):
+                set_group(groups, name, reserved_multiprocessors=wanted)
+        assert groups.get("b").message.reserved_multiprocessors == 8
+        assert devices.told == [{"a": 100}, {"a": 105}, {"a": 105, "b": 8}]
+
+    def test_the_devices_are_told_of_each_change(self, store: LmdbStore) -> None:
+        devices = Devices(self.GPU)
+        groups = Groups(store, devices=devices)
+        set_group(groups, "a", reserved_multiprocessors=8)
+        set_group(groups, "a", reserved_multiprocessors=8, share=2)
+        set_group(groups, "b")
+        set_group(groups, "a", share=2)
+        set_group(groups, "b", reserved_multiprocessors=16)
+        asyncio.run(groups.delete("b"))
+        assert devices.told == [{"a": 8}, {}, {"b": 16}, {}]
+
+    def test_it_holds_after_a_restart(self, store: LmdbStore) -> None:
+        set_group(Groups(store, devices=Devices(self.GPU)), "a", reserved_multiprocessors=8)
+        devices = Devices(self.GPU)
+        Groups(store, [fixed("b", reserved_multiprocessors=16)], devices)
+        assert devices.told == [{"a": 8, "b": 16}]
 
     def test_of_the_settings_file(self, store: LmdbStore) -> None:
         with pytest.raises(InvalidRequestError, match=r"groups\.a\.reserved_multiprocessors: no device"):

@@ -6,12 +6,13 @@ import ctypes
 import mmap
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceLost, OutOfMemory, undone_on_failure
 from kaasd.devices.cuda.driver import Check, CudaError, Release, check
+from kaasd.devices.cuda.partitions import Partition, Partitions
 
 MAX_IDLE_BYTES = 1 << 30
 """Of page-locked memory, kept for the next who asks. On an H100's host 4 KiB to 1 MiB take 4 microseconds, 16 MiB 5.6 ms, 256 MiB
@@ -91,6 +92,15 @@ def capacity_of(size_bytes: int) -> int:
     return -(-max(size_bytes, 1) // step) * step
 
 
+class LaneKind(NamedTuple):
+    """What lanes, and graphs, differ in."""
+
+    level: int = 0
+    """Priority as the driver counts: lower goes first, 0 is the least."""
+    partition: Partition | None = None
+    """The multiprocessors to which its kernels keep; None: all."""
+
+
 class Lane:
     """A stream for one run at a time, and a counter that tells how far it came.
 
@@ -98,12 +108,15 @@ class Lane:
     memory can tell which kernels had ended. The page is our own and stays readable whatever becomes of the context.
     """
 
-    def __init__(self, check: Check, release: Release, priority: int) -> None:
-        """``priority`` as the driver counts: lower goes first. Raises as ``check``."""
-        self.priority = priority
+    def __init__(self, check: Check, release: Release, kind: LaneKind) -> None:
+        """Raises as ``check``."""
+        self.kind = kind
         with undone_on_failure() as undo:
             flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-            self.stream = check(driver.cuStreamCreateWithPriority, flags, priority)
+            if kind.partition is None:
+                self.stream = check(driver.cuStreamCreateWithPriority, flags, kind.level)
+            else:
+                self.stream = kind.partition.new_stream(flags, kind.level)
             undo.callback(release, driver.cuStreamDestroy, self.stream)
             self._page = mmap.mmap(-1, mmap.PAGESIZE)
             self._counter = ctypes.c_uint32.from_buffer(self._page)
@@ -136,8 +149,8 @@ class CudaContext:
 
     def __init__(self, device_handle: Any) -> None:
         """Raises ``CudaError``."""
-        self._lanes: dict[int, list[Lane]] = {}
-        """The idle ones, by the driver's priority."""
+        self._lanes: dict[LaneKind, list[Lane]] = {}
+        """The idle ones."""
         self._events: list[Any] = []
         self._suspects = 0
         self.runs_under_way = 0
@@ -146,6 +159,8 @@ class CudaContext:
             current = check(driver.cuDevicePrimaryCtxRetain, device_handle)
             undo.callback(self.release, driver.cuDevicePrimaryCtxRelease, device_handle)
             check(driver.cuCtxSetCurrent, current)
+            self.partitions = Partitions(device_handle, self.check, self.release)
+            undo.callback(self.partitions.close)
             undo.callback(self._close_idle)
             self._least, self._greatest = check(driver.cuCtxGetStreamPriorityRange)
             self.copies_in = self._new_stream(undo)
@@ -191,19 +206,22 @@ class CudaContext:
             self.note_fault()
             raise DeviceLost(f"a kernel faulted before: {error}") from error
 
-    def priority_of(self, priority: int) -> int:
-        """Return how the driver counts a priority: 0 is its least, so that all below are as 0, and each above is one step."""
-        return int(max(self._greatest, min(self._least, self._least - priority)))
+    def lane_kind(self, priority: int = 0, group: str = "") -> LaneKind:
+        """Return the kind of a run, as ``Run.start`` tells it.
 
-    def take_lane(self, priority: int = 0) -> Lane:
-        """Return an idle lane of this priority, as ``Run.start`` counts. Raises ``OutOfMemory``, ``DeviceLost``."""
-        level = self.priority_of(priority)
-        idle = self._lanes.get(level)
-        return idle.pop() if idle else Lane(self.check, self.release, level)
+        Of the driver's priorities 0 is the least, so that all below are as 0, and each above is one step.
+        """
+        level = int(max(self._greatest, min(self._least, self._least - priority))) if priority > 0 else 0
+        return LaneKind(level, self.partitions.of(group))
+
+    def take_lane(self, kind: LaneKind) -> Lane:
+        """Return an idle lane of this kind. Raises ``OutOfMemory``, ``DeviceLost``, ``CudaError``."""
+        idle = self._lanes.get(kind)
+        return idle.pop() if idle else Lane(self.check, self.release, kind)
 
     def give_lane(self, lane: Lane) -> None:
         """Take back a lane whose stream is idle."""
-        self._lanes.setdefault(lane.priority, []).append(lane)
+        self._lanes.setdefault(lane.kind, []).append(lane)
 
     def take_event(self) -> Any:
         """Return an event that nobody uses. Raises ``OutOfMemory``, ``DeviceLost``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from kaasd.devices.cuda.kernel import CudaKernel, with_own_variables
 from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
+from kaasd.devices.cuda.partitions import reservable
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
@@ -46,8 +47,15 @@ class CudaDevice:
     an H100. It costs a core while kernels run.
     """
 
-    def __init__(self, ordinal: int, *, code_cache: Path | None = None, plain_starts: int | None = PLAIN_STARTS) -> None:
-        """Open the GPU of this ordinal. Raises ``DeviceUnavailable``.
+    def __init__(
+        self,
+        ordinal: int,
+        *,
+        name: str | None = None,
+        code_cache: Path | None = None,
+        plain_starts: int | None = PLAIN_STARTS,
+    ) -> None:
+        """Open the GPU of this ordinal. It is called ``name``, by default ``cuda:`` and that. Raises ``DeviceUnavailable``.
 
         What the driver compiles it keeps in the directory ``code_cache``, unless the environment tells it otherwise. It reads
         its environment once in a process. A run that has started ``plain_starts`` times becomes a CUDA graph; None: never.
@@ -61,22 +69,23 @@ class CudaDevice:
         # With the driver's own 8, streams that share a queue wait for each other: 16 solvers of 12 graph launches each had 377
         # jobs done a second on an H100, and have 1049.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_HARDWARE_QUEUES))
+        name = name or f"cuda:{ordinal}"
         count = initialize()
         if not 0 <= ordinal < count:
-            raise DeviceUnavailable(f"there is no cuda:{ordinal}: the CUDA driver finds {count} GPU{'s' * (count != 1)}")
+            raise DeviceUnavailable(f"there is no {name}: the CUDA driver finds {count} GPU{'s' * (count != 1)}")
         self._plain_starts = plain_starts
         self._host_code = HostCode()
         self._open: set[CudaBuffer | CudaModule | CudaRun] = set()
         try:
             with undone_on_failure() as undo:
-                self._set_up(ordinal, undo)
+                self._set_up(ordinal, name, undo)
         except (CudaError, DeviceLost, OutOfMemory, UnsupportedLibrary) as error:
-            raise DeviceUnavailable(f"cuda:{ordinal} cannot be opened: {error}") from error
+            raise DeviceUnavailable(f"{name} cannot be opened: {error}") from error
         self._undo = undo
 
-    def _set_up(self, ordinal: int, undo: ExitStack) -> None:
+    def _set_up(self, ordinal: int, name: str, undo: ExitStack) -> None:
         handle = check(driver.cuDeviceGet, ordinal)
-        self._properties = _properties(handle, f"cuda:{ordinal}")
+        self._properties = _properties(handle, name)
         self._context = context = CudaContext(handle)
         undo.callback(context.close)
         self._stream = check(driver.cuStreamCreate, driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -151,6 +160,10 @@ class CudaDevice:
     def _free(self, buffer: CudaBuffer) -> None:
         self._open.discard(buffer)
         self._context.release(driver.cuMemFreeAsync, buffer.address, self._stream)
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Give groups multiprocessors of their own, in green contexts. Raises ``ValueError``, ``OutOfMemory``, ``CudaError``."""
+        self._context.partitions.reserve(groups)
 
     def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
         """Return about how much device memory a run has for copies of code whose kernels write module variables."""
@@ -258,6 +271,7 @@ def _properties(handle: Any, name: str) -> DeviceProperties:
             attribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
         ),
         multiprocessor_count=attribute(kind.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
+        multiprocessor_unit=reservable(handle)[0],
         warp_size=attribute(kind.CU_DEVICE_ATTRIBUTE_WARP_SIZE),
         max_threads_per_block=attribute(kind.CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK),
         max_block=(

@@ -8,6 +8,7 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaasd.devices.base import undone_on_failure
+from kaasd.devices.cuda.context import LaneKind
 from kaasd.devices.cuda.driver import CudaError, Release, check
 from kaasd.devices.cuda.launch import KernelCall
 
@@ -31,13 +32,14 @@ class CallRefused(Exception):
 class CudaGraph:
     """A chain of calls, ready to be launched."""
 
-    def __init__(self, calls: Sequence[KernelCall], release: Release, priority: int = 0) -> None:
-        """``priority`` of its kernels as the driver counts, 0 for its least; each node has its own.
+    def __init__(self, calls: Sequence[KernelCall], release: Release, kind: LaneKind) -> None:
+        """Of which kind its kernels are, each node says itself: for a graph its stream's does not count.
 
         Raises ``CallRefused``, ``CudaError``.
         """
+        self._partition = kind.partition
         value = driver.CUkernelNodeAttrValue()
-        value.priority = priority
+        value.priority = kind.level
         self._nodes: dict[KernelCall, list[Any]] = {}
         with undone_on_failure() as undo:
             graph = check(driver.cuGraphCreate, 0)
@@ -45,10 +47,10 @@ class CudaGraph:
             before: list[Any] = []
             for index, call in enumerate(calls):
                 try:
-                    node = check(driver.cuGraphAddKernelNode, graph, before, len(before), call.node_parameters)
+                    node = check(driver.cuGraphAddKernelNode, graph, before, len(before), call.node_parameters(kind.partition))
                 except CudaError as error:
                     raise CallRefused(index, error) from error
-                if priority:
+                if kind.level:
                     check(driver.cuGraphKernelNodeSetAttribute, node, PRIORITY, value)
                 self._nodes.setdefault(call, []).append(node)
                 before = [node]
@@ -67,7 +69,7 @@ class CudaGraph:
     def update(self, call: KernelCall) -> None:
         """Take over a call's new parameters, for launches to come. 2 microseconds for each time that the call is in it."""
         for node in self._nodes.get(call, ()):
-            check(driver.cuGraphExecKernelNodeSetParams, self._executable, node, call.node_parameters)
+            check(driver.cuGraphExecKernelNodeSetParams, self._executable, node, call.node_parameters(self._partition))
 
     def close(self) -> None:
         """Free it. Idempotent."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from cuda.bindings import driver
 
 from kaasd.devices.base import Launch, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.driver import Check, CudaError, check
+from kaasd.devices.cuda.driver import Check, CudaError, Release, check
 from kaasd.libraries.variables import Form
 from kaasd.request.device_checks import KernelAttributes
 
@@ -22,16 +23,42 @@ _ALIGNMENT = 16
 """Of what is moved."""
 
 
+class LoadedCode(NamedTuple):
+    """Code that the driver has loaded for all contexts of the device."""
+
+    library: Any
+    module: Any
+    """What the primary context has of it. Its variables are those of the others too."""
+
+    @classmethod
+    def load(cls, code: bytes, check: Check, options: Mapping[Any, Any] = MappingProxyType({})) -> LoadedCode:
+        """Load PTX or a cubin; ``options`` are the driver's for its compiler. Raises as ``check``."""
+        library = check(driver.cuLibraryLoadData, code, list(options), list(options.values()), len(options), [], [], 0)
+        try:
+            return cls(library, check(driver.cuLibraryGetModule, library))
+        except BaseException:
+            driver.cuLibraryUnload(library)
+            raise
+
+    def unload(self, release: Release) -> None:
+        """Unload it; once."""
+        release(driver.cuLibraryUnload, self.library)
+
+
 class CudaKernel:
     """One entry point."""
 
-    def __init__(self, function: Any, attributes: KernelAttributes, unit: Unit | None = None) -> None:
+    def __init__(self, function: Any, attributes: KernelAttributes, code: LoadedCode, unit: Unit | None = None) -> None:
+        """``function`` is the driver's handle of it in ``code``."""
         self.function = function
-        """The driver's handle; valid while the module is loaded."""
+        """In the primary context; valid while the code is loaded."""
+        self._code = code
         self.attributes = attributes
         self.unit = unit
         """Where kernels write module variables: what gives each run a kernel with variables of its own, to launch instead."""
         self._dynamic_limit = max(0, _SHARED_WITHOUT_OPT_IN - attributes.static_shared_memory_bytes)
+        self._anywhere: Any = None
+        self._anywhere_limit = self._dynamic_limit
 
     @property
     def is_ready(self) -> bool:
@@ -44,6 +71,17 @@ class CudaKernel:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             check(driver.cuFuncSetAttribute, self.function, attribute, size_bytes)
             self._dynamic_limit = size_bytes
+
+    def without_context(self, shared_memory_bytes: int) -> Any:
+        """Return its handle for any context, for launches with so much dynamic shared memory. Raises ``CudaError``."""
+        if self._anywhere is None:
+            self._anywhere = check(driver.cuLibraryGetKernel, self._code.library, self.attributes.name.encode())
+        if shared_memory_bytes > self._anywhere_limit:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            device = check(driver.cuCtxGetDevice)
+            check(driver.cuKernelSetAttribute, attribute, shared_memory_bytes, self._anywhere, device)
+            self._anywhere_limit = shared_memory_bytes
+        return self._anywhere
 
 
 MAX_IDLE_COPIES = 4
@@ -59,24 +97,24 @@ class UnitCopy:
 
     def __init__(
         self,
-        handle: Any,
+        code: LoadedCode,
         names: Collection[str],
         attributes: Mapping[str, KernelAttributes],
         context: CudaContext,
         allocate: Callable[[int], CudaBuffer],
     ) -> None:
-        """Take over the driver's module, whose variables of these names are as they were loaded.
+        """Take over loaded code, whose variables of these names are as they were loaded.
 
         Raises as ``CudaContext.check``.
         """
         with undone_on_failure() as undo:
-            undo.callback(context.release, driver.cuModuleUnload, handle)
+            undo.callback(code.unload, context.release)
             self.kernels: dict[str, CudaKernel] = {}
             for name, known in attributes.items():
-                function = context.check(driver.cuModuleGetFunction, handle, name.encode())
+                function = context.check(driver.cuModuleGetFunction, code.module, name.encode())
                 context.check(driver.cuFuncLoad, function)
-                self.kernels[name] = CudaKernel(function, known)
-            ranges = find_variables(handle, names, context.check) or ()
+                self.kernels[name] = CudaKernel(function, known, code)
+            ranges = find_variables(code.module, names, context.check) or ()
             self.variables_bytes = sum(size + _ALIGNMENT for _, size in ranges)
             kept = allocate(self.variables_bytes or 1)
             undo.callback(kept.close)
@@ -104,12 +142,12 @@ class Unit:
     def __init__(
         self,
         form: Form,
-        handle: Any,
+        code: LoadedCode,
         attributes: Mapping[str, KernelAttributes],
         context: CudaContext,
         allocate: Callable[[int], CudaBuffer],
     ) -> None:
-        """``handle`` is its first copy. Raises as ``CudaContext.check``."""
+        """``code`` is its first copy. Raises as ``CudaContext.check``."""
         self._form = form
         self._attributes = attributes
         self._context = context
@@ -117,13 +155,13 @@ class Unit:
         self._closed = False
         self._idle: list[UnitCopy] = []
         self._copies: set[UnitCopy] = set()
-        first = self._add(handle)
+        first = self._add(code)
         self._idle.append(first)
         self.copy_bytes = len(form.code) + 2 * first.variables_bytes
         """Of device memory that a copy takes, about: code, variables, their initial values. The driver tells no size of code."""
 
-    def _add(self, handle: Any) -> UnitCopy:
-        copy = UnitCopy(handle, self._form.variables, self._attributes, self._context, self._allocate)
+    def _add(self, code: LoadedCode) -> UnitCopy:
+        copy = UnitCopy(code, self._form.variables, self._attributes, self._context, self._allocate)
         self._copies.add(copy)
         return copy
 
@@ -136,7 +174,7 @@ class Unit:
         """Return a copy that no run has, or a new one: the driver waits for all kernels to load it. Raises ``OutOfMemory``."""
         if self._idle:
             return self._idle.pop()
-        return self._add(self._context.check(driver.cuModuleLoadDataEx, self._form.code, 0, [], []))
+        return self._add(LoadedCode.load(self._form.code, self._context.check))
 
     def give(self, copy: UnitCopy) -> None:
         """Take back a copy whose run has ended."""
@@ -173,7 +211,7 @@ def with_own_variables(launches: Sequence[Launch], undo: ExitStack) -> tuple[Seq
     return own if copies else launches, [move for copy in copies.values() for move in copy.moves]
 
 
-def find_variables(handle: Any, names: Collection[str], check: Check) -> list[Range] | None:
+def find_variables(module: Any, names: Collection[str], check: Check) -> list[Range] | None:
     """Return where variables are, in order; None where the driver does not know one of them.
 
     Those that follow each other stay apart: they may be of two allocations, and the driver refuses a copy across their edge.
@@ -181,7 +219,7 @@ def find_variables(handle: Any, names: Collection[str], check: Check) -> list[Ra
     found: list[Range] = []
     for name in names:
         try:
-            address, size = check(driver.cuModuleGetGlobal, handle, name.encode())
+            address, size = check(driver.cuModuleGetGlobal, module, name.encode())
         except CudaError as error:
             if error.name == "CUDA_ERROR_NOT_FOUND":
                 return None

@@ -50,12 +50,13 @@ def _find(_: int) -> Found:
 def _open(name: str, _: None, code_cache: Path | None) -> Device:
     try:
         from kaasd.devices.cuda.device import CudaDevice
+        from kaasd.devices.cuda.driver import see_only
     except ImportError as error:
         raise DeviceUnavailable(f"{name} cannot be opened: cuda-bindings is not installed ({error})") from error
-    return CudaDevice(int(name.removeprefix("cuda:")), code_cache=code_cache)
+    return CudaDevice(see_only(int(name.removeprefix("cuda:"))), name=name, code_cache=code_cache)
 
 
-KIND = DeviceKind("cuda", pattern=r"cuda:(0|[1-9]\d{0,3})", example="cuda:N", find=_find, open=_open)
+KIND = DeviceKind("cuda", pattern=r"cuda:(0|[1-9]\d{0,3})", example="cuda:N", find=_find, open=_open, has_spares=True)
 
 
 def main() -> None:

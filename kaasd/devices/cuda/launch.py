@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from cuda.bindings import driver
@@ -14,6 +13,7 @@ from kaasd.devices.base import Launch
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.partitions import Partition
 from kaasd.devices.cuda.wrapper import HostFunction
 
 
@@ -65,21 +65,32 @@ class KernelCall:
     ) -> None:
         """Raises ``CudaError`` where so much shared memory is refused."""
         kernel.allow_dynamic_shared_memory(shared_memory_bytes)
+        self._kernel = kernel
         self._function = kernel.function
         self._configuration = (*grid, *block, shared_memory_bytes)
         self.parameters = Parameters(parameters)
         """The driver copies the values when it launches or adds a node."""
+        self._nodes: dict[Partition | None, Any] = {}
 
     def enqueue(self, stream: Any) -> None:
         """Put the launch into a stream. Raises ``CudaError``, which can also be that of a launch before."""
         *dimensions, shared = self._configuration
         check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
 
-    @cached_property
-    def node_parameters(self) -> Any:
-        """The launch as a graph's node."""
+    def node_parameters(self, partition: Partition | None) -> Any:
+        """Return the launch as a node of a graph that keeps to a partition. Raises ``CudaError``."""
+        node = self._nodes.get(partition)
+        if node is None:
+            node = self._nodes[partition] = self._node(partition)
+        return node
+
+    def _node(self, partition: Partition | None) -> Any:
         node = driver.CUDA_KERNEL_NODE_PARAMS()
-        node.func = self._function
+        if partition is None:
+            node.func = self._function
+        else:
+            node.kern = self._kernel.without_context(self._configuration[-1])
+            node.ctx = partition.context
         node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ, node.sharedMemBytes = (
             self._configuration
         )

@@ -13,7 +13,7 @@ from kaasd.devices.base import undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import Check, CudaError, check
-from kaasd.devices.cuda.kernel import CudaKernel, Unit, find_variables
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode, Unit, find_variables
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
@@ -51,19 +51,19 @@ class CudaModule:
         with undone_on_failure() as undo:
             undo.callback(forget, self)
             for code in image.units:
-                form, handle = _load(code, image, properties.compute_capability, context)
+                form, loaded = _load(code, image, properties.compute_capability, context)
                 with undone_on_failure() as undo_unit:
-                    undo_unit.callback(context.release, driver.cuModuleUnload, handle)
-                    found = _kernels(handle, required_blocks, context.check)
+                    undo_unit.callback(loaded.unload, context.release)
+                    found = _kernels(loaded.module, required_blocks, context.check)
                     unit = None
                     if form.variables:
                         undo_unit.pop_all()  # it is the unit's
-                        unit = Unit(form, handle, {each.name: each for each, _ in found}, context, allocate)
+                        unit = Unit(form, loaded, {each.name: each for each, _ in found}, context, allocate)
                         undo_unit.callback(unit.close)
                     undo.push(undo_unit.pop_all())
                 for attributes, function in found:
                     # A template's kernel may be in several units, always the same.
-                    kernels.setdefault(attributes.name, CudaKernel(function, attributes, unit))
+                    kernels.setdefault(attributes.name, CudaKernel(function, attributes, loaded, unit))
         self._undo = undo
         self._kernels = kernels
 
@@ -81,15 +81,15 @@ class CudaModule:
         self._undo.close()
 
 
-def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaContext) -> tuple[Form, Any]:
-    """Return the form of a unit that was loaded, and the driver's handle."""
+def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaContext) -> tuple[Form, LoadedCode]:
+    """Return the form of a unit that was loaded, and what the driver made of it."""
     for form in forms(unit, 10 * capability[0] + capability[1]):
-        handle = _load_form(form.code, image, capability, context.check)
+        loaded = _load_form(form.code, image, capability, context.check)
         with undone_on_failure() as undo:
-            undo.callback(context.release, driver.cuModuleUnload, handle)
-            if find_variables(handle, form.variables, context.check) is not None:
+            undo.callback(loaded.unload, context.release)
+            if find_variables(loaded.module, form.variables, context.check) is not None:
                 undo.pop_all()
-                return form, handle
+                return form, loaded
         undo.close()
     names = ", ".join(sorted(form.variables)[:20])
     raise UnsupportedLibrary(
@@ -98,12 +98,12 @@ def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaC
     )
 
 
-def _load_form(code: bytes, image: Image, capability: tuple[int, int], check: Check) -> Any:
+def _load_form(code: bytes, image: Image, capability: tuple[int, int], check: Check) -> LoadedCode:
     option = driver.CUjit_option
     log = bytearray(_LOG_BYTES)
     options = {option.CU_JIT_ERROR_LOG_BUFFER: log, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: len(log)}
     try:
-        return check(driver.cuModuleLoadDataEx, code, len(options), list(options), list(options.values()))
+        return LoadedCode.load(code, check, options)
     except CudaError as error:
         raise UnsupportedLibrary(_explain(error, _one_line(log), image, capability)) from error
 

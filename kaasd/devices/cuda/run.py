@@ -10,7 +10,7 @@ from cuda.bindings import driver
 
 from kaasd.devices.base import KernelFault, Launch, OutOfMemory, Transfer, buffer_names, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
-from kaasd.devices.cuda.context import CudaContext, Lane
+from kaasd.devices.cuda.context import CudaContext, Lane, LaneKind
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.kernel import CudaKernel
@@ -58,8 +58,8 @@ class CudaRun:
         self._plain_starts = 0 if self._repeats >= _MIN_REPEATS and plain_starts is not None else plain_starts
         self._all_in_graph = self._single == 0 and self._repeats == 1
         self._starts = 0
-        self._graphs: dict[int, CudaGraph] = {}
-        """By the driver's priority; most runs have one."""
+        self._graphs: dict[LaneKind, CudaGraph] = {}
+        """Most runs have one."""
         self._graph: CudaGraph | None = None
         """That of the last start."""
         self._lane: Lane | None = None
@@ -93,14 +93,15 @@ class CudaRun:
     def warm(self) -> None:
         """Build the graph. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
         if not self._graphs and self._plain_starts is not None:
+            kind = self._context.lane_kind()
             with undone_on_failure() as undo:
-                graph = self._build_graph(0)
+                graph = self._build_graph(kind)
                 undo.callback(graph.close)
-                self._upload(graph)
-            self._graphs[0] = graph
+                self._upload(graph, kind)
+            self._graphs[kind] = graph
 
-    def _upload(self, graph: CudaGraph) -> None:
-        lane = self._context.take_lane()
+    def _upload(self, graph: CudaGraph, kind: LaneKind) -> None:
+        lane = self._context.take_lane(kind)
         try:
             graph.upload(lane.stream)
             self._context.check(driver.cuStreamSynchronize, lane.stream)
@@ -109,18 +110,20 @@ class CudaRun:
         finally:
             self._context.give_lane(lane)
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
+    def start(
+        self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
+    ) -> None:
         """Begin to run on a stream of its own. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
         self._traced = tracer is not None
-        level = self._context.priority_of(priority) if priority > 0 else 0
-        self._graph = self._graphs.get(level)
+        kind = self._context.lane_kind(priority, group)
+        self._graph = self._graphs.get(kind)
         if self._graph is None and not self._traced and self._plain_starts is not None and self._starts >= self._plain_starts:
-            self._graph = self._graphs[level] = self._build_graph(level)
+            self._graph = self._graphs[kind] = self._build_graph(kind)
         self._starts += 1
         self._failure = None
         self._flag.value = 0
         self._enqueued = self._polls = 0
-        self._lane = lane = self._context.take_lane(priority)
+        self._lane = lane = self._context.take_lane(kind)
         self._context.runs_under_way += 1
         lane.reset()
         try:
@@ -243,11 +246,11 @@ class CudaRun:
         except CudaError as refused:
             raise self._refusal(index, refused) from refused
 
-    def _build_graph(self, level: int) -> CudaGraph:
+    def _build_graph(self, kind: LaneKind) -> CudaGraph:
         calls = [call for call in self._calls if isinstance(call, KernelCall)] * self._inside
         before, behind = (self._moves.before, self._moves.behind) if self._all_in_graph else ([], [])
         try:
-            return CudaGraph([*before, *calls, *behind], self._context.release, level)
+            return CudaGraph([*before, *calls, *behind], self._context.release, kind)
         except CallRefused as refused:
             raise self._refusal((refused.index - len(before)) % max(1, len(self._calls)), refused.error) from refused
         except CudaError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,16 +19,25 @@ FREED_BY = {
     "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease",
     "cuStreamCreate": "cuStreamDestroy",
     "cuStreamCreateWithPriority": "cuStreamDestroy",
+    "cuGreenCtxStreamCreate": "cuStreamDestroy",
     "cuEventCreate": "cuEventDestroy",
-    "cuModuleLoadDataEx": "cuModuleUnload",
+    "cuLibraryLoadData": "cuLibraryUnload",
+    "cuGreenCtxCreate": "cuGreenCtxDestroy",
     "cuMemAllocAsync": "cuMemFreeAsync",
     "cuMemHostAlloc": "cuMemFreeHost",
     "cuMemHostRegister": "cuMemHostUnregister",
     "cuGraphCreate": "cuGraphDestroy",
     "cuGraphInstantiate": "cuGraphExecDestroy",
 }
-SAME_AS = {"cuStreamCreateWithPriority": "cuStreamCreate"}
+SAME_AS = {"cuStreamCreateWithPriority": "cuStreamCreate", "cuGreenCtxStreamCreate": "cuStreamCreate"}
 """Functions that make what another makes too."""
+
+
+def multiprocessors(number: int) -> Any:
+    """Return so many, of which 8 can be had at least."""
+    return SimpleNamespace(sm=SimpleNamespace(smCount=number, minSmPartitionSize=8, smCoscheduledAlignment=8))
+
+
 ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (1,),
     "cuDeviceGet": ("device",),
@@ -45,13 +55,18 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuStreamGetId": (7,),
     "cuCtxGetStreamPriorityRange": (0, -5),
     "cuGraphAddKernelNode": ("node",),
+    "cuCtxGetDevice": ("device",),
+    "cuCtxFromGreenCtx": (driver.CUcontext(7),),
+    "cuDeviceGetDevResource": (multiprocessors(132),),
+    "cuDevSmResourceSplitByCount": ([multiprocessors(8)] * 16, 16, multiprocessors(4)),
+    "cuLibraryGetKernel": (driver.CUkernel(9),),
 }
 """What functions return beside their status, where that is something."""
 SILENT = (
     "cuInit", "cuDevicePrimaryCtxSetFlags", "cuCtxSetCurrent", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuFuncLoad",
     "cuStreamSynchronize", "cuStreamQuery", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventQuery",
     "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
-    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync",
+    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync", "cuGraphKernelNodeSetAttribute", "cuKernelSetAttribute",
 )  # fmt: skip
 """Functions that return their status alone."""
 
@@ -70,6 +85,7 @@ class FakeDriver:
         self._memory: dict[int, Any] = {}
         for name in (
             "cuFuncGetParamInfo",
+            "cuLibraryGetModule",
             "cuModuleGetFunction",
             "cuModuleGetGlobal",
             *FREED_BY,
@@ -117,6 +133,8 @@ class FakeDriver:
                 self.held[SAME_AS.get(name, name)] += 1
             if name == "cuFuncGetParamInfo":
                 return (SUCCESS, 0, 8) if arguments[1] < 3 else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
+            if name == "cuLibraryGetModule":
+                return SUCCESS, arguments[0]
             if name == "cuModuleGetFunction":
                 return SUCCESS, driver.CUfunction(arguments[0])
             if name == "cuModuleGetGlobal":

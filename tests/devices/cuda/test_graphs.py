@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 from cuda.bindings import driver
 
-from kaasd.devices.cuda.context import MAX_IDLE_BYTES, PinnedPool, capacity_of
+from kaasd.devices.cuda.context import MAX_IDLE_BYTES, LaneKind, PinnedPool, capacity_of
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES, CallRefused, CudaGraph, split_iterations
-from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.launch import KernelCall
 from kaasd.devices.cuda.moves import RANGES, move_calls
 from kaasd.request.device_checks import KernelAttributes
 
-KERNEL = CudaKernel("function", KernelAttributes("k", (768, 8, 8), 0, 1024))
+CODE = LoadedCode("library", "module")
+KERNEL = CudaKernel("function", KernelAttributes("k", (768, 8, 8), 0, 1024), CODE)
 
 
 @pytest.mark.parametrize("launches", [1, 2, 3, 90, 129, 256, 800])
@@ -99,13 +100,13 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def call(grid: int) -> KernelCall:
-    kernel = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024))
+    kernel = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), CODE)
     return KernelCall(kernel, (grid, 1, 1), (1, 1, 1), 0, [bytes(8)])
 
 
 def test_a_graph_is_a_chain_whose_nodes_follow_their_call(nodes: list[tuple[Any, ...]]) -> None:
     a, b, c = call(1), call(2), call(3)
-    graph = CudaGraph([a, b, a], lambda function, *arguments: function(*arguments))
+    graph = CudaGraph([a, b, a], lambda function, *arguments: function(*arguments), LaneKind())
     assert nodes == [("add", "node0"), ("add", "node0", "node1"), ("add", "node1", "node2"), ("cuGraphInstantiate", "graph", 0)]
     nodes.clear()
     assert a.parameters.set(0, b"01234567")
@@ -121,7 +122,7 @@ def test_a_graph_is_a_chain_whose_nodes_follow_their_call(nodes: list[tuple[Any,
 
 def test_a_refused_node_is_named_and_the_graph_freed(nodes: list[tuple[Any, ...]]) -> None:
     with pytest.raises(CallRefused) as refused:
-        CudaGraph([call(1), call(13)], lambda function, *arguments: function(*arguments))
+        CudaGraph([call(1), call(13)], lambda function, *arguments: function(*arguments), LaneKind())
     assert refused.value.index == 1
     assert isinstance(refused.value.error, CudaError)
     assert nodes[-1] == ("cuGraphDestroy", "graph")

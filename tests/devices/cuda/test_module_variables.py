@@ -80,7 +80,7 @@ def moved(monkeypatch: pytest.MonkeyPatch, run: CudaRun, tracer: CudaTracer | No
 
 def test_a_library_without_them_pays_nothing(fake: FakeDriver, device: CudaDevice) -> None:
     with closing(device.load(library("dot"))) as module:
-        loaded = calls(fake, "cuModuleLoadDataEx")
+        loaded = calls(fake, "cuLibraryLoadData")
         (kernel,) = module.kernels.values()
         assert kernel.is_ready  # type: ignore[attr-defined]
         with closing(prepare(device, module)) as first, closing(prepare(device, module)):
@@ -88,7 +88,7 @@ def test_a_library_without_them_pays_nothing(fake: FakeDriver, device: CudaDevic
             first.start()
             first.wait()
             assert calls(fake, "cuLaunchKernel") - launched == 2  # the kernel, and what sets the flag
-        assert calls(fake, "cuModuleLoadDataEx") == loaded
+        assert calls(fake, "cuLibraryLoadData") == loaded
     assert not calls(fake, "cuModuleGetGlobal")
     assert not calls(fake, "cuMemcpyDtoDAsync")
 
@@ -96,19 +96,19 @@ def test_a_library_without_them_pays_nothing(fake: FakeDriver, device: CudaDevic
 def test_runs_at_the_same_time_have_copies_of_their_own(fake: FakeDriver, device: CudaDevice) -> None:
     with closing(device.load(PTX)) as module:
         (kernel,) = module.kernels.values()
-        loaded = calls(fake, "cuModuleLoadDataEx")
+        loaded = calls(fake, "cuLibraryLoadData")
         with closing(prepare(device, module, count=3)):
-            assert calls(fake, "cuModuleLoadDataEx") == loaded  # the one that told of the kernels
+            assert calls(fake, "cuLibraryLoadData") == loaded  # the one that told of the kernels
             assert not kernel.is_ready  # type: ignore[attr-defined]
             with closing(prepare(device, module)):
-                assert calls(fake, "cuModuleLoadDataEx") == loaded + 1
+                assert calls(fake, "cuLibraryLoadData") == loaded + 1
             assert kernel.is_ready  # type: ignore[attr-defined]
             with closing(prepare(device, module)):
-                assert calls(fake, "cuModuleLoadDataEx") == loaded + 1
+                assert calls(fake, "cuLibraryLoadData") == loaded + 1
         runs = [prepare(device, module) for _ in range(MAX_IDLE_COPIES + 3)]
         for run in runs:
             run.close()
-        assert fake.held["cuModuleLoadDataEx"] == loaded - 1 + MAX_IDLE_COPIES
+        assert fake.held["cuLibraryLoadData"] == loaded - 1 + MAX_IDLE_COPIES
 
 
 def test_variables_are_moved_before_the_launches(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,10 +166,10 @@ def test_a_variable_that_the_driver_does_not_find(fake: FakeDriver, device: Cuda
 
 def test_a_fatbin_whose_machine_code_hides_its_variables(fake: FakeDriver, device: CudaDevice) -> None:
     fake.variables = {name: place for name, place in VARIABLES.items() if name != b"place"}  # of the cubins alone
-    loaded, held = calls(fake, "cuModuleLoadDataEx"), fake.held["cuModuleLoadDataEx"]
+    loaded, held = calls(fake, "cuLibraryLoadData"), fake.held["cuLibraryLoadData"]
     with closing(device.load((DATA / "variables.fatbin").read_bytes())):
-        assert calls(fake, "cuModuleLoadDataEx") == loaded + 2
-        assert fake.held["cuModuleLoadDataEx"] == held + 1
+        assert calls(fake, "cuLibraryLoadData") == loaded + 2
+        assert fake.held["cuLibraryLoadData"] == held + 1
 
 
 @pytest.mark.parametrize("what", ["load", "prepare"])
@@ -192,7 +192,7 @@ def test_what_fails_half_way_leaves_nothing_behind(what: str, fake: FakeDriver, 
         with pytest.raises((OutOfMemory, UnsupportedLibrary, CudaError)):
             act()
         fake.work_again()
-        for kind in ("cuMemAllocAsync", "cuModuleLoadDataEx"):
+        for kind in ("cuMemAllocAsync", "cuLibraryLoadData"):
             assert fake.held[kind] == held[kind], (index, name)
 
 

@@ -16,7 +16,7 @@ from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelF
 from kaasd.devices.cuda.buffers import CudaBuffer, address_of
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
-from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
@@ -25,7 +25,8 @@ from kaasd.request.device_checks import KernelAttributes
 from tests.conformance.launching import library
 from tests.devices.cuda.fake_driver import FREED_BY, OTHER, OUT_OF_MEMORY, SUCCESS, FakeDriver
 
-KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024))
+CODE = LoadedCode("library", "module")
+KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), CODE)
 KEPT = {"cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemHostRegister"}
 """What a device keeps for the next who asks."""
 

@@ -14,18 +14,19 @@ from cuda.bindings import driver
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, Launch
 from kaasd.devices.cuda.buffers import CudaBuffer
-from kaasd.devices.cuda.context import CudaContext
-from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.context import CudaContext, LaneKind
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.run import CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.trace import SpanKind, TracedSpan
 from kaasd.request.device_checks import KernelAttributes
 
+CODE = LoadedCode("library", "module")
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 COPIES_IN, COPIES_OUT, KERNELS, IDLE = 5, 6, 7, 8
 MILLISECOND = 1_000_000
-MOVER = CudaKernel(99, KernelAttributes("moveKern", (768, 8, 8), 0, 1024))
+MOVER = CudaKernel(99, KernelAttributes("moveKern", (768, 8, 8), 0, 1024), CODE)
 
 
 class FakeDriver:
@@ -93,7 +94,8 @@ def context() -> Any:
     made = cast(Any, CudaContext.__new__(CudaContext))
     made.copies_in, made.copies_out = COPIES_IN, COPIES_OUT
     made.runs_under_way, made._suspects = 0, 0
-    made.take_lane = lambda priority=0: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
+    made.take_lane = lambda kind: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
+    made.lane_kind = lambda priority=0, group="": LaneKind()
     made.give_lane = lambda lane: None
     made.pinned = SimpleNamespace(take=pinned)
     return made
@@ -112,7 +114,7 @@ A, P, C = (buffer(size) for size in (256, 512, 4))
 
 
 def launch(function: int, *uses: tuple[str, CudaBuffer, Access]) -> Launch:
-    kernel = CudaKernel(function, KernelAttributes(f"k{function}", (8,) * len(uses), 0, 1024))
+    kernel = CudaKernel(function, KernelAttributes(f"k{function}", (8,) * len(uses), 0, 1024), CODE)
     return Launch(kernel, (1, 1, 1), (32, 1, 1), 0, tuple(BufferRef(*use) for use in uses))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any, cast
 
 import pytest
@@ -10,14 +11,16 @@ from cuda.bindings import driver
 
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
+from kaasd.devices.cuda import driver as cuda_driver
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.driver import CudaError, check, initialize
-from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.driver import CudaError, check, initialize, see_only
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.launch import call_of, faulted_launch
 from kaasd.request.device_checks import KernelAttributes
 
+CODE = LoadedCode("library", "module")
 SUCCESS = driver.CUresult.CUDA_SUCCESS
 
 
@@ -84,7 +87,7 @@ def test_an_ordinal_beyond_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kernel(static_shared: int = 0) -> CudaKernel:
-    return CudaKernel("function", KernelAttributes("k", (4, 8, 2, 8), static_shared, 1024))
+    return CudaKernel("function", KernelAttributes("k", (4, 8, 2, 8), static_shared, 1024), CODE)
 
 
 def buffer(address: int) -> CudaBuffer:
@@ -153,3 +156,54 @@ def test_a_range_outside_of_a_buffer(offset: int, size: int) -> None:
         buffer(0x1000).write(bytes(size), offset)
     with pytest.raises(ValueError, match="of a buffer of 64"):
         buffer(0x1000).read(bytearray(size), offset)
+
+
+class TestTheOnlyOne:
+    """Each process sees its own GPU, as the driver reads its environment when it is initialised."""
+
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(cuda_driver, "_seen", None)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    @pytest.fixture
+    def initialised(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+        """Say whether the driver is."""
+        state = [False]
+        monkeypatch.setattr(
+            driver, "cuDeviceGetCount", lambda: (SUCCESS, 2) if state[0] else (driver.CUresult.CUDA_ERROR_NOT_INITIALIZED, None)
+        )
+        return state
+
+    @pytest.mark.parametrize(
+        ("visible", "ordinal", "alone"), [(None, 1, "1"), (None, 0, "0"), ("3,GPU-7", 1, "GPU-7"), ("3, 5", 1, " 5")]
+    )
+    def test_it_is_named_as_before(
+        self, initialised: list[bool], monkeypatch: pytest.MonkeyPatch, visible: str | None, ordinal: int, alone: str
+    ) -> None:
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert see_only(ordinal) == 0
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == alone
+        initialised[0] = True
+        assert see_only(ordinal) == 0, "it is opened again"
+        assert see_only(ordinal + 1) == ordinal + 1, "which is not there"
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+    def test_too_late(self, initialised: list[bool]) -> None:
+        initialised[0] = True
+        assert see_only(1) == 1
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+    def test_one_that_is_not_there(self, initialised: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+        assert see_only(1) == 1
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+
+    def test_no_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing() -> tuple[Any, ...]:
+            raise RuntimeError("libcuda.so.1 was not found")
+
+        monkeypatch.setattr(driver, "cuDeviceGetCount", missing)
+        assert see_only(1) == 1
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ

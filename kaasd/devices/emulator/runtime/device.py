@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from random import Random
 from typing import TYPE_CHECKING
@@ -86,6 +86,10 @@ class EmulatedDevice:
     def allocate(self, size_bytes: int) -> Allocation:
         """Return new memory. Raises ``OutOfMemory``."""
         return self._space.allocate(size_bytes)
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        """Raise ``ValueError``: one run at a time has all of them."""
+        raise ValueError("an emulated device's multiprocessors cannot be reserved")
 
     def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
         """Nothing: one run at a time is under way, and all have the same variables."""

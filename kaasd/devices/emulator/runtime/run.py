@@ -199,7 +199,9 @@ class EmulatedRun(Ended):
     def warm(self) -> None:
         """Do nothing: the code is compiled."""
 
-    def start(self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0) -> None:
+    def start(
+        self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
+    ) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
         self._processor.context.stop = 0
         for reset in self._resets:

@@ -10,7 +10,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "hold_pages", "ping", "only_call")
+    __slots__ = ("id", "execute", "prepare", "inspect", "cancel", "forget_library", "configure", "hold_pages", "ping", "reserve", "only_call")
     ID_FIELD_NUMBER: _ClassVar[int]
     EXECUTE_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class ToWorker(_message.Message):
     CONFIGURE_FIELD_NUMBER: _ClassVar[int]
     HOLD_PAGES_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_FIELD_NUMBER: _ClassVar[int]
     ONLY_CALL_FIELD_NUMBER: _ClassVar[int]
     id: int
     execute: Execute
@@ -30,8 +31,9 @@ class ToWorker(_message.Message):
     configure: WorkerConfig
     hold_pages: HoldPages
     ping: Ping
+    reserve: Reserve
     only_call: bool
-    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., hold_pages: _Optional[_Union[HoldPages, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., only_call: bool = ...) -> None: ...
+    def __init__(self, id: _Optional[int] = ..., execute: _Optional[_Union[Execute, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., inspect: _Optional[_Union[Inspect, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., forget_library: _Optional[_Union[ForgetLibrary, _Mapping]] = ..., configure: _Optional[_Union[WorkerConfig, _Mapping]] = ..., hold_pages: _Optional[_Union[HoldPages, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., only_call: bool = ...) -> None: ...
 
 class SerializedRequest(_message.Message):
     __slots__ = ("digest", "content")
@@ -127,6 +129,19 @@ class HoldPages(_message.Message):
     allowed: bool
     def __init__(self, allowed: bool = ...) -> None: ...
 
+class Reserve(_message.Message):
+    __slots__ = ("multiprocessors",)
+    class MultiprocessorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MULTIPROCESSORS_FIELD_NUMBER: _ClassVar[int]
+    multiprocessors: _containers.ScalarMap[str, int]
+    def __init__(self, multiprocessors: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
 class Ping(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -212,10 +227,12 @@ class FromWorker(_message.Message):
     def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("device",)
+    __slots__ = ("device", "multiprocessor_unit")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    MULTIPROCESSOR_UNIT_FIELD_NUMBER: _ClassVar[int]
     device: _admin_pb2.Device
-    def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ...) -> None: ...
+    multiprocessor_unit: int
+    def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ..., multiprocessor_unit: _Optional[int] = ...) -> None: ...
 
 class Executed(_message.Message):
     __slots__ = ("reply", "kernels_launched", "memory_used_bytes", "brought_bytes", "new_program", "dropped")
