@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cuda.bindings import driver
@@ -31,9 +30,9 @@ class LoadedCode(NamedTuple):
     """What the primary context has of it. Its variables are those of the others too."""
 
     @classmethod
-    def load(cls, code: bytes, check: Check, options: Mapping[Any, Any] = MappingProxyType({})) -> LoadedCode:
-        """Load PTX or a cubin; ``options`` are the driver's for its compiler. Raises as ``check``."""
-        library = check(driver.cuLibraryLoadData, code, list(options), list(options.values()), len(options), [], [], 0)
+    def load(cls, code: bytes, check: Check) -> LoadedCode:
+        """Load PTX or a cubin. Raises as ``check``."""
+        library = check(driver.cuLibraryLoadData, code, [], [], 0, [], [], 0)
         try:
             return cls(library, check(driver.cuLibraryGetModule, library))
         except BaseException:

@@ -99,13 +99,21 @@ def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaC
 
 
 def _load_form(code: bytes, image: Image, capability: tuple[int, int], check: Check) -> LoadedCode:
+    try:
+        return LoadedCode.load(code, check)
+    except CudaError as error:
+        raise UnsupportedLibrary(_explain(error, _log_of(code), image, capability)) from error
+
+
+def _log_of(code: bytes) -> str:
+    """Return what the driver's compiler says of code that the driver has refused: loading for one context alone, it tells."""
     option = driver.CUjit_option
     log = bytearray(_LOG_BYTES)
     options = {option.CU_JIT_ERROR_LOG_BUFFER: log, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: len(log)}
-    try:
-        return LoadedCode.load(code, check, options)
-    except CudaError as error:
-        raise UnsupportedLibrary(_explain(error, _one_line(log), image, capability)) from error
+    status, module = driver.cuModuleLoadDataEx(code, len(options), list(options), list(options.values()))
+    if not status:
+        driver.cuModuleUnload(module)
+    return _one_line(log)
 
 
 def _one_line(log: bytearray) -> str:

@@ -49,10 +49,11 @@ class Partitions:
     def __init__(self, device_handle: Any, check: Check, release: Release) -> None:
         self._device = device_handle
         self._check, self._release = check, release
-        self._split: tuple[list[Any], list[Any]] | None = None
-        """The multiprocessors in units, and what is too few for one; splitting them anew would give others."""
-        self._made: dict[tuple[int, int], Partition] = {}
-        """By the first unit and the one behind the last. They stay until the end: graphs and streams may still name them."""
+        self._made: dict[tuple[int, int, int], Partition] = {}
+        """By how many units were split off, and of these the first and the one behind the last; the rest begins behind all.
+
+        They stay until the end: graphs and streams may still name them.
+        """
         self._of: dict[str, Partition] = {}
         self._rest: Partition | None = None
 
@@ -70,24 +71,25 @@ class Partitions:
             self._of, self._rest = {}, None
             return
         unit, total = reservable(self._device)
-        if self._split is None:
-            units, _, left = self._check(driver.cuDevSmResourceSplitByCount, total // unit, whole(self._device), 0, unit)
-            self._split = units, [left] if left.sm.smCount else []
-        units, left = self._split
+        if not unit:
+            raise ValueError("this GPU's multiprocessors cannot be reserved")
         wanted = {name: -(-number // unit) for name, number in sorted(groups.items())}
-        if sum(wanted.values()) >= len(units):
-            raise ValueError(f"{sum(wanted.values())} units of {unit} multiprocessors are to be reserved, of {len(units)}")
+        split = sum(wanted.values())
+        if split >= total // unit:
+            raise ValueError(f"{split} units of {unit} multiprocessors are to be reserved, of {total // unit}")
+        # The driver takes several units for one context, but none together with the rest.
+        units, _, rest = self._check(driver.cuDevSmResourceSplitByCount, split, whole(self._device), 0, unit)
         of, begin = {}, 0
         for name, number in wanted.items():
-            of[name] = self._partition(begin, begin + number, units[begin : begin + number])
+            of[name] = self._partition(split, begin, begin + number, units[begin : begin + number])
             begin += number
-        rest = self._partition(begin, len(units), units[begin:] + left)
-        self._of, self._rest = of, rest
+        self._rest = self._partition(split, begin, begin, [rest])
+        self._of = of
 
-    def _partition(self, begin: int, end: int, resources: list[Any]) -> Partition:
-        made = self._made.get((begin, end))
+    def _partition(self, split: int, begin: int, end: int, resources: list[Any]) -> Partition:
+        made = self._made.get((split, begin, end))
         if made is None:
-            made = self._made[begin, end] = Partition(self._device, resources, self._check, self._release)
+            made = self._made[split, begin, end] = Partition(self._device, resources, self._check, self._release)
         return made
 
     def close(self) -> None:

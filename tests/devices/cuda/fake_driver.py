@@ -22,6 +22,7 @@ FREED_BY = {
     "cuGreenCtxStreamCreate": "cuStreamDestroy",
     "cuEventCreate": "cuEventDestroy",
     "cuLibraryLoadData": "cuLibraryUnload",
+    "cuModuleLoadDataEx": "cuModuleUnload",
     "cuGreenCtxCreate": "cuGreenCtxDestroy",
     "cuMemAllocAsync": "cuMemFreeAsync",
     "cuMemHostAlloc": "cuMemFreeHost",
@@ -58,7 +59,6 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuCtxGetDevice": ("device",),
     "cuCtxFromGreenCtx": (driver.CUcontext(7),),
     "cuDeviceGetDevResource": (multiprocessors(132),),
-    "cuDevSmResourceSplitByCount": ([multiprocessors(8)] * 16, 16, multiprocessors(4)),
     "cuLibraryGetKernel": (driver.CUkernel(9),),
 }
 """What functions return beside their status, where that is something."""
@@ -85,6 +85,7 @@ class FakeDriver:
         self._memory: dict[int, Any] = {}
         for name in (
             "cuFuncGetParamInfo",
+            "cuDevSmResourceSplitByCount",
             "cuLibraryGetModule",
             "cuModuleGetFunction",
             "cuModuleGetGlobal",
@@ -133,6 +134,9 @@ class FakeDriver:
                 self.held[SAME_AS.get(name, name)] += 1
             if name == "cuFuncGetParamInfo":
                 return (SUCCESS, 0, 8) if arguments[1] < 3 else (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None, None)
+            if name == "cuDevSmResourceSplitByCount":
+                number, size = arguments[0], arguments[3]
+                return SUCCESS, [multiprocessors(size)] * number, number, multiprocessors(132 - number * size)
             if name == "cuLibraryGetModule":
                 return SUCCESS, arguments[0]
             if name == "cuModuleGetFunction":

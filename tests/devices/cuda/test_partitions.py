@@ -52,12 +52,12 @@ def test_groups_get_whole_units_and_all_others_the_rest(
 ) -> None:
     made = parts(fake, monkeypatch)
     device.reserve({"b": 9, "a": 8})
-    assert made == [[8], [8, 8], [8] * 13 + [4]]
+    assert made == [[8], [8, 8], [108]]
     device.reserve({"a": 1})
-    assert made[3:] == [[8] * 15 + [4]], "a has the unit that it had"
+    assert made[3:] == [[8], [124]]
     device.reserve({})
-    device.reserve({"a": 3})
-    assert len(made) == 4
+    device.reserve({"b": 3})
+    assert len(made) == 5, "what was made before is used again"
 
 
 def test_some_are_left_for_others(device: CudaDevice, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
