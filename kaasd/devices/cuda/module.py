@@ -110,9 +110,9 @@ def _log_of(code: bytes) -> str:
     option = driver.CUjit_option
     log = bytearray(_LOG_BYTES)
     options = {option.CU_JIT_ERROR_LOG_BUFFER: log, option.CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES: len(log)}
-    status, module = driver.cuModuleLoadDataEx(code, len(options), list(options), list(options.values()))
+    status, *loaded = driver.cuModuleLoadDataEx(code, len(options), list(options), list(options.values()))
     if not status:
-        driver.cuModuleUnload(module)
+        driver.cuModuleUnload(*loaded)
     return _one_line(log)
 
 
