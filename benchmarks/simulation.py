@@ -135,7 +135,7 @@ class Simulation:
         """Bring data to a device, and return how long that takes."""
         resident = self._resident.setdefault(device, OrderedDict())
         load_s = 0.0
-        for key, key_load_s in data:
+        for key, key_load_s, _ in data:
             if key in resident:
                 resident.move_to_end(key)
             else:

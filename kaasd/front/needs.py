@@ -71,7 +71,7 @@ class Needs:
             for name, read in stays.items():
                 if name not in given:
                     datum = read._replace(key=keys[name]) if name in keys else read
-                    needed.append(Datum(datum, START_S + datum.size_bytes / self._bytes_a_s))
+                    needed.append(Datum(datum, START_S + datum.size_bytes / self._bytes_a_s, datum.size_bytes))
             known = tuple(needed)
             if own:
                 self._known[request.digest] = known

@@ -103,10 +103,10 @@ class RequestQueue:
 
     # Devices
 
-    def device_ready(self, device: str, slots: int) -> None:
+    def device_ready(self, device: str, slots: int, memory_bytes: float = math.inf) -> None:
         """A device can run so many requests at once; it has nothing yet."""
         self._ready.add(device)
-        self._scheduler.add_device(device, slots)
+        self._scheduler.add_device(device, slots, memory_bytes)
         if device in self._closed:
             self._scheduler.close_device(device)
         self._decide()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -36,8 +37,8 @@ _log = logging.getLogger(__name__)
 class RequestsWait(Protocol):
     """Where requests wait for a device, as a device sees it: ``RequestQueue``."""
 
-    def device_ready(self, device: str, slots: int) -> None:
-        """It can run so many requests at once."""
+    def device_ready(self, device: str, slots: int, memory_bytes: float) -> None:
+        """It can run so many requests at once, and has so much memory for their buffers."""
 
     def device_lost(self, device: str, not_begun: Iterable[PendingCall]) -> None:
         """It can run nothing more, and had not begun these."""
@@ -93,6 +94,8 @@ class Supervisor(WorkerCalls):
         """Of the last message that said so."""
         self._reserved: Mapping[str, int] = {}
         """Multiprocessors by group."""
+        self.memory_limit_bytes = math.inf
+        """For buffers, those that stay too."""
         self.multiprocessor_unit = 0
         """Of which number of them a group may have multiples for its own; 0: it may have none."""
         self._released: asyncio.Future[None] | None = None
@@ -260,6 +263,7 @@ class Supervisor(WorkerCalls):
     def _worker_ready(self, ready: worker_pb2.Ready) -> None:
         self.info.CopyFrom(ready.device)
         self.multiprocessor_unit = ready.multiprocessor_unit
+        self.memory_limit_bytes = ready.memory_limit_bytes or math.inf
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._process.policy.ready()
         self._start_error = self._not_starting = None
@@ -273,7 +277,7 @@ class Supervisor(WorkerCalls):
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
         if self.requests_wait is not None:
-            self.requests_wait.device_ready(self.info.name, self.slots)
+            self.requests_wait.device_ready(self.info.name, self.slots, self.memory_limit_bytes)
 
     def _pages_released(self, message_id: int, error: KaasError | None) -> None:
         """The worker's device has let go of the store's pages, or could not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from heapq import heappop
 
 from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow
@@ -23,13 +24,15 @@ class Device:
     """One device."""
 
     __slots__ = (
+        "_brought_at",
         "_busy_s",
         "_done_s",
+        "_expected_s",
         "_pace",
-        "_planned_s",
         "_seen_at",
         "claims",
         "free_at",
+        "memory_bytes",
         "name",
         "only_here",
         "open",
@@ -39,8 +42,10 @@ class Device:
         "used",
     )
 
-    def __init__(self, name: str, slots: int) -> None:
+    def __init__(self, name: str, slots: int, memory_bytes: float = math.inf) -> None:
         self.name = name
+        self.memory_bytes = memory_bytes
+        """For data, and for all else."""
         self.slots = slots
         """Requests that it runs at once."""
         self.used = 0
@@ -48,12 +53,14 @@ class Device:
         """Whether it takes new requests."""
         self.free_at = 0.0
         """When it is likely to be done with all that it runs and was promised, as of the last event."""
-        self._planned_s = 0.0
-        """What all that takes, as was planned."""
+        self._expected_s = 0.0
+        """Device time of all that, as was expected."""
         self._done_s = self._busy_s = FIRST_PACE_S
-        """What it has done lately was planned to take so much, and it was busy with it for so long."""
+        """What it has done lately was expected to take so much, and it was busy with it for so long."""
         self._pace = 1.0
-        """Seconds that a planned one takes: less where requests run side by side, more where they were thought to be shorter."""
+        """Seconds that an expected one takes: fewer where requests run side by side, more where something else holds them up."""
+        self._brought_at = 0.0
+        """When all data that are on their way here are likely to have come."""
         self._seen_at = 0.0
         """When it was last noted how long it was busy."""
         self.running: dict[QueuedRequest, None] = {}
@@ -67,31 +74,43 @@ class Device:
     def wait_s(self, now: float) -> float:
         """Return by how long a request that comes now is likely to be held up by those that are there.
 
-        A slot may be free, but who runs beside others has only a part of the device: what all of them are planned to take is done
-        at the pace that it has had lately. What is late by some time is believed to take as long again.
+        A slot may be free, but who runs beside others has only a part of the device: what all of them are expected to take is
+        done at the pace that it has had lately. What is late by some time is believed to take as long again.
         """
         return abs(self.free_at - now) if self.used else 0.0
 
-    def occupy(self, planned_s: float, now: float) -> None:
-        """A request is to run here, or is promised that it will, and is planned to take so much."""
+    def occupy(self, expected_s: float, now: float) -> None:
+        """A request is to run here, or is promised that it will, and is expected to take so much."""
         self._note(now)
-        self._planned_s += planned_s
-        self.free_at = now + self._planned_s * self._pace
+        self._expected_s += expected_s
+        self.free_at = now + self._expected_s * self._pace
 
-    def left(self, planned_s: float, now: float) -> None:
-        """A request that ran here, and was planned to take so much, does so no longer."""
+    def bring(self, load_s: float, now: float) -> None:
+        """Data are to be brought here, behind those that are on their way."""
+        if load_s:
+            self._brought_at = max(self._brought_at, now) + load_s
+
+    def brings_for_s(self, now: float) -> float:
+        """Return for how long data are brought here for others, which those that come now are behind.
+
+        A request that has its data is held up by that only as far as it tells in the device's pace.
+        """
+        return max(0.0, self._brought_at - now)
+
+    def left(self, expected_s: float, now: float) -> None:
+        """A request that ran here, and was expected to take so much, does so no longer."""
         self._note(now)
-        self._done_s += planned_s
-        self._planned_s -= planned_s
+        self._done_s += expected_s
+        self._expected_s -= expected_s
         self._pace = self._busy_s / max(self._done_s, LEAST_DONE_S)
         if self._busy_s > PACE_S:
             self._busy_s, self._done_s = self._busy_s / 2, self._done_s / 2
-        self.free_at = now + self._planned_s * self._pace
+        self.free_at = now + self._expected_s * self._pace
 
-    def withdrawn(self, planned_s: float) -> None:
+    def withdrawn(self, expected_s: float) -> None:
         """A request that was promised a slot is not to run here."""
-        self._planned_s -= planned_s
-        self.free_at -= planned_s * self._pace
+        self._expected_s -= expected_s
+        self.free_at -= expected_s * self._pace
 
     def _note(self, now: float) -> None:
         if self.used:

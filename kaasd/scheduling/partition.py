@@ -55,6 +55,7 @@ class Partition:
     def add(self, device: Device) -> None:
         """A device is there, and takes requests."""
         self._devices[device.name] = device
+        self.residents.limit(device, device.memory_bytes)
         while len(self._by_used) < device.slots:
             self._by_used.append({})
         self.open(device)
@@ -111,7 +112,7 @@ class Partition:
 
     def withdraw(self, request: QueuedRequest) -> None:
         """A request is not to run on the device that it was promised."""
-        self._devices[request.runs_on].withdrawn(request.planned_s)
+        self._devices[request.runs_on].withdrawn(request.charged_s)
         request.runs_on = ""
 
     def vacate(self, request: QueuedRequest, device: Device, now: float) -> None:
@@ -124,7 +125,7 @@ class Partition:
                 self._free += 1
             self._by_used[device.used - 1][device] = None
             self._attention[device] = None
-        device.left(request.planned_s, now)
+        device.left(request.charged_s, now)
         device.used -= 1
         self._longest_s = max(now - request.started_at, self._longest_s * 0.999)
 
@@ -248,8 +249,8 @@ class Partition:
             best = min(islice(devices, MOST_HOLDERS), key=residents.filled_s)
         elsewhere_s = least_s = residents.cost_s(best, data)
         if self._sticky and least_s:
-            began_s = least_s + best.wait_s(now)
-            for key, key_load_s in residents.rarest_first(data):
+            began_s = least_s + best.wait_s(now) + best.brings_for_s(now)
+            for key, key_load_s, _ in residents.rarest_first(data):
                 holders = residents.holders(key)
                 for device in holders:
                     if not device.open or (must_be_free and device.used >= device.slots):
@@ -258,6 +259,8 @@ class Partition:
                     if cost_s > began_s:
                         continue
                     began_here_s = cost_s + device.wait_s(now)
+                    if cost_s:
+                        began_here_s += device.brings_for_s(now)
                     if began_here_s < began_s or (began_here_s == began_s and (cost_s, device.used) < (least_s, best.used)):
                         best, least_s, began_s = device, cost_s, began_here_s
                 if began_s <= key_load_s and len(holders) < MOST_HOLDERS:
@@ -267,7 +270,8 @@ class Partition:
     def _promise(self, request: QueuedRequest, device: Device, now: float, until: float) -> None:
         """Have a request wait for a slot of the device that has its data."""
         request.state = PROMISED
-        self._plan(request, device, now)
+        request.runs_on = device.name
+        device.occupy(request.charged_s, now)
         heappush(device.promised, (request.tag, request.number, request))
         heappush(self._patience, (until, request.number, request))
 
@@ -289,18 +293,13 @@ class Partition:
                     self._claim(flow)
         decisions.append(Start(request, device.name, placement))
 
-    def _plan(self, request: QueuedRequest, device: Device, now: float) -> None:
-        """A request is to run on a device, to which what it lacks is brought."""
-        request.runs_on = device.name
-        request.planned_s = request.charged_s
-        if request.data:
-            request.planned_s += self.residents.missing_s(device, request.data)
-        device.occupy(request.planned_s, now)
-
     def _occupy(self, request: QueuedRequest, device: Device, now: float) -> None:
         """A request takes a slot of a device."""
-        self._plan(request, device, now)
         request.state = RUNNING
+        request.runs_on = device.name
+        device.occupy(request.charged_s, now)
+        if request.data:
+            device.bring(self.residents.missing_s(device, request.data), now)
         request.started_at = now
         device.running[request] = None
         del self._by_used[device.used][device]
@@ -319,7 +318,7 @@ class Partition:
         residents = self.residents
         least_s = math.inf
         best: list[Device] = []
-        for key, key_load_s in residents.rarest_first(data):
+        for key, key_load_s, _ in residents.rarest_first(data):
             for device in residents.holders(key):
                 cost_s = residents.cost_s(device, data) if device.open else math.inf
                 if cost_s < least_s:

@@ -43,19 +43,27 @@ class Residents(Generic[D]):
     def __init__(self) -> None:
         self._devices: dict[Hashable, dict[D, None]] = {}
         """By key; who was looked at longest ago comes first."""
-        self._keys: dict[D, dict[Hashable, float]] = {}
-        """By device, in the order in which they came there, with what bringing each takes."""
+        self._keys: dict[D, dict[Hashable, Datum]] = {}
+        """By device, in the order in which they came there."""
         self._filled_s: dict[D, float] = {}
         """What bringing all that a device has takes."""
+        self._room_bytes: dict[D, float] = {}
+        """What a device of which that is known has left, if it has nothing but what is known of here."""
         self._full: set[D] = set()
         """Devices that had to drop something for what came: what is brought there costs others theirs."""
 
-    def add(self, device: D, key: Hashable, load_s: float = 0.0) -> None:
+    def limit(self, device: D, memory_bytes: float) -> None:
+        """An empty device has so much memory."""
+        self._room_bytes[device] = memory_bytes
+
+    def add(self, device: D, key: Hashable, load_s: float = 0.0, size_bytes: int = 0) -> None:
         """A device has a key, which bringing takes ``load_s``. Idempotent."""
         keys = self._keys.setdefault(device, {})
         if key not in keys:
-            keys[key] = load_s
+            keys[key] = Datum(key, load_s, size_bytes)
             self._filled_s[device] = self._filled_s.get(device, 0.0) + load_s
+            if device in self._room_bytes:
+                self._room_bytes[device] -= size_bytes
             self._devices.setdefault(key, {})[device] = None
             if len(keys) > MOST_KEYS:
                 self.drop(device, next(iter(keys)))
@@ -67,8 +75,10 @@ class Residents(Generic[D]):
 
     def drop(self, device: D, key: Hashable) -> None:
         """Take a device to have a key no longer. Idempotent."""
-        if (load_s := self._keys.get(device, {}).pop(key, None)) is not None:
-            self._filled_s[device] -= load_s
+        if (datum := self._keys.get(device, {}).pop(key, None)) is not None:
+            self._filled_s[device] -= datum.load_s
+            if device in self._room_bytes:
+                self._room_bytes[device] += datum.size_bytes
         if devices := self._devices.get(key):
             devices.pop(device, None)
             if not devices:
@@ -80,6 +90,7 @@ class Residents(Generic[D]):
             self.drop(device, key)
         self._keys.pop(device, None)
         self._filled_s.pop(device, None)
+        self._room_bytes.pop(device, None)
         self._full.discard(device)
 
     def filled_s(self, device: D) -> float:
@@ -90,7 +101,7 @@ class Residents(Generic[D]):
         """Return how long bringing what a device lacks takes."""
         keys = self._keys.get(device, ())
         missing_s = 0.0
-        for key, load_s in data:
+        for key, load_s, _ in data:
             if key not in keys:
                 missing_s += load_s
         return missing_s
@@ -98,7 +109,17 @@ class Residents(Generic[D]):
     def cost_s(self, device: D, data: Sequence[Datum]) -> float:
         """Return what bringing what a device lacks costs: how long it takes, and more where others lose theirs by it."""
         missing_s = self.missing_s(device, data)
-        return missing_s * FULL_COST if missing_s and device in self._full else missing_s
+        if not missing_s or not (device in self._full or self._would_fill(device, data)):
+            return missing_s
+        return missing_s * FULL_COST
+
+    def _would_fill(self, device: D, data: Sequence[Datum]) -> bool:
+        """Return whether a device lacks the room for what it lacks."""
+        room_bytes = self._room_bytes.get(device)
+        if room_bytes is None:
+            return False
+        keys = self._keys.get(device, ())
+        return sum(datum.size_bytes for datum in data if datum.key not in keys) > room_bytes
 
     def rarest_first(self, data: Sequence[Datum]) -> Sequence[Datum]:
         """Return the data that some device has, what the fewest have first."""
@@ -125,8 +146,8 @@ class Residents(Generic[D]):
     def bring(self, device: D, data: Sequence[Datum]) -> Placement:
         """A request runs on a device, and what it lacks is brought there. Return what that means."""
         keys = self._keys.get(device, ())
-        for key, _ in data:
-            if key not in keys:
+        for datum in data:
+            if datum.key not in keys:
                 break
         else:
             return Placement.RESIDENT if data else Placement.UNSPECIFIED

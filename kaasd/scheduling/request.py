@@ -18,6 +18,8 @@ class Datum(NamedTuple):
     """What it is, its version included."""
     load_s: float
     """What bringing it to a device that lacks it takes."""
+    size_bytes: int = 0
+    """What it takes of the device's memory, where that is worth counting."""
 
 
 class State(Enum):
@@ -76,8 +78,6 @@ class QueuedRequest:
     """Its start in its group's virtual time."""
     charged_s: float = field(default=0.0, init=False)
     """What its group was charged when it left the queue: the device time expected of it."""
-    planned_s: float = field(default=0.0, init=False)
-    """For how long it is likely to occupy its device: its device time, and what must be brought before."""
     started_at: float = field(default=0.0, init=False)
     least_s: float = field(default=0.0, init=False)
     """Device time that it takes at least, as far as is known."""

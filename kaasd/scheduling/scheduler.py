@@ -136,12 +136,12 @@ class Scheduler:
 
     # Devices
 
-    def add_device(self, name: str, slots: int = 1) -> None:
+    def add_device(self, name: str, slots: int = 1, memory_bytes: float = math.inf) -> None:
         """A device is there, or there again: nothing is on it, and it runs nothing."""
         if name in self._devices:
             raise ValueError(f"there is a device {name} already")
         self._known[name] = None
-        device = self._devices[name] = Device(name, slots)
+        device = self._devices[name] = Device(name, slots, memory_bytes)
         self._slots += slots
         self._sharing.add(device)
         self._look_at(device)

@@ -57,7 +57,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             return 1
         serving = Loop(calls, executor, commits, config, progress)
         listen(cancellations, serving.calls, on_failure=lambda: os._exit(EXIT_DEAF))
-        calls.send(worker_pb2.FromWorker(ready=_ready(device.properties)))
+        calls.send(worker_pb2.FromWorker(ready=_ready(device.properties, executor.memory.limit_bytes)))
         serving.run()
         if executor.device_lost:
             os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
@@ -115,8 +115,12 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
     return device, executor
 
 
-def _ready(properties: DeviceProperties) -> worker_pb2.Ready:
-    return worker_pb2.Ready(device=_describe(properties), multiprocessor_unit=properties.multiprocessor_unit)
+def _ready(properties: DeviceProperties, memory_limit_bytes: int) -> worker_pb2.Ready:
+    return worker_pb2.Ready(
+        device=_describe(properties),
+        multiprocessor_unit=properties.multiprocessor_unit,
+        memory_limit_bytes=memory_limit_bytes,
+    )
 
 
 def _describe(properties: DeviceProperties) -> admin_pb2.Device:

@@ -25,12 +25,17 @@ SETTLED_S, END_S = 1.0, 2.0
 class Model:
     """Two devices, and ``outstanding`` callers of each of eight functions. The same each time."""
 
-    def __init__(self, *, room: int, outstanding: int, kernel_s: float, stall: float = 0.0) -> None:
-        """A device has ``room`` for the constants of so many functions; of all steps a part, ``stall``, takes 20 ms longer."""
+    def __init__(
+        self, *, room: int, outstanding: int, kernel_s: float, stall: float = 0.0, bringing_s: float = 1.5 * LOAD_S
+    ) -> None:
+        """A device has ``room`` for the constants of so many functions; of all steps a part, ``stall``, takes 20 ms longer.
+
+        To bring something takes ``bringing_s`` of the worker's time.
+        """
         self.scheduler = Scheduler()
         self.served: Counter[str] = Counter()
         self.loads = 0
-        self._kernel_s, self._room, self._stall = kernel_s, room, stall
+        self._kernel_s, self._room, self._stall, self._bringing_s = kernel_s, room, stall, bringing_s
         self._random = random.Random(5)
         self._now = 0.0
         self._numbers = count()
@@ -40,7 +45,7 @@ class Model:
         self._memory: dict[str, OrderedDict[str, float]] = {name: OrderedDict() for name in ("d0", "d1")}
         """The constants on each device, with when they are there; what was used longest ago goes first."""
         for name in self._memory:
-            self.scheduler.add_device(name, SLOTS)
+            self.scheduler.add_device(name, SLOTS, memory_bytes=room + 0.5)
         for number in range(8 * outstanding):
             self._arrive(f"f{number % 8}")
 
@@ -58,7 +63,7 @@ class Model:
 
     def _arrive(self, function: str) -> None:
         def submit() -> None:
-            self.scheduler.submit(QueuedRequest(None, function=function, data=(Datum(function, LOAD_S),)))
+            self.scheduler.submit(QueuedRequest(None, function=function, data=(Datum(function, LOAD_S, 1),)))
             self._decide()
 
         self._then("front", FRONT_S, submit)
@@ -76,10 +81,10 @@ class Model:
                 memory.move_to_end(function)
                 run()
                 return
+            self._free_at[f"{device} worker"] = self._now + self._bringing_s * self._random.uniform(0.5, 1.5)
             while len(memory) >= self._room:
                 dropped.append(memory.popitem(last=False)[0])
             self.loads += 1
-            self._free_at[f"{device} worker"] = self._now + 1.5 * LOAD_S
             self._then(f"{device} copies", LOAD_S, lambda: None)
             memory[function] = self._free_at[f"{device} copies"]
             run()
@@ -101,15 +106,17 @@ class Model:
         self._then(f"{device} worker", WORKER_S, begin)
 
 
+@pytest.mark.parametrize("bringing_s", [0.0, 1.5 * LOAD_S, 40e-3])
 @pytest.mark.parametrize("outstanding", [1, 4])
 @pytest.mark.parametrize("kernel_s", [1e-4, 2e-3])
 @pytest.mark.parametrize("room", [4, 5])
-def test_each_function_comes_to_stay_where_its_constants_are(room: int, kernel_s: float, outstanding: int) -> None:
-    model = Model(room=room, outstanding=outstanding, kernel_s=kernel_s)
+def test_constants_are_brought_once_or_little_more(room: int, kernel_s: float, outstanding: int, bringing_s: float) -> None:
+    model = Model(room=room, outstanding=outstanding, kernel_s=kernel_s, bringing_s=bringing_s)
     model.run_until(SETTLED_S)
     loads, served = model.loads, model.served.copy()
     model.run_until(END_S)
     served = model.served - served
+    assert 8 <= loads <= 10, "one function of eight may come to lie on both, where others are late"
     assert model.loads == loads
     assert min(served.values()) > 0.5 * max(served.values()), "one device stands idle"
 
@@ -117,7 +124,5 @@ def test_each_function_comes_to_stay_where_its_constants_are(room: int, kernel_s
 def test_stalls_bring_little() -> None:
     """Now and then something takes 20 ms longer for no reason that lasts: one of 500 steps, seven steps a request."""
     model = Model(room=4, outstanding=4, kernel_s=1e-4, stall=0.002)
-    model.run_until(SETTLED_S)
-    loads, served = model.loads, model.served.total()
     model.run_until(END_S)
-    assert model.loads - loads < 0.02 * (model.served.total() - served)
+    assert model.loads < 0.02 * model.served.total()

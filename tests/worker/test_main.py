@@ -21,8 +21,8 @@ def test_a_device_is_described() -> None:
         max_grid=(8, 9, 10),
         max_shared_memory_bytes=11,
     )
-    ready = main._ready(properties)
-    assert ready.multiprocessor_unit == 14
+    ready = main._ready(properties, 15)
+    assert (ready.multiprocessor_unit, ready.memory_limit_bytes) == (14, 15)
     assert ready.device == admin_pb2.Device(
         name="cuda:1",
         model="a model",

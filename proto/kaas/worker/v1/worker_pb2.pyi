@@ -227,12 +227,14 @@ class FromWorker(_message.Message):
     def __init__(self, id: _Optional[int] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., executed: _Optional[_Union[Executed, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., inspected: _Optional[_Union[_library_pb2.InspectLibraryResponse, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., unknown_request: _Optional[_Union[UnknownRequest, _Mapping]] = ..., pages_released: _Optional[_Union[PagesReleased, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., compiling: _Optional[_Union[Compiling, _Mapping]] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("device", "multiprocessor_unit")
+    __slots__ = ("device", "multiprocessor_unit", "memory_limit_bytes")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     MULTIPROCESSOR_UNIT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     device: _admin_pb2.Device
     multiprocessor_unit: int
-    def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ..., multiprocessor_unit: _Optional[int] = ...) -> None: ...
+    memory_limit_bytes: int
+    def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ..., multiprocessor_unit: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ...) -> None: ...
 
 class Executed(_message.Message):
     __slots__ = ("reply", "kernels_launched", "memory_used_bytes", "brought_bytes", "new_program", "dropped")
