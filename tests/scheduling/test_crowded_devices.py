@@ -116,7 +116,7 @@ def test_constants_are_brought_once_or_little_more(room: int, kernel_s: float, o
     loads, served = model.loads, model.served.copy()
     model.run_until(END_S)
     served = model.served - served
-    assert 8 <= loads <= 10, "one function of eight may come to lie on both, where others are late"
+    assert 8 <= loads <= 12, "some may come to lie on both, where all is late at first"
     assert model.loads == loads
     assert min(served.values()) > 0.5 * max(served.values()), "one device stands idle"
 
