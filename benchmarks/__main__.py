@@ -24,6 +24,7 @@ from rich.console import Console
 from benchmarks.bench import Bench, Section, machine
 from benchmarks.report import Row, table
 from benchmarks.rows.callers import caller_rows
+from benchmarks.rows.devices import other_fault_rows, peer_rows, scaling_rows, several_rows
 from benchmarks.rows.dot import dot_rows
 from benchmarks.rows.faults import fault_rows
 from benchmarks.rows.first import first_rows
@@ -57,6 +58,10 @@ SECTIONS = (
     Section("sharing-unused", "A tiny request beside many launches", unused_share_rows),
     Section("sharing-flood", "Groups beside one that floods", flood_rows),
     Section("sharing-shares", "What groups get of what they are granted", share_rows),
+    Section("sharing-devices", "Several devices beside one", several_rows),
+    Section("sharing-peers", "Copies between GPUs", peer_rows),
+    Section("sharing-scaling", "Requests a second by devices", scaling_rows),
+    Section("faults-devices", "Callers of one device beside another's faults", other_fault_rows),
     Section("sharing-placement", "Functions that fill two devices", placement_rows),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
@@ -72,7 +77,7 @@ def main() -> int:
     options = parse_options()
     # So that everything that was started, MPS above all, is stopped as at any other end.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    bench = Bench(options.device, options.quick)
+    bench = Bench(options.device, options.quick, options.devices)
     console, progress = Console(), Console(stderr=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
@@ -113,6 +118,7 @@ def parse_options() -> argparse.Namespace:
     names = ", ".join(section.name for section in SECTIONS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure kaasd beside its alternatives.")
     parser.add_argument("--device", default="cuda:0", help="cuda:N or emulator; default %(default)s")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="also measure N devices together; default 1")
     help = f"sections, separated by commas, or the first word of several: {names}"
     parser.add_argument("--only", metavar="NAMES", help=help)
     parser.add_argument("--quick", action="store_true", help="fewer sizes and shorter measurements, to see that all runs")

@@ -38,6 +38,19 @@ class Bench:
     """``emulator`` or ``cuda:0``."""
     quick: bool = False
     """Fewer sizes and shorter measurements: to see that every row runs."""
+    devices: int = 1
+    """How many there are to be, for the rows that measure several."""
+
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """As options of a daemon, beside its device."""
+        return self.first_devices(self.devices)
+
+    def first_devices(self, number: int) -> tuple[str, ...]:
+        """Return what has a daemon use so many devices."""
+        if self.cuda:
+            return tuple(option for ordinal in range(1, number) for option in ("--device", f"cuda:{ordinal}"))
+        return ("--emulator-devices", str(number)) if number > 1 else ()
 
     @property
     def cuda(self) -> bool:

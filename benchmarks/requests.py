@@ -45,11 +45,21 @@ def chain_request(library: str, kernels: int) -> Request:
     return Request(chain)
 
 
-def reading_request(library: str, size: int, *, key: str | None = None, constant: bool = False) -> Request:
+def reading_request(library: str, size: int, *, key: str | None = None, constant: bool = False, iterations: int = 1) -> Request:
     """Load ``size`` bytes of the key ``input``, or another, of which a kernel reads the first 4 KiB; ``p`` are their squares."""
     n = DOT_N
     source = inp("input", size, key=key, constant=constant)
-    return Request([Kernel(library, "prodKern", 1, n, [u64(n), source, inp("input"), out("p", 4 * n, ephemeral=True)])])
+    product = Kernel(library, "prodKern", 1, n, [u64(n), source, inp("input"), out("p", 4 * n, ephemeral=True)])
+    return Request([product], iterations=iterations)
+
+
+def reading_and_holding_request(library: str, hold: str, size: int, key: str, grid: int, seconds: float) -> Request:
+    """As ``reading_request`` of constants, behind a kernel of ``hold`` that has the places of ``grid`` blocks for so long."""
+    n = DOT_N
+    source = inp("input", size, key=key, constant=True)
+    product = Kernel(library, "prodKern", 1, n, [u64(n), source, inp("input"), out("p", 4 * n, ephemeral=True)])
+    held = out("held", 4 * grid, ephemeral=True)
+    return Request([Kernel(hold, "holdKern", grid, 1024, [u64(int(seconds * 1e9)), inp("input"), held]), product])
 
 
 def touching_request(library: str, size: int) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -136,6 +137,42 @@ class Gpu:
             inner, self._undo = self._undo, outer
             check(driver.cuCtxSynchronize)
             inner.close()
+
+
+FROM_PEER, FROM_PEER_UNMAPPED, FROM_HOST = "from another GPU", "from another GPU, without peer access", "from pinned host memory"
+
+
+def copies_to(gpu: Gpu, size: int) -> dict[str, Callable[[], list[float]]]:
+    """Return what copies so many bytes to the first GPU, from the second one and from the host, and measures seconds."""
+    target, stream, pinned = gpu.allocate(size), gpu.stream(), gpu.pinned(size)
+    here = check(driver.cuCtxGetCurrent)
+    there = check(driver.cuDevicePrimaryCtxRetain, check(driver.cuDeviceGet, 1))
+    check(driver.cuCtxSetCurrent, there)
+    source = check(driver.cuMemAlloc, size)
+    gpu.enter_thread()
+    reaches = False
+
+    def copy(enqueue: Callable[[], object], reach: bool | None) -> list[float]:
+        nonlocal reaches
+        if reach is not None and reach != reaches:
+            check(*((driver.cuCtxEnablePeerAccess, there, 0) if reach else (driver.cuCtxDisablePeerAccess, there)))
+            reaches = reach
+        enqueue()
+        wait(stream)
+        start = time.perf_counter()
+        for _ in range(10):
+            enqueue()
+        wait(stream)
+        return [(time.perf_counter() - start) / 10]
+
+    def from_peer() -> None:
+        check(driver.cuMemcpyPeerAsync, target, here, source, there, size, stream)
+
+    return {
+        FROM_PEER: lambda: copy(from_peer, True),
+        FROM_PEER_UNMAPPED: lambda: copy(from_peer, False),
+        FROM_HOST: lambda: copy(lambda: to_device(target, pinned, stream), None),
+    }
 
 
 def gpus() -> int:

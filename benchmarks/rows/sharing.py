@@ -271,10 +271,10 @@ def share_row(contest: Contest, address: str, work: Load, outstanding: Mapping[s
     return Row("sharing", what, "", figures[KAASD], {FIRST_COME: figures[FIRST_COME]}, [goal], notes)
 
 
-def working_daemon(bench: Bench, stack: ExitStack) -> tuple[str, Load]:
+def working_daemon(bench: Bench, stack: ExitStack, *options: str) -> tuple[str, Load]:
     """Start a daemon that runs one request at a time; return its address, and callers of what takes a few milliseconds there."""
     concurrency = ("--concurrency", "1") if bench.cuda else ()
-    address = stack.enter_context(bench.daemon(*concurrency))
+    address = stack.enter_context(bench.daemon(*concurrency, *options))
     w = chain_vector()
     with Client(address, timeout=TIMEOUT_S) as kaas:
         kaas.put("w", w)
