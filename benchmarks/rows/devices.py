@@ -292,16 +292,16 @@ def other_fault_rows(bench: Bench) -> Iterator[Row]:
         message.device = other
         contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), bench.pick(4.0, 2.0))
         load = Load(message, {"c": dot_of(a, b)}, connections=4)
-        calm = contest.contender(UNDISTURBED, address, [load])
         trap = kaas.upload(TRAP_PTX)
         ways: dict[str, Callable[[], object]] = {
             "worker is killed once a second": lambda: send(kaas, disturbed, signal.SIGKILL),
             "worker is stopped": lambda: send(kaas, disturbed, signal.SIGSTOP),
             "kernels fault once a second": lambda: fault(kaas, disturbed, trap),
         }
-        contenders = {UNDISTURBED: calm}
-        for name, disturb in ways.items():
-            contenders[name] = disturbing(contest.contender(name, address, [load]), kaas, disturb)
+        contenders = {
+            name: disturbing(contest.contender(name, address, [load]), kaas, disturb)
+            for name, disturb in {UNDISTURBED: lambda: None, **ways}.items()
+        }
         take_turns(contenders, rounds=bench.pick(3, 1), seconds=40, warm_up=0, least_rounds=1)
         rates = Turns({name: contest.rates(name, slice(None)) for name in contest.seen})
         for name in ways:
