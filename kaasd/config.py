@@ -289,8 +289,8 @@ class Settings:
     10min."""
     max_compile_s: Annotated[float, _Option("max_compile_time", "TIME", parse_duration)] = 300.0
     """Longest that a library, or a kernel of it, may take to compile, in a process beside the worker. It goes on so long also
-    where its caller has left, and what it makes is kept for the next. What the driver of a GPU compiles is not meant. Default
-    5min."""
+    where its caller has left, and what it makes is kept for the next. For GPUs that is ptxas, where it is installed; what their
+    driver compiles is not meant. Default 5min."""
     max_compile_memory_bytes: Annotated[int, _Option("max_compile_memory", "SIZE", _size_from(256 << 20, 1 << 50))] = 4 << 30
     """Most memory of that process. Default 4GiB."""
     code_cache: Annotated[Path | None, _Option("code_cache", "DIR", _parse_path)] = None

@@ -1,11 +1,14 @@
-"""What each process of the daemon sets up when it starts: its log, and how the C library keeps memory."""
+"""What each process of the daemon sets up when it starts: its log, how the C library keeps memory, and what ends it."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
 import platform
+import signal
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's sys/prctl.h."""
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Of glibc's malloc.h."""
 
@@ -21,6 +24,11 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     for parameter, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 64 << 20)):
         libc.mallopt(parameter, value)
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the thread that started it ends, however that does; not where it has ended already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class LogFormatter(logging.Formatter):

@@ -26,7 +26,7 @@ BELOW = {
     "kaasd.libraries": {"kaas_core", "kaasd.store"},
     "kaasd.store": {"kaas_core"},
     "kaasd.ipc": {"kaas_core"},
-    "kaasd.devices": {"kaas_core", "kaasd.request", "kaasd.libraries"},
+    "kaasd.devices": {"kaas_core", "kaasd.process", "kaasd.request", "kaasd.libraries"},
     "kaasd.devices.emulator.ptx": {"kaasd.libraries"},
     "kaasd.devices.emulator.codegen": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.options"},
     "kaasd.devices.emulator.isa": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.codegen"},

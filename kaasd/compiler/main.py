@@ -6,7 +6,6 @@ It has no device and no store, so that it can be killed at any time. Started as
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import resource
@@ -16,15 +15,12 @@ import sys
 
 from kaas.worker.v1 import compiler_pb2
 from kaasd.devices.base import LibraryCompiler
-from kaasd.devices.registry import kind_of
+from kaasd.devices.registry import kind_named
 from kaasd.ipc.channel import BlockingChannel
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
 from kaasd.libraries.image import read_image
-from kaasd.process import start_log
-
-PR_SET_PDEATHSIG = 1
-"""Of Linux's sys/prctl.h."""
+from kaasd.process import end_with_parent, start_log
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +47,7 @@ def serve(channel: BlockingChannel[compiler_pb2.Compile]) -> None:
 def _compile(compilers: dict[tuple[str, str], LibraryCompiler], wanted: compiler_pb2.Compile) -> bytes:
     where = wanted.kind, wanted.target
     if where not in compilers:
-        make = kind_of(wanted.kind).compiler
+        make = kind_named(wanted.kind).compiler
         assert make is not None
         compilers[where] = make(wanted.target)
     compiler = compilers[where]
@@ -66,7 +62,7 @@ def main(arguments: list[str]) -> None:
     """Serve the worker at the other end of an inherited socket."""
     descriptor, worker, memory_bytes = map(int, arguments[:3])
     # However the worker ends, and even where this process is stopped or deep in LLVM then.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != worker:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the worker decides when this ends

@@ -324,7 +324,13 @@ class CompilingDevice(Device, Protocol):
 
     @property
     def target(self) -> str:
-        """What is to be compiled for, in the words of its kind: all that decides what becomes of a library."""
+        """What is to be compiled for, in the words of its kind: all that decides what becomes of a library.
+
+        Empty where nothing on this machine can: then ``load`` does all, as for a device without a compiler.
+        """
+
+    def needs_compiler(self, image: bytes) -> bool:
+        """Return whether a library has something to compile; else ``load`` needs nothing. Raises ``UnsupportedLibrary``."""
 
     def load(self, image: bytes, compiled: bytes | None = None) -> Module:
         """As ``Device.load``; ``compiled`` is the description of the library. Its kernels then still need their code."""

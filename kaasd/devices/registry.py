@@ -31,15 +31,28 @@ def kind_of(name: str) -> DeviceKind:
     for kind in KINDS:
         if re.fullmatch(kind.pattern, name, re.ASCII):
             return kind
-    # Only for names that no kind above knows: this reads the metadata of every package that is installed.
-    from importlib import metadata
-
-    others: list[DeviceKind] = [point.load() for point in metadata.entry_points(group=ENTRY_POINTS)]
+    others = _others()
     for kind in others:
         if re.fullmatch(kind.pattern, name, re.ASCII):
             return kind
     *examples, last = (AUTO, *(kind.example for kind in (*others, *reversed(KINDS))))
     raise ValueError(f"there is no device '{name}': a device is {', '.join(examples)}, or {last}")
+
+
+def kind_named(name: str) -> DeviceKind:
+    """Return the kind of this name. Raises ``ValueError`` where there is none."""
+    for kinds in (lambda: KINDS, _others):
+        for kind in kinds():
+            if kind.name == name:
+                return kind
+    raise ValueError(f"there is no kind of device '{name}'")
+
+
+def _others() -> list[DeviceKind]:
+    """Return the kinds of other packages. This reads the metadata of every package that is installed."""
+    from importlib import metadata
+
+    return [point.load() for point in metadata.entry_points(group=ENTRY_POINTS)]
 
 
 def available(names: Sequence[str], emulator_count: int = 1) -> list[str]:

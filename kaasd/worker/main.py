@@ -89,12 +89,13 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])
     compiler = None
-    if kind.compiler is not None:
+    target = cast(CompilingDevice, device).target if kind.compiler is not None else ""
+    if target:
         cache = StoreCache(store, Path(config.store_path)) if shared is None else SharedCache(shared)
         stack.callback(cache.close)
         compiler = Compiler(
             kind.name,
-            cast(CompilingDevice, device).target,
+            target,
             cache=cache,
             max_time_s=config.max_compile_s,
             max_memory_bytes=config.max_compile_memory_bytes,

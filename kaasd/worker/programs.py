@@ -323,7 +323,7 @@ class Programs:
         for reference in dict.fromkeys(kernel.library for kernel in request.kernels):
             with suppress(KaasError):
                 library = self._libraries.resolve(reference)
-                if not self.has_code(library) and self._compiler.result(library) is None:
+                if not self.has_code(library) and self._is_to_compile(library) and self._compiler.result(library) is None:
                     missing.append(library)
         if missing:
             raise NotCompiled(missing)
@@ -361,7 +361,7 @@ class Programs:
     def _load(self, library: ResolvedLibrary) -> Module:
         module = self._modules.get(library.content_id)
         if module is None:
-            compiled = None if self._compiler is None else self._compiled(library)
+            compiled = self._compiled(library) if self._is_to_compile(library) else None
             try:
                 if compiled is None:
                     module = self._device.load(library.data)
@@ -379,6 +379,13 @@ class Programs:
         if not module.kernels and module.host_functions:
             self._check_host_code_allowed(library)
         return module
+
+    def _is_to_compile(self, library: ResolvedLibrary) -> bool:
+        """Return whether the compiler is to see a library before it is loaded. What is wrong with it the device will say."""
+        try:
+            return self._compiler is not None and cast(CompilingDevice, self._device).needs_compiler(library.data)
+        except UnsupportedLibrary:
+            return False
 
     def _compiled(self, library: ResolvedLibrary) -> compiler_pb2.CompiledLibrary:
         assert self._compiler is not None

@@ -28,6 +28,7 @@ from kaasd.devices.cuda.mapped import RegisteredFile
 from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.partitions import reservable
+from kaasd.devices.cuda.ptxas import compiled_codes, is_to_compile, target_text
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
@@ -63,9 +64,10 @@ class CudaDevice:
         if code_cache is not None:
             # Its own cache holds the very code that it would compile again. A cubin made with its linker instead, to be kept
             # elsewhere, is relocatable code, which ran 9 % longer on an H100 (3000 launches of a Jacobi solver).
+            drivers = code_cache / "driver"
             with suppress(OSError):  # without it all is compiled again
-                code_cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.environ.setdefault("CUDA_CACHE_PATH", str(code_cache))
+                drivers.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.environ.setdefault("CUDA_CACHE_PATH", str(drivers))
         # With the driver's own 8, streams that share a queue wait for each other: 16 solvers of 12 graph launches each had 377
         # jobs done a second on an H100, and have 1049.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_HARDWARE_QUEUES))
@@ -86,6 +88,7 @@ class CudaDevice:
     def _set_up(self, ordinal: int, name: str, undo: ExitStack) -> None:
         handle = check(driver.cuDeviceGet, ordinal)
         self._properties = _properties(handle, name)
+        self._driver_major = int(check(driver.cuDriverGetVersion)) // 1000
         self._context = context = CudaContext(handle)
         undo.callback(context.close)
         self._stream = check(driver.cuStreamCreate, driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -113,12 +116,22 @@ class CudaDevice:
         """Whether kernels run: the driver loads code only when none does."""
         return self._context.runs_under_way > 0
 
-    def load(self, image: bytes) -> CudaModule:
-        """Load GPU code, in any form that ``read_image`` knows, or host code.
+    @property
+    def target(self) -> str:
+        """As ``ptxas.target_text``: empty where the driver is to compile."""
+        return target_text(self._properties.compute_capability, self._driver_major)
+
+    def needs_compiler(self, image: bytes) -> bool:
+        """Return whether a library has PTX for this GPU, and no machine code. Raises ``UnsupportedLibrary``."""
+        return is_to_compile(image, self._properties.compute_capability)
+
+    def load(self, image: bytes, compiled: bytes | None = None) -> CudaModule:
+        """Load GPU code, in any form that ``read_image`` knows, or host code. What is not ``compiled`` the driver compiles.
 
         Raises ``UnsupportedLibrary``, ``OutOfMemory``, ``DeviceLost``.
         """
-        module = CudaModule(image, self._properties, self._host_code, self._context, self._open.discard, self.allocate)
+        codes = {} if compiled is None else compiled_codes(compiled)
+        module = CudaModule(image, self._properties, self._host_code, self._context, self._open.discard, self.allocate, codes)
         self._open.add(module)
         return module
 

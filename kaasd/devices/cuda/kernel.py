@@ -59,6 +59,11 @@ class CudaKernel:
         self._anywhere: Any = None
         self._anywhere_limit = self._dynamic_limit
 
+    needs_code = False
+
+    def load_code(self, content: bytes) -> None:
+        """Do nothing: it has its code."""
+
     @property
     def is_ready(self) -> bool:
         """Whether a run of it can be made without loading code."""

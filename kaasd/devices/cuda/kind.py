@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kaasd.devices.base import Device, DeviceKind, DeviceUnavailable, Found
+from kaasd.devices.base import Device, DeviceKind, DeviceUnavailable, Found, LibraryCompiler
 
 _TIMEOUT_S = 60.0
 """Initialising takes 0.2 s on an H100, and some seconds more a GPU where the driver's persistence mode is off."""
@@ -56,7 +56,15 @@ def _open(name: str, _: None, code_cache: Path | None) -> Device:
     return CudaDevice(see_only(int(name.removeprefix("cuda:"))), name=name, code_cache=code_cache)
 
 
-KIND = DeviceKind("cuda", pattern=r"cuda:(0|[1-9]\d{0,3})", example="cuda:N", find=_find, open=_open, has_spares=True)
+def _compiler(target: str) -> LibraryCompiler:
+    from kaasd.devices.cuda.ptxas import PtxasCompiler
+
+    return PtxasCompiler(target)
+
+
+KIND = DeviceKind(
+    "cuda", pattern=r"cuda:(0|[1-9]\d{0,3})", example="cuda:N", find=_find, open=_open, compiler=_compiler, has_spares=True
+)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from hashlib import sha256
+from types import MappingProxyType
 from typing import Any
 
 from cuda.bindings import driver
@@ -34,8 +36,11 @@ class CudaModule:
         context: CudaContext,
         forget: Callable[[CudaModule], None],
         allocate: Callable[[int], CudaBuffer],
+        compiled: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> None:
         """Load ``data`` for a device of these properties; its host code, when it is asked for, is loaded by ``host_code``.
+
+        ``compiled`` are cubins, by the SHA-256 of the form of a unit in place of which each is loaded.
 
         When it has closed it is given to ``forget``. ``allocate`` is the device's.
 
@@ -51,7 +56,7 @@ class CudaModule:
         with undone_on_failure() as undo:
             undo.callback(forget, self)
             for code in image.units:
-                form, loaded = _load(code, image, properties.compute_capability, context)
+                form, loaded = _load(code, image, properties.compute_capability, context, compiled)
                 with undone_on_failure() as undo_unit:
                     undo_unit.callback(loaded.unload, context.release)
                     found = _kernels(loaded.module, required_blocks, context.check)
@@ -81,9 +86,13 @@ class CudaModule:
         self._undo.close()
 
 
-def _load(unit: bytes, image: Image, capability: tuple[int, int], context: CudaContext) -> tuple[Form, LoadedCode]:
+def _load(
+    unit: bytes, image: Image, capability: tuple[int, int], context: CudaContext, compiled: Mapping[bytes, bytes]
+) -> tuple[Form, LoadedCode]:
     """Return the form of a unit that was loaded, and what the driver made of it."""
     for form in forms(unit, 10 * capability[0] + capability[1]):
+        if compiled:
+            form = form._replace(code=compiled.get(sha256(form.code).digest(), form.code))
         loaded = _load_form(form.code, image, capability, context.check)
         with undone_on_failure() as undo:
             undo.callback(loaded.unload, context.release)

@@ -23,10 +23,14 @@ class HostFunction:
     """A function of a shared object, in place of a kernel."""
 
     is_ready = True
+    needs_code = False
 
     def __init__(self, name: str, function: Wrapper, max_threads_per_block: int) -> None:
         self.function = function
         self.attributes = KernelAttributes(name, None, 0, max_threads_per_block)
+
+    def load_code(self, content: bytes) -> None:
+        """Do nothing: it has its code."""
 
 
 class HostCode:

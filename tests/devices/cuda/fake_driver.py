@@ -41,6 +41,7 @@ def multiprocessors(number: int) -> Any:
 
 ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (1,),
+    "cuDriverGetVersion": (13000,),
     "cuDeviceGet": ("device",),
     "cuDeviceGetName": (b"a GPU\0",),
     "cuDeviceTotalMem": (80 << 30,),

@@ -70,6 +70,10 @@ class EmulatedDevice:
     def target(self) -> str:
         return target_text(self._ptx_support, self._checks)
 
+    def needs_compiler(self, image: bytes) -> bool:
+        """Return True: PTX alone runs here, and what holds none is to be refused by the compiler."""
+        return True
+
     def load(self, image: bytes, compiled: bytes | None = None) -> EmulatedModule:
         """Load the PTX of a library. Raises ``UnsupportedLibrary``, naming instruction and line where one is the reason.
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkaas/worker/v1/compiler.proto\x12\x0ekaas.worker.v1\"F\n\x07\x43ompile\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x0e\n\x06kernel\x18\x04 \x01(\t\"j\n\x08\x43ompiled\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x12\x15\n\x0bunsupported\x18\x02 \x01(\tH\x00\x12\x17\n\rout_of_memory\x18\x03 \x01(\x08H\x00\x12\x10\n\x06\x66\x61iled\x18\x04 \x01(\x08H\x00\x42\t\n\x07outcome\"\x9c\x01\n\x0f\x43ompiledLibrary\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12\x42\n\nheap_users\x18\x02 \x03(\x0b\x32..kaas.worker.v1.CompiledLibrary.HeapUsersEntry\x1a\x30\n\x0eHeapUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x0f\x45mulatedLibrary\x12+\n\x05units\x18\x01 \x03(\x0b\x32\x1c.kaas.worker.v1.EmulatedUnit\x12\x16\n\x0ehost_functions\x18\x02 \x03(\t\"\xda\x01\n\x0c\x45mulatedUnit\x12\x33\n\tvariables\x18\x01 \x03(\x0b\x32 .kaas.worker.v1.EmulatedVariable\x12/\n\x07kernels\x18\x02 \x03(\x0b\x32\x1e.kaas.worker.v1.EmulatedKernel\x12\x36\n\x05\x66iles\x18\x03 \x03(\x0b\x32\'.kaas.worker.v1.EmulatedUnit.FilesEntry\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x01\n\x10\x45mulatedVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63onstant\x18\x03 \x01(\x08\x12\x0f\n\x07written\x18\x04 \x01(\x08\x12\x0f\n\x07initial\x18\x05 \x01(\x0c\x12\x32\n\taddresses\x18\x06 \x03(\x0b\x32\x1f.kaas.worker.v1.EmulatedAddress\"l\n\x0f\x45mulatedAddress\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\r\x12\x10\n\x08variable\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x64\x64\x65nd\x18\x04 \x01(\x04\x12\r\n\x05shift\x18\x05 \x01(\r\"\xbe\x01\n\x0e\x45mulatedKernel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\nparameters\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.EmulatedParameter\x12\x1d\n\x15parameters_size_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13static_shared_bytes\x18\x04 \x01(\x04\x12\x16\n\x0erequired_block\x18\x05 \x03(\x04\x12\x13\n\x0bmax_threads\x18\x06 \x01(\x04\"K\n\x11\x45mulatedParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xc0\x01\n\x0c\x45mulatedCode\x12\x0e\n\x06object\x18\x01 \x01(\x0c\x12\x11\n\tvariables\x18\x02 \x03(\r\x12\r\n\x05waits\x18\x03 \x01(\x08\x12\x14\n\x0c\x66rame_stride\x18\x04 \x01(\x04\x12\x14\n\x0clocal_stride\x18\x05 \x01(\x04\x12\x16\n\x0e\x65xchange_bytes\x18\x06 \x01(\x04\x12+\n\x05sites\x18\x07 \x03(\x0b\x32\x1c.kaas.worker.v1.EmulatedSite\x12\r\n\x05words\x18\x08 \x03(\t\"\xbd\x01\n\x0c\x45mulatedSite\x12\x0f\n\x07routine\x18\x01 \x01(\r\x12\x10\n\x08mnemonic\x18\x02 \x01(\r\x12\x0c\n\x04line\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x32\n\x08location\x18\x05 \x01(\x0b\x32 .kaas.worker.v1.EmulatedLocation\x12\x34\n\ninlined_at\x18\x06 \x01(\x0b\x32 .kaas.worker.v1.EmulatedLocation\">\n\x10\x45mulatedLocation\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x04\x12\x0c\n\x04line\x18\x02 \x01(\x04\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkaas/worker/v1/compiler.proto\x12\x0ekaas.worker.v1\"F\n\x07\x43ompile\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\x0e\n\x06kernel\x18\x04 \x01(\t\"j\n\x08\x43ompiled\x12\x11\n\x07\x63ontent\x18\x01 \x01(\x0cH\x00\x12\x15\n\x0bunsupported\x18\x02 \x01(\tH\x00\x12\x17\n\rout_of_memory\x18\x03 \x01(\x08H\x00\x12\x10\n\x06\x66\x61iled\x18\x04 \x01(\x08H\x00\x42\t\n\x07outcome\"\x9c\x01\n\x0f\x43ompiledLibrary\x12\x13\n\x0b\x64\x65scription\x18\x01 \x01(\x0c\x12\x42\n\nheap_users\x18\x02 \x03(\x0b\x32..kaas.worker.v1.CompiledLibrary.HeapUsersEntry\x1a\x30\n\x0eHeapUsersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"6\n\x0b\x43udaLibrary\x12\'\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x18.kaas.worker.v1.CudaCode\")\n\x08\x43udaCode\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05\x63ubin\x18\x02 \x01(\x0c\"V\n\x0f\x45mulatedLibrary\x12+\n\x05units\x18\x01 \x03(\x0b\x32\x1c.kaas.worker.v1.EmulatedUnit\x12\x16\n\x0ehost_functions\x18\x02 \x03(\t\"\xda\x01\n\x0c\x45mulatedUnit\x12\x33\n\tvariables\x18\x01 \x03(\x0b\x32 .kaas.worker.v1.EmulatedVariable\x12/\n\x07kernels\x18\x02 \x03(\x0b\x32\x1e.kaas.worker.v1.EmulatedKernel\x12\x36\n\x05\x66iles\x18\x03 \x03(\x0b\x32\'.kaas.worker.v1.EmulatedUnit.FilesEntry\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x01\n\x10\x45mulatedVariable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x10\n\x08\x63onstant\x18\x03 \x01(\x08\x12\x0f\n\x07written\x18\x04 \x01(\x08\x12\x0f\n\x07initial\x18\x05 \x01(\x0c\x12\x32\n\taddresses\x18\x06 \x03(\x0b\x32\x1f.kaas.worker.v1.EmulatedAddress\"l\n\x0f\x45mulatedAddress\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\r\x12\x10\n\x08variable\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x64\x64\x65nd\x18\x04 \x01(\x04\x12\r\n\x05shift\x18\x05 \x01(\r\"\xbe\x01\n\x0e\x45mulatedKernel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x35\n\nparameters\x18\x02 \x03(\x0b\x32!.kaas.worker.v1.EmulatedParameter\x12\x1d\n\x15parameters_size_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13static_shared_bytes\x18\x04 \x01(\x04\x12\x16\n\x0erequired_block\x18\x05 \x03(\x04\x12\x13\n\x0bmax_threads\x18\x06 \x01(\x04\"K\n\x11\x45mulatedParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\xc0\x01\n\x0c\x45mulatedCode\x12\x0e\n\x06object\x18\x01 \x01(\x0c\x12\x11\n\tvariables\x18\x02 \x03(\r\x12\r\n\x05waits\x18\x03 \x01(\x08\x12\x14\n\x0c\x66rame_stride\x18\x04 \x01(\x04\x12\x14\n\x0clocal_stride\x18\x05 \x01(\x04\x12\x16\n\x0e\x65xchange_bytes\x18\x06 \x01(\x04\x12+\n\x05sites\x18\x07 \x03(\x0b\x32\x1c.kaas.worker.v1.EmulatedSite\x12\r\n\x05words\x18\x08 \x03(\t\"\xbd\x01\n\x0c\x45mulatedSite\x12\x0f\n\x07routine\x18\x01 \x01(\r\x12\x10\n\x08mnemonic\x18\x02 \x01(\r\x12\x0c\n\x04line\x18\x03 \x01(\x04\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x32\n\x08location\x18\x05 \x01(\x0b\x32 .kaas.worker.v1.EmulatedLocation\x12\x34\n\ninlined_at\x18\x06 \x01(\x0b\x32 .kaas.worker.v1.EmulatedLocation\">\n\x10\x45mulatedLocation\x12\x0c\n\x04\x66ile\x18\x01 \x01(\x04\x12\x0c\n\x04line\x18\x02 \x01(\x04\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,24 +43,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPILEDLIBRARY']._serialized_end=386
   _globals['_COMPILEDLIBRARY_HEAPUSERSENTRY']._serialized_start=338
   _globals['_COMPILEDLIBRARY_HEAPUSERSENTRY']._serialized_end=386
-  _globals['_EMULATEDLIBRARY']._serialized_start=388
-  _globals['_EMULATEDLIBRARY']._serialized_end=474
-  _globals['_EMULATEDUNIT']._serialized_start=477
-  _globals['_EMULATEDUNIT']._serialized_end=695
-  _globals['_EMULATEDUNIT_FILESENTRY']._serialized_start=651
-  _globals['_EMULATEDUNIT_FILESENTRY']._serialized_end=695
-  _globals['_EMULATEDVARIABLE']._serialized_start=698
-  _globals['_EMULATEDVARIABLE']._serialized_end=854
-  _globals['_EMULATEDADDRESS']._serialized_start=856
-  _globals['_EMULATEDADDRESS']._serialized_end=964
-  _globals['_EMULATEDKERNEL']._serialized_start=967
-  _globals['_EMULATEDKERNEL']._serialized_end=1157
-  _globals['_EMULATEDPARAMETER']._serialized_start=1159
-  _globals['_EMULATEDPARAMETER']._serialized_end=1234
-  _globals['_EMULATEDCODE']._serialized_start=1237
-  _globals['_EMULATEDCODE']._serialized_end=1429
-  _globals['_EMULATEDSITE']._serialized_start=1432
-  _globals['_EMULATEDSITE']._serialized_end=1621
-  _globals['_EMULATEDLOCATION']._serialized_start=1623
-  _globals['_EMULATEDLOCATION']._serialized_end=1685
+  _globals['_CUDALIBRARY']._serialized_start=388
+  _globals['_CUDALIBRARY']._serialized_end=442
+  _globals['_CUDACODE']._serialized_start=444
+  _globals['_CUDACODE']._serialized_end=485
+  _globals['_EMULATEDLIBRARY']._serialized_start=487
+  _globals['_EMULATEDLIBRARY']._serialized_end=573
+  _globals['_EMULATEDUNIT']._serialized_start=576
+  _globals['_EMULATEDUNIT']._serialized_end=794
+  _globals['_EMULATEDUNIT_FILESENTRY']._serialized_start=750
+  _globals['_EMULATEDUNIT_FILESENTRY']._serialized_end=794
+  _globals['_EMULATEDVARIABLE']._serialized_start=797
+  _globals['_EMULATEDVARIABLE']._serialized_end=953
+  _globals['_EMULATEDADDRESS']._serialized_start=955
+  _globals['_EMULATEDADDRESS']._serialized_end=1063
+  _globals['_EMULATEDKERNEL']._serialized_start=1066
+  _globals['_EMULATEDKERNEL']._serialized_end=1256
+  _globals['_EMULATEDPARAMETER']._serialized_start=1258
+  _globals['_EMULATEDPARAMETER']._serialized_end=1333
+  _globals['_EMULATEDCODE']._serialized_start=1336
+  _globals['_EMULATEDCODE']._serialized_end=1528
+  _globals['_EMULATEDSITE']._serialized_start=1531
+  _globals['_EMULATEDSITE']._serialized_end=1720
+  _globals['_EMULATEDLOCATION']._serialized_start=1722
+  _globals['_EMULATEDLOCATION']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

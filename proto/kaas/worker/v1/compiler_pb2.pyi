@@ -45,6 +45,20 @@ class CompiledLibrary(_message.Message):
     heap_users: _containers.ScalarMap[str, str]
     def __init__(self, description: _Optional[bytes] = ..., heap_users: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
+class CudaLibrary(_message.Message):
+    __slots__ = ("codes",)
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    codes: _containers.RepeatedCompositeFieldContainer[CudaCode]
+    def __init__(self, codes: _Optional[_Iterable[_Union[CudaCode, _Mapping]]] = ...) -> None: ...
+
+class CudaCode(_message.Message):
+    __slots__ = ("digest", "cubin")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CUBIN_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    cubin: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., cubin: _Optional[bytes] = ...) -> None: ...
+
 class EmulatedLibrary(_message.Message):
     __slots__ = ("units", "host_functions")
     UNITS_FIELD_NUMBER: _ClassVar[int]
