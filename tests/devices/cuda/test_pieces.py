@@ -13,7 +13,7 @@ from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES
-from kaasd.devices.cuda.kernel import CudaKernel
+from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.run import MOST_PIECES, CudaRun
 from kaasd.request.device_checks import KernelAttributes
 from tests.devices.cuda.fake_driver import OTHER, OUT_OF_MEMORY, SUCCESS, FakeDriver
@@ -21,7 +21,7 @@ from tests.devices.cuda.fake_driver import OTHER, OUT_OF_MEMORY, SUCCESS, FakeDr
 NOT_READY = driver.CUresult.CUDA_ERROR_NOT_READY
 FAULT = driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS
 PIECES = 10
-KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024))
+KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), LoadedCode("library", "module"))
 
 
 class Stream:
