@@ -16,6 +16,7 @@ import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop
 from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -66,10 +67,6 @@ class _Uses:
         interval = now - self.last
         self.interval = interval if self.interval is None else (self.interval + interval) / 2
         self.last = now
-
-    def distance(self, now: int) -> float:
-        """Return in how many uses it is expected."""
-        return _NEVER if self.interval is None else max(1.0, abs(self.interval - (now - self.last)))
 
 
 @dataclass(slots=True)
@@ -226,10 +223,12 @@ class Residency(Generic[K]):
             if holding is not None and not holding.pins and holding.uses.last <= self._ordered_at and key not in ranks:
                 size_bytes -= self._take(key, gone)
         if size_bytes > 0:
-            order = self._in_order(None)
-            while size_bytes > 0 and order:
-                size_bytes -= self._take(order.pop(), gone)
-            self._order, self._ordered_at = order[len(order) - len(order) // KEPT_ORDER :], self._now
+            idle = self._idle(None)
+            while size_bytes > 0 and idle:
+                size_bytes -= self._take(heappop(idle)[-1], gone)
+            self._order = [heappop(idle)[-1] for _ in range(len(idle) // KEPT_ORDER)]
+            self._order.reverse()
+            self._ordered_at = self._now
         return gone
 
     def _make_owner_room(self, size_bytes: int, owner: Owner) -> list[K]:
@@ -241,9 +240,9 @@ class Residency(Generic[K]):
             raise OwnerLimitError(size_bytes, self._in_use_of[name], limit)
         too_many = self._held_of[name] + size_bytes - limit
         if too_many > 0:
-            order = self._in_order(name)
-            while too_many > 0 and order:
-                too_many -= self._take(order.pop(), gone)
+            idle = self._idle(name)
+            while too_many > 0 and idle:
+                too_many -= self._take(heappop(idle)[-1], gone)
         return gone
 
     def _take(self, key: K, gone: list[K]) -> int:
@@ -253,25 +252,23 @@ class Residency(Generic[K]):
         gone.append(key)
         return size
 
-    def _in_order(self, owner: str | None) -> list[K]:
-        """Return what may go, of all owners or of one, what goes first last.
+    def _idle(self, owner: str | None) -> list[tuple[float, float, int, K]]:
+        """Return a heap of what may go, of all owners or of one: each behind what it is worth to keep, the least first.
 
-        Worth keeping is what is awaited, the sooner the more; then what saves much, a byte and a use. Of equals the one used last
-        goes first.
+        That is when it is awaited, the sooner the more; then what is saved, a byte and a use. Of equals the one used last goes
+        first; no two were.
         """
         now, ranks = self._now, self._awaited_ranks()
-        idle = [
-            (
-                -ranks[key] if key in ranks else -math.inf,
-                holding.cost_s / (holding.size_bytes * holding.uses.distance(now)),
-                -holding.uses.last,
-                key,
-            )
-            for key, holding in self._holdings.items()
-            if not holding.pins and holding.size_bytes and (owner is None or holding.owner == owner)
-        ]
-        idle.sort(key=_worth, reverse=True)
-        return [key for *_, key in idle]
+        idle: list[tuple[float, float, int, K]] = []
+        for key, holding in self._holdings.items():
+            if holding.pins or not holding.size_bytes or (owner is not None and holding.owner != owner):
+                continue
+            uses = holding.uses
+            distance = _NEVER if uses.interval is None else max(1.0, abs(uses.interval + uses.last - now))
+            rank = -ranks[key] if ranks and key in ranks else -math.inf
+            idle.append((rank, holding.cost_s / (holding.size_bytes * distance), -uses.last, key))
+        heapify(idle)
+        return idle
 
     def _awaited_ranks(self) -> dict[K, int]:
         if self._ranks is None:
@@ -288,7 +285,3 @@ class Residency(Generic[K]):
     def _count_in_use(self, holding: _Known, size_bytes: int) -> None:
         self.in_use_bytes += size_bytes
         self._in_use_of[holding.owner] += size_bytes
-
-
-def _worth(entry: tuple[float, float, int, object]) -> tuple[float, float, int]:
-    return entry[:3]
