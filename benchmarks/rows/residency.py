@@ -23,12 +23,13 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bench import TIMEOUT_S, Bench
+from benchmarks.bench import TIMEOUT_S, Bench, stages
 from benchmarks.problems import DOT_PTX
 from benchmarks.report import Row, compare, targets
 from benchmarks.requests import reading_request
 from benchmarks.turns import Contender, Turns, take_turns
-from kaas_client import Client, Key
+from kaas_client import Client, Key, Result
+from kaas_client.types import Timing
 
 MIB = 1 << 20
 SHARES = (0.5, 0.9, 1.1, 1.5, 2.0, 4.0)
@@ -120,22 +121,25 @@ def residency_row(
     traces = iter(Traces(tenants, length, order))
     measured: list[Sequence[int]] = []
     loaded: list[float] = []
+    loads: list[Timing] = []
 
-    def call_all(trace: Sequence[int]) -> float:
-        """Return how many had to be loaded."""
+    def call_all(trace: Sequence[int]) -> list[Timing]:
+        """Return the times of those that had to be loaded."""
 
-        def invoke(tenant: int) -> bool:
-            return kaas.invoke("read", {"input": Key(f"tenant-{tenant}")}).placement != "resident"
+        def invoke(tenant: int) -> Result:
+            return kaas.invoke("read", {"input": Key(f"tenant-{tenant}")})
 
-        return sum(map(invoke, trace) if pool is None else pool.map(invoke, trace))
+        results = list(map(invoke, trace) if pool is None else pool.map(invoke, trace))
+        return [result.timing for result in results if result.placement != "resident"]
 
     def kaasd() -> list[float]:
         trace = next(traces)
         measured.append(trace)
         start = time.perf_counter()
-        loads = call_all(trace)
+        of_loads = call_all(trace)
         taken = (time.perf_counter() - start) / len(trace)
-        loaded.append(loads / len(trace))
+        loaded.append(len(of_loads) / len(trace))
+        loads.extend(of_loads)
         return [taken]
 
     def resident() -> list[float]:
@@ -156,6 +160,8 @@ def residency_row(
     series = order if pool is None else f"{order}, {CALLERS} callers"
     what = f"inputs {share:g} × the limit, {series}"  # noqa: RUF001
     notes = {"loaded": f"{np.mean(loaded[1:]):.3f} of the requests, {misses:.3f} at best"}
+    if loads:
+        notes["one that loads, in the server"] = stages(loads)
     return Row("residency", what, "/s", figure, beside, targets(rates, at_least={BOUND: 0.92}), notes, x=share, series=series)
 
 
