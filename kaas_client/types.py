@@ -276,7 +276,7 @@ class Group:
     max_queued_bytes: int = 0
     """Of inputs that came with requests and wait with them."""
     max_device_memory_bytes: int = 0
-    """Of one request."""
+    """Of each device: what its requests use there, and what they have brought and left."""
     max_stored_bytes: int = 0
     """Of what it has put in the store."""
     reserved_multiprocessors: int = 0

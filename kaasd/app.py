@@ -17,9 +17,10 @@ from kaasd.api.server import Server, start_server
 from kaasd.config import Settings
 from kaasd.devices.code_directory import CodeDirectory
 from kaasd.devices.registry import available, kind_of, options_to_text
-from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry
 from kaasd.front.groups import Groups
+from kaasd.front.in_flight import BusyPoll
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.request_queue import RequestQueue
 from kaasd.front.store_watch import StoreWatch

@@ -58,7 +58,7 @@ def set_group(
     max_running: Annotated[int | None, _count("Most requests at devices; more wait")] = None,
     max_queued: Annotated[int | None, _count("Most requests that wait; more are refused")] = None,
     max_queued_bytes: Annotated[int | None, _size("Most bytes of inputs that wait with requests")] = None,
-    max_device_memory_bytes: Annotated[int | None, _size("Most device memory of one request")] = None,
+    max_device_memory_bytes: Annotated[int | None, _size("Most memory of each device for its requests and their inputs")] = None,
     max_stored_bytes: Annotated[int | None, _size("Most bytes that it has put in the store")] = None,
     max_keys: Annotated[int | None, _count("Most keys that it has put")] = None,
     max_region_bytes: Annotated[int | None, _size("Most bytes of its open regions", "4GiB")] = None,

@@ -94,13 +94,20 @@ def get(references: Any, *, timeout: float | None = None) -> Any:
 
 
 def set_group(
-    name: str, share: float = 1.0, *, priority: int = 0, max_running: int = 0, max_queued: int = 0, max_queued_bytes: int = 0
+    name: str,
+    share: float = 1.0,
+    *,
+    priority: int = 0,
+    max_running: int = 0,
+    max_queued: int = 0,
+    max_queued_bytes: int = 0,
+    max_device_memory_bytes: int = 0,
 ) -> None:
     """Make a group, or change what it is granted: its share beside other groups, and limits, each for every executor.
 
     As a limit 0 is none. Raises ``InvalidArgumentError``, ``UnavailableError``.
     """
-    groups.write(Group(name, share, priority, max_running, max_queued, max_queued_bytes))
+    groups.write(Group(name, share, priority, max_running, max_queued, max_queued_bytes, max_device_memory_bytes))
     Session.current().tell("set_group", name)
 
 

@@ -318,7 +318,17 @@ class Engine:
             else:
                 pending.fail(error)
 
-        invocation = Invocation(job.request, job.keys, job.inputs, (), cancellation, input_keys=job.input_keys)
+        granted = self._queue.granted(job.group)
+        invocation = Invocation(
+            job.request,
+            job.keys,
+            job.inputs,
+            (),
+            cancellation,
+            input_keys=job.input_keys,
+            group=job.group,
+            max_device_memory_bytes=0 if granted is None else granted.max_device_memory_bytes,
+        )
         calls.begin(pending.id, CallUnderWay(execute(executor, invocation), cancellation, succeeded, failed))
 
     def _leaves_device(self, pending: _Pending) -> None:

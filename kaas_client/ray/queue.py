@@ -71,6 +71,10 @@ class DeviceQueue(Generic[C]):
             self._scheduler.set_group(group)
             self._groups.add(group.name)
 
+    def granted(self, group: str) -> Group | None:
+        """Return what a group is granted now; also for ``begin`` to call."""
+        return self._scheduler.granted(group)
+
     def group_uses(self) -> dict[str, GroupUse]:
         """Return what each group uses."""
         with self._lock:

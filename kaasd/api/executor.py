@@ -244,6 +244,7 @@ class ExecutorServicer:
             sender=sender,
             identified=identified,
             stays=validated.stays,
+            device_bytes=validated.device_bytes,
             group=group,
             priority=request.priority,
         )

@@ -172,6 +172,9 @@ class Run(Awaited, Protocol):
         Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, as ``done`` does for what comes later, and ``Stopped``.
         """
 
+    def stop(self) -> None:
+        """Launch no more of it, where not all is launched; ``done`` then raises ``Stopped``. Not for another thread."""
+
     def close(self) -> None:
         """Free what it took; the buffers are not its own. Idempotent."""
 

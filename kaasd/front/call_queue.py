@@ -26,11 +26,10 @@ from kaas_core.errors import (
 )
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.ipc.channel import Stage
+from kaasd.ipc.messages import WAITING_AT_WORKER
 
 DEATH = "the worker's process ended"
 """How a worker is lost that says nothing."""
-WAITING_AT_WORKER = 1
-"""Calls at the worker beyond those that it serves: one that it finds when it is done, without a round trip between."""
 
 
 class CancelReason(Enum):

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from time import perf_counter_ns
 from types import MappingProxyType
 
@@ -15,16 +16,17 @@ from google.protobuf import duration_pb2
 from kaas.v1 import admin_pb2, executor_pb2, library_pb2, trace_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import (
-    CancelledError,
     CommitUnknownError,
     DrainingError,
+    GroupLimitError,
     InvalidRequestError,
     KaasError,
     RequestIdReusedError,
     RequestNotFoundError,
 )
 from kaasd.front.call_queue import CancelReason
-from kaasd.front.needs import Needs, StoredInput, dropped
+from kaasd.front.in_flight import BusyPoll, InFlight
+from kaasd.front.needs import Needs, StoredInput, dropped, stored_inputs
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import MOST_WORKERS
 from kaasd.front.request_ids import IdentifiedCall
@@ -32,95 +34,16 @@ from kaasd.front.request_queue import RequestQueue
 from kaasd.front.reservations import Reservable
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.scheduling import DEFAULT_GROUP, Placement, QueuedRequest
+from kaasd.scheduling import DEFAULT_GROUP, Group, Placement, QueuedRequest
 
 RELEASE_TIMEOUT_S = 10.0
 """A worker whose place for calls is taken by long kernels comes to it only when one has ended."""
 
 
-class BusyPoll:
-    """Has the running event loop look for events, instead of sleeping until one comes, for a while after each ``extend``.
-
-    To be woken costs 20 to 100 microseconds, twice for each request: for what comes from the caller and from the worker. With
-    several requests in flight the loop hardly sleeps anyway, and would only look more often for the same events.
-    """
-
-    def __init__(self, duration_s: float) -> None:
-        """0 for ``duration_s`` lets the loop sleep."""
-        self._loop = asyncio.get_running_loop()
-        self._duration_ns = round(duration_s * 1e9)
-        self._until_ns = 0
-        self._polling = False
-
-    def extend(self) -> None:
-        """A request has come or gone."""
-        if self._duration_ns:
-            self._until_ns = perf_counter_ns() + self._duration_ns
-            if not self._polling:
-                self._polling = True
-                self._loop.call_soon(self._again)
-
-    def end(self) -> None:
-        """Sleep from now on, until the next ``extend``."""
-        self._until_ns = 0
-
-    def _again(self) -> None:
-        self._polling = perf_counter_ns() < self._until_ns
-        if self._polling:
-            self._loop.call_soon(self._again)
-
-
-class _InFlight:
-    """Counts the calls that are in its ``with`` block."""
-
-    def __init__(self, busy_poll: BusyPoll) -> None:
-        self._busy_poll = busy_poll
-        self._count = 0
-        self._none = asyncio.Event()
-        self._none.set()
-        self.refusal: KaasError | None = None
-        """What further calls fail with."""
-
-    def __enter__(self) -> None:
-        if self.refusal is not None:
-            raise self.refusal.with_traceback(None)
-        self._count += 1
-        self._none.clear()
-        self._keep_awake()
-
-    def __exit__(self, *_: object) -> None:
-        self._count -= 1
-        if self._count == 0:
-            self._none.set()
-        self._keep_awake()
-
-    @property
-    def only_call(self) -> bool:
-        """Whether no other call is in flight."""
-        return self._count == 1
-
-    def _keep_awake(self) -> None:
-        if self._count <= 1:
-            self._busy_poll.extend()
-        else:
-            self._busy_poll.end()
-
-    def resume(self) -> None:
-        """Refuse no call any more, and have who waits for the last to end wait no longer."""
-        self.refusal = None
-        self._none.set()
-        if self._count:
-            self._none = asyncio.Event()
-
-    async def none_left(self) -> None:
-        """Return when no call is in flight.
-
-        Raises ``CancelledError`` where calls are taken again before, and where they are refused for another reason, that.
-        """
-        refusal = self.refusal
-        await self._none.wait()
-        if self.refusal is not refusal:
-            raise CancelledError("the drain was undone") if self.refusal is None else self.refusal.with_traceback(None)
+SHORT_S = 1.0
+"""For so long a device counts as short of memory that has dropped something."""
+MOST_AWAITED = 32
+"""Requests that wait of which a worker is told what they need, and the most that it is told: 1 microsecond each."""
 
 
 class Dispatcher:
@@ -132,7 +55,9 @@ class Dispatcher:
         self._max_run_s = max_run_s
         self._queue = queue
         self._needs = Needs()
-        self._in_flight = _InFlight(busy_poll)
+        self._short_until: dict[str, float] = {}
+        """Devices that have dropped something lately, and when that is so no longer, in the loop's time."""
+        self._in_flight = InFlight(busy_poll)
         self._irrevocable: KaasError | None = None
         """Why calls are refused for good."""
         self._loop = asyncio.get_running_loop()
@@ -168,13 +93,15 @@ class Dispatcher:
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
         stays: Mapping[str, StoredInput] = MappingProxyType({}),
+        device_bytes: int = 0,
     ) -> executor_pb2.InvokeResponse:
         """Run ``request``, which was validated.
 
         ``keys`` and ``inputs`` re-bind buffers by name; ``group`` is whom it is for, and ``priority`` its place among that one's
         requests; ``deadline`` is in the loop's time; ``trace`` asks for a trace; ``function`` is the request's name, if it has
         one; ``sender`` is asked, where the call has to wait, whose it is; ``identified`` is set where it must have its effect
-        once; ``stays`` are its inputs that stay on a device. Cancelling the awaiting task cancels the call. Raises ``KaasError``.
+        once; ``stays`` are its inputs that stay on a device, and ``device_bytes`` what all of its buffers take there. Cancelling
+        the awaiting task cancels the call. Raises ``KaasError``.
         """
         arrived_ns = perf_counter_ns()  # uvloop's own time has a resolution of 1 ms.
         if device:
@@ -185,8 +112,12 @@ class Dispatcher:
         input_bytes = _fill(message.execute, keys or {}, inputs or {}, return_buffers)
         del keys, inputs, return_buffers  # The message has them now, and may wait for long.
         message.execute.group = group
-        if group_priority := self._queue.priority(group):
-            message.execute.priority = group_priority
+        if (granted := self._queue.granted(group)) is not None:
+            if granted.priority:
+                message.execute.priority = granted.priority
+            if granted.max_device_memory_bytes:
+                _check_device_memory(granted, device_bytes)
+                message.execute.max_device_memory_bytes = granted.max_device_memory_bytes
         if trace:
             message.execute.trace_from_ns = arrived_ns
         if identified is not None:
@@ -204,7 +135,7 @@ class Dispatcher:
             size_bytes=input_bytes,
         )
         message.id = next(self._ids)
-        call = queued.id = PendingCall(message, self._loop.create_future(), request, due, queued, function, arrived_ns)
+        call = queued.id = PendingCall(message, self._loop.create_future(), request, due, queued, function, stays, arrived_ns)
         with self._in_flight:
             message.only_call = self._in_flight.only_call
             try:
@@ -221,7 +152,7 @@ class Dispatcher:
         counters["kernels_launched"] += executed.kernels_launched
         counters["run_ns"] += timing.run_ns
         supervisor.info.memory_used_bytes = executed.memory_used_bytes
-        timing.queue_ns = call.sent_at_ns - arrived_ns
+        timing.queue_ns += call.sent_at_ns - arrived_ns  # its worker has said for how long it waited there
         timing.total_ns = perf_counter_ns() - arrived_ns
         reply.group = group
         reply.placement = self._placement(call, executed)
@@ -265,6 +196,7 @@ class Dispatcher:
         """Return where a request has run, by what the worker says; learn from that for the next."""
         assert call.request is not None and call.queued is not None
         if executed.dropped:
+            self._short_until[call.device] = self._loop.time() + SHORT_S
             self._queue.dropped(call.device, dropped(executed))
         if not executed.brought_bytes and not executed.new_program:
             self._queue.resident[call.queued.group] += 1
@@ -282,7 +214,18 @@ class Dispatcher:
 
     def _begin(self, call: PendingCall) -> None:
         """Have a request served by the device where it is placed."""
+        if self._short_until and self._loop.time() < self._short_until.get(call.device, 0.0):
+            self._tell_awaited(call)
         self._supervisors[call.device].begin(call)
+
+    def _tell_awaited(self, call: PendingCall) -> None:
+        """Have the device's worker know what those need that wait: it has to drop something for most that it brings."""
+        execute = call.message.execute
+        del execute.awaited[:]
+        waiting = self._queue.next_for(call.device, MOST_AWAITED)
+        needed = (stored for other in waiting for stored in stored_inputs(other.message.execute, other.stays))
+        for key, offset_bytes, size_bytes in islice(dict.fromkeys(needed), MOST_AWAITED):
+            execute.awaited.add(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
 
     def _counters_of(self, call: PendingCall) -> Counter[str]:
         """Return the counters of the device that a request was sent to, or could have been."""
@@ -479,6 +422,17 @@ def _fill(
         input_bytes += len(data)
     execute.return_buffers.extend(return_buffers)
     return input_bytes
+
+
+def _check_device_memory(granted: Group, device_bytes: int) -> None:
+    """Raise ``GroupLimitError`` where a request needs more of a device than its group may take of it."""
+    limit = granted.max_device_memory_bytes
+    if device_bytes > limit:
+        raise GroupLimitError(
+            f"group {granted.name}: the request's buffers take {device_bytes} bytes of a device, where all that its requests use"
+            f" may take {limit}",
+            {"group": granted.name, "limit": "max_device_memory_bytes"},
+        )
 
 
 def _place(request_id: str) -> tuple[int, str]:

@@ -96,6 +96,8 @@ class ValidatedRequest:
     """Every buffer that a kernel uses, by name."""
     stays: Mapping[str, StoredInput]
     """Stored inputs that stay on a device, by buffer name."""
+    device_bytes: int
+    """What all buffers take on a device."""
 
     @classmethod
     def from_message(cls, message: types_pb2.Request, serialized: bytes, limits: RequestLimits) -> ValidatedRequest:
@@ -117,7 +119,8 @@ class ValidatedRequest:
             for spec in request.buffers
             if spec.name in uses and (read := StoredInput.of(spec, uses[spec.name])) is not None
         }
-        return cls(SerializedRequest.of(serialized), buffers, stays)
+        device_bytes = sum(buffer.size_bytes for buffer in buffers.values())
+        return cls(SerializedRequest.of(serialized), buffers, stays, device_bytes)
 
     def check_inputs(self, inputs: Mapping[str, bytes], field: str = "inputs") -> None:
         """Check inline bytes by buffer name. Raises ``InvalidRequestError`` naming ``field["name"]``."""

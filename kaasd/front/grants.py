@@ -51,5 +51,6 @@ def check(message: admin_pb2.Group, *, path: str = "group", fixed: bool = False)
         max_running=filled.max_running,
         max_queued=filled.max_queued,
         max_queued_bytes=filled.max_queued_bytes,
+        max_device_memory_bytes=filled.max_device_memory_bytes,
     )
     return Grant(filled, scheduled, fixed)

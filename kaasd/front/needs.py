@@ -5,7 +5,7 @@ The times are learnt from what workers say: the rate at which they bring inputs,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cachetools import LRUCache
@@ -86,6 +86,13 @@ class Needs:
         if executed.new_program:
             self._code_s[request.digest] = timing.plan_ns / 1e9
             self._known.pop(request.digest, None)
+
+
+def stored_inputs(execute: worker_pb2.Execute, stays: Mapping[str, StoredInput]) -> Iterator[StoredInput]:
+    """Yield what a request reads of the store that stays on a device, as ``Needs.of`` does."""
+    for name, read in stays.items():
+        if name not in execute.inputs:
+            yield read._replace(key=execute.keys[name]) if name in execute.keys else read
 
 
 def dropped(executed: worker_pb2.Executed) -> list[StoredInput]:

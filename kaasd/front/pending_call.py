@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
+from kaasd.front.needs import StoredInput
 from kaasd.ipc.messages import SerializedRequest, error_from_failed
 from kaasd.scheduling import Placement, QueuedRequest
 
@@ -37,6 +39,8 @@ class PendingCall:
     """What it is to the scheduler, where it is a request: it goes elsewhere where a worker is lost before it has begun it."""
     function: str = ""
     """The request's name, if it has one."""
+    stays: Mapping[str, StoredInput] = field(default_factory=dict)
+    """Of a request, the stored inputs that stay on a device, by buffer name; as it was registered."""
     came_at_ns: int = 0
     """By ``perf_counter_ns``, as the times below."""
     held_by: Holder | None = None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from time import perf_counter_ns
 
 from kaas_core.errors import DeadlineExceededError, KaasError, QueueFullError
@@ -65,6 +66,10 @@ class RequestQueue:
         """Those that wait, in the order in which they came."""
         return self._waiting.values()
 
+    def next_for(self, device: str, most: int) -> Iterator[PendingCall]:
+        """Yield some of those that wait and may run on a device, in the order in which they came: of the first ``most``."""
+        return (call for call in islice(self._waiting.values(), most) if _queued(call).device in (None, device))
+
     def queued(self, device: str) -> int:
         """Return how many wait that may run on a device."""
         if len(self._devices) == 1:
@@ -97,9 +102,9 @@ class RequestQueue:
         self._share_meter.sample(self._uses(), self._loop.time())
         self._next_sample = self._loop.call_later(SAMPLE_S, self._sample)
 
-    def priority(self, group: str) -> int:
-        """Return a group's priority; 0 for one that there is not."""
-        return self._scheduler.priority(group)
+    def granted(self, group: str) -> Group | None:
+        """Return what a group is granted; None for one that there is not."""
+        return self._scheduler.granted(group)
 
     # Devices
 

@@ -17,14 +17,14 @@ from typing import Protocol
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
-from kaasd.front.call_queue import WAITING_AT_WORKER, CallQueue
+from kaasd.front.call_queue import CallQueue
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
 from kaasd.front.spare import Ready, Spare
 from kaasd.front.ward import Ward
 from kaasd.front.worker_calls import WorkerCalls
 from kaasd.front.worker_process import WorkerProcess
-from kaasd.ipc.messages import SerializedRequest, error_from_failed
+from kaasd.ipc.messages import WAITING_AT_WORKER, SerializedRequest, error_from_failed
 
 MAX_FAILED_STARTS = 3
 """In a row; they take some seconds. After as many, calls do not wait for the next."""

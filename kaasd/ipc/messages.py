@@ -11,6 +11,9 @@ from kaas_core.errors import InvalidRequestError, KaasError, Violation, from_rea
 MAX_KNOWN_REQUESTS = 1024
 """That a worker keeps the programs of, a few kilobytes each, and that the front takes it to know."""
 
+WAITING_AT_WORKER = 1
+"""Calls at a worker beyond those that it runs: one whose inputs it brings meanwhile, and that goes on without a round trip."""
+
 
 class SerializedRequest(NamedTuple):
     """A ``kaas.v1.Request``, and what it is known by. One of 800 kernels has 110 KB: worth sending once."""

@@ -37,13 +37,15 @@ class Group:
     """Requests that wait, for an argument too; more are refused."""
     max_queued_bytes: int = 0
     """What came with the requests that wait."""
+    max_device_memory_bytes: int = 0
+    """Memory of each device that its requests take. The scheduler leaves this to who runs them."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InvalidArgumentError(f"group {self.name!r}: a name has 1 to 64 of A-Z a-z 0-9 . _ -")
         if not (math.isfinite(self.share) and self.share > 0):
             raise InvalidArgumentError(f"group {self.name}: share is {self.share}; it must be a number above 0")
-        for limit in ("max_running", "max_queued", "max_queued_bytes"):
+        for limit in ("max_running", "max_queued", "max_queued_bytes", "max_device_memory_bytes"):
             if (value := getattr(self, limit)) < 0:
                 raise InvalidArgumentError(f"group {self.name}: {limit} is {value}; it must be 0, for no limit, or more")
 

@@ -97,10 +97,10 @@ class Scheduler:
         """Return what every group is granted."""
         return [state.granted for state in self._groups.values() if not state.removed]
 
-    def priority(self, group: str) -> int:
-        """Return a group's priority; 0 for one that there is not."""
+    def granted(self, group: str) -> Group | None:
+        """Return what a group is granted; None for one that there is not."""
         state = self._groups.get(group)
-        return 0 if state is None else state.granted.priority
+        return None if state is None else state.granted
 
     def use(self, group: str) -> GroupUse:
         """Return what a group uses. Raises ``GroupNotFoundError``."""

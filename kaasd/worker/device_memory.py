@@ -1,185 +1,20 @@
-"""Device memory under a limit: what is held, by key, and what goes when others need the room.
-
-``Residency`` decides what goes, a state machine: events in, decisions out, no I/O. ``DeviceMemory`` allocates and frees.
-
-The best that can go is what is used again last (Bélády). When that will be is guessed from when it was used before: a holding
-that comes every n uses and came k uses ago comes again in n - k; one that is overdue is late by k - n, and the later it is the
-less it is believed in. One that came only once goes before all that came twice. So a sweep over more than fits keeps a part of
-it, and passes the rest through the room of one, where the least recently used policy would reload everything each time; and a
-scan that comes once pushes out nothing that comes often. Where holdings differ, what is cheap to bring back for the room that it
-takes goes first.
-"""
+"""Device memory under a limit: what is held, by key. ``Residency`` decides what goes; here it is allocated and freed."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from itertools import count
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from kaasd.devices.base import Device, DeviceBuffer, OutOfMemory
+from kaasd.worker.residency import NOBODY, Owner, Residency
 
 COPY_BYTES_A_S = 25e9
 """To the device, about; with ``COPY_START_S`` it weighs small holdings against large ones."""
 COPY_START_S = 20e-6
-
-
-K = TypeVar("K", bound=Hashable)
-
-MAX_REMEMBERED = 16384
-"""Holdings that have gone and whose uses are still known, at about 200 bytes each."""
 MAX_GONE = 4096
 """Holdings that have gone, and that nobody has asked for yet."""
-_NEVER = 1e12
-"""When a holding that came once comes again, in uses."""
-
-
-class NoRoomError(Exception):
-    """What is in use leaves too little room."""
-
-    def __init__(self, asked_bytes: int, in_use_bytes: int, limit_bytes: int) -> None:
-        super().__init__(f"{asked_bytes} bytes asked, {in_use_bytes} of {limit_bytes} in use")
-        self.asked_bytes = asked_bytes
-        self.in_use_bytes = in_use_bytes
-        self.limit_bytes = limit_bytes
-
-
-@dataclass(slots=True)
-class _Uses:
-    """When something was used. Time is counted in uses of anything."""
-
-    last: int
-    interval: float | None = None
-    """Between uses, the later ones counting more; None after the first."""
-
-    def again(self, now: int) -> None:
-        interval = now - self.last
-        self.interval = interval if self.interval is None else (self.interval + interval) / 2
-        self.last = now
-
-    def distance(self, now: int) -> float:
-        """Return in how many uses it is expected."""
-        return _NEVER if self.interval is None else max(1.0, abs(self.interval - (now - self.last)))
-
-
-@dataclass(slots=True)
-class _Known:
-    size_bytes: int
-    cost_s: float
-    uses: _Uses
-    pins: int = 1
-
-
-class Residency(Generic[K]):
-    """The holdings of one device's memory."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.held_bytes = 0
-        """By all holdings."""
-        self.in_use_bytes = 0
-        """By those that are pinned."""
-        self._holdings: dict[K, _Known] = {}
-        self._remembered: OrderedDict[K, _Uses] = OrderedDict()
-        self._now = 0
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._holdings
-
-    def use(self, key: K) -> bool:
-        """Note that a holding is wanted, and pin it; return False where it is not held."""
-        holding = self._holdings.get(key)
-        if holding is None:
-            return False
-        self._now += 1
-        holding.uses.again(self._now)
-        self._pin(holding)
-        return True
-
-    def add(self, key: K, size_bytes: int, cost_s: float) -> None:
-        """Note that a holding was made, for which there was room; it is pinned. ``cost_s`` is what making it again would take."""
-        self._now += 1
-        uses = self._remembered.pop(key, None)
-        if uses is None:
-            uses = _Uses(self._now)
-        else:
-            uses.again(self._now)
-        self._holdings[key] = _Known(size_bytes, cost_s, uses)
-        self.held_bytes += size_bytes
-        self.in_use_bytes += size_bytes
-
-    def release(self, key: K) -> bool:
-        """Take back one pin; return whether another is left."""
-        holding = self._holdings[key]
-        holding.pins -= 1
-        if holding.pins == 0:
-            self.in_use_bytes -= holding.size_bytes
-        return holding.pins > 0
-
-    def pins(self, key: K) -> int:
-        """Return how many use a holding."""
-        return self._holdings[key].pins
-
-    def remove(self, key: K) -> None:
-        """Note that a holding was freed."""
-        holding = self._holdings.pop(key)
-        self.held_bytes -= holding.size_bytes
-        if holding.pins:
-            self.in_use_bytes -= holding.size_bytes
-        self._remembered[key] = holding.uses
-        if len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
-
-    def rename(self, key: K, new_key: K, interval: float | None = None) -> None:
-        """Go on under another key, which is not held; the uses stay with the old one.
-
-        ``interval`` is in how many uses of anything the first one is expected, where something is known of that.
-        """
-        holding = self._holdings.pop(key)
-        self._remembered[key] = holding.uses
-        holding.uses = _Uses(holding.uses.last, interval)
-        self._holdings[new_key] = holding
-
-    def make_room(self, size_bytes: int) -> list[K]:
-        """Remove holdings until ``size_bytes`` more stay below the limit, and return them, to be freed.
-
-        Raises ``NoRoomError``, and removes nothing, where what is pinned leaves too little.
-        """
-        if self.in_use_bytes + size_bytes > self.limit_bytes:
-            raise NoRoomError(size_bytes, self.in_use_bytes, self.limit_bytes)
-        return self.evict(self.held_bytes + size_bytes - self.limit_bytes)
-
-    def evict(self, size_bytes: int) -> list[K]:
-        """Remove holdings of at least ``size_bytes`` together, or all that are not pinned, and return them, to be freed.
-
-        Those that take no room stay.
-        """
-        if size_bytes <= 0:
-            return []
-        now = self._now
-        idle = [
-            (self._worth(holding, now), key) for key, holding in self._holdings.items() if not holding.pins and holding.size_bytes
-        ]
-        idle.sort(key=lambda entry: entry[0])
-        gone: list[K] = []
-        for _, key in idle:
-            if size_bytes <= 0:
-                break
-            size_bytes -= self._holdings[key].size_bytes
-            self.remove(key)
-            gone.append(key)
-        return gone
-
-    @staticmethod
-    def _worth(holding: _Known, now: int) -> tuple[float, int]:
-        """Return what keeping a holding saves, a byte and a use; of equals the one used last goes first."""
-        return holding.cost_s / (holding.size_bytes * holding.uses.distance(now)), -holding.uses.last
-
-    def _pin(self, holding: _Known) -> None:
-        if holding.pins == 0:
-            self.in_use_bytes += holding.size_bytes
-        holding.pins += 1
 
 
 class Holding:
@@ -193,8 +28,13 @@ class Holding:
 
     def close(self) -> None:
         """Free it. Idempotent."""
-        for buffer in self.buffers:
+        for buffer in self.take_buffers():
             buffer.close()
+
+    def take_buffers(self) -> Sequence[DeviceBuffer]:
+        """Hand over the buffers, to be freed or used again, and close what was made with them. There are none from then on."""
+        taken, self.buffers = self.buffers, ()
+        return taken
 
 
 H = TypeVar("H", bound=Holding)
@@ -228,6 +68,10 @@ class DeviceMemory:
         """Most that may be taken."""
         return self._residency.limit_bytes
 
+    def in_use_of(self, owner: str) -> int:
+        """Return what is taken and pinned of what counts for somebody."""
+        return self._residency.in_use_of(owner)
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._held
 
@@ -243,32 +87,44 @@ class DeviceMemory:
         self._gone.clear()
         return gone
 
+    def awaits(self, who: Hashable, keys: Sequence[Hashable]) -> None:
+        """Say what somebody waits for; as ``Residency.awaits``."""
+        self._residency.awaits(who, keys)
+
     def use(self, key: Hashable) -> Holding | None:
         """Return what is held under a key, pinned; None where nothing is."""
         return self._held[key] if self._residency.use(key) else None
 
     def make(
-        self, key: Hashable, sizes: Sequence[int], cost_s: float, build: Callable[[list[DeviceBuffer]], H], extra_bytes: int = 0
+        self,
+        key: Hashable,
+        sizes: Sequence[int],
+        cost_s: float,
+        build: Callable[[list[DeviceBuffer]], H],
+        extra_bytes: int = 0,
+        owner: Owner = NOBODY,
     ) -> H:
-        """Allocate buffers, build what is held under a key that is free, and return it, pinned.
+        """Allocate buffers, build what is held under a key that is free, and return it, pinned. It counts for its ``owner``.
 
         ``extra_bytes`` is what it takes beside its buffers, now or later; it counts like them.
-        Raises ``NoRoomError``, ``OutOfMemory``.
+        Raises ``NoRoomError``, ``OwnerLimitError``, ``OutOfMemory``.
         """
         size = sum(sizes) + extra_bytes
-        self._free(self._residency.make_room(size))
-        buffers: list[DeviceBuffer] = []
+        buffers = self._get_buffers(sizes, self._residency.make_room(size, owner))
         try:
-            for each in sizes:
-                buffers.append(self._allocate(each))  # noqa: PERF401  (what was allocated before an error is freed)
             held = build(buffers)
         except BaseException:
             for buffer in buffers:
                 buffer.close()
             raise
-        self._residency.add(key, size, cost_s)
+        self._residency.add(key, size, cost_s, owner.name)
         self._held[key] = held
         return held
+
+    def give(self, held: Holding, owner: Owner) -> None:
+        """Have what nobody uses count for another. Raises ``OwnerLimitError``, and changes nothing."""
+        if gone := self._residency.give(held.key, owner):
+            self._free(gone)
 
     def release(self, held: Holding) -> None:
         """Take back a pin."""
@@ -276,7 +132,9 @@ class DeviceMemory:
             return
         if held.unwanted:
             self._remove(held)
-        self._free(self._residency.evict(self.held_bytes - self.in_use_bytes - self._unused_limit_bytes))
+        too_many = self.held_bytes - self.in_use_bytes - self._unused_limit_bytes
+        if too_many > 0:
+            self._free(self._residency.evict(too_many))
 
     def rename(self, held: Holding, key: Hashable, interval: float | None = None) -> None:
         """Hold it under another key, which is free, from now on; ``interval`` as for ``Residency.rename``."""
@@ -302,6 +160,27 @@ class DeviceMemory:
         for held in list(self._held.values()):
             self._remove(held)
 
+    def _get_buffers(self, sizes: Sequence[int], gone: Sequence[Hashable]) -> list[DeviceBuffer]:
+        """Return buffers of these sizes: those of what has ``gone``, where they fit, or new ones. All others of them are freed.
+
+        What is brought in turn is often of one size, and then costs the device no call. Raises ``OutOfMemory``.
+        """
+        spare: dict[int, list[DeviceBuffer]] = {}
+        for buffer in self._take_buffers(gone):
+            spare.setdefault(buffer.size_bytes, []).append(buffer)
+        buffers = [spare[size].pop() if spare.get(size) else None for size in sizes]
+        for left in spare.values():
+            for buffer in left:
+                buffer.close()
+        try:
+            for index, size in enumerate(sizes):
+                buffers[index] = buffers[index] or self._allocate(size)
+        except BaseException:
+            for taken in filter(None, buffers):
+                taken.close()
+            raise
+        return [taken for taken in buffers if taken is not None]
+
     def _allocate(self, size_bytes: int) -> DeviceBuffer:
         while True:
             try:
@@ -314,9 +193,13 @@ class DeviceMemory:
                 self._free(gone)
 
     def _free(self, keys: Sequence[Hashable]) -> None:
-        for key in keys:
-            self._held.pop(key).close()
+        for buffer in self._take_buffers(keys):
+            buffer.close()
+
+    def _take_buffers(self, keys: Sequence[Hashable]) -> list[DeviceBuffer]:
+        """Return the buffers of what was evicted."""
         self._gone.extend(keys)
+        return [buffer for key in keys for buffer in self._held.pop(key).take_buffers()]
 
     def _remove(self, held: Holding) -> None:
         self._residency.remove(held.key)

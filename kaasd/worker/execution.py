@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
 from functools import partial
-from itertools import pairwise
 from time import monotonic, perf_counter_ns
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -26,11 +25,12 @@ from kaasd.request.plan import Plan, Slot
 from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.compiling import load_kernels, with_libraries
-from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key, values_needed
 from kaasd.worker.programs import NotCompiled, Program
+from kaasd.worker.residency import NoRoomError, Owner, OwnerLimitError
 from kaasd.worker.tracing import read_trace
+from kaasd.worker.turns import Slots
 
 KEPT_INTERVAL = 16.0
 """In so many uses of anything what was stored is expected to be read, if ever: the older it is, the less so."""
@@ -52,6 +52,8 @@ class Invocation(NamedTuple):
     """Keys whose values some of ``inputs`` are, and remain: where the device has one it is not brought there again."""
     on_commit: Callable[[], object] = lambda: None
     """Called before the store may change."""
+    on_waiting: Callable[[bool], object] = lambda begins: None
+    """Called with True when it has its inputs and waits for others to end, and with False when it goes on."""
     kept: Callable[[Result, Sequence[str]], Write] | None = None
     """Given what is known of the result before it is stored, and the keys that are written, in order, returns what is stored last
     with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
@@ -59,6 +61,8 @@ class Invocation(NamedTuple):
     """Whom what is stored counts for."""
     priority: int = 0
     """As for ``Run.start``."""
+    max_device_memory_bytes: int = 0
+    """Of the device's memory that may count for the group; 0: no limit."""
 
 
 class Result(NamedTuple):
@@ -80,6 +84,8 @@ class Result(NamedTuple):
     """Of stored inputs that stay on the device."""
     new_program: bool = False
     """Its program has not run before."""
+    slot_ns: int = 0
+    """For how long it has waited for others, with its inputs there."""
 
 
 T = TypeVar("T")
@@ -116,6 +122,11 @@ class Job(Generic[T]):
         return isinstance(self._awaited, Compilation)
 
     @property
+    def awaits_slot(self) -> bool:
+        """Whether it waits for others to end, and has nothing on the device but its inputs."""
+        return isinstance(self._awaited, _Slot) and not self._awaited.taken
+
+    @property
     def awaits_what_is_done(self) -> bool:
         """Whether it is worth polling again."""
         return self._awaited.done()
@@ -136,6 +147,7 @@ class Execution:
     def __init__(self, executor: Executor, invocation: Invocation) -> None:
         self._executor = executor
         self._invocation = invocation
+        self._owner = Owner(invocation.group, invocation.max_device_memory_bytes)
         self._tracer: Tracer[Any] | None = None
 
     def steps(self) -> Steps[Result]:
@@ -171,7 +183,10 @@ class Execution:
                 try:
                     if cancellation.reason is not None:
                         raise cancellation.reason
-                    loaded = perf_counter_ns()
+                    loaded = begun = perf_counter_ns()
+                    if not executor.slots.take(self, invocation.priority):
+                        yield from self._until_slot(bound)
+                        begun = perf_counter_ns()
                     yield from self._launch(program, bound)
                     if cancellation.reason is not None:
                         raise cancellation.reason
@@ -185,7 +200,7 @@ class Execution:
                 finally:
                     bound.close()
             except DEVICE_ERRORS as error:
-                raise executor.explain(error, plan, cancellation) from error
+                raise executor.explain(error, plan, cancellation, self._owner) from error
             except KeyNotFoundError as error:
                 raise _explain_missing(error, plan) from error
             finally:
@@ -193,7 +208,7 @@ class Execution:
             writes = self._writes(plan, contents)
             kept_reply = result = None
             if invocation.kept is not None and writes:
-                durations = planned - started, loaded - planned, ran - loaded, 0
+                durations = planned - started, loaded - planned, ran - begun, 0
                 result = Result(self._outputs(contents), {}, printed, len(plan.launches) * plan.iterations, *durations)
                 kept_reply = invocation.kept(result, [write.key for write in writes])
             versions = yield from self._commit(writes, kept_reply)
@@ -203,11 +218,12 @@ class Execution:
             committed = perf_counter_ns()
             trace = None
             if self._tracer is not None:
-                times = (started, planned, loaded, ran, committed)
-                for name, (begun, ended) in zip(("plan", "load", "run", "commit"), pairwise(times), strict=True):
-                    self._tracer.stage(name, begun, ended)
+                stages = {"plan": (started, planned), "load": (planned, loaded), "run": (begun, ran), "commit": (ran, committed)}
+                for name, times in stages.items():
+                    self._tracer.stage(name, *times)
                 trace = read_trace(self._tracer, invocation.trace_from_ns, plan.launches)
         finally:
+            executor.slots.leave(self)
             for download in downloads:
                 download.wait()
                 download.close()
@@ -222,11 +238,12 @@ class Execution:
             kernels_launched=len(plan.launches) * plan.iterations,
             plan_ns=planned - started,
             load_ns=loaded - planned,
-            run_ns=ran - loaded,
+            run_ns=ran - begun,
             commit_ns=committed - ran,
             trace=trace,
             brought_bytes=brought_bytes,
             new_program=new_program,
+            slot_ns=begun - loaded,
         )
 
     def _bind(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
@@ -244,26 +261,42 @@ class Execution:
                 return bound
 
     def _get_memory(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
-        waiting = self._executor.waiting_for_memory
-        executor = self._executor
+        executor, owner, turns = self._executor, self._owner, self._executor.memory_turns
+        given = self._invocation.inputs, self._invocation.input_keys
         try:
             while True:
-                if not waiting or waiting[0] is self:
+                if turns.may_try(self, owner):
                     try:
-                        given = self._invocation.inputs, self._invocation.input_keys
-                        return BoundRequest(executor, program, plan, *given, self._tracer)
+                        return BoundRequest(executor, program, plan, *given, self._tracer, owner)
                     except SnapshotChanged:
                         continue
+                    except OwnerLimitError:
+                        if not executor.memory.in_use_of(owner.name):
+                            raise
+                        turns.wait(self, owner, values_needed(program, plan, given[0]), for_owner=True)
                     except (NoRoomError, OutOfMemory):
                         if not executor.memory.in_use_bytes:
                             raise
-                if self not in waiting:
-                    waiting.append(self)
+                        turns.wait(self, owner, values_needed(program, plan, given[0]), for_owner=False)
+                else:
+                    turns.wait_behind(self, owner, partial(values_needed, program, plan, given[0]))
                 yield NOTHING
                 self._invocation.cancellation.check()
         finally:
-            if waiting and self in waiting:
-                waiting.remove(self)
+            turns.leave(self, owner)
+
+    def _until_slot(self, bound: BoundRequest) -> Steps[None]:
+        """Wait until others leave a request the place to run. Its inputs are on their way meanwhile."""
+        slot = _Slot(self._executor.slots, self._invocation.priority)
+        self._invocation.on_waiting(True)
+        while not self._executor.slots.take(self, self._invocation.priority):
+            yield slot
+            self._invocation.cancellation.check()
+            if all(transfer.done() for transfer in bound.transfers):
+                bound.close_snapshot()
+        slot.taken = True
+        self._invocation.cancellation.check()  # who cancelled it before that has not told the device
+        self._invocation.on_waiting(False)
 
     def _launch(self, program: Program, bound: BoundRequest) -> Steps[None]:
         while self._executor.load_gate.waiting and self._executor.load_gate.holds_back(monotonic()):
@@ -279,8 +312,11 @@ class Execution:
             bound.close_snapshot()  # as early as can be: LMDB cannot reuse pages that a reader may see
             while not bound.run.done():
                 yield running
+                if self._invocation.cancellation.reason is not None:
+                    bound.run.stop()
             program.run_ns = perf_counter_ns() - started
         except GeneratorExit:
+            bound.run.stop()
             bound.run.wait()
             raise
 
@@ -358,6 +394,20 @@ def execute(executor: Executor, invocation: Invocation) -> Job[Result]:
     A job that raises, ``KaasError`` or ``UnknownRequest``, leaves the store as it was.
     """
     return Job(Execution(executor, invocation).steps())
+
+
+class _Slot:
+    """A slot as something to wait for."""
+
+    def __init__(self, slots: Slots, priority: int) -> None:
+        self._slots, self._priority = slots, priority
+        self.taken = False
+
+    def done(self) -> bool:
+        return self._slots.has_free(self._priority)
+
+    def wait(self) -> None:
+        """Return at once: others have to go on first."""
 
 
 class _Running:

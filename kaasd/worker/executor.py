@@ -1,27 +1,34 @@
 """What the requests of one device share: its programs, its memory, the store; and what becomes of the device's errors.
 
-Used by the thread that owns the device. Also here, since all requests of the device share it: the load gate, which says when code
-may be loaded.
+Used by the thread that owns the device. Who of them may do what next is told by the state machines of ``turns``.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import math
 from collections.abc import Callable, Generator, Mapping
-from math import floor, log2
 from time import monotonic
 from typing import TypeAlias, TypeVar
 
-from kaas_core.errors import CancelledError, KaasError, KernelFaultError, OutOfDeviceMemoryError, WorkerRestartingError
+from kaas_core.errors import (
+    CancelledError,
+    GroupLimitError,
+    KaasError,
+    KernelFaultError,
+    OutOfDeviceMemoryError,
+    WorkerRestartingError,
+)
 from kaasd.compiler.compiler import Compiler
 from kaasd.devices.base import Awaited, Device, DeviceLost, KernelFault, OutOfMemory, Stopped
 from kaasd.libraries.registry import LibrarySource
 from kaasd.request.plan import Plan
 from kaasd.store.base import StoreMapping, ValueStore
 from kaasd.worker.cancellation import Cancellation
-from kaasd.worker.device_memory import DeviceMemory, NoRoomError
+from kaasd.worker.device_memory import DeviceMemory
 from kaasd.worker.programs import Programs
+from kaasd.worker.residency import NOBODY, NoRoomError, Owner, OwnerLimitError
+from kaasd.worker.turns import LoadGate, MemoryTurns, Slots
 
 _log = logging.getLogger(__name__)
 
@@ -31,50 +38,10 @@ Steps: TypeAlias = Generator[Awaited, None, T]
 
 MEMORY_SHARE = 0.9
 """Of the device's memory, where nothing else is set: the context takes 0.5 GiB of an H100's 80, and others may be on it."""
-FIRST_HOLD_S = 0.002
-"""Many kernels end within this."""
-CYCLE = 10
-"""A hold and the pause behind it take this many times as long as the hold."""
 EXIT_DEVICE_LOST = 70
 """The exit status of a process whose device is lost."""
 DEVICE_ERRORS = (Stopped, KernelFault, DeviceLost, NoRoomError, OutOfMemory)
 _LOST_BY_ANOTHER = "another request's kernel took the device with it; nothing was changed"
-
-
-class LoadGate:
-    """When code may be loaded. A state machine: the time in, decisions out, no I/O.
-
-    CUDA copies code to a GPU only once all kernels there have ended, and meanwhile no other can be launched. Whoever loads while
-    a long kernel runs would stop all requests for as long. So a request that needs code from a new library waits for a moment
-    without kernels. Such a moment has to come where requests are never few, too: launches are held back for short whiles, each
-    twice as long as the last and followed by nine times as long without. After about 20 t there is one in which all that runs for
-    a time t ends, and the others lose a tenth of their time at most.
-    """
-
-    def __init__(self) -> None:
-        self.waiting = 0
-        """How many wait to load."""
-        self._since_s = 0.0
-
-    def enter(self, now_s: float) -> None:
-        """Somebody begins to wait."""
-        if not self.waiting:
-            self._since_s = now_s
-        self.waiting += 1
-
-    def leave(self) -> None:
-        """Somebody waits no more."""
-        self.waiting -= 1
-
-    def holds_back(self, now_s: float) -> bool:
-        """Return whether nothing is to be launched now."""
-        if not self.waiting:
-            return False
-        elapsed = max(0.0, now_s - self._since_s) / FIRST_HOLD_S
-        # The cycles take 1, 2, 4, ... times the first one's length.
-        number = floor(log2(elapsed / CYCLE + 1))
-        begun = CYCLE * ((1 << number) - 1)
-        return elapsed < begun + (1 << number)
 
 
 class _Nothing:
@@ -104,6 +71,7 @@ class Executor:
         keep_stored: bool = False,
         allow_host_wrappers: bool = False,
         compiler: Compiler | None = None,
+        concurrency: float = math.inf,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
         """``memory_limit_bytes`` None stands for ``MEMORY_SHARE``; at most ``unused_limit_bytes`` are held that no request uses.
@@ -111,7 +79,8 @@ class Executor:
         ``keep_stored`` is for a store where what is stored of a buffer is its key's whole value, and is read soon: large buffers
         that are stored then stay on the device as these values.
         With ``allow_host_wrappers`` requests may call functions of host code, which this process then runs. With a ``compiler``,
-        which is to be of the device's kind, requests wait for what it compiles, and others run meanwhile.
+        which is to be of the device's kind, requests wait for what it compiles, and others run meanwhile. At most ``concurrency``
+        requests launch and commit; to more of them only their inputs are brought.
 
         ``on_commit`` is called from another thread when a commit has ended: the jobs that are committing are to be polled.
         """
@@ -136,9 +105,9 @@ class Executor:
         """Copies of inputs to the device, apart from the small ones that travel with launches."""
         self.uploaded_bytes = 0
         """By these."""
-        self.waiting_for_memory: deque[object] = deque()
-        """Requests that found too little, in the order in which they get it."""
+        self.memory_turns = MemoryTurns(self.memory)
         self.load_gate = LoadGate()
+        self.slots = Slots(concurrency)
         self._may_hold_pages = True
         self.device_lost = False
         """True once the device is of no more use to this process: after a fault, or marked as lost."""
@@ -183,8 +152,14 @@ class Executor:
         if self.device_lost:
             raise WorkerRestartingError(_LOST_BY_ANOTHER)
 
-    def explain(self, error: Exception, plan: Plan, cancellation: Cancellation) -> KaasError:
-        """Return one of ``DEVICE_ERRORS`` for the request's caller."""
+    def explain(self, error: Exception, plan: Plan, cancellation: Cancellation, owner: Owner = NOBODY) -> KaasError:
+        """Return one of ``DEVICE_ERRORS`` for the request's caller; ``owner`` is whose memory it was to use."""
+        if isinstance(error, OwnerLimitError):
+            return GroupLimitError(
+                f"group {owner.name}: the request's buffers need {plan.device_bytes} bytes of {self.device_name}, where all that "
+                f"its requests use may take {owner.limit_bytes}: {error}",
+                {"group": owner.name, "limit": "max_device_memory_bytes"},
+            )
         if isinstance(error, Stopped):
             return cancellation.reason or CancelledError("the kernel was stopped")
         if isinstance(error, KernelFault):

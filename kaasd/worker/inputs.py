@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import count
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from kaasd.store.base import ValueSnapshot
 from kaasd.worker.device_memory import DeviceMemory, Holding, copy_cost_s
 from kaasd.worker.executor import Executor
 from kaasd.worker.programs import Program
+from kaasd.worker.residency import NOBODY, Owner
 
 _serial = count()
 
@@ -48,14 +49,16 @@ class BoundRequest:
         inputs: Mapping[str, ReadableBuffer],
         input_keys: Mapping[str, str] = MappingProxyType({}),
         tracer: Tracer[Any] | None = None,
+        owner: Owner = NOBODY,
     ) -> None:
         """Get memory, and begin to bring what is shared.
 
         ``inputs`` come in place of the store's values, by buffer name; those of ``input_keys`` are the values of keys that do not
-        change. ``tracer`` notes what is copied. Raises ``NoRoomError``, ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``,
-        ``ValueTooShortError``, ``SnapshotChanged``.
+        change. ``tracer`` notes what is copied. What is new on the device counts for ``owner``. Raises ``NoRoomError``,
+        ``OwnerLimitError``, ``OutOfMemory``, ``KernelFault``, ``KeyNotFoundError``, ``ValueTooShortError``, ``SnapshotChanged``.
         """
         self._executor = executor
+        self._owner = owner
         self._slots, self._layout = plan.slots, program.layout
         self._inputs, self._input_keys = inputs, input_keys
         self._tracer = tracer
@@ -74,7 +77,7 @@ class BoundRequest:
         try:
             given = [self._shared(self._slots[index]) for index in self._layout.shared]
             given += [self._make_kept(index) for index in self._layout.kept]
-            self._instance = program.take_instance(executor.memory, executor.device, given)
+            self._instance = program.take_instance(executor.memory, executor.device, given, owner)
             self._undo.callback(program.give_instance, executor.memory, self._instance)
             self.run: Run = self._instance.run(given)
         except BaseException:
@@ -171,7 +174,8 @@ class BoundRequest:
     def _make_kept(self, index: int) -> DeviceBuffer:
         slot, key = self._slots[index], ("kept", next(_serial))
         size = slot.spec.size_bytes
-        held = self._executor.memory.make(key, [size], copy_cost_s(size), lambda buffers: ValueHolding(key, buffers))
+        memory = self._executor.memory
+        held = memory.make(key, [size], copy_cost_s(size), lambda buffers: ValueHolding(key, buffers), owner=self._owner)
         self._kept[index] = held
         if not slot.load:
             held.buffers[0].zero()
@@ -182,7 +186,7 @@ class BoundRequest:
         memory = self._executor.memory
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
-            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers))
+            held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers), owner=self._owner)
             self._undo.callback(memory.release, held)
             self._undo.callback(memory.drop, held)  # comes first: what was released may have gone
             self._upload(slot, held.buffers[0], self._content(slot))
@@ -202,9 +206,9 @@ class BoundRequest:
         resident = memory.use(key)
         if resident is None:
             version = self._open_snapshot().stat(slot.key).version
-            cost_s = copy_cost_s(spec.size_bytes)
-            resident = memory.make(key, [spec.size_bytes], cost_s, lambda buffers: ValueHolding(key, buffers))
-            return self._bring(slot, resident, version)
+            size, cost_s = spec.size_bytes, copy_cost_s(spec.size_bytes)
+            made = memory.make(key, [size], cost_s, lambda buffers: ValueHolding(key, buffers), owner=self._owner)
+            return self._bring(slot, made, version)
         assert isinstance(resident, ValueHolding)
         if spec.constant:
             return resident
@@ -240,7 +244,18 @@ class BoundRequest:
 
 def value_key(key: str, spec: BufferSpec) -> tuple[object, ...]:
     """Return what the part of a key's value that a buffer is read from is held under."""
-    return ("value", key, spec.offset_bytes, spec.size_bytes)
+    return range_key(key, spec.offset_bytes, spec.size_bytes)
+
+
+def range_key(key: str, offset_bytes: int, size_bytes: int) -> tuple[object, ...]:
+    """Return what a part of a key's value is held under."""
+    return ("value", key, offset_bytes, size_bytes)
+
+
+def values_needed(program: Program, plan: Plan, inputs: Collection[str]) -> list[tuple[object, ...]]:
+    """Return what the values are held under that a request shares with others; what its caller brings is in ``inputs``."""
+    needed = (plan.slots[index] for index in program.layout.shared)
+    return [value_key(slot.key, slot.spec) for slot in needed if slot.spec.name not in inputs]
 
 
 def values_dropped(memory: DeviceMemory) -> Iterator[tuple[str, int, int]]:

@@ -21,18 +21,18 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import InternalError, KaasError, WorkerRestartingError
 from kaasd.devices.base import DeviceLost
 from kaasd.ipc.channel import Progress, WorkerChannel
-from kaasd.ipc.messages import SerializedRequest, failed_from_error
+from kaasd.ipc.messages import WAITING_AT_WORKER, SerializedRequest, failed_from_error
 from kaasd.ipc.replies import MAX_REPLY_BYTES, pack_reply
 from kaasd.store.base import DEFAULT_ACCOUNT, Namespace, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
-from kaasd.worker.inputs import values_dropped
+from kaasd.worker.inputs import range_key, values_dropped
 from kaasd.worker.preparation import inspect, prepare
 from kaasd.worker.programs import UnknownRequest
 
-COMPILING_S = 0.01
-"""Between two looks whether a call that waits for its code is cancelled."""
+CANCELLED_S = 0.01
+"""Between two looks whether a call that waits for its code, or for a slot, is cancelled."""
 MAX_COMPILING = 32
 """Calls that wait for their code beside those that are served. More of them take the places of others."""
 NAP_S = 0.0001
@@ -40,6 +40,8 @@ NAP_S = 0.0001
 ONLY_CALLS = 8
 """So many in a row, each with no other in flight, are of one caller; a single one also comes about among several callers."""
 
+FRONT = "front"
+"""Who waits for what the front says that it is needed next."""
 EARLY_NS = 300_000
 """So long before a run should end it is looked at without pause: two naps of who polls, and what they oversleep."""
 MAX_CANCELLED_EARLY = 1024
@@ -101,11 +103,13 @@ class Calls:
     def wait_s(self) -> float | None:
         """How long to wait at most where all others commit, which end with a signal; None: for ever.
 
-        So does compiling; that a call is cancelled which waits for it gives none.
+        So does compiling; that a call is cancelled which waits for that, or for a slot, gives none.
         """
+        if waiting := [job for job in self.jobs if job.awaits_slot]:
+            return 0 if any(job.awaits_what_is_done for job in waiting) else CANCELLED_S
         if not self._compiling:
             return None
-        return 0 if self._ready and self._served < self._concurrency else COMPILING_S
+        return 0 if self._ready and self._served < self._concurrency else CANCELLED_S
 
     @property
     def _served(self) -> int:
@@ -194,7 +198,8 @@ class Calls:
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
         # A device that can stop a kernel has one call at a time on it, so what it stops is this one, unless that has left it.
-        return call_id in self._compiling or call.job.is_committing or self._executor.device.stop()
+        is_off = call_id in self._compiling or call.job.is_committing or call.job.awaits_slot
+        return is_off or self._executor.device.stop()
 
     def _cancel_early(self, call_id: int, error: KaasError) -> None:
         self._cancelled_early[call_id] = error
@@ -204,7 +209,7 @@ class Calls:
     def _is_overdue(self) -> bool:
         """Whether a kernel goes on past its request's deadline."""
         calls = map(self._under_way.get, self._overdue)
-        return any(call is not None and not call.job.is_committing for call in calls)
+        return any(call is not None and not (call.job.is_committing or call.job.awaits_slot) for call in calls)
 
     def _mark_device_lost(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
@@ -278,8 +283,7 @@ class Loop:
         self._executor = executor
         self._commits = commits
         self._progress = progress
-        self._concurrency = config.concurrency
-        self.calls = Calls(executor, self._concurrency, self._tell_compiling)
+        self.calls = Calls(executor, config.concurrency + WAITING_AT_WORKER, self._tell_compiling)
         """Those under way."""
         self._last_event_ns = 0
         self._only_calls = 0
@@ -321,7 +325,7 @@ class Loop:
         return self._channel in ready
 
     def _timeout_s(self) -> float | None:
-        if all(job.is_committing or job.is_compiling for job in self.calls.jobs):
+        if all(job.is_committing or job.is_compiling or job.awaits_slot for job in self.calls.jobs):
             return self.calls.wait_s
         return 0 if self._busy_polls else NAP_S
 
@@ -350,10 +354,13 @@ class Loop:
                         cancellation=cancellation,
                         trace_from_ns=call.trace_from_ns,
                         on_commit=partial(self._progress.commit, message.id),
+                        on_waiting=partial(self._waits, message.id),
                         kept=partial(self._kept, call.keep_as, group) if call.HasField("keep_as") else None,
                         group=group,
                         priority=call.priority,
+                        max_device_memory_bytes=call.max_device_memory_bytes,
                     )
+                    self._hear_awaited(call.awaited)
                     self._begin(message.id, execute(self._executor, invocation), cancellation, self._executed)
                 case "prepare":
                     preparation = Job(prepare(self._executor, _request(message.prepare.request), cancellation))
@@ -373,6 +380,11 @@ class Loop:
                     raise InternalError(f"the front sent a call that this worker does not know: {unknown}")
         except Exception as error:
             self._fail(message.id, error)
+
+    def _hear_awaited(self, awaited: Sequence[worker_pb2.ResidentValue]) -> None:
+        """Have what the front knows to be needed next evicted last."""
+        keys = [range_key(value.key, value.offset_bytes, value.size_bytes) for value in awaited]
+        self._executor.memory.awaits(FRONT, keys)
 
     def _hold_pages(self, message: worker_pb2.ToWorker) -> None:
         allowed = message.hold_pages.allowed
@@ -417,6 +429,13 @@ class Loop:
             self._progress.begin(call_id)
         self._channel.send(worker_pb2.FromWorker(id=call_id, compiling=worker_pb2.Compiling(begins=begins)))
 
+    def _waits(self, call_id: int, begins: bool) -> None:
+        """A call has its inputs and waits for others, or goes on. Meanwhile it counts as not begun: nothing is its doing."""
+        if begins:
+            self._progress.end(call_id)
+        else:
+            self._progress.begin(call_id)
+
     def _answer(self, call_id: int, answer: worker_pb2.FromWorker) -> None:
         answer.id = call_id
         self._channel.send(answer)
@@ -456,6 +475,7 @@ class Loop:
         timing = reply.timing
         timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
         timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
+        timing.queue_ns = result.slot_ns
 
 
 def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:

@@ -110,6 +110,7 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
         memory_limit_bytes=config.device_memory_bytes if config.HasField("device_memory_bytes") else None,
         allow_host_wrappers=config.allow_host_wrappers,
         compiler=compiler,
+        concurrency=config.concurrency,
         on_commit=commits.notify,
     )
     stack.callback(executor.close)

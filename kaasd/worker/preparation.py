@@ -12,9 +12,9 @@ from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import ResolvedLibrary, content_id, describe_library
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.compiling import load_kernels, with_libraries
-from kaasd.worker.device_memory import NoRoomError
 from kaasd.worker.executor import Executor, Steps
 from kaasd.worker.inputs import BoundRequest, SnapshotChanged
+from kaasd.worker.residency import NoRoomError
 
 
 def prepare(executor: Executor, request: SerializedRequest, cancellation: Cancellation) -> Steps[bool]:

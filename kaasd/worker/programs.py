@@ -36,6 +36,7 @@ from kaasd.libraries.image import read_image
 from kaasd.libraries.registry import LibrarySource, ResolvedLibrary
 from kaasd.request.plan import Layout, Plan, make_plan, rebind
 from kaasd.worker.device_memory import DeviceMemory, Holding
+from kaasd.worker.residency import NOBODY, Owner
 
 MAX_MODULES = 256
 """Modules kept, beyond those that are in use."""
@@ -86,13 +87,13 @@ class Instance(Holding):
         self._given = given
         return self._run
 
-    def close(self) -> None:
-        """Free the run and the buffers. Idempotent."""
+    def take_buffers(self) -> Sequence[DeviceBuffer]:
+        """Hand over the buffers; the run is closed."""
         if self in self._program.idle:
             self._program.idle.remove(self)
         if self._run is not None:
             self._run.close()
-        super().close()
+        return super().take_buffers()
 
 
 @dataclass(eq=False)
@@ -159,10 +160,12 @@ class Program:
             for launch, kernel in zip(self.plan.launches, self.kernels, strict=True)
         ]
 
-    def take_instance(self, memory: DeviceMemory, device: Device, given: Sequence[DeviceBuffer]) -> Instance:
+    def take_instance(
+        self, memory: DeviceMemory, device: Device, given: Sequence[DeviceBuffer], owner: Owner = NOBODY
+    ) -> Instance:
         """Return an instance that nobody uses, best one that ran with the same given buffers, or a new one.
 
-        Raises ``NoRoomError``, ``OutOfMemory``.
+        It counts for ``owner``. Raises ``NoRoomError``, ``OwnerLimitError``, ``OutOfMemory``.
         """
         for instance in self.idle:
             if instance.uses(given):
@@ -175,8 +178,9 @@ class Program:
                     key = (*key[:2], key[2] + 1)
                 sizes = [self.plan.slots[slot].spec.size_bytes for slot in self.layout.own]
                 extra = device.run_bytes(self.kernels)
-                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device), extra)
+                return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device), extra, owner)
             instance = self.idle[-1]
+        memory.give(instance, owner)
         self.idle.remove(instance)
         memory.use(instance.key)
         return instance

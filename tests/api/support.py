@@ -106,6 +106,8 @@ class FakeDispatcher:
         }
         self.senders: list[Hashable] = []
         """Of each request that was to be executed."""
+        self.device_bytes: list[int] = []
+        """The same."""
 
     def expect(self, method: str, *results: Any) -> None:
         """Have the next calls of ``method`` return, or raise, or run ``results``."""
@@ -129,10 +131,12 @@ class FakeDispatcher:
         sender: Callable[[], Hashable] = lambda: None,
         identified: IdentifiedCall | None = None,
         stays: Mapping[str, StoredInput] = MappingProxyType({}),
+        device_bytes: int = 0,
         group: str = "default",
         priority: int = 0,
     ) -> Any:
         self.senders.append(sender())
+        self.device_bytes.append(device_bytes)
         return await self._answer(
             "execute",
             request=request,

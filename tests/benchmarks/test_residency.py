@@ -48,5 +48,7 @@ def test_at_best_those_stay_that_come_most_often() -> None:
 def test_the_bound_loads_its_share_at_the_speed_of_the_bus() -> None:
     """A hit takes 1 s and a copy 4 s: at twice the limit a request takes 3 s, and LRU that misses everything 5 s."""
     turns = Turns({"kaasd": [[4.0]], RESIDENT: [[1.0]], "copy": [[4.0]]})
-    rates = requests_per_second(turns, misses_at_best=0.5, lru=[0.25, 1.0])
+    rates = requests_per_second(turns, misses_at_best=0.5, lru=[0.25, 1.0], at_once=False)
     assert rates.rounds == {"kaasd": [[1 / 4]], RESIDENT: [[1.0]], BOUND: [[1 / 3]], LRU: [[1 / 5]]}
+    rates = requests_per_second(turns, misses_at_best=0.5, lru=[1.0], at_once=True)
+    assert (rates.rounds[BOUND], rates.rounds[LRU]) == ([[1 / 2]], [[1 / 4]])

@@ -52,7 +52,7 @@ class SmallBuffer:
 class Ended:  # a copy or a run, which has ended when it has begun
     view: memoryview | None = None
     done = lambda self: True  # noqa: E731
-    wait = warm = close = lambda self: None
+    wait = warm = stop = close = lambda self: None
 
 
 class SmallRun(Ended):

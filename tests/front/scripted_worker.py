@@ -172,6 +172,8 @@ class ScriptedWorker:
                 os._exit(3)
             case ["die", "once"] if self._count("deaths") == 1:
                 os._exit(3)
+            case ["drop"]:
+                self._answer(message.id, {}, dropped="gone")
             case ["die", "committing"]:
                 self._progress.commit(message.id)
                 os._exit(3)
@@ -189,6 +191,8 @@ class ScriptedWorker:
                         "return_buffers": list(execute.return_buffers),
                         "traced": execute.trace_from_ns > 0,
                         "only_call": message.only_call,
+                        "awaited": [[value.key, value.offset_bytes, value.size_bytes] for value in execute.awaited],
+                        "max_device_memory": execute.max_device_memory_bytes,
                     },
                 )
 
@@ -204,13 +208,15 @@ class ScriptedWorker:
         self._calls.send(worker_pb2.FromWorker(id=call_id, failed=failed_from_error(error, device_lost)))
         self._progress.end(call_id)
 
-    def _answer(self, call_id: int, seen: dict[str, Any]) -> None:
+    def _answer(self, call_id: int, seen: dict[str, Any], dropped: str = "") -> None:
         self._held.pop(call_id, None)
         reply = executor_pb2.InvokeResponse(device=self._config.device, printed=json.dumps(seen))
         reply.timing.run_ns = 5
         if seen.get("traced"):
             reply.trace.SetInParent()
         executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000)
+        if dropped:
+            executed.dropped.add(key=dropped, size_bytes=1)
         self._calls.send(worker_pb2.FromWorker(id=call_id, executed=executed))
         self._progress.end(call_id)
 

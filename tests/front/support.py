@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ import uvloop
 
 from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
-from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.dispatcher import Dispatcher
+from kaasd.front.in_flight import BusyPoll
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.request_queue import RequestQueue
 from kaasd.front.supervisor import Supervisor
 from kaasd.ipc.messages import SerializedRequest
-from kaasd.scheduling import Policy, QueuedRequest, Scheduler
+from kaasd.scheduling import Group, Policy, QueuedRequest, Scheduler
 
 COMMAND = (sys.executable, str(Path(__file__).parent / "scripted_worker.py"))
 """In place of ``kaasd.front.worker_process.COMMAND``."""
@@ -86,7 +87,12 @@ async def call(
 
 @asynccontextmanager
 async def dispatching(
-    directory: Path, *scripts: str, max_run_s: float = 100.0, policy: Policy = Policy.AFFINITY, max_queued: int = 100
+    directory: Path,
+    *scripts: str,
+    max_run_s: float = 100.0,
+    policy: Policy = Policy.AFFINITY,
+    max_queued: int = 100,
+    groups: Sequence[Group] = (),
 ) -> AsyncIterator[tuple[Dispatcher, list[Supervisor]]]:
     """A dispatcher of one device for each script, ``d0`` and so on; default: one."""
     async with AsyncExitStack() as stack:
@@ -94,7 +100,7 @@ async def dispatching(
             await stack.enter_async_context(supervised(directory, script, device=f"d{index}", concurrency=2))
             for index, script in enumerate(scripts or ("",))
         ]
-        queue = RequestQueue(Scheduler(policy=policy), [worker.info.name for worker in workers], max_queued=max_queued)
+        queue = RequestQueue(Scheduler(groups, policy=policy), [worker.info.name for worker in workers], max_queued=max_queued)
         stack.callback(queue.close)
         yield Dispatcher(workers, max_run_s, BusyPoll(0.0), queue), workers
 

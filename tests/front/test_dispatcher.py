@@ -16,14 +16,17 @@ import pytest
 from kaas.v1 import admin_pb2, trace_pb2
 from kaas_core.errors import (
     DeadlineExceededError,
+    GroupLimitError,
     InvalidLibraryError,
     InvalidRequestError,
     StoreFullError,
     WorkerRestartingError,
 )
-from kaasd.front.dispatcher import BusyPoll, Dispatcher
+from kaasd.front.dispatcher import Dispatcher
+from kaasd.front.in_flight import BusyPoll
+from kaasd.front.needs import StoredInput
 from kaasd.front.request_queue import RequestQueue
-from kaasd.scheduling import Policy, Scheduler
+from kaasd.scheduling import Group, Policy, Scheduler
 from tests.front.support import REQUEST, dispatching, execute, later, run, seen, supervised, until
 
 
@@ -92,6 +95,42 @@ class TestExecute:
                     await execute(dispatcher, "hold", deadline=loop.time() + 0.1)
 
         run(body())
+
+
+class TestDeviceMemory:
+    def test_a_worker_that_had_to_drop_something_is_told_what_is_needed_next(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            async with dispatching(tmp_path) as (dispatcher, (supervisor,)):
+                stays = {"a": StoredInput("k", 0, 10), "b": StoredInput("l", 20, 30), "do": StoredInput("m", 0, 1)}
+                for script, told in (("look", False), ("drop", True)):
+                    await execute(dispatcher, script)
+                    held = [later(dispatcher, "hold") for _ in range(3)]
+                    await until(lambda: supervisor.queue.load == 3)
+                    first = later(dispatcher, "look")
+                    second = later(dispatcher, "look", stays=stays, inputs={"b": b"given"})
+                    third = later(dispatcher, "look", stays={"b": stays["b"], "a": stays["a"]})
+                    await until(lambda: dispatcher.stats()[0].queued == 4)
+                    for task in held:
+                        task.cancel()
+                    await asyncio.gather(*held, return_exceptions=True)
+                    needed = [["k", 0, 10], ["look", 0, 1], ["l", 20, 30]] if told else []
+                    assert seen(await first)["awaited"] == needed
+                    assert seen(await second)["awaited"] == ([["l", 20, 30], ["k", 0, 10]] if told else [])
+                    assert seen(await third)["awaited"] == []
+
+        run(test())
+
+    def test_a_request_that_needs_more_than_its_group_may_take_is_refused_at_once(self, tmp_path: Path) -> None:
+        async def test() -> None:
+            async with dispatching(tmp_path, groups=[Group("small", max_device_memory_bytes=100)]) as (dispatcher, _):
+                reply = await execute(dispatcher, group="small", device_bytes=100)
+                assert seen(reply)["max_device_memory"] == 100
+                assert seen(await execute(dispatcher, device_bytes=101))["max_device_memory"] == 0
+                with pytest.raises(GroupLimitError) as error:
+                    await execute(dispatcher, group="small", device_bytes=101)
+                assert error.value.metadata == {"group": "small", "limit": "max_device_memory_bytes"}
+
+        run(test())
 
 
 class TestChoice:
@@ -257,7 +296,7 @@ class TestBusyPoll:
     @pytest.fixture(autouse=True)
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A clock that goes on by 0.1 ms whenever it is read, so that a busy machine changes nothing."""
-        monkeypatch.setattr("kaasd.front.dispatcher.perf_counter_ns", itertools.count(0, 100_000).__next__)
+        monkeypatch.setattr("kaasd.front.in_flight.perf_counter_ns", itertools.count(0, 100_000).__next__)
 
     def looks(self, duration_s: float, *, ended: bool = False, at_least: int = 0) -> int:
         """Return how often a loop looks for events within 20 ms after a request, or until it is ``at_least`` so often."""

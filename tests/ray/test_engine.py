@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 
 from kaas_client import Kernel, Request, inout, inp, out, u64
-from kaas_client.errors import CancelledError, DeadlineExceededError, KernelFaultError, KeyNotFoundError
+from kaas_client.errors import CancelledError, DeadlineExceededError, GroupLimitError, KernelFaultError, KeyNotFoundError
 from kaas_client.ray.arrays import Form, LentArray
 from kaas_client.ray.engine import Engine, Job, Outputs
 from kaas_client.ray.tasks import Task
 from kaasd.libraries.registry import ResolvedLibrary, content_id
+from kaasd.scheduling import Group
 from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, product_kernel, product_request, spin_request, vectors
 
 LARGE = 1 << 18
@@ -151,6 +152,16 @@ def test_a_buffer_that_is_read_and_written_is_a_new_object(engine: Engine) -> No
     assert engine.executor.uploaded_bytes - before == b.nbytes
     outputs = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
     assert np.array_equal(words(outputs), a * b * b)
+
+
+def test_a_group_takes_no_more_device_memory_than_it_may(engine: Engine) -> None:
+    a, b = vectors(6, LARGE)
+    engine.set_group(Group("small", max_device_memory_bytes=3 * a.nbytes - 1))
+    with pytest.raises(GroupLimitError) as error:
+        engine.run(replace(job(product_request(LARGE), a=a, b=b), group="small"))
+    assert error.value.metadata == {"group": "small", "limit": "max_device_memory_bytes"}
+    engine.set_group(Group("small", max_device_memory_bytes=3 * a.nbytes))
+    assert np.array_equal(words(engine.run(replace(job(product_request(LARGE), a=a, b=b), group="small"))), a * b)
 
 
 def test_a_request_that_fails_leaves_nothing(emulated: Engine) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
 from kaasd.ipc.channel import Progress, WorkerChannel
+from kaasd.ipc.messages import WAITING_AT_WORKER
 from kaasd.worker.cancellation import Cancellation, listen
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor
 from kaasd.worker.loop import CommitSignal, Loop
+from kaasd.worker.turns import Slots
 
 CONFIG = worker_pb2.WorkerConfig(device="deaf", concurrency=4)
+MOST_UNDER_WAY = CONFIG.concurrency + WAITING_AT_WORKER
 RESULT = Result({}, {}, "", kernels_launched=1, plan_ns=0, load_ns=0, run_ns=0, commit_ns=0)
 
 
@@ -28,6 +31,7 @@ class HeldJob:
     cancellation: Cancellation
     is_committing: bool = False
     is_compiling: bool = False
+    awaits_slot: bool = False
     awaits_what_is_done: bool = True
     expected_end_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
@@ -57,6 +61,10 @@ class SomeMemory:
 
     def __init__(self) -> None:
         self.gone: list[object] = [("value", "key", 4, 5), ("instance", 7, 0), b"other"]
+        self.awaited: list[object] = []
+
+    def awaits(self, who: object, keys: Sequence[object]) -> None:
+        self.awaited = list(keys)
 
     def take_gone(self) -> list[object]:
         gone, self.gone = self.gone, []
@@ -92,7 +100,9 @@ class HeldExecutor:
     def __init__(self, *kinds: type[HeldJob]) -> None:
         self._kinds = list(kinds)
         self.jobs: list[HeldJob] = []
+        self.invocations: list[Invocation] = []
         self.device = DeafDevice()
+        self.slots = Slots(CONFIG.concurrency)
         self.memory = SomeMemory()
         self.programs = ForgetfulPrograms()
         self.device_lost = False
@@ -105,6 +115,7 @@ class HeldExecutor:
         self.holds_pages = allowed
 
     def begin(self, invocation: Invocation) -> HeldJob:
+        self.invocations.append(invocation)
         self.jobs.append(self._kinds.pop(0)(invocation.cancellation))
         return self.jobs[-1]
 

@@ -20,7 +20,7 @@ from kaasd.worker.executor import NOTHING, Executor, Steps
 from kaasd.worker.loop import EARLY_NS, MAX_CANCELLED_EARLY, NAP_S, ONLY_CALLS, CommitSignal, Loop
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
-    CONFIG,
+    MOST_UNDER_WAY,
     DeafJob,
     HeldExecutor,
     HeldJob,
@@ -44,24 +44,24 @@ class ClosableJob(HeldJob):
         self.closed = True
 
 
-def test_no_more_calls_are_taken_up_than_may_run(serve: Serve) -> None:
-    executor = HeldExecutor(*[HeldJob] * 6)
+def test_one_more_call_is_taken_up_than_may_run(serve: Serve) -> None:
+    executor = HeldExecutor(*[HeldJob] * 7)
     worker = serve(executor)
-    for call_id in range(1, 7):
+    for call_id in range(1, 8):
         worker.send(execute(call_id))
-    wait_for_jobs(executor, CONFIG.concurrency)
+    wait_for_jobs(executor, MOST_UNDER_WAY)
     worker.cancel(99)
     worker.wait_for_early_cancellation(99)
-    assert len(executor.jobs) == CONFIG.concurrency == 4
+    assert len(executor.jobs) == MOST_UNDER_WAY == 5
     executor.jobs[2].ended.set()
     assert worker.answer().id == 3
-    wait_for_jobs(executor, 5)
+    wait_for_jobs(executor, 6)
     for job in executor.jobs:
         job.ended.set()
-    assert {worker.answer().id for _ in range(4)} == {1, 2, 4, 5}
-    wait_for_jobs(executor, 6)
-    executor.jobs[5].ended.set()
-    assert worker.answer().id == 6
+    assert {worker.answer().id for _ in range(5)} == {1, 2, 4, 5, 6}
+    wait_for_jobs(executor, 7)
+    executor.jobs[6].ended.set()
+    assert worker.answer().id == 7
 
 
 def test_a_call_that_was_cancelled_before_it_came_does_not_begin(serve: Serve) -> None:

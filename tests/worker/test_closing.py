@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kaas_core.errors import DeadlineExceededError
+from kaasd.devices.base import Stopped
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
+from kaasd.devices.emulator.runtime.run import EmulatedRun
 from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.base import Entry, Write
 from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.execution import Invocation, execute
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, Bench, finish, numbers
@@ -118,3 +123,34 @@ def test_a_job_is_committing_from_its_commit_on(bench: Bench, store: SlowStore, 
     assert events == ["read by the store", "freed"]
     store.slow = False
     finish([bench.begin(bench.multiply(LARGE))])
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_run_that_is_under_way_is_stopped(bench: Bench, monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+    """As far as the device can: on a GPU between the pieces of a long one."""
+    events: list[str] = []
+
+    def done(_: EmulatedRun) -> bool:
+        if events:
+            raise Stopped
+        return False
+
+    monkeypatch.setattr(EmulatedRun, "done", done)
+    monkeypatch.setattr(EmulatedRun, "stop", lambda _: events.append("stopped"))
+    monkeypatch.setattr(EmulatedRun, "wait", lambda _: events.append("awaited"))
+    for key in "ab":
+        bench.put(key, numbers(1, LARGE))
+    cancellation = Cancellation()
+    job = execute(bench.executor, Invocation(bench.multiply(LARGE), {}, {}, [], cancellation))
+    for _ in range(10):
+        assert job.poll() is None
+    assert events == []
+    if closed:
+        job.close()
+        assert events == ["stopped", "awaited"]
+    else:
+        cancellation.reason = DeadlineExceededError("the deadline passed")
+        with pytest.raises(DeadlineExceededError, match="the deadline passed"):
+            job.poll()
+        assert events == ["stopped"]
+    assert bench.executor.memory.in_use_bytes == 0

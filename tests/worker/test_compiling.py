@@ -12,7 +12,7 @@ from kaas_core.errors import CancelledError, DeadlineExceededError
 from kaasd.worker import loop
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Result
-from tests.worker.support import CONFIG, HeldExecutor, HeldJob, Worker, execute, reason, wait_for_jobs
+from tests.worker.support import MOST_UNDER_WAY, HeldExecutor, HeldJob, Worker, execute, reason, wait_for_jobs
 
 Serve = Callable[[HeldExecutor], Worker]
 
@@ -55,26 +55,26 @@ def executed(worker: Worker, count: int) -> set[int]:
 
 
 def test_others_are_served_meanwhile(serve: Serve) -> None:
-    executor = HeldExecutor(*[CompilingJob] * 5, *[HeldJob] * 5)
+    executor = HeldExecutor(*[CompilingJob] * 5, *[HeldJob] * 6)
     worker = serve(executor)
-    for call_id in range(1, 11):
+    for call_id in range(1, 12):
         worker.send(execute(call_id))
     assert compilings(worker, 5) == [(call_id, True) for call_id in range(1, 6)]
-    wait_for_jobs(executor, 5 + CONFIG.concurrency)
+    wait_for_jobs(executor, 5 + MOST_UNDER_WAY)
     executor.jobs[0].awaits_what_is_done = True
     worker.cancel(99)
     worker.wait_for_early_cancellation(99)
     assert executor.jobs[0].is_compiling  # There is no place for it.
-    assert worker.progress.begun().keys() == {6, 7, 8, 9}
+    assert worker.progress.begun().keys() == {6, 7, 8, 9, 10}
     executor.jobs[5].ended.set()
     assert worker.answer().id == 6
     assert compilings(worker, 1) == [(1, False)]  # It comes before the last one.
-    assert len(executor.jobs) == 9
-    assert worker.progress.begun().keys() == {1, 7, 8, 9}
+    assert len(executor.jobs) == 10
+    assert worker.progress.begun().keys() == {1, 7, 8, 9, 10}
     finish(executor)
-    wait_for_jobs(executor, 10)
+    wait_for_jobs(executor, 11)
     finish(executor)
-    assert executed(worker, 9) == {1, 2, 3, 4, 5, 7, 8, 9, 10}
+    assert executed(worker, 10) == {1, 2, 3, 4, 5, 7, 8, 9, 10, 11}
 
 
 @pytest.mark.parametrize(("by_deadline", "error"), [(True, DeadlineExceededError), (False, CancelledError)])
@@ -98,16 +98,16 @@ def test_one_that_is_cancelled_ends_at_once_and_stops_no_other(serve: Serve, by_
 
 def test_no_more_are_compiling_than_there_is_room_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "MAX_COMPILING", 2)
-    executor = HeldExecutor(*[CompilingJob] * 7)
+    executor = HeldExecutor(*[CompilingJob] * 8)
     worker = serve(executor)
-    for call_id in range(1, 8):
+    for call_id in range(1, 9):
         worker.send(execute(call_id))
     assert compilings(worker, 2) == [(1, True), (2, True)]
-    wait_for_jobs(executor, 2 + CONFIG.concurrency)
+    wait_for_jobs(executor, 2 + MOST_UNDER_WAY)
     worker.cancel(99)
     worker.wait_for_early_cancellation(99)
-    assert len(executor.jobs) == 6
+    assert len(executor.jobs) == 7
     finish(executor)
-    wait_for_jobs(executor, 7)
+    wait_for_jobs(executor, 8)
     finish(executor)
-    assert executed(worker, 7) == set(range(1, 8))
+    assert executed(worker, 8) == set(range(1, 9))

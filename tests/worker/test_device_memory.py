@@ -10,7 +10,8 @@ import pytest
 from kaasd.devices.base import DeviceBuffer, OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
-from kaasd.worker.device_memory import DeviceMemory, Holding, NoRoomError, Residency, copy_cost_s
+from kaasd.worker.device_memory import DeviceMemory, Holding, copy_cost_s
+from kaasd.worker.residency import NoRoomError, Residency
 
 SIZE = 1000
 LIMIT = 10 * SIZE

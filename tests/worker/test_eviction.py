@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kaasd.worker.device_memory import MAX_REMEMBERED, NoRoomError, Residency
+from kaasd.worker.residency import KEPT_ORDER, MAX_REMEMBERED, NoRoomError, Residency
 
 SIZE = 100
 KEYS = 60
@@ -111,6 +111,60 @@ def test_what_is_dear_to_bring_back_stays_longer() -> None:
     assert residency.evict(101) == ["middle", "dear"]
 
 
+def test_what_is_awaited_goes_last_and_of_that_what_is_wanted_latest() -> None:
+    residency: Residency[str] = Residency(600)
+    for key in ("a", "b", "c", "d", "e", "f", "d", "e", "f"):
+        if not residency.use(key):
+            residency.add(key, 100, 1.0)
+        residency.release(key)
+    residency.awaits("first", ["a", "b"])
+    residency.awaits("second", ["a", "x", "c"])
+    assert residency.evict(200) == ["f", "e"]
+    assert residency.evict(200) == ["d", "c"]
+    residency.awaits("second", ["b", "a"])
+    assert residency.evict(1) == ["b"]
+    residency.awaits("first", [])
+    residency.add("c", 100, 1.0)
+    residency.release("c")
+    assert residency.evict(1) == ["c"]
+    residency.awaits("second", [])
+    residency.awaits("second", [])
+    assert residency.evict(1) == ["a"]
+
+
+def test_many_holdings_go_in_the_same_order_one_by_one() -> None:
+    many = 4 * KEPT_ORDER
+    gone: list[int] = []
+    residency: Residency[int] = Residency(many * SIZE)
+    for key in range(many):
+        residency.add(key, SIZE, float(key))
+        residency.release(key)
+    expected = residency.evict(3 * SIZE)
+    assert expected == [0, 1, 2]
+    residency.use(3)
+    residency.release(3)
+    residency.awaits("somebody", [4])
+    for _ in range(8):
+        gone += residency.evict(SIZE)
+    assert gone == list(range(5, 13))
+
+
+def test_who_knows_what_comes_next_loads_less() -> None:
+    rng = random.Random(3)
+    trace = [rng.randrange(KEYS) for _ in range(3000)]
+    limit, known = KEYS * SIZE // 2, 16
+    residency: Residency[int] = Residency(limit)
+    loaded = 0
+    for index, key in enumerate(trace):
+        residency.awaits("the next", trace[index + 1 : index + 1 + known])
+        if not residency.use(key):
+            residency.make_room(SIZE)
+            residency.add(key, SIZE, 1.0)
+            loaded += 1
+        residency.release(key)
+    assert fewest_loads(limit, trace) < loaded < 0.8 * loads(limit, trace)
+
+
 def test_pinned_holdings_stay_and_too_little_room_is_said() -> None:
     residency: Residency[str] = Residency(300)
     residency.add("a", 200, 1.0)
@@ -188,6 +242,10 @@ class Model(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.sizes)))
         self.residency.remove(key)
         del self.sizes[key], self.pins[key]
+
+    @rule(who=st.sampled_from("ab"), keys=st.lists(st.integers(0, 9), max_size=4))
+    def await_some(self, who: str, keys: list[int]) -> None:
+        self.residency.awaits(who, keys)
 
     @rule(size=st.integers(0, 1500))
     def evict(self, size: int) -> None:

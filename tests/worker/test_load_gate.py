@@ -23,8 +23,8 @@ from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.devices.emulator.runtime.module import EmulatedKernel
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, Job, execute
-from kaasd.worker.executor import CYCLE, FIRST_HOLD_S, LoadGate
 from kaasd.worker.preparation import inspect, prepare
+from kaasd.worker.turns import CYCLE, FIRST_HOLD_S, LoadGate
 from tests.conformance.test_executor import SMALL, Bench, finish, serialize
 
 STEP_S = FIRST_HOLD_S / 4

@@ -123,6 +123,22 @@ def hold_pages(message_id: int, *, allowed: bool) -> worker_pb2.ToWorker:
     return worker_pb2.ToWorker(id=message_id, hold_pages=worker_pb2.HoldPages(allowed=allowed))
 
 
+def test_what_the_front_knows_to_be_needed_next_is_kept(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(HeldJob, HeldJob)
+    worker = serve(executor)
+    first = execute(1)
+    first.execute.awaited.add(key="k", offset_bytes=4, size_bytes=5)
+    worker.send(first)
+    wait_for_jobs(executor, 1)
+    assert executor.memory.awaited == [("value", "k", 4, 5)]
+    worker.send(execute(2))
+    wait_for_jobs(executor, 2)
+    assert executor.memory.awaited == []
+    for job in executor.jobs:
+        job.ended.set()
+    assert {worker.answer().id, worker.answer().id} == {1, 2}
+
+
 def test_pages_are_let_go_of_between_the_calls(serve: Callable[[HeldExecutor], Worker]) -> None:
     executor = HeldExecutor(HeldJob)
     worker = serve(executor)

@@ -63,10 +63,10 @@ def test_requests_that_wait_for_memory_get_it_in_turn(tmp_path: Path, device: De
             calls[1].cancellation.reason = CancelledError("the caller went away")
             for later in (3, 2):  # It is the first one's turn, though the memory is there.
                 assert jobs[later].poll() is None
-            assert len(executor.waiting_for_memory) == 4
+            assert len(executor.memory_turns) == 4
             with pytest.raises(CancelledError):
                 jobs[1].poll()
-            assert len(executor.waiting_for_memory) == 3
+            assert len(executor.memory_turns) == 3
             for job in (jobs[0], jobs[2], jobs[3]):
                 finish([job])
             for seed in (0, 2, 3):

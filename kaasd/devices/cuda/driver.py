@@ -57,10 +57,15 @@ def check(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     """
     status, *values = function(*arguments)
     if status:
-        raise CudaError(function.__name__, status.name, _describe(status))
+        raise failure(function, status)
     if len(values) == 1:
         return values[0]
     return tuple(values) if values else None
+
+
+def failure(function: Callable[..., tuple[Any, ...]], status: Any) -> CudaError:
+    """Return the error for a status of a function."""
+    return CudaError(function.__name__, status.name, _describe(status))
 
 
 def _describe(status: Any) -> str:

@@ -16,9 +16,10 @@ from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelF
 from kaasd.devices.cuda.buffers import CudaBuffer, address_of
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
+from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.module import CudaModule
-from kaasd.devices.cuda.run import CudaRun
+from kaasd.devices.cuda.run import MOST_PIECES, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import KernelAttributes
@@ -96,6 +97,18 @@ def start(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
     return run
 
 
+def run_in_pieces(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
+    launch = Launch(KERNEL, (1, 1, 1), (1, 1, 1), 0, (BufferRef("a", buffer, Access.INOUT),))
+    with ExitStack() as on_failure:
+        run = device.prepare([launch], (MOST_PIECES + 2) * MAX_REPEATED_LAUNCHES)
+        on_failure.callback(run.close)
+        run.start()
+        while not run.done():
+            pass
+        on_failure.pop_all()
+    return run
+
+
 def warm(device: CudaDevice, buffer: CudaBuffer) -> CudaRun:
     run = prepare(device, buffer)
     try:
@@ -116,7 +129,7 @@ def trace(device: CudaDevice, _: CudaBuffer) -> CudaTracer:
     return device.tracer()
 
 
-@pytest.mark.parametrize("act", [allocate, load, prepare, start, warm, download, trace])
+@pytest.mark.parametrize("act", [allocate, load, prepare, start, run_in_pieces, warm, download, trace])
 @pytest.mark.parametrize("status", [OUT_OF_MEMORY, OTHER])
 def test_what_fails_half_way_leaves_nothing_behind(
     act: Callable[[CudaDevice, CudaBuffer], Any], status: Any, fake: FakeDriver

@@ -44,7 +44,7 @@ class SerializedRequest(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
 class Execute(_message.Message):
-    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as", "group", "priority")
+    __slots__ = ("request", "keys", "inputs", "return_buffers", "trace_from_ns", "keep_as", "group", "priority", "max_device_memory_bytes", "awaited")
     class KeysEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,8 @@ class Execute(_message.Message):
     KEEP_AS_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEVICE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
     request: SerializedRequest
     keys: _containers.ScalarMap[str, str]
     inputs: _containers.ScalarMap[str, bytes]
@@ -75,7 +77,9 @@ class Execute(_message.Message):
     keep_as: KeepAs
     group: str
     priority: int
-    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ..., group: _Optional[str] = ..., priority: _Optional[int] = ...) -> None: ...
+    max_device_memory_bytes: int
+    awaited: _containers.RepeatedCompositeFieldContainer[ResidentValue]
+    def __init__(self, request: _Optional[_Union[SerializedRequest, _Mapping]] = ..., keys: _Optional[_Mapping[str, str]] = ..., inputs: _Optional[_Mapping[str, bytes]] = ..., return_buffers: _Optional[_Iterable[str]] = ..., trace_from_ns: _Optional[int] = ..., keep_as: _Optional[_Union[KeepAs, _Mapping]] = ..., group: _Optional[str] = ..., priority: _Optional[int] = ..., max_device_memory_bytes: _Optional[int] = ..., awaited: _Optional[_Iterable[_Union[ResidentValue, _Mapping]]] = ...) -> None: ...
 
 class KeepAs(_message.Message):
     __slots__ = ("key", "fingerprint")

@@ -1,0 +1,166 @@
+"""Device memory that counts for an owner, which may have a limit of its own; and what requests that wait for it do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kaas_core.errors import GroupLimitError
+from kaasd.devices.base import Device
+from kaasd.libraries.registry import Libraries, describe_library
+from kaasd.store.lmdb_store import LmdbStore
+from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.execution import Invocation, Job, Result, execute
+from kaasd.worker.executor import Executor
+from kaasd.worker.inputs import BoundRequest
+from kaasd.worker.residency import Owner, OwnerLimitError, Residency
+from kaasd.worker.turns import MemoryTurns
+from tests.conformance.launching import library
+from tests.conformance.test_executor import LARGE, Bench, finish, numbers
+
+A, B = Owner("a", 300), Owner("b")
+VALUE = 4 * LARGE
+
+
+def residency(*held: tuple[str, Owner], limit: int = 1000) -> Residency[str]:
+    made: Residency[str] = Residency(limit)
+    for key, owner in held:
+        assert made.make_room(100, owner) == []
+        made.add(key, 100, 1.0, owner.name)
+        made.release(key)
+    return made
+
+
+def test_over_its_limit_an_owner_loses_its_own_and_no_other() -> None:
+    held = residency(("b1", B), ("a1", A), ("a2", A), ("a3", A), ("b2", B))
+    assert held.held_of("a") == 300
+    assert held.make_room(200, A) == ["a3", "a2"]
+    assert (held.held_of("a"), held.held_of("b"), held.held_bytes) == (100, 200, 300)
+
+
+def test_what_an_owner_uses_leaves_too_little_of_its_limit() -> None:
+    held = residency(("a1", A), ("b1", B), ("a2", A))
+    held.use("a1")
+    with pytest.raises(OwnerLimitError) as error:
+        held.make_room(201, A)
+    assert (error.value.asked_bytes, error.value.in_use_bytes, error.value.limit_bytes) == (201, 100, 300)
+    assert held.make_room(201, B) == []
+    assert held.held_bytes == 300
+    held.release("a1")
+    assert held.in_use_of("a") == 0
+    assert held.make_room(201, A) == ["a2", "a1"]
+
+
+def test_room_for_an_owner_counts_as_room_for_all() -> None:
+    held = residency(("a1", A), ("a2", A), ("a3", A), ("b1", B), limit=400)
+    assert held.make_room(100, A) == ["a3"]
+    assert held.held_bytes == 300
+
+
+def test_what_another_takes_over_counts_for_it() -> None:
+    held = residency(("a1", A), ("a2", A), ("a3", A), ("b1", B))
+    assert held.give("a1", A) == []
+    assert held.give("b1", A) == ["a3"]
+    assert (held.held_of("a"), held.held_of("b")) == (300, 0)
+    held.use("a1")
+    held.use("a2")
+    held.use("b1")
+    held.add("b2", 100, 1.0, B.name)
+    held.release("b2")
+    with pytest.raises(OwnerLimitError):
+        held.give("b2", A)
+    assert held.make_room(1, B) == []
+    assert held.evict(1000) == ["b2"]
+
+
+class TestTurns:
+    @pytest.fixture
+    def turns(self, bench: Bench) -> MemoryTurns:
+        return bench.executor.memory_turns
+
+    def test_who_waits_for_its_owner_holds_up_only_those_of_that(self, turns: MemoryTurns) -> None:
+        turns.wait("1", A, (), for_owner=True)
+        assert turns.may_try("1", A)
+        assert not turns.may_try("2", A)
+        assert turns.may_try("3", B)
+        turns.wait_behind("2", A, tuple)
+        turns.leave("1", A)
+        assert turns.may_try("2", A)
+        assert len(turns) == 1
+        turns.leave("2", A)
+        turns.leave("2", A)
+        assert len(turns) == 0
+
+    def test_who_waits_for_the_device_holds_up_all(self, turns: MemoryTurns) -> None:
+        turns.wait("1", A, (), for_owner=True)
+        turns.wait("2", A, (), for_owner=False)
+        assert [turns.may_try(who, owner) for who, owner in (("1", A), ("2", A), ("3", B))] == [False, True, False]
+        turns.wait_behind("3", B, tuple)
+        turns.wait("2", A, (), for_owner=True)  # it has tried, and now lacks only what its owner may have
+        assert [turns.may_try(who, owner) for who, owner in (("1", A), ("2", A), ("3", B))] == [False, False, True]
+        turns.leave("3", B)
+        assert [turns.may_try(who, owner) for who, owner in (("1", A), ("2", A), ("3", B))] == [True, False, True]
+        turns.leave("1", A)
+        assert turns.may_try("2", A)
+
+
+class TestRequests:
+    @pytest.fixture
+    def bench(self, tmp_path: Path, device: Device) -> Iterator[Bench]:
+        with closing(LmdbStore(tmp_path / "store", limit_bytes=256 << 20)) as store:
+            libraries = Libraries(store)
+            libraries.put(describe_library(library("dot")), library("dot"))
+            with closing(Executor(device, store, libraries, memory_limit_bytes=40 * VALUE)) as executor:
+                made = Bench(executor, store)
+                for seed in range(6):
+                    made.put(f"v{seed}", numbers(seed, LARGE))
+                yield made
+
+    @staticmethod
+    def begin(bench: Bench, seed: int, group: str = "a", limit: int = 0) -> Job[Result]:
+        keys = {"a": f"v{seed}", "b": f"v{5 - seed}", "p": f"p{seed}"}
+        request = bench.multiply(LARGE)
+        invocation = Invocation(request, keys, {}, [], Cancellation(), group=group, max_device_memory_bytes=limit)
+        return execute(bench.executor, invocation)
+
+    def test_a_group_keeps_to_its_limit_and_others_keep_theirs(self, bench: Bench) -> None:
+        memory, loaded = bench.executor.memory, []
+        finish([self.begin(bench, 0, "b")])
+        of_b = memory.held_bytes
+        for seed in (1, 2, 1, 2):
+            uploads = bench.executor.uploads
+            finish([self.begin(bench, seed, "a", limit=7 * VALUE // 2)])
+            loaded.append(bench.executor.uploads - uploads)
+            assert memory.held_bytes - of_b <= 7 * VALUE // 2
+        assert loaded == [2, 2, 2, 2]  # there is room for two values beside the output, and for four without the limit
+        uploads = bench.executor.uploads
+        finish([self.begin(bench, 0, "b")])
+        assert bench.executor.uploads == uploads
+        for seed in (0, 1, 2):
+            assert np.array_equal(bench.get(f"p{seed}"), numbers(seed, LARGE) * numbers(5 - seed, LARGE))
+
+    def test_a_request_that_needs_more_alone_is_refused(self, bench: Bench) -> None:
+        with pytest.raises(GroupLimitError) as error:
+            finish([self.begin(bench, 0, "a", limit=2 * VALUE)])
+        assert error.value.metadata == {"group": "a", "limit": "max_device_memory_bytes"}
+        assert bench.executor.memory.in_use_bytes == 0
+        assert len(bench.executor.memory_turns) == 0
+        finish([self.begin(bench, 0, "a", limit=4 * VALUE)])
+
+    def test_one_waits_for_those_of_its_group_and_for_no_other(self, bench: Bench) -> None:
+        executor, limit = bench.executor, 4 * VALUE
+        program = executor.programs.get(bench.multiply(LARGE))
+        plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
+        with closing(BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))):
+            waiting = self.begin(bench, 1, "a", limit)
+            assert waiting.poll() is None
+            assert len(executor.memory_turns) == 1
+            finish([self.begin(bench, 2, "b")])
+            assert waiting.poll() is None
+        finish([waiting])
+        assert len(executor.memory_turns) == 0
+        assert np.array_equal(bench.get("p1"), numbers(1, LARGE) * numbers(4, LARGE))
