@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import grpc
@@ -121,7 +121,10 @@ def front_of(kaas: Client) -> int:
 
 def children(pid: int) -> set[int]:
     """Return the processes that a process has started, and that have not ended."""
-    found = {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found |= set(map(int, (task / "children").read_text().split()))
     return {child for child in found if _runs(child)}
 
 
