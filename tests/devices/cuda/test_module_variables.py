@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,14 +39,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     made = FakeDriver(monkeypatch)
     made.variables = VARIABLES
     return made
-
-
-@pytest.fixture
-def device(fake: FakeDriver) -> Iterator[CudaDevice]:
-    with closing(CudaDevice(0)) as opened:
-        yield opened
-        fake.work_again()
-    assert not +fake.held
 
 
 def prepare(device: CudaDevice, module: CudaModule, count: int = 1) -> CudaRun:

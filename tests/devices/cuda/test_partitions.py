@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -14,18 +13,6 @@ from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.cuda.device import CudaDevice
 from tests.conformance.launching import library
 from tests.devices.cuda.fake_driver import OTHER, SUCCESS, FakeDriver
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    return FakeDriver(monkeypatch)
-
-
-@pytest.fixture
-def device(fake: FakeDriver) -> Iterator[CudaDevice]:
-    with closing(CudaDevice(0)) as opened:
-        yield opened
-    assert not +fake.held
 
 
 def parts(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:

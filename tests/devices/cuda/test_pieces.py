@@ -66,17 +66,6 @@ class Stream:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    return FakeDriver(monkeypatch)
-
-
-@pytest.fixture
-def device(fake: FakeDriver) -> Iterator[CudaDevice]:
-    with closing(CudaDevice(0)) as opened:
-        yield opened
-
-
-@pytest.fixture
 def run(device: CudaDevice) -> Iterator[CudaRun]:
     buffer = device.allocate(1 << 20)
     launch = Launch(KERNEL, (1, 1, 1), (1, 1, 1), 0, (BufferRef("a", buffer, Access.INOUT),))

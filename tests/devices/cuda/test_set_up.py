@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,19 +30,6 @@ CODE = LoadedCode("library", "module")
 KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), CODE)
 KEPT = {"cuStreamCreate", "cuEventCreate", "cuMemHostAlloc", "cuMemHostRegister"}
 """What a device keeps for the next who asks."""
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
-    return FakeDriver(monkeypatch)
-
-
-@pytest.fixture
-def device(fake: FakeDriver) -> Iterator[CudaDevice]:
-    with closing(CudaDevice(0)) as opened:
-        yield opened
-        fake.work_again()
-    assert not +fake.held
 
 
 def calls_of(fake: FakeDriver, act: Callable[[], object]) -> list[tuple[int, str]]:
