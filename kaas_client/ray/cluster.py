@@ -12,8 +12,8 @@ from ray.exceptions import RayActorError
 from ray.util import list_named_actors
 
 from kaas_client.ray import reports
-from kaas_client.ray.executor import CONTROL, LANE_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
-from kaas_client.ray.policies import LANES
+from kaas_client.ray.executor import CONTROL, LANE_THREADS, QUICK_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
+from kaas_client.ray.policies import LANES, QUICK
 from kaas_client.ray.reports import REPORT_S
 from kaas_client.ray.table import NAMESPACE
 from kaas_core.errors import InvalidArgumentError, UnavailableError
@@ -112,5 +112,5 @@ def stop(executors: list[ExecutorRef]) -> None:
 def actor_class(kind: type[ExecutorActor]) -> Any:
     """Return a kind of executor as a class of actors: they are started again whenever they end, and their calls sent there."""
     remote: Any = ray.remote  # its types lack some options
-    groups = {WAITING: WAITING_THREADS, CONTROL: 2, **dict.fromkeys(LANES, LANE_THREADS)}
+    groups = {WAITING: WAITING_THREADS, CONTROL: 2, QUICK: QUICK_THREADS, **dict.fromkeys(LANES, LANE_THREADS)}
     return remote(max_restarts=-1, max_task_retries=-1, max_concurrency=THREADS, concurrency_groups=groups)(kind)

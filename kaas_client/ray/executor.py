@@ -11,18 +11,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from cachetools import LRUCache
 from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.ray import groups, table
-from kaas_client.ray.arrays import LentArray, bytes_of
-from kaas_client.ray.engine import LOOK_S, Engine, Job, Outputs
+from kaas_client.ray.arrays import bytes_of, name_of, returned
+from kaas_client.ray.engine import LOOK_S, Engine
+from kaas_client.ray.jobs import Job, Outputs
 from kaas_client.ray.journal import Journal
 from kaas_client.ray.metrics import Metrics, Usage
 from kaas_client.ray.node_libraries import NodeLibraries, folder_of_node
+from kaas_client.ray.references import Carried, packed_with
 from kaas_client.ray.reporter import Reporter
 from kaas_client.ray.tasks import Task, TaskCall
 from kaas_client.ray.tenancy import Tenancy
@@ -44,6 +46,9 @@ WAITING = "waiting"
 """The concurrency group of these."""
 CONTROL = "control"
 """That of what must not wait behind calls."""
+QUICK_THREADS = 4
+"""Quick calls that are under way, or queued. Two keep the process busy, and eight are dearer by a fifth; those behind hear of no
+cancellation while something else holds up the device."""
 LANE_THREADS = 32
 """Calls of one lane that are under way, queued, or wait for an executor of their group."""
 EXIT_RETIRED = 0
@@ -53,8 +58,31 @@ REPLIES_S = 0.3
 """For the answers to be sent of calls that have just ended, before the process does. One that is lost is run again."""
 
 
+class Arrived(NamedTuple):
+    """A call as it has come."""
+
+    call: TaskCall
+    inline: Mapping[str, memoryview]
+    """Values that came within it, by buffer name."""
+    values: Sequence[Any]
+    """Those of ``call.given``."""
+    carried: Carried | None
+    """What has the references, if there are some."""
+
+    @classmethod
+    def of(cls, packed: bytes | Carried, values: Sequence[Any]) -> Arrived:
+        """Return what has come as these arguments."""
+        carried = packed if isinstance(packed, Carried) else None
+        call, inline = TaskCall.from_bytes(packed if isinstance(packed, bytes) else packed.content)
+        return cls(call, inline, values, carried)
+
+    def references(self, start: int, stop: int | None) -> list[Any]:
+        """Return some of the references, those of constants first."""
+        return [] if self.carried is None else self.carried.references(start, stop)
+
+
 class ExecutorActor:
-    """Runs tasks on one device. Each call has a thread of its own; the device has another."""
+    """Runs tasks on one device. Each call has a thread of its own."""
 
     def __init__(self, device: str) -> None:
         """Open the device. Raises ``DeviceUnavailable``."""
@@ -69,10 +97,12 @@ class ExecutorActor:
             on_failure=_end_process,
             on_result=self._note_stages,
         )
-        self._metrics = Metrics(ray.get_runtime_context().get_actor_name() or device, self._engine.group_uses, self.usage)
+        self._context = ray.get_runtime_context()
+        """Of the call that a thread serves: it tells by the thread which that is."""
+        name = self._context.get_actor_name()
+        self._metrics = Metrics(name or device, self._engine.group_uses, self.usage)
         self._metrics.begin()
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
-        name = ray.get_runtime_context().get_actor_name()
         self._tenancy = Tenancy(name)
         self._reporter = Reporter(name, self._engine, self._tenancy, partial(_end_process, EXIT_RETIRED)) if name else None
 
@@ -80,31 +110,29 @@ class ExecutorActor:
         """Return the device's name."""
         return self._engine.executor.device_name
 
-    def run(self, call: bytes, *values: object) -> object:
+    def run(self, packed: bytes | Carried, *values: Any) -> object:
         """Run a task; return its output, or a tuple of several. Raises ``KaasError``."""
-        known = TaskCall.from_bytes(call)
-        return self._answer(known, lambda: self._serve(known, values))
+        return self._answer(Arrived.of(packed, values), self._serve)
 
     @ray.method(concurrency_group=WAITING)
-    def run_when_ready(self, call: bytes, *values: Any) -> object:
+    def run_when_ready(self, packed: Carried, *values: Any) -> object:
         """As ``run``, when the objects are there that the call awaits. Raises what became of one that will never be there."""
-        waiting = TaskCall.from_bytes(call)
-        return self._answer(waiting, lambda: self._serve_when_ready(waiting, *values))
+        return self._answer(Arrived.of(packed, values), self._serve_when_ready)
 
-    def _answer(self, call: TaskCall, serve: Callable[[], object]) -> object:
+    def _answer(self, arrived: Arrived, serve: Callable[[Arrived], object]) -> object:
         """Return what ``serve`` does; of a call that Ray cancelled what Ray drops, so that its caller gets Ray's own
         ``TaskCancelledError``, as for any task."""
         try:
-            with self._metrics.request(call.group):
-                return serve()
+            with self._metrics.request(arrived.call.group):
+                return serve(arrived)
         except CancelledError:
-            outputs = len(self._task(call.digest).outputs)
+            outputs = len(self._task(arrived.call.digest).outputs)
             return (None,) * outputs if outputs > 1 else None
 
-    def _serve_when_ready(self, waiting: TaskCall, *values: Any) -> object:
-        *known, references = values
-        awaited = references[len(waiting.constants) :]
-        is_cancelled = ray.get_runtime_context().is_canceled
+    def _serve_when_ready(self, arrived: Arrived) -> object:
+        waiting = arrived.call
+        awaited = arrived.references(len(waiting.constants), None)
+        is_cancelled = self._context.is_canceled
         while True:
             left_s = waiting.deadline_s - time.time()
             _, missing = ray.wait(awaited, num_returns=len(awaited), timeout=max(0.0, min(LOOK_S, left_s)))
@@ -115,28 +143,27 @@ class ExecutorActor:
             if is_cancelled():
                 raise CancelledError("the call was cancelled while the request waited for an input")
         ready = waiting._replace(given=[*waiting.given, *waiting.awaited], awaited=())
-        return self._serve(ready, (*known, *ray.get(awaited), references[: len(waiting.constants)]))
+        return self._serve(arrived._replace(call=ready, values=[*arrived.values, *ray.get(awaited)]))
 
-    def _serve(self, call: TaskCall, values: Sequence[Any]) -> object:
+    def _serve(self, arrived: Arrived) -> object:
+        call = arrived.call
         task = self._task(call.digest)
         if not self._tenancy.admits(call.group) and (other := self._elsewhere(call)) is not None:
-            return _run_at(other, self._tenancy.sharing.lane(call.group), task, call, values)
+            return _run_at(other, self._tenancy.sharing.lane(call.group), task, arrived)
         if not self._engine.knows_group(call.group):
             self._engine.set_group(groups.read(call.group))
-        context = ray.get_runtime_context()
-        job = _job(task, call, values, str(context.get_task_id()))
+        job = _job(task, arrived, str(self._context.get_task_id()))
         if call.constants:
-            constants = dict(zip(call.constants, values[-1], strict=True))
-            outputs = self._run_with_constants(job, task, constants, context.is_canceled)
+            outputs = self._run_with_constants(job, task, arrived)
         else:
-            outputs = self._engine.run(job, context.is_canceled)
-        results = zip(job.outputs, task.forms, strict=True)
-        arrays = [LentArray.of(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
-        return tuple(arrays) if len(arrays) > 1 else arrays[0]
+            outputs = self._engine.run(job, self._context.is_canceled)
+        results = zip(job.outputs.values(), task.forms, strict=True)
+        values = [returned(outputs.contents[object_id], form, outputs.loan) for object_id, form in results]
+        return tuple(values) if len(values) > 1 else values[0]
 
     def _elsewhere(self, call: TaskCall) -> Any:
         """Wait until a group's calls run here, or return another executor where they do. Raises ``KaasError``."""
-        is_cancelled = ray.get_runtime_context().is_canceled
+        is_cancelled = self._context.is_canceled
         groups.check(call.group)
         with self._tenancy.wait(call.group):
             self._report_soon()
@@ -172,17 +199,18 @@ class ExecutorActor:
         if self._reporter is not None:
             self._reporter.soon()
 
-    def _run_with_constants(
-        self, job: Job, task: Task, constants: Mapping[tuple[str, str], Any], is_cancelled: Callable[[], bool]
-    ) -> Outputs:
+    def _run_with_constants(self, job: Job, task: Task, arrived: Arrived) -> Outputs:
         """Run a job, with the values of those constants that are not on the device. Raises ``KaasError``."""
-        missing = [named for named in constants if not self._engine.holds(named[1], task.buffers[named[0]])]
+        constants, is_cancelled = arrived.call.constants, self._context.is_canceled
+        missing = [
+            index for index, (name, _) in enumerate(constants) if not self._engine.holds(job.keys[name], task.buffers[name])
+        ]
         try:
-            return self._engine.run(_with_values(job, task, {named: constants[named] for named in missing}), is_cancelled)
+            return self._engine.run(_with_constants(job, task, arrived, missing), is_cancelled)
         except KeyNotFoundError as error:  # One went meanwhile.
-            if error.metadata["key"] not in (object_id for _, object_id in constants):
+            if error.metadata["key"] not in (job.keys[name] for name, _ in constants):
                 raise
-        return self._engine.run(_with_values(job, task, constants), is_cancelled)
+        return self._engine.run(_with_constants(job, task, arrived, range(len(constants))), is_cancelled)
 
     def set_group(self, name: str) -> None:
         """Take over what the cluster knows of a group now."""
@@ -219,12 +247,14 @@ def _end_process(status: int) -> None:
     os._exit(status)
 
 
-def _run_at(executor: Any, lane: str | None, task: Task, call: TaskCall, values: Sequence[Any]) -> object:
+def _run_at(executor: Any, lane: str | None, task: Task, arrived: Arrived) -> object:
     """Return what a call returns that is passed on to another executor. Raises ``KaasError``."""
+    call = arrived.call
+    packed = packed_with(call.to_bytes(arrived.inline.values()), arrived.references(0, len(call.constants)))
     retries = -1 if call.max_retries else 0
     method = executor.run.options(num_returns=len(task.outputs), concurrency_group=lane, max_task_retries=retries)
     try:
-        results: object = ray.get(method.remote(call.to_bytes(), *values))
+        results: object = ray.get(method.remote(packed, *arrived.values))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, KaasError) else error from None
     except TaskCancelledError as error:
@@ -232,23 +262,27 @@ def _run_at(executor: Any, lane: str | None, task: Task, call: TaskCall, values:
     return tuple(results) if isinstance(results, list) else results
 
 
-def _job(task: Task, call: TaskCall, values: Sequence[object], task_id: str) -> Job:
+def _job(task: Task, arrived: Arrived, task_id: str) -> Job:
     """Return what the engine is to run. Raises ``InvalidRequestError`` for a value that is no array and no bytes."""
+    call = arrived.call
     inputs: dict[str, memoryview] = {}
     input_keys: dict[str, str] = {}
-    keys = dict(call.constants)
+    keys = {name: name_of(object_id, task.buffers[name]) for name, object_id in call.constants}
     objects: dict[str, memoryview] = {}
-    for (name, object_id), value in zip(call.given, values, strict=False):  # the references may follow
-        content = bytes_of(value, task.buffers[name]).data
+    given = [(name, object_id, arrived.inline[name]) for name, _, object_id in call.inline]
+    for (name, object_id), value in zip(call.given, arrived.values, strict=True):
+        given.append((name, object_id, bytes_of(value, task.buffers[name]).data))
+    for name, object_id, content in given:
+        known_by = name_of(object_id, task.buffers[name])
         if object_id and name in task.shareable:
-            keys[name] = object_id
-            objects[object_id] = content
+            keys[name] = known_by
+            objects[known_by] = content
         else:
             inputs[name] = content
             if object_id:
-                input_keys[name] = object_id
-    results = [f"{task_id}{number.to_bytes(4, 'little').hex()}" for number in range(1, len(task.outputs) + 1)]
-    keys.update(zip((spec.name for spec in task.outputs), results, strict=True))
+                input_keys[name] = known_by
+    results = {spec.name: f"{task_id}{number.to_bytes(4, 'little').hex()}" for number, spec in enumerate(task.outputs, 1)}
+    keys.update(task.names_of(results))
     return Job(
         task.serialized,
         keys,
@@ -264,10 +298,12 @@ def _job(task: Task, call: TaskCall, values: Sequence[object], task_id: str) -> 
     )
 
 
-def _with_values(job: Job, task: Task, constants: Mapping[tuple[str, str], Any]) -> Job:
+def _with_constants(job: Job, task: Task, arrived: Arrived, indices: Sequence[int]) -> Job:
     """Return the job with the values of some constants. Raises what became of one that is not there any more."""
-    if not constants:
+    if not indices:
         return job
-    values = zip(constants, ray.get(list(constants.values())), strict=True)
-    objects = {object_id: bytes_of(value, task.buffers[name]).data for (name, object_id), value in values}
+    references = arrived.references(0, len(arrived.call.constants))
+    constants = [arrived.call.constants[index] for index in indices]
+    values = zip(constants, ray.get([references[index] for index in indices]), strict=True)
+    objects = {job.keys[name]: bytes_of(value, task.buffers[name]).data for (name, _), value in values}
     return replace(job, values={**job.values, **objects})

@@ -6,7 +6,7 @@ right. Used by the thread that owns the device; only ``Loan`` ends in any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
@@ -34,11 +34,11 @@ class Receiver(Protocol):
     """Who waits for what one request writes."""
 
     def receive(self, contents: Mapping[str, memoryview], loan: Loan | None) -> None:
-        """Take the bytes of all outputs, by object id, to be used for as long as ``loan`` is held; None: for ever."""
+        """Take the bytes of all outputs, by key, to be used for as long as ``loan`` is held; None: for ever."""
 
 
 class ObjectStore:
-    """A ``ValueStore``. Keys are object ids in hexadecimal."""
+    """A ``ValueStore``. Keys are object ids in hexadecimal; of outputs that do not stay on the device, buffer names."""
 
     last_commit = 0
 
@@ -50,44 +50,50 @@ class ObjectStore:
         self._later = later
         self._mapped = mapped
         self._lent: dict[str, list[memoryview]] = {}
-        self._receivers: dict[str, Receiver] = {}
+        self._served: set[str] = set()
+        """Outputs of requests that are under way."""
+        self._receiver: Receiver | None = None
+        """Of what is committed next."""
 
     @property
     def mapped(self) -> StoreMapping | None:
         """Where the values that are lent lie."""
         return self._mapped()
 
-    def serves(self, outputs: Sequence[str]) -> bool:
+    def serves(self, outputs: Collection[str]) -> bool:
         """Return whether a request is under way that is to write one of these."""
-        return any(key in self._receivers for key in outputs)
+        return not self._served.isdisjoint(outputs)
 
-    @contextmanager
-    def serving(self, values: Mapping[str, memoryview], outputs: Sequence[str], receiver: Receiver) -> Iterator[None]:
-        """While a request is under way, lend it these values by object id; its ``outputs`` are for ``receiver``."""
+    def lend(self, values: Mapping[str, memoryview], outputs: Collection[str]) -> None:
+        """While a request is under way that makes these ``outputs``, lend it values by object id."""
         for key, view in values.items():
             self._lent.setdefault(key, []).append(view)
-        self._receivers.update(dict.fromkeys(outputs, receiver))
-        try:
-            yield
-        finally:
-            for key in outputs:
-                del self._receivers[key]
-            for key in values:
-                self._lent[key].pop()
-                if not self._lent[key]:
-                    del self._lent[key]
+        self._served.update(outputs)
+
+    def take_back(self, values: Mapping[str, memoryview], outputs: Collection[str]) -> None:
+        """The request has ended that these were lent to."""
+        self._served.difference_update(outputs)
+        for key in values:
+            self._lent[key].pop()
+            if not self._lent[key]:
+                del self._lent[key]
 
     @contextmanager
     def snapshot(self) -> Iterator[ObjectSnapshot]:
         """Yield what can be read now."""
         yield ObjectSnapshot(self._lent)
 
+    def hand_over_to(self, receiver: Receiver) -> None:
+        """Have ``receiver`` be given what is committed next."""
+        self._receiver = receiver
+
     def commit(self, writes: Sequence[Write]) -> Future[dict[str, Entry]]:
         """Hand over one request's outputs, each a value in one piece; the future is done when nobody uses the device's bytes."""
         future: Future[dict[str, Entry]] = Future()
         pieces = {write.key: _only_piece(write) for write in writes}
         returned = partial(future.set_result, {key: Entry(key, len(piece), VERSION, 0) for key, piece in pieces.items()})
-        receiver = self._receivers[writes[0].key]
+        receiver, self._receiver = self._receiver, None
+        assert receiver is not None
         contents = {key: memoryview(piece) for key, piece in pieces.items()}
         if all(isinstance(piece, bytes) for piece in pieces.values()):  # small ones, which were copied
             receiver.receive(contents, None)

@@ -20,14 +20,14 @@ import ray
 from kaas_client.ray import policies, reports
 from kaas_client.ray.aliases import alias_of, are_pending, nodes_of
 from kaas_client.ray.cluster import ExecutorRef
-from kaas_client.ray.policies import ALL, Sharing
+from kaas_client.ray.policies import ALL, QUICK, Sharing
 from kaas_client.ray.reports import CALL_S, REPORT_S, Report
 from kaas_client.ray.tasks import Task
 from kaas_client.ray.tenants import Tenants
 from kaas_core.errors import InvalidArgumentError
 from kaas_core.violations import shown
 from kaasd.request.plan import SMALL_BYTES
-from kaasd.scheduling import Chosen, Datum, Policy
+from kaasd.scheduling import DEFAULT_GROUP, Chosen, Datum, Policy
 from kaasd.scheduling.durations import DEFAULT_S
 
 CODE_S = 1e-6
@@ -106,9 +106,12 @@ class Placer:
             self._tenants.add(name, ALL)
         self.refresh()
 
-    def choose(self, task: Task, buffers: Mapping[str, object], group: str, only: str | None) -> Placed:
+    def choose(
+        self, task: Task, buffers: Mapping[str, object], group: str, only: str | None = None, *, in_order: bool = False
+    ) -> Placed:
         """Return where a group's call with these inputs is to go.
 
+        ``in_order`` says that it may be taken up in the order in which calls come: the executor need not see it before.
         Raises ``InvalidArgumentError`` where ``only`` names no executor that it may use.
         """
         now = monotonic()
@@ -118,7 +121,8 @@ class Placer:
         if only is not None:
             self._check(only, group)
         elif len(self._refs) == 1:
-            return Placed(self._refs[self._names[0]], None, self._sharing.lane(group))
+            name = self._names[0]
+            return Placed(self._refs[name], None, self._lane(name, task, group, in_order))
         with self._lock:
             looks = now >= self._look_at or len(self._sent) <= FEW
             if looks:
@@ -127,7 +131,7 @@ class Placer:
             data = [Datum(task.serialized.digest, CODE_S)]
             after = self._add_inputs(data, task, buffers)
             expected_s = CALL_S + self._expected_s.get(task.serialized.digest, DEFAULT_S)
-            tenant, lane = self._sharing.tenant(group), self._sharing.lane(group)
+            tenant = self._sharing.tenant(group)
             try:
                 if only is not None:
                     chosen = self._tenants.count(only, data, expected_s, now)
@@ -137,10 +141,10 @@ class Placer:
                         self._tenants.remove(chosen.executor)
                         chosen = self._tenants.choose(tenant, data, expected_s, now, after)
             except LookupError:
-                return Placed(self._refs[only or self._stand_in(tenant)], None, lane)
+                return Placed(self._refs[only or self._stand_in(tenant)], None, self._sharing.lane(group))
             if len(self._near) > 1:
                 self._spread(chosen.executor, data)
-        return Placed(self._refs[chosen.executor], chosen, lane)
+        return Placed(self._refs[chosen.executor], chosen, self._lane(chosen.executor, task, group, in_order))
 
     def sent(self, task: Task, placed: Placed, references: Sequence[ray.ObjectRef[Any]]) -> None:
         """A call has been sent where it was to go, which returned these references."""
@@ -172,6 +176,12 @@ class Placer:
             for name, report in found.items():
                 self._near.setdefault(report.node, []).append(name)
                 self._expected_s.update(report.expected_s)
+
+    def _lane(self, name: str, task: Task, group: str, in_order: bool) -> str | None:
+        lane = self._sharing.lane(group)
+        if lane is None and in_order and group == DEFAULT_GROUP and (report := self._reports.get(name)) is not None:
+            return QUICK if task.serialized.digest in report.quick else None
+        return lane
 
     def _check(self, only: str, group: str) -> None:
         if only not in self._refs:

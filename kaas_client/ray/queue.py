@@ -14,6 +14,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from kaasd.scheduling import Group, GroupUse, Policy, QueuedRequest, Scheduler, Start
 
 _DEVICE = "device"
+HELD_UP_S = 0.02
+"""A call that has been on the device for longer holds up others."""
 
 
 class QueuedCall(Protocol):
@@ -79,6 +81,21 @@ class DeviceQueue(Generic[C]):
         """Return what each group uses."""
         with self._lock:
             return {group: self._scheduler.use(group) for group in self._groups}
+
+    def least_s(self, call: C) -> float:
+        """Return the device time that a call takes at least, by those of its function before; 0: not known."""
+        return self._scheduler.least_s(call.queued)
+
+    def short_ones(self, functions: int, below_s: float) -> set[Hashable]:
+        """Return those of so many functions whose calls take less device time at least, by their digests.
+
+        There are none while all slots are taken by calls that go on for long.
+        """
+        with self._lock:
+            begun_before = monotonic() - HELD_UP_S
+            if sum(call.queued.started_at < begun_before for call in self._running) >= self._slots:
+                return set()
+            return self._scheduler.short_ones(functions, below_s)
 
     def load(self, functions: int) -> Load:
         """Return what there is to do, and the times of so many functions."""

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import ray
 
 from kaas_client.ray import table
+from kaas_client.ray.arrays import object_id_of
 from kaas_client.ray.engine import Engine
+from kaas_client.ray.policies import QUICK_S
 from kaas_client.ray.reports import CALL_S, REPORT_S, Report
 from kaas_client.ray.tenancy import Tenancy
 from kaasd.worker.inputs import values_held
@@ -78,6 +80,7 @@ class Reporter:
             retiring,
             load.calls,
             dict(waiting),
+            self._engine.short_ones(MOST_FUNCTIONS, QUICK_S),
             {group: use.device_s for group, use in uses.items() if use.device_s},
         )
         if last is None or report != last._replace(at_s=report.at_s):
@@ -87,7 +90,7 @@ class Reporter:
 
     def _look_at_device(self) -> None:
         """See what has come and gone since the last time."""
-        now_held = {bytes.fromhex(object_id) for object_id in values_held(self._engine.executor.memory)}
+        now_held = {bytes.fromhex(object_id_of(name)) for name in values_held(self._engine.executor.memory)}
         for object_id in self._held.keys() - now_held:
             del self._held[object_id]
             self._dropped[object_id] = None

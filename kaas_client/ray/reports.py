@@ -6,7 +6,7 @@ So nobody has to ask them, and whoever submits knows about as much as they do.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Report(NamedTuple):
     """At its device."""
     waiting: Mapping[str, int] = MappingProxyType({})
     """Calls that have come there and wait, by group."""
+    quick: Set[Hashable] = frozenset()
+    """Digests of tasks whose calls take the device less than ``QUICK_S`` at least; none while others hold all of it up."""
     used_s: Mapping[str, float] = MappingProxyType({})
     """Device time since the process began, by group."""
 

@@ -312,6 +312,9 @@ class Device(Protocol):
     def tracer(self) -> Tracer[Any]:
         """Return what takes note of one request."""
 
+    def attach(self) -> None:
+        """Have the calling thread be one that may call the other methods, one thread at a time; who opened it is one already."""
+
     def stop(self) -> bool:
         """Ask a running ``Run`` to end with ``Stopped``, from any thread.
 

@@ -40,6 +40,10 @@ class Durations:
         """Return what is expected of the functions that were new last, at most so many."""
         return dict(islice(reversed(self._expected_s.items()), most))
 
+    def latest_below(self, most: int, below_s: float) -> set[Hashable]:
+        """Return those of the functions that were new last, at most so many, that take less at least."""
+        return {function for function in islice(reversed(self._least_s), most) if self._least_s[function] < below_s}
+
     def learn(self, function: Hashable, device_s: float) -> None:
         """A request of a function took ``device_s``."""
         known = self._expected_s.get(function)

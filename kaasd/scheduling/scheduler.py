@@ -114,6 +114,10 @@ class Scheduler:
             return request.expected_s
         return self._durations.expected_s(self._groups[request.group] if request.function is None else request.function)
 
+    def least_s(self, request: QueuedRequest) -> float:
+        """Return the device time that a request with a function takes at least, by those before, or little more; 0: not known."""
+        return self._durations.least_s(request.function)
+
     def least_wait_s(self, request: QueuedRequest) -> float:
         """Return how long a request of a known group would wait at least, were it submitted now, and run.
 
@@ -133,6 +137,10 @@ class Scheduler:
     def expected_of(self, most: int) -> dict[Hashable, float]:
         """Return the device times expected of the functions that were new last, at most so many."""
         return self._durations.latest(most)
+
+    def short_ones(self, most: int, below_s: float) -> set[Hashable]:
+        """Return those of the functions that were new last, at most so many, whose requests take less device time at least."""
+        return self._durations.latest_below(most, below_s)
 
     # Devices
 

@@ -126,6 +126,11 @@ class Calls:
         """Those under way."""
         return (call.job for call in self._under_way.values())
 
+    @property
+    def some_run(self) -> bool:
+        """Whether one is not committing. For any thread."""
+        return any(not call.job.is_committing for call in list(self._under_way.values()))
+
     def one_ends_about(self, now_ns: int, late_ns: int) -> bool:
         """Return whether the run of one should end about now, by how long it took before: ``late_ns`` ago at most."""
         return any(-EARLY_NS < now_ns - job.expected_end_ns < late_ns for job in self.jobs)

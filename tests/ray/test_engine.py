@@ -18,16 +18,26 @@ import numpy as np
 import pytest
 
 from kaas_client import Kernel, Request, inout, inp, out, u64
-from kaas_client.errors import CancelledError, DeadlineExceededError, GroupLimitError, KernelFaultError, KeyNotFoundError
+from kaas_client.errors import (
+    CancelledError,
+    DeadlineExceededError,
+    GroupLimitError,
+    InvalidRequestError,
+    KernelFaultError,
+    KeyNotFoundError,
+)
 from kaas_client.ray.arrays import Form, LentArray
-from kaas_client.ray.engine import Engine, Job, Outputs
+from kaas_client.ray.engine import Engine
+from kaas_client.ray.jobs import Job, Outputs
 from kaas_client.ray.tasks import Task
+from kaas_core.request import BufferSpec
 from kaasd.libraries.registry import ResolvedLibrary, content_id
 from kaasd.scheduling import Group
 from tests.ray.support import DOT, FAULTS, ONE, ZERO, Words, dot_request, product_kernel, product_request, spin_request, vectors
 
 LARGE = 1 << 18
 """Words of a vector: 1 MiB."""
+FORM = Form.of(BufferSpec("p", 4 * LARGE, dtype="uint32", shape=(LARGE,)))
 
 
 class Files:
@@ -61,8 +71,8 @@ _numbers = count()
 def job(request: Request, *, keys: dict[str, str] | None = None, **inputs: Words) -> Job:
     """Return a job whose ``inputs`` come inline; ``keys`` are objects by buffer name."""
     task = Task.of(request.spec)
-    outputs = [f"output-{next(_numbers)}" for _ in task.outputs]
-    names = {**(keys or {}), **dict(zip((spec.name for spec in task.outputs), outputs, strict=True))}
+    outputs = {spec.name: f"output-{next(_numbers)}" for spec in task.outputs}
+    names = {**(keys or {}), **task.names_of(outputs)}
     values = {name: memoryview(value.tobytes()) for name, value in inputs.items()}
     return Job(task.serialized, names, values, {}, outputs)
 
@@ -91,7 +101,7 @@ def test_a_large_output_is_handed_over_where_the_device_has_it(emulated: Engine)
     address = np.frombuffer(content, np.uint8).ctypes.data
     assert address in host_addresses(emulated)
     assert content.readonly
-    array = LentArray.of(content, Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
+    array = LentArray.of(content, FORM, outputs.loan)
     pieces: list[pickle.PickleBuffer] = []
     pickle.dumps(array, protocol=5, buffer_callback=pieces.append)
     assert np.frombuffer(pieces[0].raw(), np.uint8).ctypes.data == address
@@ -101,7 +111,7 @@ def test_a_large_output_is_handed_over_where_the_device_has_it(emulated: Engine)
 def test_outputs_are_lent_until_the_last_user_has_gone(engine: Engine) -> None:
     a, b = vectors(2, LARGE)
     outputs = engine.run(job(product_request(LARGE), a=a, b=b))
-    array = LentArray.of(next(iter(outputs.contents.values())), Form(np.dtype("u4"), (LARGE,), "C"), outputs.loan)
+    array = LentArray.of(next(iter(outputs.contents.values())), FORM, outputs.loan)
     pickled: list[pickle.PickleBuffer] = []
     pickle.dumps(array, protocol=5, buffer_callback=pickled.append)
     del outputs, array
@@ -118,7 +128,7 @@ def test_an_output_is_not_uploaded_for_the_next_request_of_a_chain(engine: Engin
     first = job(product_request(LARGE), a=a, b=b)
     assert np.array_equal(words(engine.run(first)), a * b)
     before = engine.executor.uploaded_bytes
-    second = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
+    second = engine.run(job(product_request(LARGE), keys={"a": first.outputs["p"]}, b=b))
     assert np.array_equal(words(second), a * b * b)
     assert engine.executor.uploaded_bytes - before == b.nbytes
 
@@ -147,10 +157,11 @@ def test_a_buffer_that_is_read_and_written_is_a_new_object(engine: Engine) -> No
     first = job(in_place, a=a, b=b)
     assert np.array_equal(words(engine.run(first)), a * b)
     before = engine.executor.uploaded_bytes
-    again = replace(job(in_place, a=a * b, b=b), input_keys={"a": first.outputs[0]})
+    (made,) = first.outputs.values()
+    again = replace(job(in_place, a=a * b, b=b), input_keys={"a": made})
     assert np.array_equal(words(engine.run(again)), a * b * b)
     assert engine.executor.uploaded_bytes - before == b.nbytes
-    outputs = engine.run(job(product_request(LARGE), keys={"a": first.outputs[0]}, b=b))
+    outputs = engine.run(job(product_request(LARGE), keys={"a": first.outputs["a"]}, b=b))
     assert np.array_equal(words(outputs), a * b * b)
 
 
@@ -270,3 +281,124 @@ def test_what_is_handed_over_is_not_cancelled_any_more(emulated: Engine) -> None
     spinning.cancelled.set()
     assert isinstance(spinning.error(), CancelledError)
     assert np.array_equal(words(outputs), a * b)
+
+
+@pytest.fixture
+def drivers(device_name: str) -> Iterator[tuple[Engine, list[str]]]:
+    """An engine, and the names of the threads that ran its requests."""
+    names: list[str] = []
+    with closing(Engine(device_name, Files(), on_result=lambda _: names.append(threading.current_thread().name))) as opened:
+        yield opened, names
+
+
+def in_a_thread(engine: Engine, wanted: Job) -> Outputs:
+    """Run a job in a thread of the name ``caller``."""
+    with ThreadPoolExecutor(1, "caller") as threads:
+        return threads.submit(engine.run, wanted).result(timeout=30)
+
+
+def test_who_brings_a_call_runs_it_once_its_function_is_known(drivers: tuple[Engine, list[str]]) -> None:
+    engine, names = drivers
+    for _ in range(5):
+        assert words(in_a_thread(engine, job(spin_request(), flag=ONE)))[0] == 1
+    assert names[0] == "device"  # it brings the code there
+    assert names[-1] == "caller_0"
+
+
+def test_the_main_thread_runs_nothing(drivers: tuple[Engine, list[str]]) -> None:
+    """Where an interrupt would end it in the middle of anything."""
+    engine, names = drivers
+    for _ in range(3):
+        assert words(engine.run(job(spin_request(), flag=ONE)))[0] == 1
+    assert names == ["device"] * 3
+
+
+@pytest.mark.parametrize("by_deadline", [False, True])
+def test_a_call_that_goes_on_unexpectedly_ends_early_as_others_do(emulated: Engine, by_deadline: bool) -> None:
+    """Its own thread runs the kernel, and so cannot look whether it is to end."""
+    in_a_thread(emulated, job(spin_request(), flag=ONE))
+    wanted = job(spin_request(), flag=ZERO)
+    spinning = Caller(emulated, replace(wanted, deadline=time.monotonic() + 0.2) if by_deadline else wanted)
+    wait_until_running(emulated)
+    behind = Caller(emulated, job(spin_request(), flag=ONE))
+    if not by_deadline:
+        spinning.cancelled.set()
+    error = spinning.error()
+    assert isinstance(error, DeadlineExceededError if by_deadline else CancelledError)
+    assert error.message.endswith("while the request was running")
+    assert words(behind.outputs())[0] == 1
+
+
+def test_a_call_that_goes_on_unexpectedly_is_right(emulated: Engine) -> None:
+    """It begins anew, with its inputs as they were."""
+    a, b = vectors(10, LARGE)
+    times = 100
+    args = [u64(LARGE), inout("a", a.nbytes), inp("b", b.nbytes), inout("a")]
+    powers = Request([Kernel(DOT, "prodKern", grid=LARGE // 1024, block=1024, args=args)], iterations=times)
+    expected = a.copy()
+    for _ in range(times):
+        expected *= b
+    for _ in range(2):
+        assert np.array_equal(words(in_a_thread(emulated, job(powers, a=a, b=b))), expected)
+        known = emulated._queue._scheduler._durations._least_s
+        known.update(dict.fromkeys(known, 1e-6))  # as if it had been short
+
+
+def test_a_call_that_fails_keeps_nothing_of_who_ran_it(emulated: Engine) -> None:
+    """Whose outputs would be lent for ever: an error has the frames of the thread that met it."""
+    a, b = vectors(11, LARGE)
+    in_a_thread(emulated, job(product_request(LARGE), a=a, b=b))
+    failing = job(product_request(LARGE), a=a, b=b)
+    failing = replace(failing, inputs={"a": failing.inputs["a"][:4], "b": failing.inputs["b"]})
+    errors: list[Exception] = []
+
+    def caller(seed: int) -> None:
+        try:
+            emulated.run(failing if seed % 2 else job(product_request(LARGE), a=a, b=b))
+        except InvalidRequestError as error:
+            errors.append(error)
+
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(caller, range(64)))
+        assert len(errors) == 32
+        for _ in range(50):
+            if emulated.running:
+                emulated.run(job(spin_request(), flag=ONE))
+        assert not emulated.running
+        assert emulated.executor.memory.in_use_bytes == 0
+    finally:
+        gc.enable()
+
+
+def test_calls_whose_threads_come_and_go_are_all_served(emulated: Engine) -> None:
+    """Short ones, ones of new functions, ones that are cancelled: whoever drives hands that on."""
+    in_a_thread(emulated, job(spin_request(), flag=ONE))
+
+    def caller(seed: int) -> bool:
+        a, b = vectors(seed)
+        right = True
+        for turn in range(20):
+            right &= int(words(emulated.run(job(spin_request(), flag=ONE)))[0]) == 1
+            if (seed + turn) % 7 == 0:
+                spinning = Caller(emulated, job(spin_request(), flag=ZERO))
+                spinning.cancelled.set()
+                right &= isinstance(spinning.error(), CancelledError)
+            right &= int(words(emulated.run(job(dot_request(), a=a, b=b)))[0]) == np.sum(a * b, dtype=np.uint32)
+        return right
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(caller, range(8)))
+
+
+def test_a_call_of_a_new_function_is_served_behind_one_that_goes_on_unexpectedly(emulated: Engine) -> None:
+    """The new one is for the engine's own thread, which is needed to stop the other as well."""
+    in_a_thread(emulated, job(spin_request(), flag=ONE))
+    spinning = Caller(emulated, job(spin_request(), flag=ZERO))
+    wait_until_running(emulated)
+    a, b = vectors(12)
+    behind = Caller(emulated, job(dot_request(), a=a, b=b))
+    spinning.cancelled.set()
+    assert isinstance(spinning.error(), CancelledError)
+    assert int(words(behind.outputs())[0]) == np.sum(a * b, dtype=np.uint32)

@@ -161,3 +161,27 @@ class TestOnACluster:
     def test_what_cannot_be_granted_is_refused(self) -> None:
         with pytest.raises(InvalidArgumentError, match="share"):
             kaas_ray.set_group("bad", share=0)
+
+
+def test_no_function_is_known_as_quick_while_others_hold_up_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: DeviceQueue[Waiting] = DeviceQueue(1)
+    now = [100.0]
+    monkeypatch.setattr(queue_module, "monotonic", lambda: now[0])
+
+    def begin_one(function: str) -> Waiting:
+        call = Waiting("default")
+        call.queued.function = function
+        queue.push(call)
+        queue.begin(lambda _: True, lambda _: None)
+        return call
+
+    quick = begin_one("quick")
+    now[0] += 1e-4
+    queue.left(quick)
+    assert queue.short_ones(10, 1e-3) == {"quick"}
+    slow = begin_one("slow")
+    assert queue.short_ones(10, 1e-3) == {"quick"}
+    now[0] += 1.0
+    assert queue.short_ones(10, 1e-3) == set()
+    queue.left(slow)
+    assert queue.short_ones(10, 1e-3) == {"quick"}

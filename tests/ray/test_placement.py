@@ -88,6 +88,21 @@ def test_what_others_have_sent_somewhere_is_known_from_its_report(seen: Seen) ->
     assert chosen(seen.placer(), seen.task, 5) == ["b"] * 5
 
 
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_quick_calls_have_a_lane_where_order_does_not_matter(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """A group's share, and a priority, count among the calls that an executor sees: those behind a few others are not seen."""
+    seen = Seen(monkeypatch, names)
+    placer = seen.placer()
+    digest = seen.task.serialized.digest
+    assert placer.choose(seen.task, {}, "default", in_order=True).lane is None
+    for name in names:
+        seen.say(name, quick={digest})
+    placer.refresh()
+    assert placer.choose(seen.task, {}, "default", in_order=True).lane == policies.QUICK
+    assert placer.choose(seen.task, {}, "default", in_order=False).lane is None
+    assert placer.choose(seen.task, {}, "team", in_order=True).lane is None
+
+
 def test_an_old_report_counts_less(seen: Seen) -> None:
     seen.say("a", backlog_s=60.0)
     assert "a" in chosen(seen.placer(), seen.task, 3)

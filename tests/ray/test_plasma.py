@@ -9,7 +9,7 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client.ray.engine import Job
+from kaas_client.ray.jobs import Job
 from kaas_client.ray.plasma import find_mapping
 from tests.ray.conftest import OBJECT_STORE_BYTES
 from tests.ray.support import product_request, vectors

@@ -12,9 +12,10 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
+from kaas_client import Kernel, Request, inp, out, u64
 from kaas_client.ray import reports
 from kaas_client.ray.metrics import Usage
-from tests.ray.support import Words, product_request, scaled_request, vectors
+from tests.ray.support import DOT, Words, product_request, scaled_request, vectors
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -33,7 +34,7 @@ def forget(executor: Any) -> None:
         memory._free(memory._residency.evict(1 << 60))
         done.set()
 
-    executor._engine._events.put(evict)
+    executor._engine.call_soon(evict)
     done.wait()
 
 
@@ -135,3 +136,25 @@ def test_large_results_lie_in_the_store_and_small_ones_come_by_value() -> None:
     while isinstance(owner, np.ndarray) and owner.base is not None:
         owner = owner.base
     assert not isinstance(owner, np.ndarray)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("n", [64, 256])
+def test_an_object_that_is_read_in_rows_and_in_columns_is_right_in_both(n: int, constant: bool) -> None:
+    """Though it is on the device in the other order."""
+    words, size = n * n, 4 * n * n
+    a = np.arange(words, dtype=np.uint32).reshape(n, n)
+    ones, reference = ray.put(np.ones(words, np.uint32)), ray.put(a)
+
+    def product(fortran_order: bool) -> Any:
+        read = inp("a", dtype="u4", shape=(n, n), fortran_order=fortran_order, constant=constant)
+        written = out("p", dtype="u4", shape=(n, n))
+        kernel = Kernel(DOT, "prodKern", grid=words // 1024, block=1024, args=[u64(words), read, inp("b", size), written])
+        return kaas_ray.remote(Request([kernel])).options(**FIRST)
+
+    rows, columns = product(False), product(True)
+    for _ in range(3):
+        assert np.array_equal(ray.get(rows.remote(a=reference, b=ones)), a)
+        assert np.array_equal(ray.get(columns.remote(a=reference, b=ones)), a.T)
+    made = rows.remote(a=reference, b=ones)  # it stays on the device where it is large
+    assert np.array_equal(ray.get(columns.remote(a=made, b=ones)), a.T)

@@ -14,8 +14,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from kaas_client.ray.engine import Engine, Job
+from kaas_client.ray.engine import Engine
 from kaas_client.ray.executor import EMULATOR_UNUSED_BYTES
+from kaas_client.ray.jobs import Job
 from kaas_client.ray.original.lowering import Bytes, Lowered
 from kaas_client.ray.tasks import Task
 from kaas_core import request as core
@@ -95,17 +96,17 @@ class OwnDevice:
             task = self._tasks[lowered] = Task.of(self._libraries.read(lowered.request), lowered.returns)
         shared = {name: value for name, value in inputs.items() if isinstance(value, Shared)}
         run = next(self._runs)
-        results = [f"output/{run}/{name}" for name in lowered.returns]
+        results = {name: f"output/{run}/{name}" for name in lowered.returns}
         outputs = self._engine.run(
             Job(
                 task.serialized,
-                {name: value.object_id for name, value in shared.items()} | dict(zip(lowered.returns, results, strict=True)),
+                {name: value.object_id for name, value in shared.items()} | task.names_of(results),
                 {name: value.data for name, value in inputs.items() if not isinstance(value, Shared)},
                 {value.object_id: value.content.data for value in shared.values()},
                 results,
             )
         )
-        return [np.frombuffer(outputs.contents[each], np.int8).copy() for each in results[: len(lowered.outputs)]]
+        return [np.frombuffer(outputs.contents[each], np.int8).copy() for each in [*results.values()][: len(lowered.outputs)]]
 
 
 @cache

@@ -156,7 +156,7 @@ class CudaContext:
         self.runs_under_way = 0
         with undone_on_failure() as undo:
             check(driver.cuDevicePrimaryCtxSetFlags, device_handle, driver.CUctx_flags.CU_CTX_SCHED_SPIN)
-            current = check(driver.cuDevicePrimaryCtxRetain, device_handle)
+            self._handle = current = check(driver.cuDevicePrimaryCtxRetain, device_handle)
             undo.callback(self.release, driver.cuDevicePrimaryCtxRelease, device_handle)
             check(driver.cuCtxSetCurrent, current)
             self.partitions = Partitions(device_handle, self.check, self.release)
@@ -184,6 +184,10 @@ class CudaContext:
         """Call a function that frees something. A lost context takes no call any more; the end of the process frees all."""
         if not self.lost:
             check(function, *arguments)
+
+    def attach(self) -> None:
+        """Make it current in the calling thread too. Raises ``DeviceLost``."""
+        self.check(driver.cuCtxSetCurrent, self._handle)
 
     def note_fault(self) -> int:
         """Take note of a fault; return how many runs were under way when the first one was noted, at least 1."""

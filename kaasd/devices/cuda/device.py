@@ -255,6 +255,10 @@ class CudaDevice:
         """Return what takes note of one request."""
         return CudaTracer(self._context, self._stream)
 
+    def attach(self) -> None:
+        """Make its context current in the calling thread too. Raises ``DeviceLost``."""
+        self._context.attach()
+
     def stop(self) -> bool:
         """Return False: a kernel ends by itself or with its process."""
         return False

@@ -18,13 +18,13 @@ _LIBC = ctypes.CDLL(None)
 class Allocation:
     """A piece of device memory with a segment of its own."""
 
-    def __init__(self, space: AddressSpace, segment: int, size_bytes: int, name: str, read_only: bool) -> None:
+    def __init__(self, space: AddressSpace, segment: int, size_bytes: int, name: str, read_only: bool, zeroed: bool) -> None:
         self._space = space
         self.segment = segment
         self.size_bytes = size_bytes
         self.name = name
         self.read_only = read_only
-        self._memory: HostMemory | None = HostMemory(size_bytes)
+        self._memory: HostMemory | None = HostMemory(size_bytes, zeroed=zeroed)
         self.host_address = self._memory.address
         entry = space.table[segment]
         entry.base, entry.size, entry.flags = self.host_address, size_bytes, int(read_only)
@@ -94,8 +94,8 @@ class AddressSpace:
     def __iter__(self) -> Iterator[Allocation]:
         return iter(self._allocations.values())
 
-    def allocate(self, size_bytes: int, name: str = "", read_only: bool = False) -> Allocation:
-        """Return new memory. Raises ``OutOfMemory``."""
+    def allocate(self, size_bytes: int, name: str = "", read_only: bool = False, *, zeroed: bool = True) -> Allocation:
+        """Return new memory; where it need not be ``zeroed`` its content is unspecified. Raises ``OutOfMemory``."""
         if size_bytes < 0:
             raise ValueError(f"a buffer cannot have {size_bytes} bytes")
         free = self._limit_bytes - self._used_bytes
@@ -105,7 +105,7 @@ class AddressSpace:
             raise OutOfMemory(f"all {int(Segment.HEAP)} buffers of the device are in use")
         segment = self._free_segments.pop() if self._free_segments else self._next_segment
         try:
-            allocation = Allocation(self, segment, size_bytes, name, read_only)
+            allocation = Allocation(self, segment, size_bytes, name, read_only, zeroed)
         except (OSError, MemoryError, OverflowError) as error:
             if segment != self._next_segment:
                 self._free_segments.append(segment)

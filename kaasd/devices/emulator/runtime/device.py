@@ -88,8 +88,8 @@ class EmulatedDevice:
         return module
 
     def allocate(self, size_bytes: int) -> Allocation:
-        """Return new memory. Raises ``OutOfMemory``."""
-        return self._space.allocate(size_bytes)
+        """Return new memory of unspecified content. Raises ``OutOfMemory``."""
+        return self._space.allocate(size_bytes, zeroed=False)
 
     def reserve(self, groups: Mapping[str, int]) -> None:
         """Raise ``ValueError``: one run at a time has all of them."""
@@ -143,6 +143,9 @@ class EmulatedDevice:
     def tracer(self) -> HostTracer:
         """Return what takes note of one request."""
         return HostTracer()
+
+    def attach(self) -> None:
+        """Do nothing: any thread may."""
 
     def stop(self) -> bool:
         """Ask a run under way to raise ``Stopped``, from any thread."""

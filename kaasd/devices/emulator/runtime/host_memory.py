@@ -26,14 +26,12 @@ class FreedBlocks:
         """The one freed last is the last."""
 
     def take(self, size: int) -> mmap.mmap | None:
-        """Return a block of this size, cleared, if there is one."""
+        """Return a block of this size, of unspecified content, if there is one."""
         with self._lock:
             at = next((at for at in reversed(range(len(self._blocks))) if len(self._blocks[at]) == size), None)
             if at is None:
                 return None
-            block = self._blocks.pop(at)
-        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(block)), 0, size)
-        return block
+            return self._blocks.pop(at)
 
     def give(self, block: mmap.mmap) -> None:
         """Keep a block that nobody uses, or free it. Raises ``BufferError`` where a view of it is left."""
@@ -51,14 +49,16 @@ _freed = FreedBlocks(FREED_KEPT_BYTES)
 
 
 class HostMemory:
-    """Zeroed memory of the process at a fixed address. Pages that nobody touches cost nothing."""
+    """Memory of the process at a fixed address. Pages that nobody touches cost nothing."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, zeroed: bool = True) -> None:
+        """Where it need not be ``zeroed`` its content is unspecified."""
         # Small blocks come from a bytearray: a mapping of its own would cost each of them a page.
         if size >= mmap.PAGESIZE * 4:
-            self._owner: mmap.mmap | bytearray = _freed.take(size) or mmap.mmap(
-                -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            )
+            freed = _freed.take(size)
+            self._owner: mmap.mmap | bytearray = freed or mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if zeroed and freed is not None:
+                ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(freed)), 0, size)
             start = 0
         else:
             self._owner = bytearray(size + _ALIGNMENT)
