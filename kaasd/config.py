@@ -317,10 +317,12 @@ class Settings:
     emulator_checks: Annotated[
         tuple[str, ...], _Option("emulator_check", "races|init", _one_of(*EMULATOR_CHECKS), many=True)
     ] = ()
-    """What the emulated device looks for beside faults. races: two threads of different warps that touch the same byte between
-    barriers, one of them writing; init: reads of shared, local or temporary memory that nothing wrote. Default: neither."""
+    """What the emulated device looks for beside faults. races: two threads that touch the same byte, one of them writing, with
+    nothing between that orders them, also within a warp; init: reads of shared, local or temporary memory that nothing wrote.
+    Default: neither."""
     emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", _parse_seed)] = None
-    """Seed of the random order in which the emulated device runs blocks and warps. Default: none, the order is fixed."""
+    """Seed of the random order in which the emulated device runs blocks, warps and their threads. Default: none, the order is
+    fixed, and the threads of a warp advance together."""
     emulator_compute_capability: Annotated[
         tuple[int, int], _Option("emulator_compute_capability", "X.Y", _parse_compute_capability)
     ] = _EMULATOR.compute_capability

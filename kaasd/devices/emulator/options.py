@@ -26,7 +26,7 @@ class EmulatorOptions:
     checks: tuple[str, ...] = ()
     """Of ``EMULATOR_CHECKS``: data races, and reads of memory that nothing wrote."""
     seed: int | None = None
-    """Of the random order in which blocks and warps run; None: a fixed order."""
+    """Of the random order in which blocks, warps and their threads run; None: a fixed order, and warps that advance together."""
     compute_capability: tuple[int, int] = _H100.compute_capability
     ptx_version: tuple[int, int] = NEWEST_PTX
     """The newest that it takes."""

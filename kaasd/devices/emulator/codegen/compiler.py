@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from llvmlite import ir
 
-from kaasd.devices.emulator.codegen.checks import begin_block, begin_thread
-from kaasd.devices.emulator.codegen.emitter import Emitter
-from kaasd.devices.emulator.codegen.frames import return_from
+from kaasd.devices.emulator.codegen.checks import RACES, begin_block, begin_thread
+from kaasd.devices.emulator.codegen.groups import build_group
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
-from kaasd.devices.emulator.codegen.liveness import Liveness, targets
 from kaasd.devices.emulator.codegen.llvm_builder import I32, PTR, Builder, i32, i64
+from kaasd.devices.emulator.codegen.routine_code import KernelMeetings, Meetings, RoutineCompiler
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
-    FRAME,
-    FUEL,
     FUNCTION,
     LAUNCH,
     RUN,
@@ -28,13 +26,26 @@ from kaasd.devices.emulator.codegen.structures import (
     record_thread,
     stopped,
 )
-from kaasd.devices.emulator.ptx.forms import Flow
-from kaasd.devices.emulator.ptx.routine import Register, Routine, Signature
-from kaasd.devices.emulator.ptx.types import PRED, align
+from kaasd.devices.emulator.ptx.routine import Routine, Signature, Storage
 
 STACK_SIZE = 64 << 10
 """Bytes of saved registers, and as many of local memory, for each thread of a kernel with recursion or indirect calls; and bytes
 of local memory for each function with ``alloca``."""
+INLINED = 400
+"""Most operations of a routine that waits and becomes part of the loop over threads: it pays where little is done at a time."""
+
+
+BY_LANE = "_by_lane"
+"""What the code is called that takes the threads of a warp to differ by their lane only."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """A routine's code: for one thread, and for those of a warp that run together."""
+
+    thread: ir.Function
+    group: ir.Function
+    waits: bool
 
 
 class CompiledKernel:
@@ -46,35 +57,56 @@ class CompiledKernel:
         routines: Sequence[Routine],
         function_addresses: Mapping[str, int],
         declared: Mapping[str, Signature],
+        find_meetings: Callable[[Routine, Callable[[Storage], int]], KernelMeetings],
         checks: frozenset[str] = frozenset(),
     ) -> None:
+        """``find_meetings`` says of a routine, given where shared variables lie, where the threads of a warp come together."""
         self.image = KernelImage(entry, routines, function_addresses, declared, checks)
         module = self.image.module
-        self.frame_sizes: dict[str, int] = {}
-        functions = {}
-        for routine in routines:
-            function = ir.Function(module, THREAD_FUNCTION, f"routine.{routine.name}")
-            function.linkage = "internal"
-            functions[routine.name] = function
-        self.waits = False
+        meetings = {routine.name: find_meetings(routine, self.image.shared_offset) for routine in routines}
+        self.frame_sizes = dict.fromkeys(meetings, 0)
+        codes = {routine.name: self._compile(routine, meetings[routine.name].general, "") for routine in routines}
+        self.waits = self._define_run("", codes[entry.name], any(code.waits for code in codes.values()))
         """Whether a thread can return before its end, so that the scheduler is needed."""
-        for routine in routines:
-            compiler = _RoutineCompiler(self.image, routine, functions[routine.name])
-            self.frame_sizes[routine.name] = size = compiler.compile()
-            self.image.frame_sizes[routine.name].initializer = i64(size)
-            self.waits |= compiler.waits
+        self.by_lane = meetings[entry.name].by_lane is not None
+        """Whether there is other code for threads of a warp that differ by their lane only."""
+        self.pointers = sorted(meetings[entry.name].pointers)
+        """Offsets of the parameters that it takes to be buffers."""
+        self.by_lane_waits = False
+        if (by_lane := meetings[entry.name].by_lane) is not None:
+            code = self._compile(entry, by_lane, BY_LANE)
+            self.by_lane_waits = self._define_run(BY_LANE, code, code.waits)
+        for name, size in self.frame_sizes.items():
+            self.image.frame_sizes[name].initializer = i64(size)
         self.frame_stride, self.local_stride = self._stack_sizes()
         """Bytes of saved registers, and of local memory, for a thread."""
-        _define(self.image.function_table, self._function_entries(functions))
+        self.image.local_size.initializer = i64(self.local_stride)
+        _define(self.image.function_table, self._function_entries(codes))
         self.image.define_address_table()
         collectives = ir.GlobalVariable(module, ir.ArrayType(PTR, max(1, len(self.image.collectives))), "collectives")
         _define(collectives, list(self.image.collectives))
-        pointer = ir.GlobalVariable(module, PTR, "thread_function")
-        pointer.initializer = functions[entry.name]
-        pointer.global_constant = True
-        if not self.waits:
-            functions[entry.name].attributes.add("alwaysinline")
-            _emit_simple_run(module, functions[entry.name], checked=bool(checks))
+
+    def _compile(self, routine: Routine, meetings: Meetings, variant: str) -> _Code:
+        function = ir.Function(self.image.module, THREAD_FUNCTION, f"routine.{routine.name}{variant}")
+        function.linkage = "internal"
+        compiler = RoutineCompiler(self.image, routine, function, meetings)
+        self.frame_sizes[routine.name] = max(self.frame_sizes[routine.name], compiler.compile())
+        inlined = len(routine.operations) <= INLINED
+        if inlined or not compiler.waits:
+            function.attributes.add("alwaysinline")
+        group = build_group(self.image, function, f"group.{routine.name}{variant}", inlined and compiler.waits)
+        return _Code(function, group, compiler.waits)
+
+    def _define_run(self, variant: str, code: _Code, waits: bool) -> bool:
+        """Emit what runs a launch. Returns whether it is left to the scheduler, which then needs a thread of its own for each."""
+        waits |= RACES in self.image.checks
+        if waits or not variant:
+            pointer = ir.GlobalVariable(self.image.module, PTR, f"group_function{variant}")
+            pointer.initializer = code.group
+            pointer.global_constant = True
+        if not waits:
+            _emit_simple_run(self.image.module, code.thread, f"run{variant}", checked=bool(self.image.checks))
+        return waits
 
     def _stack_sizes(self) -> tuple[int, int]:
         """Return the largest stack that calls can need, or the default where that is not known before they run."""
@@ -94,7 +126,7 @@ class CompiledKernel:
 
         return depth(self.image.entry.name, frozenset()) or (STACK_SIZE, STACK_SIZE)
 
-    def _function_entries(self, functions: Mapping[str, ir.Function]) -> list[ir.Constant]:
+    def _function_entries(self, codes: Mapping[str, _Code]) -> list[ir.Constant]:
         """The table of functions, in the order of their device addresses; those out of reach have no code."""
         by_name = {routine.name: routine for routine in self.image.routines}
         entries = []
@@ -106,7 +138,7 @@ class CompiledKernel:
             signature = routine.signature
             results = max((place.offset + place.size for place in signature.results), default=0)
             sizes = (self.frame_sizes[name], routine.local_size, signature.size, results)
-            entries.append(ir.Constant(FUNCTION.ir, [functions[name], *map(i64, sizes)]))
+            entries.append(ir.Constant(FUNCTION.ir, [codes[name].group, *map(i64, sizes)]))
         return entries
 
 
@@ -115,9 +147,9 @@ def _define(table: ir.GlobalVariable, entries: list[ir.Constant]) -> None:
     table.initializer = ir.Constant(table.value_type, entries or None)
 
 
-def _emit_simple_run(module: ir.Module, thread_function: ir.Function, checked: bool) -> None:
-    """Emit ``run`` for a kernel whose threads never wait: plain loops over blocks and threads."""
-    function = ir.Function(module, RUN, "run")
+def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str, checked: bool) -> None:
+    """Emit the ``RUN`` of this name for a kernel whose threads never wait: plain loops over blocks and threads."""
+    function = ir.Function(module, RUN, name)
     (context,) = function.args
     b = Builder(function.append_basic_block("entry"))
     launch, arena = b.get(CONTEXT, context, "launch"), b.get(CONTEXT, context, "arena")
@@ -143,137 +175,7 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, checked: b
             b.put(THREAD, thread, x=x, y=y, z=z, index=number, allocated=0)
             if checked:
                 begin_thread(b, context, arena)
-            with b.when(b.is_("!=", b.call(thread_function, [context, thread]), Status.EXIT), likely=False):
+            with b.when(b.is_("!=", b.call(thread_function, [context, thread, i32(0)]), Status.EXIT), likely=False):
                 record_thread(b, context, thread)
                 b.ret(b.get(CONTEXT, context, "fault"))
     b.ret(i32(Fault.NONE))
-
-
-class _RoutineCompiler:
-    def __init__(self, image: KernelImage, routine: Routine, function: ir.Function) -> None:
-        self._routine = routine
-        self._function = function
-        self._emitter = Emitter(image, routine, function)
-        self._liveness: Liveness | None = None
-        self._frame_size = FRAME.size
-        self._emitter.suspend = self._suspend
-        self._resumes: list[ir.Block] = []
-
-    @property
-    def waits(self) -> bool:
-        """Whether a thread can return before its end."""
-        return bool(self._resumes)
-
-    def compile(self) -> int:
-        """Emit the routine and return the size of its frame."""
-        t, routine = self._emitter, self._routine
-        b = t.b
-        operations = routine.operations
-        starts = {0, len(operations), *routine.labels.values()}
-        starts |= {op.index + 1 for op in operations if op.match.form.flow is not Flow.NEXT}
-        t.blocks = {index: b.append_basic_block(f"op{index}") for index in sorted(starts)}
-        self._fuel = b.variable(I32, FUEL)
-        self._start()
-        for operation in operations:
-            t.operation = operation
-            if operation.index in t.blocks:
-                self._continue_at(operation.index)
-            self._emit()
-        self._continue_at(len(operations))
-        return_from(t)  # past the last instruction: the same as `ret`
-        self._dispatch()
-        return align(self._frame_size)
-
-    def _start(self) -> None:
-        """Enter at the start: read formal parameters that are registers."""
-        t = self._emitter
-        b = t.b
-        self._first = b.append_basic_block("first")
-        self._entry = b.block
-        b.position_at_end(self._first)
-        for offset, register in self._routine.formals_of(self._routine.signature.parameters):
-            t.store_register(register, b.load_as(register.type.raw, t.local_pointer(offset), "memory"))
-        b.branch(t.blocks[0])
-        b.position_at_end(self._entry)
-        self._frame = b.get(THREAD, t.thread, "frame")
-        b.position_at_end(t.blocks[0])
-
-    def _dispatch(self) -> None:
-        """End the entry: to the start, or to where the thread left off."""
-        b = self._emitter.b
-        b.position_at_end(self._entry)
-        if not self._resumes:
-            b.branch(self._first)
-            return
-        switch = b.switch(b.get(FRAME, self._frame, "resume"), self._first)
-        for number, block in enumerate(self._resumes, 1):
-            switch.add_case(i32(number), block)
-
-    def _goes_back(self, index: int) -> bool:
-        return any(target <= index for target in targets(self._routine, self._routine.operations[index]))
-
-    def _continue_at(self, index: int) -> None:
-        b, block = self._emitter.b, self._emitter.blocks[index]
-        if b.block is not block and not b.block.is_terminated:
-            b.branch(block)
-        b.position_at_end(block)
-
-    def _emit(self) -> None:
-        t = self._emitter
-        b, operation = t.b, t.operation
-        after = None
-        if operation.guard is not None:
-            then = b.append_basic_block("then")
-            after = t.blocks.get(operation.index + 1) or b.append_basic_block("after")
-            b.cbranch(t.read(operation.guard, PRED), then, after)
-            b.position_at_end(then)
-        if self._goes_back(operation.index):
-            self._pay(operation.index)
-        t.emit(operation)
-        if after is not None:
-            if not b.block.is_terminated:
-                b.branch(after)
-            b.position_at_end(after)
-
-    def _pay(self, index: int) -> None:
-        """Before a jump back: let other threads run now and then. The jump is redone when the thread goes on."""
-        t = self._emitter
-        b = t.b
-        left = b.sub(b.load(self._fuel, typ=I32), i32(1))
-        b.store(left, self._fuel)
-        cold, go_on = b.append_basic_block("tired"), b.append_basic_block("go_on")
-        b.cbranch(b.is_("==", left, 0), cold, go_on).set_weights([1, FUEL])
-        b.position_at_end(cold)
-        self._leave(Status.YIELD, self._live().before(index), go_on)
-        b.position_at_end(go_on)
-
-    def _suspend(self, status: Status) -> None:
-        b = self._emitter.b
-        go_on = b.append_basic_block("resumed")
-        self._leave(status, self._live().across(self._emitter.operation.index), go_on)
-        b.position_at_end(go_on)
-
-    def _live(self) -> Liveness:
-        if self._liveness is None:
-            self._liveness = Liveness(self._routine)
-        return self._liveness
-
-    def _leave(self, status: Status, registers: list[Register], go_on: ir.Block) -> None:
-        """Save registers, return to the scheduler, and load them before going on to ``go_on``."""
-        t = self._emitter
-        b = t.b
-        resume = b.append_basic_block("resume")
-        self._resumes.append(resume)
-        places, offset = [], align(FRAME.size)
-        for register in sorted(registers, key=lambda register: -register.type.bits):
-            places.append((register, offset))
-            offset += register.type.bytes
-        self._frame_size = max(self._frame_size, offset)
-        for register, place in places:
-            b.store_as(t.load_register(register), b.at(self._frame, place))
-        b.put(FRAME, self._frame, resume=len(self._resumes))
-        b.ret(i32(status))
-        b.position_at_end(resume)
-        for register, place in places:
-            t.store_register(register, b.load_as(register.type.raw, b.at(self._frame, place)))
-        b.branch(go_on)

@@ -58,7 +58,7 @@ class Emitter:
     def __init__(self, image: KernelImage, routine: Routine, function: ir.Function) -> None:
         self.image = image
         self.routine = routine
-        self.context, self.thread = function.args
+        self.context, self.thread, _ = function.args
         self.b = Builder(function.append_basic_block("entry"))
         b = self.b
         self._registers = [b.variable(register.type.raw, 0) for register in routine.registers]
@@ -67,6 +67,8 @@ class Emitter:
         self.blocks: dict[int, ir.Block] = {}
         self.suspend: Callable[[Status], None]
         """Save the registers, return ``Status`` to the scheduler, and go on from here when resumed."""
+        self.watches_stores = False
+        """Whether to count the stores that change memory, so that threads which only spin can be told."""
         with b.goto_block(self._fault_block):
             kind, site, address = (
                 b.load(self._fault_kind, typ=I32),

@@ -33,4 +33,4 @@ def return_from(t: Emitter) -> None:
         b.store_as(t.load_register(register), t.local_pointer(offset), "memory")
     frame = b.get(THREAD, t.thread, "frame")
     b.put(THREAD, t.thread, **{name: b.get(FRAME, frame, name) for name in ("function", "frame", "local", "allocated")})
-    t.end(Status.CONTINUE)
+    t.end(Status.CALL)

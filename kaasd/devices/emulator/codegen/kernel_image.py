@@ -61,6 +61,9 @@ class KernelImage:
         """``FUNCTION`` entries in the order of ``function_addresses``; filled in when all frame sizes are known."""
         self.frame_sizes = {routine.name: self._constant(f"frame_size.{routine.name}") for routine in routines}
 
+        self.local_size = self._constant("local_size")
+        """Of a thread's local memory, in bytes."""
+
     def _constant(self, name: str) -> ir.GlobalVariable:
         """Return a number that is known only later; LLVM folds it."""
         variable = ir.GlobalVariable(self.module, I64, name)

@@ -33,18 +33,27 @@ class Segment(IntEnum):
 
 
 class Status(IntEnum):
-    """Why a thread's code returned."""
+    """Why a thread's code returned. Those up to ``EXIT`` are also the thread's state from then on."""
 
-    EXIT = 0
-    CONTINUE = 1
-    """A call or a return: the thread's top function changed."""
+    GO_ON = 0
+    """It came to a point where its warp comes together; from there it goes on."""
+    YIELD = 1
+    """It spins: others are to run first, also those of its warp."""
     WARP = 2
     """It waits for the other threads of a warp operation."""
-    BARRIER = 3
-    ARRIVE = 4
+    EXIT = 3
+    CALL = 4
+    """A call or a return: the thread's top function changed."""
+    BARRIER = 5
+    ARRIVE = 6
     """It arrived at a barrier but does not wait."""
-    YIELD = 5
-    FAULT = 6
+    PAUSE = 7
+    """It sleeps, or went round a loop for long: other warps are to run, and then it goes on before others of its own."""
+    FAULT = 8
+
+
+STATUS_BITS = 4
+"""What thread functions return is a ``Status`` in so many bits, and above them the point where the thread goes on."""
 
 
 class ThreadState(IntEnum):
@@ -53,8 +62,8 @@ class ThreadState(IntEnum):
     RUNNABLE = 0
     YIELDED = 1
     WARP = 2
-    BARRIER = 3
-    EXITED = 4
+    EXITED = 3
+    BARRIER = 4
 
 
 class Fault(IntEnum):
@@ -83,7 +92,7 @@ SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="
 LAUNCH = Struct(
     "Launch",
     run="ptr",
-    thread_function="ptr",
+    group_function="ptr",
     collectives="ptr",
     functions="ptr",
     arguments="ptr",
@@ -157,8 +166,12 @@ CONTEXT = Struct(
     other_site="i32",
     other_writes="i32",
     random="i32",
+    changes="i32",
+    round="i32",
 )
-"""One run: the launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed."""
+"""One run: the launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed.
+``changes`` counts stores that changed memory, in code that may spin. ``round`` is for the checks: when the threads at hand began
+what they do together."""
 
 THREAD = Struct(
     "Thread",
@@ -176,8 +189,13 @@ THREAD = Struct(
     locals="ptr",
     local="i64",
     allocated="i64",
+    trace="i64",
+    spins="i32",
+    since="i32",
 )
-"""A thread. ``local`` is where the current function's variables start; behind them are ``allocated`` bytes of ``alloca``.
+"""A thread. ``trace`` sums up what it knew when it last came round a loop, and ``spins`` counts how often that was the same.
+``since`` is for the checks: when it last came to something that orders it with others. ``local`` is where the current function's
+variables start; behind them are ``allocated`` bytes of ``alloca``.
 What an operation exchanges with others follows it."""
 
 BLOCK = Struct(
@@ -195,6 +213,9 @@ BLOCK = Struct(
 )
 """A resident block; its barriers follow. The last four are for the checks: the block's number in the grid, and the times at which
 it began, completed its last barrier, and began the thread at hand."""
+WARP = Struct("Warp", runnable="i32", yielded="i32", waiting="i32", present="i32", together="i32", waited="i32", pad="i64")
+"""A warp of a resident block: masks of its threads that can run, let others run, wait for a warp operation, and have not ended;
+whether all that have not are at one place; and for how long some of them have waited for others."""
 BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
 """``expected`` is 0 for every thread that has not exited."""
 
@@ -204,8 +225,13 @@ FRAME = Struct("Frame", resume="i32", pad="i32", function="ptr", frame="ptr", lo
 FUNCTION = Struct("Function", code="ptr", frame_size="i64", local_size="i64", parameter_size="i64", result_size="i64")
 """An entry of the table of functions that can be called."""
 
-THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR])
-"""Code of a thread: context and thread to ``Status``."""
+THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR, I32])
+"""Code of a thread: context, thread and the point where to go on, to a ``Status`` and the next point."""
+GROUP_FUNCTION = ir.FunctionType(I32, [PTR, PTR, I32, I32, I32])
+"""Code of threads of a warp that go on together: context, the warp's first thread, their mask, the point where they are, and a
+limit. They run until they part, wait, or come to a point not below the limit. Returns a set of ``Status``, as bits."""
+EXHAUSTED, UNITED = 1 << 16, 1 << 17
+"""Among what a group function returns: the threads went on together for long; they are at one place in the end."""
 COLLECTIVE = ir.FunctionType(ir.VoidType(), [PTR, ir.IntType(64), I32])
 """A warp operation: the warp's first thread, the distance between threads, and the mask of those that take part."""
 PRINTED = Struct("Printed", format="i64", size="i64")
@@ -224,6 +250,7 @@ RUN = ir.FunctionType(I32, [PTR])
 """Runs all blocks of the launch at hand: context to ``Fault``."""
 
 BLOCK_HEAD = BLOCK.size + BARRIER_COUNT * BARRIER.size
+"""Bytes before a block's warps. Its threads follow those."""
 
 
 def stopped(b: Builder, context: ir.Value) -> ir.Value:

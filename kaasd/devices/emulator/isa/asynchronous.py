@@ -161,7 +161,7 @@ def _wait(t: Emitter, done: Any) -> Any:
     code.store(done, result)
     code.cbranch(done, go_on, in_vain)
     code.position_at_end(in_vain)
-    t.suspend(Status.YIELD)
+    t.suspend(Status.PAUSE)
     code.store(const(I1, 0), result)
     code.branch(go_on)
     code.position_at_end(go_on)

@@ -48,7 +48,7 @@ def call(
     function = b.get(THREAD, t.thread, "function")
     b.put(FRAME, inner_frame, resume=0, function=function, frame=frame, local=local, allocated=allocated)
     b.put(THREAD, t.thread, function=b.get(FUNCTION, entry, "code"), frame=inner_frame, local=inner_local, allocated=0)
-    t.suspend(Status.CONTINUE)
+    t.suspend(Status.CALL)
     for place, operand in _pair(t, signature.results, results, "results"):
         _take(t, place, operand)
 

@@ -57,4 +57,4 @@ def nothing(t: Emitter, m: Match, *operands: Any) -> None:
 @instruction("nanosleep.u32 *a", suspends=True)
 def nanosleep(t: Emitter, m: Match, a: Operand) -> None:
     """Let other threads run."""
-    t.suspend(Status.YIELD)
+    t.suspend(Status.PAUSE)

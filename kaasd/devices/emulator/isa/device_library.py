@@ -21,6 +21,11 @@ from kaasd.devices.emulator.codegen.structures import (
 )
 
 
+def holds(name: str) -> bool:
+    """Whether a function is one of these, for which a thread does not leave its code."""
+    return name in _FUNCTIONS
+
+
 def emit(t: Emitter, name: str, arguments: list[ir.Value]) -> ir.Value:
     """Emit a call and return its result. Raises ``Unsupported`` for a function that the emulated device has not got."""
     function = _FUNCTIONS.get(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kaasd.devices.emulator.codegen.emitter import SPACES, Emitter
-from kaasd.devices.emulator.codegen.llvm_builder import I64, const, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, const, i64
 from kaasd.devices.emulator.codegen.structures import CONTEXT, OFFSET_BITS, OFFSET_MASK, SEGMENT, Fault, Segment
 from kaasd.devices.emulator.isa import special_registers
 from kaasd.devices.emulator.isa.table import instruction
@@ -42,6 +42,9 @@ def load(t: Emitter, pointer: Any, kind: Type) -> Any:
 
 
 def store(t: Emitter, value: Any, pointer: Any, kind: Type) -> None:
+    if t.watches_stores:
+        old, new = t.b.load_as(kind.raw, pointer, "memory", min(kind.bytes, 16)), t.raw(value)
+        t.b.bump(CONTEXT, t.context, "changes", t.b.zext(t.b.is_("!=", old, new), I32))
     t.b.store_as(value, pointer, "memory", min(kind.bytes, 16))
 
 

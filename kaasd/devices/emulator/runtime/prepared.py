@@ -11,7 +11,7 @@ from typing import Any
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, Launch
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
-from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP_SIZE
+from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
 from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.devices.emulator.runtime.host_memory import HostMemory
@@ -79,9 +79,13 @@ class Prepared:
             raise TypeError("the kernel belongs to another device")
         code, description = kernel.code, kernel.description
         threads = launch.block[0] * launch.block[1] * launch.block[2]
-        scheduled = code.description.waits or self._order is not None
-        struct.run = self._scheduler.address("schedule") if scheduled else code.native.address("run")
-        struct.thread_function = code.native.pointer_at("thread_function")
+        by_lane = code.description.by_lane and self._order is None and _differ_by_lane(launch, code.description.pointers)
+        waits = code.description.by_lane_waits if by_lane else code.description.waits
+        scheduled = waits or self._order is not None
+        variant = "_by_lane" if by_lane else ""
+        struct.run = self._scheduler.address("schedule") if scheduled else code.native.address(f"run{variant}")
+        if scheduled:
+            struct.group_function = code.native.pointer_at(f"group_function{variant}")
         struct.collectives = code.native.address("collectives")
         struct.grid_x, struct.grid_y, struct.grid_z = launch.grid
         struct.block_x, struct.block_y, struct.block_z = launch.block
@@ -94,7 +98,7 @@ class Prepared:
         self._arguments.append(HostMemory(size))
         struct.arguments, struct.arguments_size = self._arguments[-1].address, size
         held = threads if scheduled else 1
-        struct.threads_offset = align(BLOCK_HEAD)
+        struct.threads_offset = align(BLOCK_HEAD + -(-threads // WARP_SIZE) * WARP.size, 64)
         struct.frames_offset = align(struct.threads_offset + held * struct.thread_stride, 64)
         struct.locals_offset = align(struct.frames_offset + held * struct.frame_stride, 64)
         struct.shared_offset = align(struct.locals_offset + held * struct.local_stride, 256)
@@ -112,6 +116,16 @@ class Prepared:
         while gcd(step, blocks) != 1:
             step -= 1
         return self._order.randrange(blocks), step
+
+
+def _differ_by_lane(launch: Launch, pointers: Sequence[int]) -> bool:
+    """Whether the threads of every warp differ by their lane only, and the parameters at these offsets are buffers."""
+    assert isinstance(launch.kernel, EmulatedKernel)
+    width, height, depth = launch.block
+    if width % WARP_SIZE and height * depth > 1:
+        return False
+    arguments = {place[1]: argument for place, argument in zip(launch.kernel.parameters, launch.arguments, strict=True)}
+    return all(isinstance(arguments.get(offset), BufferRef) for offset in pointers)
 
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:

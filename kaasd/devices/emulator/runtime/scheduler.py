@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import begin_block
-from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BARRIER,
     BARRIER_COUNT,
@@ -16,6 +16,7 @@ from kaasd.devices.emulator.codegen.structures import (
     RUN,
     SEGMENT,
     THREAD,
+    WARP,
     WARP_SIZE,
     Fault,
     Segment,
@@ -24,7 +25,8 @@ from kaasd.devices.emulator.codegen.structures import (
     segment_entry,
     stopped,
 )
-from kaasd.devices.emulator.runtime.warps import barrier_at, build_run_warp, define, thread_at
+from kaasd.devices.emulator.runtime.rendezvous import barrier_at, define, random, thread_at, warp_at
+from kaasd.devices.emulator.runtime.warps import build_run_warp
 
 IDLE_PASSES = 4
 """Passes over a block in which threads only spun, after which another block becomes resident beside it."""
@@ -67,15 +69,6 @@ def _build_execute(module: ir.Module) -> None:
     b.ret(i32(Fault.NONE))
 
 
-def _random(b: Builder, context: ir.Value) -> ir.Value:
-    """Return the next number of a xorshift generator: Marsaglia's 13, 17, 5. Where the order is fixed it is always 0."""
-    state = b.get(CONTEXT, context, "random")
-    for shift, by in ((b.shl, 13), (b.lshr, 17), (b.shl, 5)):
-        state = b.xor(state, shift(state, i32(by)))
-    b.put(CONTEXT, context, random=state)
-    return state
-
-
 def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     """Run a block until it ends (``Fault.NONE``), faults, or has spun for some passes (``IDLE``)."""
     function, b = define(module, "run_block", I32, PTR, PTR)
@@ -90,16 +83,14 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     progress, idle, no_skips = b.variable(I32), b.variable(I32, 0), b.variable(I32, 0)
     with b.while_(lambda: b.is_("<", b.load(idle, typ=I32), IDLE_PASSES)):
         b.store(i32(0), progress)
-        rotation = b.urem(_random(b, context), warps)
+        rotation = b.urem(random(b, context), warps)
         with b.count(warps) as place:
             turned = b.add(place, rotation)
             warp = b.select(b.is_("<", turned, warps), turned, b.sub(turned, warps))
-            skipped = b.and_(b.bits(_random(b, context), 1), b.is_("==", b.load(no_skips, typ=I32), 0))
+            skipped = b.and_(b.bits(random(b, context), 1), b.is_("==", b.load(no_skips, typ=I32), 0))
             with b.when(b.not_(skipped)):
-                first = b.mul(warp, i32(WARP_SIZE))
-                left = b.sub(threads, first)
-                lanes = b.select(b.is_("<", left, WARP_SIZE), left, i32(WARP_SIZE))
-                done = b.call(run_warp, [context, block, thread_at(b, context, block, first), lanes])
+                first = thread_at(b, context, block, b.mul(warp, i32(WARP_SIZE)))
+                done = b.call(run_warp, [context, block, first, warp_at(b, block, warp)])
                 with b.when(b.bits(done, 4), likely=False):
                     b.ret(b.get(CONTEXT, context, "fault"))
                 b.store(b.or_(b.load(progress, typ=I32), done), progress)
@@ -109,8 +100,8 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
             b.ret(i32(Fault.STOPPED))
         made = b.load(progress, typ=I32)
         in_vain = b.is_("==", made, 0)
-        random = b.is_("!=", b.get(CONTEXT, context, "random"), 0)
-        with b.when(b.and_(in_vain, b.or_(b.not_(random), b.bits(b.load(no_skips, typ=I32), 1))), likely=False):
+        is_random = b.is_("!=", b.get(CONTEXT, context, "random"), 0)
+        with b.when(b.and_(in_vain, b.or_(b.not_(is_random), b.bits(b.load(no_skips, typ=I32), 1))), likely=False):
             b.put(CONTEXT, context, fault=Fault.DEADLOCK)
             b.ret(i32(Fault.DEADLOCK))
         b.store(b.zext(in_vain, I32), no_skips)
@@ -135,12 +126,17 @@ def _build_admit(module: ir.Module) -> ir.Function:
     begin_block(b, context, block, b.trunc(number, I32))
     with b.count(i32(BARRIER_COUNT)) as i:
         b.put(BARRIER, barrier_at(b, block, i), arrived=0, expected=0, population=0, all=1, any=0)
+    with b.count(b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))) as i:
+        left = b.sub(threads, b.mul(i, i32(WARP_SIZE)))
+        missing = b.select(b.is_("<", left, WARP_SIZE), b.sub(i32(WARP_SIZE), left), i32(0))
+        lanes = b.lshr(i32(-1), missing)
+        b.put(WARP, warp_at(b, block, i), runnable=lanes, yielded=0, waiting=0, present=lanes, together=1, waited=0)
     width, height = b.get(LAUNCH, launch, "block_x"), b.get(LAUNCH, launch, "block_y")
     x_now, y_now, z_now = (b.variable(I32, 0) for _ in range(3))
     frame_stride, local_stride = b.get(LAUNCH, launch, "frame_stride"), b.get(LAUNCH, launch, "local_stride")
     frames = b.at(block, b.get(LAUNCH, launch, "frames_offset"))
     local = b.at(block, b.get(LAUNCH, launch, "locals_offset"))
-    code = b.get(LAUNCH, launch, "thread_function")
+    code = b.get(LAUNCH, launch, "group_function")
     with b.count(threads) as i:
         thread, wide = thread_at(b, context, block, i), b.zext(i, I64)
         frame = b.at(frames, b.mul(wide, frame_stride))
@@ -158,6 +154,9 @@ def _build_admit(module: ir.Module) -> ir.Function:
             locals=b.at(local, b.mul(wide, local_stride)),
             local=0,
             allocated=0,
+            trace=0,
+            spins=0,
+            since=0,
         )
         b.put(FRAME, frame, resume=0)
         b.store(b.add(b.load(x_now, typ=I32), i32(1)), x_now)

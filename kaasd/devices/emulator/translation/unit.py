@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 
 from kaas.worker.v1 import compiler_pb2
+from kaasd.devices.emulator.codegen.checks import RACES
 from kaasd.devices.emulator.codegen.compiler import CompiledKernel
 from kaasd.devices.emulator.codegen.frames import function_address
 from kaasd.devices.emulator.codegen.kernel_image import Site
 from kaasd.devices.emulator.codegen.machine_code import to_object
+from kaasd.devices.emulator.codegen.routine_code import KernelMeetings, Meetings
 from kaasd.devices.emulator.isa.instruction_set import INSTRUCTION_SET
+from kaasd.devices.emulator.isa.meetings import meetings_of
 from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.ptx.architecture import PtxSupport
 from kaasd.devices.emulator.ptx.lexer import PtxSyntaxError
@@ -46,26 +50,28 @@ class PtxUnit:
         written = writable_in_ptx(text)
         for variable in self._variables:
             variable.written = variable.name in written and not variable.constant
-        self._lowered: dict[str, CompiledKernel] = {}
 
     @property
     def kernels(self) -> list[str]:
         """The names of its entry points."""
         return [name for name, routine in self._routines.items() if routine.is_entry]
 
-    def lowered(self, name: str) -> CompiledKernel:
-        """Return the LLVM module of a kernel. Raises ``Unsupported``."""
-        if name not in self._lowered:
-            routine = self._routines[name]
-            reachable = self._reachable(routine)
-            self._lowered[name] = CompiledKernel(routine, reachable, self._addresses, self._signatures, self._checks)
-        return self._lowered[name]
+    def routine(self, name: str) -> Routine:
+        """Return a function or entry point with everything in it resolved."""
+        return self._routines[name]
+
+    def lowered(self, name: str, as_it_runs: bool = True) -> CompiledKernel:
+        """Return the LLVM module of a kernel; or one that only shows whether the kernel can run. Raises ``Unsupported``."""
+        routine = self._routines[name]
+        reachable = self._reachable(routine)
+        find = partial(meetings_of, alone=len(reachable) == 1, everywhere=RACES in self._checks) if as_it_runs else _no_meetings
+        return CompiledKernel(routine, reachable, self._addresses, self._signatures, find, self._checks)
 
     def describe(self) -> compiler_pb2.EmulatedUnit:
         """Return what loading needs. All kernels are lowered for it: what cannot run is refused. Raises ``Unsupported``."""
         return compiler_pb2.EmulatedUnit(
             variables=self._variables,
-            kernels=[_describe_kernel(self.lowered(name)) for name in self.kernels],
+            kernels=[_describe_kernel(self.lowered(name, as_it_runs=False)) for name in self.kernels],
             files={number & _MASK: name for number, name in self._syntax.files.items()},
         )
 
@@ -77,6 +83,9 @@ class PtxUnit:
             object=to_object(lowered.image.module),
             variables=lowered.image.variables,
             waits=lowered.waits,
+            by_lane=lowered.by_lane,
+            by_lane_waits=lowered.by_lane_waits,
+            pointers=lowered.pointers,
             frame_stride=lowered.frame_stride,
             local_stride=lowered.local_stride,
             exchange_bytes=lowered.image.exchange_size,
@@ -154,6 +163,10 @@ class PtxUnit:
                 if len(data) > storage.size:
                     raise Unsupported(variable.line, f"{variable.name} has more values than places")
                 described.initial = bytes(data)
+
+
+def _no_meetings(routine: Routine, place_of: Callable[[Storage], int]) -> KernelMeetings:
+    return KernelMeetings(Meetings())
 
 
 def _describe_kernel(lowered: CompiledKernel) -> compiler_pb2.EmulatedKernel:
