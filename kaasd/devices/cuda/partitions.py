@@ -77,7 +77,7 @@ class Partitions:
         split = sum(wanted.values())
         if split >= total // unit:
             raise ValueError(f"{split} units of {unit} multiprocessors are to be reserved, of {total // unit}")
-        # The driver takes several units for one context, but none together with the rest.
+        # No more units than are needed: the driver takes several for one context, but not with a rest of 4 beside 16 units of 8.
         units, _, rest = self._check(driver.cuDevSmResourceSplitByCount, split, whole(self._device), 0, unit)
         of, begin = {}, 0
         for name, number in wanted.items():
