@@ -56,9 +56,9 @@ class Device:
         self._expected_s = 0.0
         """Device time of all that, as was expected."""
         self._done_s = self._busy_s = FIRST_PACE_S
-        """What it has done lately was expected to take so much, and it was busy with it for so long."""
+        """Device time of what it has done lately, and for how long it was busy meanwhile."""
         self._pace = 1.0
-        """Seconds that an expected one takes: fewer where requests run side by side, more where something else holds them up."""
+        """Seconds that one of device time takes: fewer where requests run side by side, more where others hold them up."""
         self._brought_at = 0.0
         """When all data that are on their way here are likely to have come."""
         self._seen_at = 0.0
@@ -97,10 +97,10 @@ class Device:
         """
         return max(0.0, self._brought_at - now)
 
-    def left(self, expected_s: float, now: float) -> None:
-        """A request that ran here, and was expected to take so much, does so no longer."""
+    def left(self, expected_s: float, device_s: float, now: float) -> None:
+        """A request that ran here, and was expected to take so much, does so no longer, and has taken ``device_s``."""
         self._note(now)
-        self._done_s += expected_s
+        self._done_s += device_s
         self._expected_s -= expected_s
         self._pace = self._busy_s / max(self._done_s, LEAST_DONE_S)
         if self._busy_s > PACE_S:

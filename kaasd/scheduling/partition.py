@@ -115,8 +115,8 @@ class Partition:
         self._devices[request.runs_on].withdrawn(request.charged_s)
         request.runs_on = ""
 
-    def vacate(self, request: QueuedRequest, device: Device, now: float) -> None:
-        """A request has left its slot."""
+    def vacate(self, request: QueuedRequest, device: Device, now: float, device_s: float) -> None:
+        """A request has left its slot, and has used so much of the device."""
         del device.running[request]
         if device.open:
             if device.used < device.slots:
@@ -125,7 +125,7 @@ class Partition:
                 self._free += 1
             self._by_used[device.used - 1][device] = None
             self._attention[device] = None
-        device.left(request.charged_s, now)
+        device.left(request.charged_s, device_s, now)
         device.used -= 1
         self._longest_s = max(now - request.started_at, self._longest_s * 0.999)
 

@@ -258,9 +258,9 @@ class Scheduler:
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot finish")
         state = self._groups[request.group]
-        self._vacate(request, state, now)
         if device_s is None:
             device_s = now - request.started_at
+        self._vacate(request, state, now, device_s)
         if succeeded:
             self._durations.learn(state if request.function is None else request.function, device_s)
         request.state = ENDED
@@ -270,7 +270,7 @@ class Scheduler:
     def leave_slot(self, request: QueuedRequest, now: float) -> None:
         """A request that runs needs its slot no more, or not for now, and goes on all the same. Idempotent."""
         if request.state is RUNNING:
-            self._vacate(request, self._groups[request.group], now)
+            self._vacate(request, self._groups[request.group], now, 0.0)
 
     @property
     def has_slot(self) -> bool:
@@ -292,7 +292,7 @@ class Scheduler:
         if request.state is not RUNNING:
             raise ValueError(f"a request that is {request.state.value} cannot run again")
         state = self._groups[request.group]
-        self._vacate(request, state, now)
+        self._vacate(request, state, now, device_s)
         self._back(request, state, device_s)
         self._wait(request)
 
@@ -413,12 +413,12 @@ class Scheduler:
         if state.granted.max_running:
             self._list_all(state)
 
-    def _vacate(self, request: QueuedRequest, state: GroupState, now: float) -> None:
-        """A request no longer runs."""
+    def _vacate(self, request: QueuedRequest, state: GroupState, now: float, device_s: float) -> None:
+        """A request no longer runs, and has used so much of its device."""
         device = self._devices.get(request.runs_on)
         if device is not None and request in device.running:
             partition = self._partition_of(state)
-            partition.vacate(request, device, now)
+            partition.vacate(request, device, now, device_s)
             self._changed[partition] = None
             if self._exclusive is not None:
                 self._exclusive.vacated(device)

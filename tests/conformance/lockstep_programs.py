@@ -12,6 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from kaasd.devices.base import Device
+from tests.conformance.launching import Call, execute, inout
+
 LANES, WORDS, REGISTERS = 32, 64, 4
 Words: TypeAlias = np.ndarray
 
@@ -186,3 +189,18 @@ def _emit(body: Body, space: str, labels: list[int]) -> list[str]:
                 ]
                 lines += [*_emit(inner, space, labels), f"sub.u32 %k{label}, %k{label}, 1; bra HEAD{label};", f"END{label}:"]
     return lines
+
+
+def check(device: Device, seed: int, space: str, most_depth: int) -> None:
+    """Run a program, with votes at most so deep, and compare."""
+    random = Random(seed)
+    body = random_body(random, 14, most_depth)
+    rng = np.random.default_rng(seed)
+    registers = rng.integers(0, 1 << 32, (REGISTERS, LANES), np.uint32)
+    memory = rng.integers(0, 1 << 32, WORDS, np.uint32)
+    buffers = {"registers": registers.copy(), "memory": memory.copy()}
+    call = Call("k", 1, LANES, [inout("registers"), inout("memory")])
+    result = execute(device, ptx(body, space).encode(), [call], buffers)
+    simulate(body, registers, memory)
+    np.testing.assert_array_equal(result["memory"], memory)
+    np.testing.assert_array_equal(result["registers"], registers)

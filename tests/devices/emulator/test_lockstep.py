@@ -10,8 +10,8 @@ import pytest
 
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from tests.conformance.launching import Call, execute, inout, inp, out
+from tests.conformance.lockstep_programs import check
 from tests.conformance.test_lockstep import BLOCKS, CODE, words
-from tests.conformance.test_lockstep_programs import check
 from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 
@@ -22,6 +22,14 @@ def run(body: str, data: Array, *, block: tuple[int, int, int] = (32, 1, 1), see
         buffer = buffer_of(device, data)
         run_launches(device, [launch(module, "k", (1, 1, 1), block, read_write("x", buffer))])
         return array_of(buffer, data.dtype)
+
+
+@pytest.mark.parametrize("space", ["shared", "global"])
+@pytest.mark.parametrize("seed", range(40))
+def test_random_program(seed: int, space: str) -> None:
+    """A GPU may run the sides of a branch the other way about: an H200 gave the same answers for 42 of these 80."""
+    with closing(EmulatedDevice()) as device:
+        check(device, seed, space, most_depth=0)
 
 
 LINEAR = "mov.u32 %i, %tid.y; mov.u32 %n, %ntid.x; mul.lo.u32 %i, %i, %n; mov.u32 %n, %tid.x; add.u32 %i, %i, %n;"
