@@ -127,6 +127,11 @@ class Job(Generic[T]):
         return isinstance(self._awaited, _Slot) and not self._awaited.taken
 
     @property
+    def awaits_memory(self) -> bool:
+        """Whether it waits for others to leave it memory, and has nothing on the device."""
+        return isinstance(self._awaited, _Memory) and not self._awaited.taken
+
+    @property
     def awaits_what_is_done(self) -> bool:
         """Whether it is worth polling again."""
         return self._awaited.done()
@@ -228,7 +233,7 @@ class Execution:
                 download.wait()
                 download.close()
             for held in kept.values():
-                executor.memory.release(held)
+                executor.memory.release(held, self._owner)
             if self._tracer is not None:
                 self._tracer.close()
         return Result(
@@ -263,6 +268,7 @@ class Execution:
     def _get_memory(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
         executor, owner, turns = self._executor, self._owner, self._executor.memory_turns
         given = self._invocation.inputs, self._invocation.input_keys
+        awaited = _Memory()
         try:
             while True:
                 if turns.may_try(self, owner):
@@ -280,9 +286,10 @@ class Execution:
                         turns.wait(self, owner, values_needed(program, plan, given[0]), for_owner=False)
                 else:
                     turns.wait_behind(self, owner, partial(values_needed, program, plan, given[0]))
-                yield NOTHING
+                yield awaited
                 self._invocation.cancellation.check()
         finally:
+            awaited.taken = True
             turns.leave(self, owner)
 
     def _until_slot(self, bound: BoundRequest) -> Steps[None]:
@@ -405,6 +412,19 @@ class _Slot:
 
     def done(self) -> bool:
         return self._slots.has_free(self._priority)
+
+    def wait(self) -> None:
+        """Return at once: others have to go on first."""
+
+
+class _Memory:
+    """Memory as something to wait for: a request can only try again."""
+
+    def __init__(self) -> None:
+        self.taken = False
+
+    def done(self) -> bool:
+        return True
 
     def wait(self) -> None:
         """Return at once: others have to go on first."""

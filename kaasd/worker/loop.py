@@ -203,8 +203,7 @@ class Calls:
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
         # A device that can stop a kernel has one call at a time on it, so what it stops is this one, unless that has left it.
-        is_off = call_id in self._compiling or call.job.is_committing or call.job.awaits_slot
-        return is_off or self._executor.device.stop()
+        return call_id in self._compiling or _is_off_device(call.job) or self._executor.device.stop()
 
     def _cancel_early(self, call_id: int, error: KaasError) -> None:
         self._cancelled_early[call_id] = error
@@ -214,7 +213,7 @@ class Calls:
     def _is_overdue(self) -> bool:
         """Whether a kernel goes on past its request's deadline."""
         calls = map(self._under_way.get, self._overdue)
-        return any(call is not None and not (call.job.is_committing or call.job.awaits_slot) for call in calls)
+        return any(call is not None and not _is_off_device(call.job) for call in calls)
 
     def _mark_device_lost(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
@@ -481,6 +480,11 @@ class Loop:
         timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
         timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
         timing.queue_ns = result.slot_ns
+
+
+def _is_off_device(job: Job[Any]) -> bool:
+    """Whether nothing of a job runs on the device now, so that it ends without that."""
+    return job.is_committing or job.awaits_slot or job.awaits_memory
 
 
 def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:

@@ -32,6 +32,7 @@ class HeldJob:
     is_committing: bool = False
     is_compiling: bool = False
     awaits_slot: bool = False
+    awaits_memory: bool = False
     awaits_what_is_done: bool = True
     expected_end_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
