@@ -26,7 +26,7 @@ from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.compiling import load_kernels, with_libraries
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key, values_needed
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, bytes_needed, value_key, values_needed
 from kaasd.worker.programs import NotCompiled, Program
 from kaasd.worker.residency import NoRoomError, Owner, OwnerLimitError
 from kaasd.worker.tracing import read_trace
@@ -268,6 +268,7 @@ class Execution:
     def _get_memory(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
         executor, owner, turns = self._executor, self._owner, self._executor.memory_turns
         given = self._invocation.inputs, self._invocation.input_keys
+        self._check_fits(program, plan)
         awaited = _Memory()
         try:
             while True:
@@ -291,6 +292,16 @@ class Execution:
         finally:
             awaited.taken = True
             turns.leave(self, owner)
+
+    def _check_fits(self, program: Program, plan: Plan) -> None:
+        """Raise ``NoRoomError`` or ``OwnerLimitError`` where a request needs more than there may be: it waits for nobody."""
+        limit, of_owner = self._executor.memory.limit_bytes, self._owner.limit_bytes
+        if plan.device_bytes > limit or (of_owner and plan.device_bytes > of_owner):
+            needed = bytes_needed(program, plan, self._invocation.inputs)
+            if needed > limit:
+                raise NoRoomError(needed, 0, limit)
+            if of_owner and needed > of_owner:
+                raise OwnerLimitError(needed, 0, of_owner)
 
     def _until_slot(self, bound: BoundRequest) -> Steps[None]:
         """Wait until others leave a request the place to run. Its inputs are on their way meanwhile."""

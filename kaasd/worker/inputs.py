@@ -258,6 +258,18 @@ def values_needed(program: Program, plan: Plan, inputs: Collection[str]) -> list
     return [value_key(slot.key, slot.spec) for slot in needed if slot.spec.name not in inputs]
 
 
+def bytes_needed(program: Program, plan: Plan, inputs: Collection[str]) -> int:
+    """Return what the buffers of a request take of the device together; a value that several are read from counts once."""
+    layout, slots = program.layout, plan.slots
+    values = {
+        value_key(slots[index].key, slots[index].spec): slots[index].spec.size_bytes
+        for index in layout.shared
+        if slots[index].spec.name not in inputs
+    }
+    brought = [index for index in layout.shared if slots[index].spec.name in inputs]
+    return sum(values.values()) + sum(slots[index].spec.size_bytes for index in (*brought, *layout.kept, *layout.own))
+
+
 def values_dropped(memory: DeviceMemory) -> Iterator[tuple[str, int, int]]:
     """Yield what of values has gone from the device since this was last asked: key, offset and size."""
     for key in memory.take_gone():

@@ -206,14 +206,14 @@ class TestRequests:
         executor, limit = bench.executor, 4 * VALUE
         program = executor.programs.get(bench.multiply(LARGE))
         plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
-        with closing(BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))) as of_a:
-            with closing(BoundRequest(executor, program, plan, {}, owner=B)):
-                waiting = self.begin(bench, 1, "a", limit)
-                assert waiting.poll() is None
-                assert len(executor.memory_turns) == 1
-                of_a.close()
-                assert executor.memory.in_use_of("a") == 0
-                finish([waiting])
+        of_a = BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))
+        with closing(of_a), closing(BoundRequest(executor, program, plan, {}, owner=B)):
+            waiting = self.begin(bench, 1, "a", limit)
+            assert waiting.poll() is None
+            assert len(executor.memory_turns) == 1
+            of_a.close()
+            assert executor.memory.in_use_of("a") == 0
+            finish([waiting])
         assert executor.memory.in_use_bytes == 0
 
     def test_who_waits_for_memory_has_nothing_on_the_device(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
