@@ -53,7 +53,7 @@ class Invocation(NamedTuple):
     on_commit: Callable[[], object] = lambda: None
     """Called before the store may change."""
     on_waiting: Callable[[bool], object] = lambda begins: None
-    """Called with True when it has its inputs and waits for others to end, and with False when it goes on."""
+    """Called with True when it waits for the memory or slot of others, and with False when it goes on or looks."""
     kept: Callable[[Result, Sequence[str]], Write] | None = None
     """Given what is known of the result before it is stored, and the keys that are written, in order, returns what is stored last
     with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
@@ -287,7 +287,9 @@ class Execution:
                         turns.wait(self, owner, values_needed(program, plan, given[0]), for_owner=False)
                 else:
                     turns.wait_behind(self, owner, partial(values_needed, program, plan, given[0]))
+                self._invocation.on_waiting(True)
                 yield awaited
+                self._invocation.on_waiting(False)
                 self._invocation.cancellation.check()
         finally:
             awaited.taken = True

@@ -434,7 +434,7 @@ class Loop:
         self._channel.send(worker_pb2.FromWorker(id=call_id, compiling=worker_pb2.Compiling(begins=begins)))
 
     def _waits(self, call_id: int, begins: bool) -> None:
-        """A call has its inputs and waits for others, or goes on. Meanwhile it counts as not begun: nothing is its doing."""
+        """A call waits for others, or goes on. Meanwhile it counts as not begun: nothing is its doing."""
         if begins:
             self._progress.end(call_id)
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,10 +141,14 @@ class TestRequests:
                 yield made
 
     @staticmethod
-    def begin(bench: Bench, seed: int, group: str = "a", limit: int = 0) -> Job[Result]:
+    def begin(
+        bench: Bench, seed: int, group: str = "a", limit: int = 0, on_waiting: Callable[[bool], object] = lambda begins: None
+    ) -> Job[Result]:
         keys = {"a": f"v{seed}", "b": f"v{5 - seed}", "p": f"p{seed}"}
         request = bench.multiply(LARGE)
-        invocation = Invocation(request, keys, {}, [], Cancellation(), group=group, max_device_memory_bytes=limit)
+        invocation = Invocation(
+            request, keys, {}, [], Cancellation(), on_waiting=on_waiting, group=group, max_device_memory_bytes=limit
+        )
         return execute(bench.executor, invocation)
 
     def test_a_group_keeps_to_its_limit_and_others_keep_theirs(self, bench: Bench) -> None:
@@ -217,16 +222,26 @@ class TestRequests:
         assert executor.memory.in_use_bytes == 0
 
     def test_who_waits_for_memory_has_nothing_on_the_device(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        """So its cancellation stops no kernel, which would be another's. One that has its memory is to be stopped."""
-        executor, limit, seen = bench.executor, 4 * VALUE, []
+        """So its cancellation stops no kernel, which would be another's, and it is no suspect where the worker dies."""
+        executor, limit, waits, seen = bench.executor, 4 * VALUE, list[bool](), list[tuple[bool, bool]]()
         program = executor.programs.get(bench.multiply(LARGE))
         plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
         with closing(BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))):
-            waiting = self.begin(bench, 1, "a", limit)
-            assert not waiting.awaits_memory
-            assert waiting.poll() is None
-            assert waiting.awaits_memory
+            first, second = (self.begin(bench, seed, "a", limit, waits.append) for seed in (1, 2))
+            for job in (first, second):
+                assert not job.awaits_memory
+                for _ in range(3):
+                    assert job.poll() is None
+                    assert job.awaits_memory
+                    assert waits[-1]
         take = executor.slots.take
-        monkeypatch.setattr(executor.slots, "take", lambda *given: seen.append(waiting.awaits_memory) or take(*given))
-        finish([waiting])
-        assert seen == [False]
+
+        def look_and_take(who: Any, priority: int) -> bool:
+            seen.append((first.awaits_memory, waits[-1]))
+            return take(who, priority)
+
+        monkeypatch.setattr(executor.slots, "take", look_and_take)
+        finish([first])
+        assert seen == [(False, False)]
+        finish([second])
+        assert waits.count(True) == waits.count(False)
