@@ -174,6 +174,7 @@ class Execution:
         planned = perf_counter_ns()
         downloads: list[DeviceDownload] = []
         kept: dict[int, ValueHolding] = {}
+        stored = False
         program.requests += 1
         new_program = not program.run_ns
         try:
@@ -219,6 +220,7 @@ class Execution:
             versions = yield from self._commit(writes, kept_reply)
             for index, held in kept.items():
                 self._keep(plan.slots[index], held, versions)
+            stored = True
             outputs = self._outputs(contents) if result is None else result.outputs
             committed = perf_counter_ns()
             trace = None
@@ -233,6 +235,8 @@ class Execution:
                 download.wait()
                 download.close()
             for held in kept.values():
+                if not stored:
+                    executor.memory.drop(held)  # comes first: what was released may have gone
                 executor.memory.release(held, self._owner)
             if self._tracer is not None:
                 self._tracer.close()
