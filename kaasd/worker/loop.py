@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from kaasd.ipc.messages import WAITING_AT_WORKER, SerializedRequest, failed_from
 from kaasd.ipc.replies import MAX_REPLY_BYTES, pack_reply
 from kaasd.store.base import DEFAULT_ACCOUNT, Namespace, Write
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.inputs import range_key, values_dropped
@@ -246,29 +246,6 @@ class Calls:
             del self._under_way[call_id]
             self._compiling.discard(call_id)
             self._overdue -= {call_id}
-
-
-class CommitSignal:
-    """Wakes the loop when a commit has ended, or a compilation; ``notify`` may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait on."""
-        return self._descriptor
-
-    def notify(self) -> None:
-        """One has ended."""
-        os.eventfd_write(self._descriptor, 1)
-
-    def clear(self) -> None:
-        """What was notified has been seen."""
-        os.eventfd_read(self._descriptor)
-
-    def close(self) -> None:
-        """Free the descriptor."""
-        os.close(self._descriptor)
 
 
 class Loop:
