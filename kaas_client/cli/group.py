@@ -19,7 +19,7 @@ app = typer.Typer(
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The group's name.")]
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-_COLUMNS = ["name", "share", "priority", "max_running", "max_queued", "max_stored_bytes", "max_keys"]
+_COLUMNS = ["name", "share", "priority", "max_running", "max_queued", "max_device_memory_bytes", "max_stored_bytes", "max_keys"]
 
 
 def parse_size(text: str) -> int:

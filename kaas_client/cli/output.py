@@ -110,7 +110,8 @@ def _is_records(value: object) -> bool:
 def _lines(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the lines of a record and of those nested in it. A field's name tells its unit; a mapping's key is data."""
     for name, value in fields.items():
-        heading = f"{prefix}{_heading(name)}"
+        is_only = not name.endswith("_bytes") or name.removesuffix("_bytes") not in fields
+        heading = f"{prefix}{_heading(name) if is_only else name.replace('_', ' ')}"
         if _is_record(value):
             yield from _lines(_fields(value), f"{heading} ")
         elif isinstance(value, Mapping):

@@ -69,7 +69,7 @@ class DeviceMemory:
         return self._residency.limit_bytes
 
     def in_use_of(self, owner: str) -> int:
-        """Return what is taken and pinned of what counts for somebody."""
+        """Return what somebody has pinned of what counts for it."""
         return self._residency.in_use_of(owner)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -91,9 +91,9 @@ class DeviceMemory:
         """Say what somebody waits for; as ``Residency.awaits``."""
         self._residency.awaits(who, keys)
 
-    def use(self, key: Hashable) -> Holding | None:
-        """Return what is held under a key, pinned; None where nothing is."""
-        return self._held[key] if self._residency.use(key) else None
+    def use(self, key: Hashable, owner: Owner = NOBODY) -> Holding | None:
+        """Return what is held under a key, pinned for an owner; None where nothing is."""
+        return self._held[key] if self._residency.use(key, owner.name) else None
 
     def make(
         self,
@@ -126,9 +126,9 @@ class DeviceMemory:
         if gone := self._residency.give(held.key, owner):
             self._free(gone)
 
-    def release(self, held: Holding) -> None:
-        """Take back a pin."""
-        if self._residency.release(held.key):
+    def release(self, held: Holding, owner: Owner = NOBODY) -> None:
+        """Take back a pin of an owner's."""
+        if self._residency.release(held.key, owner.name):
             return
         if held.unwanted:
             self._remove(held)

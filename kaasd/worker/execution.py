@@ -26,7 +26,7 @@ from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Write
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.compiling import load_kernels, with_libraries
 from kaasd.worker.executor import DEVICE_ERRORS, NOTHING, Executor, Steps
-from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, value_key, values_needed
+from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, bytes_needed, value_key, values_needed
 from kaasd.worker.programs import NotCompiled, Program
 from kaasd.worker.residency import NoRoomError, Owner, OwnerLimitError
 from kaasd.worker.tracing import read_trace
@@ -53,7 +53,7 @@ class Invocation(NamedTuple):
     on_commit: Callable[[], object] = lambda: None
     """Called before the store may change."""
     on_waiting: Callable[[bool], object] = lambda begins: None
-    """Called with True when it has its inputs and waits for others to end, and with False when it goes on."""
+    """Called with True when it waits for the memory or slot of others, and with False when it goes on or looks."""
     kept: Callable[[Result, Sequence[str]], Write] | None = None
     """Given what is known of the result before it is stored, and the keys that are written, in order, returns what is stored last
     with them. It must be new, and nothing else fails for not being so. Not called where nothing is stored."""
@@ -127,6 +127,11 @@ class Job(Generic[T]):
         return isinstance(self._awaited, _Slot) and not self._awaited.taken
 
     @property
+    def awaits_memory(self) -> bool:
+        """Whether it waits for others to leave it memory, and has nothing on the device."""
+        return isinstance(self._awaited, _Memory) and not self._awaited.taken
+
+    @property
     def awaits_what_is_done(self) -> bool:
         """Whether it is worth polling again."""
         return self._awaited.done()
@@ -169,6 +174,7 @@ class Execution:
         planned = perf_counter_ns()
         downloads: list[DeviceDownload] = []
         kept: dict[int, ValueHolding] = {}
+        stored = False
         program.requests += 1
         new_program = not program.run_ns
         try:
@@ -214,6 +220,7 @@ class Execution:
             versions = yield from self._commit(writes, kept_reply)
             for index, held in kept.items():
                 self._keep(plan.slots[index], held, versions)
+            stored = True
             outputs = self._outputs(contents) if result is None else result.outputs
             committed = perf_counter_ns()
             trace = None
@@ -228,7 +235,9 @@ class Execution:
                 download.wait()
                 download.close()
             for held in kept.values():
-                executor.memory.release(held)
+                if not stored:
+                    executor.memory.drop(held)  # comes first: what was released may have gone
+                executor.memory.release(held, self._owner)
             if self._tracer is not None:
                 self._tracer.close()
         return Result(
@@ -263,6 +272,8 @@ class Execution:
     def _get_memory(self, program: Program, plan: Plan) -> Steps[BoundRequest]:
         executor, owner, turns = self._executor, self._owner, self._executor.memory_turns
         given = self._invocation.inputs, self._invocation.input_keys
+        self._check_fits(program, plan)
+        awaited = _Memory()
         try:
             while True:
                 if turns.may_try(self, owner):
@@ -280,10 +291,23 @@ class Execution:
                         turns.wait(self, owner, values_needed(program, plan, given[0]), for_owner=False)
                 else:
                     turns.wait_behind(self, owner, partial(values_needed, program, plan, given[0]))
-                yield NOTHING
+                self._invocation.on_waiting(True)
+                yield awaited
+                self._invocation.on_waiting(False)
                 self._invocation.cancellation.check()
         finally:
+            awaited.taken = True
             turns.leave(self, owner)
+
+    def _check_fits(self, program: Program, plan: Plan) -> None:
+        """Raise ``NoRoomError`` or ``OwnerLimitError`` where a request needs more than there may be: it waits for nobody."""
+        limit, of_owner = self._executor.memory.limit_bytes, self._owner.limit_bytes
+        if plan.device_bytes > limit or (of_owner and plan.device_bytes > of_owner):
+            needed = bytes_needed(program, plan, self._invocation.inputs)
+            if needed > limit:
+                raise NoRoomError(needed, 0, limit)
+            if of_owner and needed > of_owner:
+                raise OwnerLimitError(needed, 0, of_owner)
 
     def _until_slot(self, bound: BoundRequest) -> Steps[None]:
         """Wait until others leave a request the place to run. Its inputs are on their way meanwhile."""
@@ -405,6 +429,19 @@ class _Slot:
 
     def done(self) -> bool:
         return self._slots.has_free(self._priority)
+
+    def wait(self) -> None:
+        """Return at once: others have to go on first."""
+
+
+class _Memory:
+    """Memory as something to wait for: a request can only try again."""
+
+    def __init__(self) -> None:
+        self.taken = False
+
+    def done(self) -> bool:
+        return True
 
     def wait(self) -> None:
         """Return at once: others have to go on first."""

@@ -78,7 +78,7 @@ class BoundRequest:
             given = [self._shared(self._slots[index]) for index in self._layout.shared]
             given += [self._make_kept(index) for index in self._layout.kept]
             self._instance = program.take_instance(executor.memory, executor.device, given, owner)
-            self._undo.callback(program.give_instance, executor.memory, self._instance)
+            self._undo.callback(program.give_instance, executor.memory, self._instance, owner)
             self.run: Run = self._instance.run(given)
         except BaseException:
             self._undo.close()
@@ -152,10 +152,10 @@ class BoundRequest:
     def _copy_resident(self, slot: Slot, buffer: DeviceBuffer) -> bool:
         """Begin to copy what the device has of an input already; return False where it has nothing."""
         key = self._input_keys.get(slot.spec.name)
-        resident = None if key is None else self._executor.memory.use(value_key(key, slot.spec))
+        resident = None if key is None else self._executor.memory.use(value_key(key, slot.spec), self._owner)
         if resident is None:
             return False
-        self._undo.callback(self._executor.memory.release, resident)
+        self._undo.callback(self._executor.memory.release, resident, self._owner)
         transfer = self._executor.device.copy(buffer, resident.buffers[0])
         self._undo.callback(transfer.wait)
         self.transfers.append(transfer)
@@ -169,7 +169,7 @@ class BoundRequest:
     def _drop_kept(self) -> None:
         for held in self._kept.values():
             self._executor.memory.drop(held)
-            self._executor.memory.release(held)
+            self._executor.memory.release(held, self._owner)
 
     def _make_kept(self, index: int) -> DeviceBuffer:
         slot, key = self._slots[index], ("kept", next(_serial))
@@ -187,12 +187,12 @@ class BoundRequest:
         if slot.spec.name in self._inputs:
             key = ("inline", next(_serial))
             held = memory.make(key, [slot.spec.size_bytes], 0.0, lambda buffers: Holding(key, buffers), owner=self._owner)
-            self._undo.callback(memory.release, held)
+            self._undo.callback(memory.release, held, self._owner)
             self._undo.callback(memory.drop, held)  # comes first: what was released may have gone
             self._upload(slot, held.buffers[0], self._content(slot))
             return held.buffers[0]
         resident = self._resident(slot)
-        self._undo.callback(memory.release, resident)
+        self._undo.callback(memory.release, resident, self._owner)
         if resident.transfer is not None:
             if resident.transfer.done():
                 resident.transfer = None
@@ -203,7 +203,7 @@ class BoundRequest:
     def _resident(self, slot: Slot) -> ValueHolding:
         """Return what holds a slot's value on the device, or will, pinned."""
         memory, spec, key = self._executor.memory, slot.spec, value_key(slot.key, slot.spec)
-        resident = memory.use(key)
+        resident = memory.use(key, self._owner)
         if resident is None:
             version = self._open_snapshot().stat(slot.key).version
             size, cost_s = spec.size_bytes, copy_cost_s(spec.size_bytes)
@@ -218,14 +218,14 @@ class BoundRequest:
         try:
             version = self._open_snapshot().stat(slot.key).version
         except BaseException:
-            memory.release(resident)
+            memory.release(resident, self._owner)
             raise
         if resident.version == version:
             resident.current_at = self._commit
             return resident
         if memory.is_shared(resident):  # others still compute with the old value
             memory.drop(resident)
-            memory.release(resident)
+            memory.release(resident, self._owner)
             return self._resident(slot)
         return self._bring(slot, resident, version)
 
@@ -235,7 +235,7 @@ class BoundRequest:
             resident.transfer = self._upload(slot, resident.buffers[0], self._content(slot))
         except BaseException:
             self._executor.memory.drop(resident)
-            self._executor.memory.release(resident)
+            self._executor.memory.release(resident, self._owner)
             raise
         resident.version, resident.current_at = version, self._commit
         self.brought_bytes += slot.spec.size_bytes
@@ -256,6 +256,18 @@ def values_needed(program: Program, plan: Plan, inputs: Collection[str]) -> list
     """Return what the values are held under that a request shares with others; what its caller brings is in ``inputs``."""
     needed = (plan.slots[index] for index in program.layout.shared)
     return [value_key(slot.key, slot.spec) for slot in needed if slot.spec.name not in inputs]
+
+
+def bytes_needed(program: Program, plan: Plan, inputs: Collection[str]) -> int:
+    """Return what the buffers of a request take of the device together; a value that several are read from counts once."""
+    layout, slots = program.layout, plan.slots
+    values = {
+        value_key(slots[index].key, slots[index].spec): slots[index].spec.size_bytes
+        for index in layout.shared
+        if slots[index].spec.name not in inputs
+    }
+    brought = [index for index in layout.shared if slots[index].spec.name in inputs]
+    return sum(values.values()) + sum(slots[index].spec.size_bytes for index in (*brought, *layout.kept, *layout.own))
 
 
 def values_dropped(memory: DeviceMemory) -> Iterator[tuple[str, int, int]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import select
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +24,7 @@ from kaasd.ipc.messages import WAITING_AT_WORKER, SerializedRequest, failed_from
 from kaasd.ipc.replies import MAX_REPLY_BYTES, pack_reply
 from kaasd.store.base import DEFAULT_ACCOUNT, Namespace, Write
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.inputs import range_key, values_dropped
@@ -203,8 +203,7 @@ class Calls:
         if call.cancellation.reason is None:
             call.cancellation.reason = _during("running", error)
         # A device that can stop a kernel has one call at a time on it, so what it stops is this one, unless that has left it.
-        is_off = call_id in self._compiling or call.job.is_committing or call.job.awaits_slot
-        return is_off or self._executor.device.stop()
+        return call_id in self._compiling or _is_off_device(call.job) or self._executor.device.stop()
 
     def _cancel_early(self, call_id: int, error: KaasError) -> None:
         self._cancelled_early[call_id] = error
@@ -214,7 +213,7 @@ class Calls:
     def _is_overdue(self) -> bool:
         """Whether a kernel goes on past its request's deadline."""
         calls = map(self._under_way.get, self._overdue)
-        return any(call is not None and not (call.job.is_committing or call.job.awaits_slot) for call in calls)
+        return any(call is not None and not _is_off_device(call.job) for call in calls)
 
     def _mark_device_lost(self) -> None:
         """Lose the device, which only the end of this process takes from a kernel that goes on past its request's deadline.
@@ -247,29 +246,6 @@ class Calls:
             del self._under_way[call_id]
             self._compiling.discard(call_id)
             self._overdue -= {call_id}
-
-
-class CommitSignal:
-    """Wakes the loop when a commit has ended, or a compilation; ``notify`` may be called from any thread."""
-
-    def __init__(self) -> None:
-        self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-
-    def fileno(self) -> int:
-        """Return the descriptor to wait on."""
-        return self._descriptor
-
-    def notify(self) -> None:
-        """One has ended."""
-        os.eventfd_write(self._descriptor, 1)
-
-    def clear(self) -> None:
-        """What was notified has been seen."""
-        os.eventfd_read(self._descriptor)
-
-    def close(self) -> None:
-        """Free the descriptor."""
-        os.close(self._descriptor)
 
 
 class Loop:
@@ -435,7 +411,7 @@ class Loop:
         self._channel.send(worker_pb2.FromWorker(id=call_id, compiling=worker_pb2.Compiling(begins=begins)))
 
     def _waits(self, call_id: int, begins: bool) -> None:
-        """A call has its inputs and waits for others, or goes on. Meanwhile it counts as not begun: nothing is its doing."""
+        """A call waits for others, or goes on. Meanwhile it counts as not begun: nothing is its doing."""
         if begins:
             self._progress.end(call_id)
         else:
@@ -481,6 +457,11 @@ class Loop:
         timing.plan_ns, timing.load_ns = result.plan_ns, result.load_ns
         timing.run_ns, timing.commit_ns = result.run_ns, result.commit_ns
         timing.queue_ns = result.slot_ns
+
+
+def _is_off_device(job: Job[Any]) -> bool:
+    """Whether nothing of a job runs on the device now, so that it ends without that."""
+    return job.is_committing or job.awaits_slot or job.awaits_memory
 
 
 def _request(named: worker_pb2.SerializedRequest) -> SerializedRequest:

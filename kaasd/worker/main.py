@@ -32,8 +32,9 @@ from kaasd.store.base import Durability
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import listen
+from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
-from kaasd.worker.loop import CommitSignal, Loop
+from kaasd.worker.loop import Loop
 
 EXIT_DEAF = 71
 """It hears of no cancellation any more, by a defect."""

@@ -182,15 +182,15 @@ class Program:
             instance = self.idle[-1]
         memory.give(instance, owner)
         self.idle.remove(instance)
-        memory.use(instance.key)
+        memory.use(instance.key, owner)
         return instance
 
-    def give_instance(self, memory: DeviceMemory, instance: Instance) -> None:
-        """Take back an instance."""
+    def give_instance(self, memory: DeviceMemory, instance: Instance, owner: Owner = NOBODY) -> None:
+        """Take back an instance from an owner."""
         self.idle.append(instance)
         if self.outdated:
             memory.drop(instance)
-        memory.release(instance)
+        memory.release(instance, owner)
 
 
 class UnknownRequest(Exception):

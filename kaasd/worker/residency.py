@@ -7,7 +7,8 @@ that came only once goes before all that came twice. So a sweep over more than f
 through the room of one, where the least recently used policy would reload everything each time; and a scan that comes once pushes
 out nothing that comes often. Where holdings differ, what is cheap to bring back for the room that it takes goes first.
 
-What each owner holds may have a limit of its own: then its own holdings make room for what is new of it.
+What each owner holds may have a limit of its own: then its own holdings make room for what is new of it. Those of them that only
+others use count for nobody then, so that no owner waits for as long as others use what it has brought.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class _Known:
     uses: _Uses
     owner: str
     pins: int = 1
+    own_pins: int = 0
+    """By its owner, where it has one."""
 
 
 class Residency(Generic[K]):
@@ -90,7 +93,7 @@ class Residency(Generic[K]):
         self._holdings: dict[K, _Known] = {}
         self._held_of: defaultdict[str, int] = defaultdict(int)
         self._in_use_of: defaultdict[str, int] = defaultdict(int)
-        """By owner."""
+        """By owner, what it has pinned of its own."""
         self._remembered: OrderedDict[K, _Uses] = OrderedDict()
         self._now = 0
         self._awaited: dict[Hashable, Sequence[K]] = {}
@@ -109,10 +112,10 @@ class Residency(Generic[K]):
         return self._held_of.get(owner, 0)
 
     def in_use_of(self, owner: str) -> int:
-        """Return what those take that are pinned."""
+        """Return what those take that it has pinned itself."""
         return self._in_use_of.get(owner, 0)
 
-    def use(self, key: K) -> bool:
+    def use(self, key: K, by: str = NOBODY.name) -> bool:
         """Note that a holding is wanted, and pin it; return False where it is not held."""
         holding = self._holdings.get(key)
         if holding is None:
@@ -120,8 +123,10 @@ class Residency(Generic[K]):
         self._now += 1
         holding.uses.again(self._now)
         if holding.pins == 0:
-            self._count_in_use(holding, holding.size_bytes)
+            self.in_use_bytes += holding.size_bytes
         holding.pins += 1
+        if by and by == holding.owner:
+            self._pin_own(holding)
         return True
 
     def add(self, key: K, size_bytes: int, cost_s: float, owner: str = NOBODY.name) -> None:
@@ -134,14 +139,18 @@ class Residency(Generic[K]):
             uses.again(self._now)
         holding = self._holdings[key] = _Known(size_bytes, cost_s, uses, owner)
         self._count_held(holding, size_bytes)
-        self._count_in_use(holding, size_bytes)
+        self.in_use_bytes += size_bytes
+        if owner:
+            self._pin_own(holding)
 
-    def release(self, key: K) -> bool:
-        """Take back one pin; return whether another is left."""
+    def release(self, key: K, by: str = NOBODY.name) -> bool:
+        """Take back one pin of who has pinned it; return whether another is left."""
         holding = self._holdings[key]
         holding.pins -= 1
+        if by and by == holding.owner:
+            self._unpin_own(holding)
         if holding.pins == 0:
-            self._count_in_use(holding, -holding.size_bytes)
+            self.in_use_bytes -= holding.size_bytes
         return holding.pins > 0
 
     def pins(self, key: K) -> int:
@@ -153,7 +162,9 @@ class Residency(Generic[K]):
         holding = self._holdings.pop(key)
         self._count_held(holding, -holding.size_bytes)
         if holding.pins:
-            self._count_in_use(holding, -holding.size_bytes)
+            self.in_use_bytes -= holding.size_bytes
+        if holding.own_pins:
+            self._in_use_of[holding.owner] -= holding.size_bytes
         self._remembered[key] = holding.uses
         if len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
@@ -181,9 +192,7 @@ class Residency(Generic[K]):
             gone = self._make_owner_room(holding.size_bytes, owner)
         finally:
             holding.pins -= 1
-        self._held_of[holding.owner] -= holding.size_bytes
-        self._held_of[owner.name] += holding.size_bytes
-        holding.owner = owner.name
+        self._assign(holding, owner.name)
         return gone
 
     def awaits(self, who: Hashable, keys: Sequence[K]) -> None:
@@ -243,7 +252,17 @@ class Residency(Generic[K]):
             idle = self._idle(name)
             while too_many > 0 and idle:
                 too_many -= self._take(heappop(idle)[-1], gone)
+        if too_many > 0:
+            for holding in self._holdings.values():
+                if holding.owner == name and not holding.own_pins and holding.size_bytes:
+                    self._assign(holding, NOBODY.name)
         return gone
+
+    def _assign(self, holding: _Known, owner: str) -> None:
+        """Have a holding that its owner has not pinned count for another, which has not either."""
+        self._held_of[holding.owner] -= holding.size_bytes
+        self._held_of[owner] += holding.size_bytes
+        holding.owner = owner
 
     def _take(self, key: K, gone: list[K]) -> int:
         """Remove a holding, and return its size."""
@@ -282,6 +301,12 @@ class Residency(Generic[K]):
         self.held_bytes += size_bytes
         self._held_of[holding.owner] += size_bytes
 
-    def _count_in_use(self, holding: _Known, size_bytes: int) -> None:
-        self.in_use_bytes += size_bytes
-        self._in_use_of[holding.owner] += size_bytes
+    def _pin_own(self, holding: _Known) -> None:
+        if holding.own_pins == 0:
+            self._in_use_of[holding.owner] += holding.size_bytes
+        holding.own_pins += 1
+
+    def _unpin_own(self, holding: _Known) -> None:
+        holding.own_pins -= 1
+        if holding.own_pins == 0:
+            self._in_use_of[holding.owner] -= holding.size_bytes

@@ -130,7 +130,7 @@ def test_kaasctl(address: str) -> None:
     assert run("group", "set", "new", "--share", "0.5", "--max-stored-bytes", "1MiB").returncode == 0
     assert run("group", "set", "new", "--max-running", "2").returncode == 0
     lines = [line.split() for line in run("group", "ls").stdout.splitlines()]
-    assert ["new", "0.5", "0", "2", "0", "1.0", "MiB", "0"] in lines
+    assert ["new", "0.5", "0", "2", "0", "0", "B", "1.0", "MiB", "0"] in lines
     done = run("group", "set", "new", "--share", "-1")
     assert (done.returncode, done.stderr.splitlines()[0]) == (1, "kaasctl: the request is not valid:")
     assert run("--group", "new", "kv", "ls").returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 
 import pytest
@@ -23,9 +24,9 @@ def test_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
             "ListGroups", admin_pb2.ListGroupsResponse(groups=[admin_pb2.Group(name="default", share=1), GROUP_MESSAGE])
         )
     assert succeed(kaasctl("group", "ls")).text.splitlines() == [
-        "NAME      SHARE  PRIORITY  MAX RUNNING  MAX QUEUED  MAX STORED  MAX KEYS",
-        "default   1.0    0         0            0           0 B         0",
-        "research  2.5    -1        2            3           6 B         9",
+        "NAME      SHARE  PRIORITY  MAX RUNNING  MAX QUEUED  MAX DEVICE MEMORY  MAX STORED  MAX KEYS",
+        "default   1.0    0         0            0           0 B                0 B         0",
+        "research  2.5    -1        2            3           5 B                6 B         9",
     ]
     printed = json.loads(succeed(kaasctl("-o", "json", "group", "ls")).text)
     assert printed[1] == {
@@ -41,6 +42,15 @@ def test_ls(kaasctl: Kaasctl, server: FakeServer) -> None:
         "max_region_bytes": 8,
         "max_keys": 9,
     }
+
+
+def test_stat_names_each_figure_once(kaasctl: Kaasctl, server: FakeServer) -> None:
+    server.expect("GetGroup", admin_pb2.GetGroupResponse(group=GROUP_MESSAGE, use=USE_MESSAGE))
+    lines = [re.split("  +", line) for line in succeed(kaasctl("group", "stat", "research")).text.splitlines()]
+    names = [name for name, _ in lines]
+    assert len(set(names)) == len(names)
+    assert ["group max queued", "3"] in lines
+    assert ["group max queued bytes", "4 B"] in lines
 
 
 def test_set_makes_a_group(kaasctl: Kaasctl, server: FakeServer) -> None:

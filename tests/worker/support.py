@@ -14,9 +14,10 @@ from kaas_core.errors import KaasError
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import WAITING_AT_WORKER
 from kaasd.worker.cancellation import Cancellation, listen
+from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor
-from kaasd.worker.loop import CommitSignal, Loop
+from kaasd.worker.loop import Loop
 from kaasd.worker.turns import Slots
 
 CONFIG = worker_pb2.WorkerConfig(device="deaf", concurrency=4)
@@ -32,6 +33,7 @@ class HeldJob:
     is_committing: bool = False
     is_compiling: bool = False
     awaits_slot: bool = False
+    awaits_memory: bool = False
     awaits_what_is_done: bool = True
     expected_end_ns: int = 0
     ended: threading.Event = field(default_factory=threading.Event)

@@ -15,9 +15,10 @@ from kaas_core.errors import CancelledError, DeadlineExceededError, InternalErro
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.worker import loop
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.execution import Result
 from kaasd.worker.executor import NOTHING, Executor, Steps
-from kaasd.worker.loop import EARLY_NS, MAX_CANCELLED_EARLY, NAP_S, ONLY_CALLS, CommitSignal, Loop
+from kaasd.worker.loop import EARLY_NS, MAX_CANCELLED_EARLY, NAP_S, ONLY_CALLS, Loop
 from kaasd.worker.programs import UnknownRequest
 from tests.worker.support import (
     MOST_UNDER_WAY,

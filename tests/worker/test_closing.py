@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kaas_core.errors import DeadlineExceededError
-from kaasd.devices.base import Stopped
+from kaas_core.errors import DeadlineExceededError, StoreFullError
+from kaasd.devices.base import Device, Stopped
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.devices.emulator.runtime.run import EmulatedRun
 from kaasd.libraries.registry import Libraries, describe_library
@@ -24,6 +24,7 @@ from kaasd.worker.execution import Invocation, execute
 from kaasd.worker.executor import Executor
 from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, Bench, finish, numbers
+from tests.worker.test_slots import HeldStore
 
 COMMIT_S = 0.1
 """How long a held commit takes: far longer than closing takes that does not wait for it."""
@@ -154,3 +155,31 @@ def test_a_run_that_is_under_way_is_stopped(bench: Bench, monkeypatch: pytest.Mo
             job.poll()
         assert events == ["stopped"]
     assert bench.executor.memory.in_use_bytes == 0
+
+
+@pytest.mark.parametrize("ends", ["fails", "is closed", "succeeds"])
+def test_what_was_to_stay_on_the_device_goes_where_it_was_not_stored(tmp_path: Path, device: Device, ends: str) -> None:
+    """Nobody could find it there, and it would count for its group."""
+    with closing(HeldStore(tmp_path / "store", limit_bytes=256 << 20)) as store:
+        libraries = Libraries(store)
+        libraries.put(describe_library(library("dot")), library("dot"))
+        with closing(Executor(device, store, libraries, keep_stored=True)) as executor:
+            bench = Bench(executor, store)
+            invocation = Invocation(bench.multiply(LARGE), {}, dict.fromkeys("ab", bytes(4 * LARGE)), [], Cancellation())
+            if ends != "succeeds":
+                store.held = held = Future()
+            job = execute(executor, invocation)
+            while ends != "succeeds" and not job.is_committing:
+                assert job.poll() is None
+            if ends == "fails":
+                held.set_exception(StoreFullError("full"))
+                with pytest.raises(StoreFullError):
+                    finish([job])
+            elif ends == "is closed":
+                held.set_result({})
+                job.close()
+            else:
+                finish([job])
+            kinds = [key[0] for key in executor.memory.keys() if isinstance(key, tuple)]  # noqa: SIM118  (no mapping)
+            assert kinds == (["instance", "value"] if ends == "succeeds" else ["instance"])
+            assert executor.memory.in_use_bytes == 0

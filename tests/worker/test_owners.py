@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def residency(*held: tuple[str, Owner], limit: int = 1000) -> Residency[str]:
     for key, owner in held:
         assert made.make_room(100, owner) == []
         made.add(key, 100, 1.0, owner.name)
-        made.release(key)
+        made.release(key, owner.name)
     return made
 
 
@@ -44,13 +45,13 @@ def test_over_its_limit_an_owner_loses_its_own_and_no_other() -> None:
 
 def test_what_an_owner_uses_leaves_too_little_of_its_limit() -> None:
     held = residency(("a1", A), ("b1", B), ("a2", A))
-    held.use("a1")
+    held.use("a1", A.name)
     with pytest.raises(OwnerLimitError) as error:
         held.make_room(201, A)
     assert (error.value.asked_bytes, error.value.in_use_bytes, error.value.limit_bytes) == (201, 100, 300)
     assert held.make_room(201, B) == []
     assert held.held_bytes == 300
-    held.release("a1")
+    held.release("a1", A.name)
     assert held.in_use_of("a") == 0
     assert held.make_room(201, A) == ["a2", "a1"]
 
@@ -66,15 +67,34 @@ def test_what_another_takes_over_counts_for_it() -> None:
     assert held.give("a1", A) == []
     assert held.give("b1", A) == ["a3"]
     assert (held.held_of("a"), held.held_of("b")) == (300, 0)
-    held.use("a1")
-    held.use("a2")
-    held.use("b1")
+    for key in ("a1", "a2", "b1"):
+        held.use(key, A.name)
     held.add("b2", 100, 1.0, B.name)
-    held.release("b2")
+    held.release("b2", B.name)
     with pytest.raises(OwnerLimitError):
         held.give("b2", A)
     assert held.make_room(1, B) == []
     assert held.evict(1000) == ["b2"]
+
+
+def test_what_only_others_use_counts_for_nobody_once_its_owner_needs_the_room() -> None:
+    held = residency(("a1", A), ("a2", A), ("a3", A))
+    held.use("a1", B.name)
+    held.use("a2", B.name)
+    held.use("a2", A.name)
+    assert held.make_room(100, A) == ["a3"]
+    assert (held.held_of("a"), held.in_use_of("a")) == (200, 100)
+    with pytest.raises(OwnerLimitError) as error:
+        held.make_room(201, A)
+    assert error.value.in_use_bytes == 100
+    assert held.make_room(200, A) == []
+    assert (held.held_of("a"), held.in_use_of("a"), held.held_bytes, held.in_use_bytes) == (100, 100, 200, 200)
+    held.release("a1", B.name)
+    held.release("a2", A.name)
+    assert (held.held_of("a"), held.in_use_of("a"), held.in_use_bytes) == (100, 0, 100)
+    held.remove("a2")
+    assert held.evict(1) == ["a1"]
+    assert (held.held_of("a"), held.held_of(""), held.held_bytes, held.in_use_bytes) == (0, 0, 0, 0)
 
 
 class TestTurns:
@@ -121,10 +141,14 @@ class TestRequests:
                 yield made
 
     @staticmethod
-    def begin(bench: Bench, seed: int, group: str = "a", limit: int = 0) -> Job[Result]:
+    def begin(
+        bench: Bench, seed: int, group: str = "a", limit: int = 0, on_waiting: Callable[[bool], object] = lambda begins: None
+    ) -> Job[Result]:
         keys = {"a": f"v{seed}", "b": f"v{5 - seed}", "p": f"p{seed}"}
         request = bench.multiply(LARGE)
-        invocation = Invocation(request, keys, {}, [], Cancellation(), group=group, max_device_memory_bytes=limit)
+        invocation = Invocation(
+            request, keys, {}, [], Cancellation(), on_waiting=on_waiting, group=group, max_device_memory_bytes=limit
+        )
         return execute(bench.executor, invocation)
 
     def test_a_group_keeps_to_its_limit_and_others_keep_theirs(self, bench: Bench) -> None:
@@ -164,3 +188,60 @@ class TestRequests:
         finish([waiting])
         assert len(executor.memory_turns) == 0
         assert np.array_equal(bench.get("p1"), numbers(1, LARGE) * numbers(4, LARGE))
+
+    def test_what_only_others_use_keeps_no_room_from_its_owner(self, bench: Bench) -> None:
+        """Else the requests of a group would wait for as long as others use what it has brought."""
+        executor, limit = bench.executor, 4 * VALUE
+        finish([self.begin(bench, 0, "a", limit)])
+        program = executor.programs.get(bench.multiply(LARGE))
+        plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
+        uploads = executor.uploads
+        with closing(BoundRequest(executor, program, plan, {}, owner=B)):
+            assert executor.uploads == uploads
+            job = self.begin(bench, 1, "a", limit)
+            job.poll()
+            assert len(executor.memory_turns) == 0
+            finish([job])
+            finish([self.begin(bench, 0, "b")])
+            assert executor.uploads == uploads + 2
+        assert executor.memory.in_use_bytes == executor.memory.in_use_of("a") == executor.memory.in_use_of("b") == 0
+        assert np.array_equal(bench.get("p1"), numbers(1, LARGE) * numbers(4, LARGE))
+
+    def test_what_its_owner_and_others_use_counts_until_the_owner_is_done(self, bench: Bench) -> None:
+        executor, limit = bench.executor, 4 * VALUE
+        program = executor.programs.get(bench.multiply(LARGE))
+        plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
+        of_a = BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))
+        with closing(of_a), closing(BoundRequest(executor, program, plan, {}, owner=B)):
+            waiting = self.begin(bench, 1, "a", limit)
+            assert waiting.poll() is None
+            assert len(executor.memory_turns) == 1
+            of_a.close()
+            assert executor.memory.in_use_of("a") == 0
+            finish([waiting])
+        assert executor.memory.in_use_bytes == 0
+
+    def test_who_waits_for_memory_has_nothing_on_the_device(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So its cancellation stops no kernel, which would be another's, and it is no suspect where the worker dies."""
+        executor, limit, waits, seen = bench.executor, 4 * VALUE, list[bool](), list[tuple[bool, bool]]()
+        program = executor.programs.get(bench.multiply(LARGE))
+        plan = program.with_keys({"a": "v0", "b": "v5", "p": "p0"})
+        with closing(BoundRequest(executor, program, plan, {}, owner=Owner("a", limit))):
+            first, second = (self.begin(bench, seed, "a", limit, waits.append) for seed in (1, 2))
+            for job in (first, second):
+                assert not job.awaits_memory
+                for _ in range(3):
+                    assert job.poll() is None
+                    assert job.awaits_memory
+                    assert waits[-1]
+        take = executor.slots.take
+
+        def look_and_take(who: Any, priority: int) -> bool:
+            seen.append((first.awaits_memory, waits[-1]))
+            return take(who, priority)
+
+        monkeypatch.setattr(executor.slots, "take", look_and_take)
+        finish([first])
+        assert seen == [(False, False)]
+        finish([second])
+        assert waits.count(True) == waits.count(False)

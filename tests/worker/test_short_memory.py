@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaas_core.errors import CancelledError, OutOfDeviceMemoryError
+from kaas_core.errors import CancelledError, GroupLimitError, OutOfDeviceMemoryError
 from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Request
 from kaasd.devices.base import Device, OutOfMemory
 from kaasd.devices.emulator.options import EmulatorOptions
@@ -19,6 +19,7 @@ from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.execution import Invocation, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.inputs import BoundRequest
+from kaasd.worker.residency import Owner
 from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, Bench, finish, numbers, serialize
 
@@ -71,6 +72,44 @@ def test_requests_that_wait_for_memory_get_it_in_turn(tmp_path: Path, device: De
                 finish([job])
             for seed in (0, 2, 3):
                 assert np.array_equal(bench.get(f"p{seed}"), numbers(seed, LARGE) * numbers(5 - seed, LARGE))
+
+
+@pytest.mark.parametrize(("group_limit", "error"), [(0, OutOfDeviceMemoryError), (11 * LARGE, GroupLimitError)])
+def test_what_can_never_fit_waits_for_nobody_and_evicts_nothing(
+    tmp_path: Path, device: Device, group_limit: int, error: type[Exception]
+) -> None:
+    with LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store:
+        libraries = Libraries(store)
+        libraries.put(describe_library(library("dot")), library("dot"))
+        limit = 23 * LARGE
+        with closing(Executor(device, store, libraries, memory_limit_bytes=limit)) as executor:
+            bench = Bench(executor, store)
+            for seed in range(4):
+                bench.put(f"v{seed}", numbers(seed, LARGE))
+            small, large = bench.multiply(LARGE), bench.multiply(2 * LARGE if not group_limit else LARGE)
+            program = executor.programs.get(small)
+            bench.run(small, {"a": "v2", "b": "v3", "p": "p0"})
+            held = executor.memory.held_bytes
+            with closing(BoundRequest(executor, program, program.with_keys({"a": "v2", "b": "v3"}), {}, owner=Owner("a"))):
+                inputs = {"a": bytes(8 * LARGE), "b": bytes(8 * LARGE)} if not group_limit else {}
+                keys = {"a": "v0", "b": "v1", "p": "p1"} if group_limit else {}
+                never = Invocation(large, keys, inputs, [], Cancellation(), group="a", max_device_memory_bytes=group_limit)
+                job = execute(executor, never)
+                with pytest.raises(error):
+                    job.poll()
+                assert len(executor.memory_turns) == 0
+            assert executor.memory.held_bytes == held
+
+
+def test_one_value_for_two_buffers_takes_the_room_of_one(tmp_path: Path, device: Device) -> None:
+    with LmdbStore(tmp_path / "store", limit_bytes=256 << 20) as store:
+        libraries = Libraries(store)
+        libraries.put(describe_library(library("dot")), library("dot"))
+        with closing(Executor(device, store, libraries, memory_limit_bytes=9 * LARGE)) as executor:
+            bench = Bench(executor, store)
+            bench.put("v", numbers(1, LARGE))
+            bench.run(bench.multiply(LARGE), {"a": "v", "b": "v", "p": "p"})
+            assert np.array_equal(bench.get("p"), numbers(1, LARGE) ** 2)
 
 
 BIG = b"""//

@@ -164,16 +164,17 @@ class TestExecution:
         assert bench.executor.slots.has_free()
 
 
+@pytest.mark.parametrize("awaits", ["awaits_slot", "awaits_memory"])
 @pytest.mark.parametrize("overdue", [False, True])
-def test_a_call_that_waits_for_a_slot_ends_at_once_and_costs_no_device(
-    serve: Callable[[HeldExecutor], Worker], overdue: bool
+def test_a_call_that_waits_for_others_ends_at_once_and_costs_no_device(
+    serve: Callable[[HeldExecutor], Worker], overdue: bool, awaits: str
 ) -> None:
     executor = HeldExecutor(HeldJob, HeldJob)
     worker = serve(executor)
     for call_id in (1, 2):
         worker.send(message(call_id))
     wait_for_jobs(executor, 2)
-    executor.jobs[1].awaits_slot = True
+    setattr(executor.jobs[1], awaits, True)
     if overdue:
         error = DeadlineExceededError("late")
         wait_until(lambda: 2 in worker.serving.calls._under_way)
