@@ -116,7 +116,7 @@ class Dispatcher:
             if granted.priority:
                 message.execute.priority = granted.priority
             if granted.max_device_memory_bytes:
-                _check_device_memory(granted, device_bytes)
+                _check_device_memory(granted, device_bytes, message.execute, stays)
                 message.execute.max_device_memory_bytes = granted.max_device_memory_bytes
         if trace:
             message.execute.trace_from_ns = arrived_ns
@@ -424,9 +424,19 @@ def _fill(
     return input_bytes
 
 
-def _check_device_memory(granted: Group, device_bytes: int) -> None:
-    """Raise ``GroupLimitError`` where a request needs more of a device than its group may take of it."""
+def _check_device_memory(
+    granted: Group, device_bytes: int, execute: worker_pb2.Execute, stays: Mapping[str, StoredInput]
+) -> None:
+    """Raise ``GroupLimitError`` where a request needs more of a device than its group may take of it.
+
+    ``device_bytes`` is what all of its buffers take; those of ``stays`` that are read from one value take its room once.
+    """
     limit = granted.max_device_memory_bytes
+    if device_bytes > limit:
+        stored = [
+            read._replace(key=execute.keys.get(name, read.key)) for name, read in stays.items() if name not in execute.inputs
+        ]
+        device_bytes -= sum(read.size_bytes for read in stored) - sum(read.size_bytes for read in set(stored))
     if device_bytes > limit:
         raise GroupLimitError(
             f"group {granted.name}: the request's buffers take {device_bytes} bytes of a device, where all that its requests use"

@@ -39,3 +39,19 @@ def test_a_group_takes_no_more_of_a_device_than_it_may(kaas: Client, product: Re
         kaas.submit(product, inputs={"a": values[0], "b": values[1]})
     finally:
         kaas.delete_group("small")
+
+
+def test_a_value_for_two_buffers_counts_once(kaas: Client, product: Request) -> None:
+    value = np.full(N, 3, np.uint32)
+    kaas.put("twice", value)
+    kaas.put("other", value)
+    kaas.register("square", product)
+    kaas.set_group("small", max_device_memory_bytes=2 * SIZE)
+    try:
+        square = kaas.function("square").options(group="small", returns=["p"])
+        assert (square(a=Key("twice"), b=Key("twice")).array("p", "u4") == 9).all()
+        for bindings in ({"a": Key("twice"), "b": Key("other")}, {"a": Key("twice"), "b": value}):
+            with pytest.raises(GroupLimitError):
+                square(**bindings)
+    finally:
+        kaas.delete_group("small")
