@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 import signal
 
@@ -26,9 +27,11 @@ def keep_freed_memory() -> None:
         libc.mallopt(parameter, value)
 
 
-def end_with_parent() -> None:
-    """Have this process killed when the thread that started it ends, however that does; not where it has ended already."""
+def end_with_parent(parent: int) -> None:
+    """Have this process killed when the thread that started it ends, however that does, or end it where ``parent`` has ended."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 class LogFormatter(logging.Formatter):

@@ -7,11 +7,12 @@ It has no device and no store, so that it can be killed at any time. Started as
 from __future__ import annotations
 
 import logging
-import os
+import re
 import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 
 from kaas.worker.v1 import compiler_pb2
 from kaasd.devices.base import LibraryCompiler
@@ -21,6 +22,9 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
 from kaasd.libraries.image import read_image
 from kaasd.process import end_with_parent, start_log
+
+FULL = 0.9
+"""Of the memory that it may have."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +39,13 @@ def serve(channel: BlockingChannel[compiler_pb2.Compile]) -> None:
             answer.content = _compile(compilers, wanted)
         except UnsupportedLibrary as error:
             answer.unsupported = str(error)
-        except MemoryError:
-            compilers.clear()
-            answer.out_of_memory = True
-        except Exception:
-            _log.exception("cannot compile %s", wanted.kernel or "a library")
-            answer.failed = True
+        except Exception as error:
+            if isinstance(error, MemoryError) or (isinstance(error, SystemError) and _has_filled_memory()):
+                compilers.clear()
+                answer.out_of_memory = True
+            else:
+                _log.exception("cannot compile %s", wanted.kernel or "a library")
+                answer.failed = True
         channel.send(answer)
 
 
@@ -58,13 +63,18 @@ def _compile(compilers: dict[tuple[str, str], LibraryCompiler], wanted: compiler
     ).SerializeToString()
 
 
+def _has_filled_memory() -> bool:
+    """Whether this process has had nearly all memory that it may have: then code in C may have failed without saying why."""
+    peak = re.search(r"^VmPeak:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return peak is not None and limit != resource.RLIM_INFINITY and int(peak[1]) << 10 > limit * FULL
+
+
 def main(arguments: list[str]) -> None:
     """Serve the worker at the other end of an inherited socket."""
     descriptor, worker, memory_bytes = map(int, arguments[:3])
     # However the worker ends, and even where this process is stopped or deep in LLVM then.
-    end_with_parent()
-    if os.getppid() != worker:
-        return
+    end_with_parent(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the worker decides when this ends
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

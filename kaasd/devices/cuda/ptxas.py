@@ -6,13 +6,14 @@ What ptxas refuses is left to the driver, which says why, or takes it: it may kn
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +114,12 @@ class PtxasCompiler:
             source.write_bytes(text)
             command = [self._path, f"--gpu-name=sm_{self._sm}{declared[2]}", "--output-file", str(output), str(source)]
             ended = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                stdin=subprocess.DEVNULL,
+                preexec_fn=partial(end_with_parent, os.getpid()),
             )
             if ended.returncode == 0:
                 return output.read_bytes()
