@@ -119,6 +119,7 @@ def device(message: admin_pb2.Device) -> types.DeviceInfo:
         max_shared_memory_bytes=message.max_shared_memory_bytes,
         max_block=_dim3(message.max_block),
         max_grid=_dim3(message.max_grid),
+        multiprocessors=message.multiprocessors,
     )
 
 

@@ -209,6 +209,7 @@ class DeviceInfo:
     max_shared_memory_bytes: int
     max_block: tuple[int, int, int]
     max_grid: tuple[int, int, int]
+    multiprocessors: int
 
 
 @dataclass(frozen=True, slots=True)

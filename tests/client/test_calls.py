@@ -351,13 +351,14 @@ def test_devices(client: Any, server: FakeServer) -> None:
         max_shared_memory_bytes=5,
         max_block=types_pb2.Dim3(x=1, y=2, z=3),
         max_grid=types_pb2.Dim3(x=4, y=5, z=6),
+        multiprocessors=132,
     )
     server.expect("ListDevices", admin_pb2.ListDevicesResponse(devices=[device]))
     (found,) = client.devices()
     assert (found.name, found.model, found.compute_capability, found.state) == ("cuda:0", "H100", "9.0", "ready")
     assert (found.memory_bytes, found.memory_used_bytes, found.worker_pid, found.restarts) == (100, 10, 77, 2)
     assert (found.warp_size, found.max_threads_per_block, found.max_shared_memory_bytes) == (32, 1024, 5)
-    assert (found.max_block, found.max_grid) == ((1, 2, 3), (4, 5, 6))
+    assert (found.max_block, found.max_grid, found.multiprocessors) == ((1, 2, 3), (4, 5, 6), 132)
 
 
 def test_stats(client: Any, server: FakeServer) -> None:
