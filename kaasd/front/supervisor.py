@@ -189,7 +189,9 @@ class Supervisor(WorkerCalls):
             self._send_reserved()
 
     def _send_reserved(self) -> None:
-        if self._process.calls is not None:
+        if not self.multiprocessor_unit:
+            _log.warning("%s cannot reserve multiprocessors, and all groups share them: %s", self.info.name, dict(self._reserved))
+        elif self._process.calls is not None:
             self._process.calls.send(worker_pb2.ToWorker(reserve=worker_pb2.Reserve(multiprocessors=self._reserved)))
 
     def replace(self) -> None:

@@ -37,7 +37,7 @@ def request(group: str = "default", **options: Any) -> PendingCall:
 def with_queue(body: Callable[[RequestQueue], Awaitable[None]], *devices: str, slots: int = 1, **options: Any) -> None:
     """Run a test with a queue whose devices are ready, and answer a request when one begins it."""
 
-    async def test() -> None:
+    async def ready() -> None:
         queue = RequestQueue(Scheduler(policy=Policy.AFFINITY), devices or ("d0",), **options)
         queue.begin = lambda call: call.answer.done() or call.answer.set_result(worker_pb2.FromWorker())  # type: ignore[func-returns-value]
         for device in devices or ("d0",):
@@ -47,7 +47,7 @@ def with_queue(body: Callable[[RequestQueue], Awaitable[None]], *devices: str, s
         finally:
             queue.close()
 
-    run(test())
+    run(ready())
 
 
 def waiting(queue: RequestQueue, *calls: PendingCall) -> list[asyncio.Task[worker_pb2.FromWorker]]:

@@ -145,8 +145,10 @@ class TestInAProcessOfItsOwn:
 
     def test_ptxas_ends_with_a_compiler_that_is_killed(self, compiler: Compiler) -> None:
         _, processes = self.begun(compiler)
+        compiling = Path(f"/proc/{processes[1]}")
         os.kill(processes[0], signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{processes[1]}").exists())
+        wait_until(lambda: not compiling.exists())
+        assert not compiling.exists()
 
     def begun(self, compiler: Compiler) -> tuple[Compilation, list[int]]:
         """Have something compiled that takes long; return it, and the compiler's process with that of ptxas."""

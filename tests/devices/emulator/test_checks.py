@@ -168,7 +168,8 @@ def test_a_warp_at_one_place(device: EmulatedDevice, body: str, kind: str, lane:
     ],
 )
 def test_a_warp_that_is_right(device: EmulatedDevice, body: str) -> None:
-    run(device, body, block=32)
+    with closing(EmulatedDevice()) as unchecked:
+        np.testing.assert_array_equal(run(device, body, block=32), run(unchecked, body, block=32))
 
 
 def test_atomic_beside_plain(device: EmulatedDevice) -> None:
