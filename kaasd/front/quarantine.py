@@ -15,6 +15,8 @@ MOST_WORKERS = 3
 """That a request may cost: one call of it, and all its calls together."""
 MOST_KNOWN = 1024
 """Requests whose costs are known, the last ones."""
+MOST_PROVEN = 16384
+"""Requests known to have run well; past that, all are forgotten."""
 
 
 @dataclass(slots=True)
@@ -34,21 +36,33 @@ class Quarantine:
         """What requests have cost, by digest."""
         self.refused: set[bytes] = set()
         """Requests that are not run any more."""
+        self._proven: set[bytes] = set()
+        """Requests that have run well, and have not cost two workers since."""
 
     def cost(self, digest: bytes, fault: str) -> None:
         """A request has cost a worker, by a fault or by the end of the process."""
         losses = self.suspected.pop(digest, None) or Losses()
         losses.workers += 1
+        if losses.workers > 1:
+            self._proven.discard(digest)
         losses.last_fault, losses.last_time = fault, datetime.now(UTC)
         self.suspected[digest] = losses
         if losses.workers >= MOST_WORKERS:
             self.refused.add(digest)
         self.refused.intersection_update(self.suspected)  # what is forgotten is refused no more
 
-    def acquit(self, digest: bytes) -> None:
-        """A request has run well: what it had cost was by chance."""
-        if digest not in self.refused:
+    def ran_well(self, digest: bytes) -> None:
+        """A request has run to its end: what it had cost was by chance."""
+        if digest not in self._proven:
+            if len(self._proven) >= MOST_PROVEN:
+                self._proven.clear()
+            self._proven.add(digest)
+        if self.suspected and digest not in self.refused:
             self.suspected.pop(digest, None)
+
+    def is_proven(self, digest: bytes) -> bool:
+        """Return whether a request has run well, as far as is known, and has not cost two workers since."""
+        return digest in self._proven
 
     def refusal(self, digest: bytes) -> QuarantinedError:
         """Return the error for one that is refused."""

@@ -92,7 +92,7 @@ class Spare:
     def _received(self, message: worker_pb2.FromWorker) -> None:
         if message.HasField("ready"):
             assert self._process is not None
-            self._process.policy.ready()
+            self._process.ready()
             self._ready = Ready(self._process, message.ready)
             for request in list(self._recent.values()):
                 self._prepare(request)

@@ -267,7 +267,7 @@ class Supervisor(WorkerCalls):
         self.multiprocessor_unit = ready.multiprocessor_unit
         self.memory_limit_bytes = ready.memory_limit_bytes or math.inf
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
-        self._process.policy.ready()
+        self._process.ready()
         self._start_error = self._not_starting = None
         self._is_open = True
         if not self._ready.done():
@@ -304,6 +304,9 @@ class Supervisor(WorkerCalls):
         super()._failed(message)
 
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
+        if losses == 1 and call.request is not None and self._quarantine.is_proven(call.request.digest):
+            self.admit(call_id, call, losses)  # Another is to blame, most likely; a process for suspects takes seconds to start.
+            return
         if self._ward is None or self._ward.is_over:
             self._ward = Ward(self._config, self._quarantine, self._check_store, self._take_back)
             self._ward.hold_pages(allowed=self._may_hold_pages)
@@ -361,9 +364,10 @@ class Supervisor(WorkerCalls):
             self.requests_wait.device_lost(self.info.name, displaced)
 
     def _displaced(self, call_id: int) -> PendingCall | None:
-        """Return a call that waits here, if it is a request whose caller waits and that may run beside others."""
+        """Return a call that waits here, if it is a request whose caller waits, and that is no suspect."""
         call = self._calls.get(call_id)
-        return None if call is None or call.queued is None or self._queue.is_alone(call_id) else call
+        is_suspect = self._queue.is_alone(call_id) or self._queue.losses(call_id) > 0
+        return None if call is None or call.queued is None or is_suspect else call
 
     def _leaves_slot(self, call: PendingCall) -> None:
         if self.requests_wait is not None:

@@ -84,7 +84,7 @@ class Ward(WorkerCalls):
 
     def _worker_ready(self, ready: worker_pb2.Ready) -> None:
         self._serves = True
-        self._process.policy.ready()
+        self._process.ready()
         if not self._may_hold_pages:
             self._send_hold_pages()
         self._act(self._queue.worker_ready())

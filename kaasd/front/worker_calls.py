@@ -252,8 +252,8 @@ class WorkerCalls(ABC):
         call = self._calls.get(message.id)
         if call is not None and not call.answer.done():
             call.answer.set_result(message)
-            if self._quarantine.suspected and call.request is not None and message.HasField("executed"):
-                self._quarantine.acquit(call.request.digest)
+            if call.request is not None and message.HasField("executed"):
+                self._quarantine.ran_well(call.request.digest)
         self._deadlines.discard(message.id)
         self._act(self._queue.answered(message.id, device_lost=device_lost))
         if call is not None and call.queued is not None:

@@ -25,8 +25,10 @@ HEARTBEAT_S = 1.0
 """Between two questions to a worker whether it still runs. A thread of its own answers, whatever the device does."""
 MOST_UNANSWERED = 10
 """In a row: a worker that answers no more is replaced. On a busy machine one may be late by a second or two."""
-MOST_UNANSWERED_AT_START = 120
-"""Until it has answered first, when its device is open."""
+MOST_UNANSWERED_AT_START = 60
+"""Until it has answered first, when it has loaded its code."""
+MOST_TO_START = 120
+"""Answered or not, until its device is open."""
 SPARE_PLACES = 64
 """For calls that a worker has begun beside its requests."""
 EXIT_GRACE_S = 5.0
@@ -63,12 +65,21 @@ class Heartbeat:
 
     unanswered: int = 0
     """Questions in a row."""
+    to_start: int = 0
+    """Questions until it was ready."""
     has_answered: bool = False
+    is_ready: bool = False
+    """Its device is open."""
 
     def ask(self) -> bool:
-        """Return whether to ask on, which counts as one more question; not where too many have gone unanswered."""
+        """Return whether to ask on, which counts as one more question; not where too many have gone unanswered.
+
+        Nor where it has answered as often as a start may take, and is not ready.
+        """
         self.unanswered += 1
-        return self.unanswered <= (MOST_UNANSWERED if self.has_answered else MOST_UNANSWERED_AT_START)
+        self.to_start += not self.is_ready
+        most = MOST_UNANSWERED if self.has_answered else MOST_UNANSWERED_AT_START
+        return self.unanswered <= most and (self.is_ready or self.to_start <= MOST_TO_START)
 
     def answered(self) -> None:
         """It runs."""
@@ -142,6 +153,11 @@ class WorkerProcess:
     def is_silent(self) -> bool:
         """Whether the latest process has let a question pass without an answer, and so may stand still."""
         return self._heartbeat.unanswered > 1
+
+    def ready(self) -> None:
+        """The latest process has opened its device."""
+        self.policy.ready()
+        self._heartbeat.is_ready = True
 
     async def start(self) -> None:
         """Start a process and send it its settings. Raises ``OSError`` where the machine has no room for one."""
@@ -250,7 +266,8 @@ class WorkerProcess:
             assert self.cancellations is not None
             self.cancellations.send(worker_pb2.ToWorker(ping=worker_pb2.Ping()))
             await asyncio.sleep(HEARTBEAT_S)
-        _log.error("worker of %s (pid %d) does not answer any more, and is killed", self._config.device, process.pid)
+        what = "does not answer any more" if heartbeat.is_ready or heartbeat.unanswered > 1 else "does not open its device"
+        _log.error("worker of %s (pid %d) %s, and is killed", self._config.device, process.pid, what)
         process.kill()
 
     def _end_watch(self) -> None:

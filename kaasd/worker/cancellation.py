@@ -50,42 +50,46 @@ class CancellableCalls(Protocol):
         """Have all calls end that are under way."""
 
 
-def listen(channel: WorkerChannel, calls: CancellableCalls, on_failure: Callable[[], object]) -> None:
-    """Start the thread that cancels calls as the front says; once the front has gone, all of them.
+class Listener:
+    """The thread that cancels calls as the front says, and all of them once the front has gone. It also answers the front."""
 
-    ``on_failure`` is called by that thread where a defect ends it: a worker without it must not go on.
-    """
+    calls: CancellableCalls | None = None
+    """None while the device is opened, which may take its time: then there are none, and the front is answered all the same."""
 
-    def run() -> None:
+    def __init__(self, channel: WorkerChannel, on_failure: Callable[[], object]) -> None:
+        """Start it. ``on_failure`` is called by it where a defect ends it: a worker without it must not go on."""
+        self._channel = channel
+        self._on_failure = on_failure
+        threading.Thread(target=self._run, name="cancellations", daemon=True).start()
+
+    def _run(self) -> None:
         try:
-            _listen(channel, calls)
+            self._listen(self._channel)
         except BaseException:
             _log.critical("cancellations are not heard any more", exc_info=True)
-            on_failure()
+            self._on_failure()
 
-    threading.Thread(target=run, name="cancellations", daemon=True).start()
-
-
-def _listen(channel: WorkerChannel, calls: CancellableCalls) -> None:
-    cancelled: dict[int, tuple[KaasError, float]] = {}
-    """Calls that have not ended yet, each with its error and the time from which it is overdue."""
-    while True:
-        if channel.has_begun or select.select([channel], (), (), REPEAT_S if cancelled else None)[0]:
-            message = channel.receive()
-            if message is None:
-                break
-            if message.HasField("ping"):
-                channel.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
-            elif message.cancel.deadline_exceeded:
-                cancelled[message.id] = DeadlineExceededError("the deadline passed"), monotonic() + GRACE_S
-            elif message.cancel.by_operator:
-                cancelled[message.id] = CancelledError("an operator cancelled it"), monotonic() + GRACE_S
-            else:
-                cancelled[message.id] = CancelledError("the caller went away"), float("inf")
-        now = monotonic()
-        for call_id, (error, overdue_from) in list(cancelled.items()):
-            if not calls.cancel(call_id, error, overdue=now > overdue_from):
-                del cancelled[call_id]
-    while True:  # Calls that were on their way may still be taken up, until the main thread sees the end of its channel.
-        calls.cancel_all(CancelledError("the front went away"))
-        sleep(REPEAT_S)
+    def _listen(self, channel: WorkerChannel) -> None:
+        cancelled: dict[int, tuple[KaasError, float]] = {}
+        """Calls that have not ended yet, each with its error and the time from which it is overdue."""
+        while True:
+            if channel.has_begun or select.select([channel], (), (), REPEAT_S if cancelled else None)[0]:
+                message = channel.receive()
+                if message is None:
+                    break
+                if message.HasField("ping"):
+                    channel.send(worker_pb2.FromWorker(pong=worker_pb2.Pong()))
+                elif message.cancel.deadline_exceeded:
+                    cancelled[message.id] = DeadlineExceededError("the deadline passed"), monotonic() + GRACE_S
+                elif message.cancel.by_operator:
+                    cancelled[message.id] = CancelledError("an operator cancelled it"), monotonic() + GRACE_S
+                else:
+                    cancelled[message.id] = CancelledError("the caller went away"), float("inf")
+            now = monotonic()
+            for call_id, (error, overdue_from) in list(cancelled.items()):
+                if self.calls is None or not self.calls.cancel(call_id, error, overdue=now > overdue_from):
+                    del cancelled[call_id]
+        while True:  # Calls that were on their way may still be taken up, until the main thread sees the end of its channel.
+            if self.calls is not None:
+                self.calls.cancel_all(CancelledError("the front went away"))
+            sleep(REPEAT_S)

@@ -31,7 +31,7 @@ from kaasd.request.device_checks import DeviceProperties
 from kaasd.store.base import Durability
 from kaasd.store.directory import StoreIdentity
 from kaasd.store.lmdb_store import LmdbStore
-from kaasd.worker.cancellation import listen
+from kaasd.worker.cancellation import Listener
 from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.executor import EXIT_DEVICE_LOST, Executor
 from kaasd.worker.loop import Loop
@@ -47,6 +47,7 @@ _log = logging.getLogger(__name__)
 def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: WorkerChannel, progress: Progress) -> int:
     """Serve the front until it closes its end; return the exit status."""
     with ExitStack() as stack:
+        listener = Listener(cancellations, on_failure=lambda: os._exit(EXIT_DEAF))
         commits = CommitSignal()
         stack.callback(commits.close)
         try:
@@ -57,7 +58,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
         serving = Loop(calls, executor, commits, config, progress)
-        listen(cancellations, serving.calls, on_failure=lambda: os._exit(EXIT_DEAF))
+        listener.calls = serving.calls
         calls.send(worker_pb2.FromWorker(ready=_ready(device.properties, executor.memory.limit_bytes)))
         serving.run()
         if executor.device_lost:

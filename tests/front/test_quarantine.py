@@ -75,13 +75,13 @@ def test_what_has_run_well_is_no_suspect_any_more() -> None:
     quarantine = Quarantine()
     for _ in range(3 * MOST_WORKERS):
         quarantine.cost(POISON, "killed by somebody")
-        quarantine.acquit(POISON)
+        quarantine.ran_well(POISON)
     assert not quarantine.refused and not quarantine.suspected
 
 
 def test_what_is_refused_stays_refused_whatever_ends_later() -> None:
     quarantine = quarantined()
-    quarantine.acquit(POISON)
+    quarantine.ran_well(POISON)
     assert quarantine.refused == {POISON}
 
 
@@ -106,3 +106,15 @@ def test_what_costs_workers_as_it_is_prepared_is_refused_however_it_comes(tmp_pa
             assert worker.info.restarts == 1  # the others were no neighbour's
 
     run(body())
+
+
+def test_what_ran_well_is_proven_until_it_has_cost_two_workers() -> None:
+    quarantine = Quarantine()
+    assert not quarantine.is_proven(POISON)
+    quarantine.ran_well(POISON)
+    quarantine.cost(POISON, "killed by somebody")
+    assert quarantine.is_proven(POISON) and not quarantine.is_proven(OTHER)
+    quarantine.cost(POISON, "killed by somebody")
+    assert not quarantine.is_proven(POISON)
+    quarantine.ran_well(POISON)
+    assert quarantine.is_proven(POISON) and not quarantine.suspected

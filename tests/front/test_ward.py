@@ -102,6 +102,31 @@ def test_the_guilty_one_costs_its_neighbours_one_worker(tmp_path: Path) -> None:
     with_worker(body, tmp_path)
 
 
+def test_what_has_run_well_before_runs_at_the_next_worker_and_waits_for_no_process(tmp_path: Path) -> None:
+    async def body(worker: Supervisor) -> None:
+        known = SerializedRequest.of(b"known")
+        await call(worker, "look", request=known)
+        suspect = later(worker, "die once, then hold", request=known)
+        await until(lambda: worker.info.restarts == 1 and worker.queue.running == 1)
+        assert worker._ward is None and not suspect.done()
+        await call(worker, "release", request=known)
+        await suspect
+
+    with_worker(body, tmp_path)
+
+
+def test_one_that_ran_well_before_and_does_not_any_more_costs_two_workers(tmp_path: Path) -> None:
+    async def body(worker: Supervisor) -> None:
+        turned = SerializedRequest.of(b"turned")
+        await call(worker, "look", request=turned)
+        with pytest.raises(QuarantinedError, match="was running each time when 3 workers died"):
+            await call(worker, "die", request=turned)
+        await call(worker, "look")
+        assert worker.info.restarts == 2
+
+    with_worker(body, tmp_path)
+
+
 def test_a_suspect_that_faults_alone_is_told_and_the_next_one_runs(tmp_path: Path) -> None:
     async def body(worker: Supervisor) -> None:
         beside = later(worker, "deaf")
@@ -257,7 +282,7 @@ class TestPages:
             assert seen["log"][0] == ["hold_pages", False]
             worker.hold_pages()
             (tmp_path / "scripted" / "deaths").unlink()
-            seen = await call(worker, "die once")
+            seen = await call(worker, "die once", request=SerializedRequest.of(b"another"))
             assert ["hold_pages", True] in seen["log"]
 
         with_worker(body, tmp_path)
@@ -268,7 +293,7 @@ def test_it_hears_of_deleted_libraries(tmp_path: Path) -> None:
         await call(worker, "die once")
         worker.forget_library("sha256:1")
         (tmp_path / "scripted" / "deaths").unlink()
-        seen = await call(worker, "die once")
+        seen = await call(worker, "die once", request=SerializedRequest.of(b"never seen"))
         assert ["forget_library", "sha256:1"] in seen["log"]
 
     with_worker(body, tmp_path)

@@ -13,9 +13,39 @@ import uvloop
 from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import StoreGoneError
 from kaasd.front import worker_process
-from kaasd.front.worker_process import MOST_UNANSWERED, MOST_UNANSWERED_AT_START, Heartbeat, RestartPolicy, WorkerProcess, ending
+from kaasd.front.worker_process import (
+    MOST_TO_START,
+    MOST_UNANSWERED,
+    MOST_UNANSWERED_AT_START,
+    Heartbeat,
+    RestartPolicy,
+    WorkerProcess,
+    ending,
+)
 from kaasd.ipc.front_channel import FrontChannel
 from tests.front.support import config
+
+
+STOPS_AFTER_AN_ANSWER = """
+import os, signal, sys, threading
+from kaasd.ipc.channel import WorkerChannel
+from kaasd.worker import main
+
+answered = threading.Event()
+
+class Channel(WorkerChannel):
+    def send(self, message):
+        super().send(message)
+        answered.set()
+
+def stop(*_):
+    answered.wait()
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+main.WorkerChannel, main._open = Channel, stop
+sys.exit(main.main(sys.argv[1:]))
+"""
+"""A worker that stops when it should open its device."""
 
 
 def test_a_worker_that_served_is_replaced_at_once_and_one_that_cannot_start_ever_later() -> None:
@@ -75,10 +105,19 @@ def test_a_worker_has_long_to_start_and_less_once_it_has_answered() -> None:
 
 
 def test_answers_count_as_often_as_they_come() -> None:
-    heartbeat = Heartbeat()
-    for _ in range(10 * MOST_UNANSWERED_AT_START):
+    heartbeat = Heartbeat(is_ready=True)
+    for _ in range(10 * MOST_TO_START):
         assert heartbeat.ask()
         heartbeat.answered()
+
+
+def test_a_worker_that_answers_and_never_opens_its_device_is_given_up() -> None:
+    heartbeat = Heartbeat()
+    asked = 0
+    while heartbeat.ask():
+        heartbeat.answered()
+        asked += 1
+    assert asked == MOST_TO_START
 
 
 def test_a_process_that_never_answers_is_killed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,6 +134,26 @@ def test_a_process_that_never_answers_is_killed(monkeypatch: pytest.MonkeyPatch,
 
     asyncio.run(run())
     assert "worker of emulator" in caplog.text and "does not answer any more" in caplog.text
+
+
+def test_a_worker_that_stops_while_it_opens_its_device_is_killed_soon(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers from the beginning on, so that its silence counts."""
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", STOPS_AFTER_AN_ANSWER))
+    monkeypatch.setattr(worker_process, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(worker_process, "MOST_UNANSWERED_AT_START", 10**6)
+    monkeypatch.setattr(worker_process, "MOST_TO_START", 10**6)
+
+    async def run() -> None:
+        lost = asyncio.Event()
+        process = WorkerProcess(worker_pb2.WorkerConfig(device="emulator", log_level="ERROR"), lambda: None, lambda message: None, lost.set)
+        await process.start()
+        await lost.wait()
+        await process.close()
+
+    asyncio.run(run())
+    assert "does not answer any more" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import KaasError
 from kaasd.ipc.channel import Progress, WorkerChannel
 from kaasd.ipc.messages import WAITING_AT_WORKER
-from kaasd.worker.cancellation import Cancellation, listen
+from kaasd.worker.cancellation import Cancellation, Listener
 from kaasd.worker.commit_signal import CommitSignal
 from kaasd.worker.execution import Invocation, Result
 from kaasd.worker.executor import Executor
@@ -138,7 +138,7 @@ class Worker:
         """As the front and the worker see it."""
         os.close(shared)
         self.serving = Loop(WorkerChannel(calls[1]), cast(Executor, executor), self._commits, CONFIG, progress)
-        listen(WorkerChannel(cancellations[1]), self.serving.calls, on_failure=lambda: None)
+        Listener(WorkerChannel(cancellations[1]), on_failure=lambda: None).calls = self.serving.calls
         self._thread = threading.Thread(target=self.serving.run)
         self._thread.start()
 

@@ -12,7 +12,7 @@ from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError, KaasError
 from kaasd.ipc.channel import WorkerChannel
 from kaasd.worker import cancellation
-from kaasd.worker.cancellation import Cancellation, listen
+from kaasd.worker.cancellation import Cancellation, Listener
 
 
 class Calls:
@@ -42,7 +42,8 @@ class Front:
     def __init__(self, calls: Calls) -> None:
         self._socket, workers = socket.socketpair()
         self.failed = threading.Event()
-        listen(WorkerChannel(workers), calls, on_failure=self.failed.set)
+        self.listener = Listener(WorkerChannel(workers), on_failure=self.failed.set)
+        self.listener.calls = calls
 
     def send(self, *calls: tuple[int, bool]) -> None:
         """Cancel calls, each by its deadline or not, in one piece."""
