@@ -68,7 +68,7 @@ SECTIONS = (
 
 FILE_WIDTH = 150
 """Columns of the table where no terminal says how many there are."""
-SECTION_LIMIT_S = 120
+SECTION_LIMIT_S = 240
 """A section that takes longer is broken; the next one begins."""
 
 

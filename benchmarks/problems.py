@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 KERNELS = Path(__file__).parents[1] / "examples/kernels"
 DOT_PTX = KERNELS / "dot.ptx"
+FAULTS_PTX = KERNELS / "faults.ptx"
 JACOBI_PTX = KERNELS / "jacobi.ptx"
 HOLD_PTX = Path(__file__).parent / "kernels/hold.ptx"
 

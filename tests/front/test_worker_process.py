@@ -147,7 +147,9 @@ def test_a_worker_that_stops_while_it_opens_its_device_is_killed_soon(
 
     async def run() -> None:
         lost = asyncio.Event()
-        process = WorkerProcess(worker_pb2.WorkerConfig(device="emulator", log_level="ERROR"), lambda: None, lambda message: None, lost.set)
+        process = WorkerProcess(
+            worker_pb2.WorkerConfig(device="emulator", log_level="ERROR"), lambda: None, lambda message: None, lost.set
+        )
         await process.start()
         await lost.wait()
         await process.close()
