@@ -12,11 +12,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from kaas.v1 import admin_pb2
 from kaas.worker.v1 import worker_pb2
-from kaas_core.errors import CancelledError, DrainingError, InternalError, KaasError, WorkerBusyError, WorkerRestartingError
+from kaas_core.errors import (
+    CancelledError,
+    DrainingError,
+    InternalError,
+    KaasError,
+    OutOfDeviceMemoryError,
+    WorkerBusyError,
+    WorkerRestartingError,
+)
 from kaasd.front.call_queue import CallQueue
 from kaasd.front.pending_call import PendingCall
 from kaasd.front.quarantine import Quarantine
@@ -301,7 +310,17 @@ class Supervisor(WorkerCalls):
             self._pages_released(message.id, error_from_failed(message.failed))
         if message.failed.device_lost:
             self._set_state(admin_pb2.WORKER_STATE_RESTARTING)
+        before = self._restarting
+        if message.failed.reason == OutOfDeviceMemoryError.reason and before is not None and not before.done():
+            # The process before this one, of which this was the spare, has not ended, and holds what is missing.
+            before.add_done_callback(partial(self._send_again, message.id, self._process))
+            return
         super()._failed(message)
+
+    def _send_again(self, call_id: int, process: WorkerProcess, _: object) -> None:
+        """Have a call served that has found no room, unless the worker that it was sent to has gone too."""
+        if process is self._process and self._queue.is_sent(call_id):
+            self._send(call_id)
 
     def _isolate(self, call_id: int, call: PendingCall, losses: int) -> None:
         if losses == 1 and call.request is not None and self._quarantine.is_proven(call.request.digest):

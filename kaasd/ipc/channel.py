@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import suppress
 from enum import IntEnum
 from typing import Generic, TypeVar
 
@@ -80,6 +81,11 @@ class BlockingChannel(Generic[Received]):
                 self._socket.sendall(LENGTH.pack(len(data)) + data)
             except (BrokenPipeError, ConnectionResetError):
                 return  # The receiving thread sees the same end.
+
+    def end(self) -> None:
+        """Say that nothing more comes, behind what was sent. What the other end still sends is lost."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close this end. Idempotent."""

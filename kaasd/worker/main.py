@@ -62,6 +62,7 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
         calls.send(worker_pb2.FromWorker(ready=_ready(device.properties, executor.memory.limit_bytes)))
         serving.run()
         if executor.device_lost:
+            calls.end()  # The front is not to wait until the driver has torn down the context, which takes a tenth of a second.
             os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
     return 0
 

@@ -166,6 +166,8 @@ class ScriptedWorker:
                 if self._count("deaths") == 1:
                     os._exit(3)
                 self._held[message.id] = then
+            case ["need", "room"] if self._count("needs") == 1:
+                self._fail(message.id, OutOfDeviceMemoryError("no room beside another"))
             case ["fail"]:
                 self._fail(message.id, StoreFullError("no room there"))
             case ["die"]:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from kaas.v1 import admin_pb2
-from kaas_core.errors import StoreGoneError, WorkerRestartingError
+from kaas_core.errors import OutOfDeviceMemoryError, StoreGoneError, WorkerRestartingError
 from kaasd.front import worker_process
 from kaasd.front.spare import Spare
 from kaasd.front.supervisor import Supervisor
+from kaasd.front.worker_process import WorkerProcess
 from kaasd.ipc.messages import SerializedRequest
 from tests.front.support import REQUEST, call, config, is_alive, run, supervised, until
 
@@ -67,6 +68,36 @@ def test_what_waited_runs_on_the_spare_and_what_the_worker_ran_elsewhere(tmp_pat
             with pytest.raises(WorkerRestartingError):
                 await call(worker, "die committing")
             assert worker.info.restarts == 2
+
+    run(body())
+
+
+def test_what_finds_no_room_before_the_process_that_was_lost_has_ended_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = asyncio.Event()
+    close = WorkerProcess.close
+
+    async def close_late(process: WorkerProcess) -> None:
+        await ended.wait()
+        await close(process)
+
+    async def body() -> None:
+        async with supervised(tmp_path, has_spare=True) as worker:
+            await until(lambda: spare_of(worker).is_ready)
+            monkeypatch.setattr(WorkerProcess, "close", close_late)
+            os.kill(worker.info.worker_pid, signal.SIGKILL)
+            await until(lambda: worker.info.restarts == 1)
+            needy = asyncio.create_task(call(worker, "need room"))
+            await asyncio.sleep(0)
+            seen = await call(worker, "look")
+            waited = not needy.done()
+            ended.set()
+            assert waited and [entry[0] for entry in seen["log"]] == ["need room", "look"]
+            assert [entry[0] for entry in (await needy)["log"]] == ["need room", "look", "need room"]
+            (tmp_path / "scripted" / "needs").unlink()
+            with pytest.raises(OutOfDeviceMemoryError):
+                await call(worker, "need room")
 
     run(body())
 

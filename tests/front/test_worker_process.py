@@ -25,7 +25,6 @@ from kaasd.front.worker_process import (
 from kaasd.ipc.front_channel import FrontChannel
 from tests.front.support import config
 
-
 STOPS_AFTER_AN_ANSWER = """
 import os, signal, sys, threading
 from kaasd.ipc.channel import WorkerChannel

@@ -85,16 +85,15 @@ class CudaTransfer:
         """Whether it has ended. Raises ``DeviceLost``."""
         if self._event is None:
             return True
-        # "Not ready" is a status too, and no failure.
-        if driver.cuEventQuery(self._event)[0] == driver.CUresult.CUDA_ERROR_NOT_READY:
+        if not self._context.has_ended(driver.cuEventQuery, self._event):
             return False
-        self._context.check(driver.cuEventQuery, self._event)
+        self._context.raise_if_lost()
         self._end()
         return True
 
     def wait(self) -> None:
         """Return when it has ended, however it did."""
-        if self._event is not None and not driver.cuEventSynchronize(self._event)[0]:  # a fault comes back from ``done``
+        if self._event is not None and self._context.wait_for(driver.cuEventSynchronize, self._event):  # else ``done`` raises
             self._end()
 
     def _end(self) -> None:
@@ -117,7 +116,7 @@ class CudaDownload(CudaTransfer):
             context.check(driver.cuMemcpyDtoHAsync, memory.address, buffer.address, buffer.size_bytes, context.copies_out)
             super().__init__(context, context.copies_out)
         except BaseException:
-            driver.cuStreamSynchronize(context.copies_out)  # nothing is on its way to the memory any more
+            context.wait_for(driver.cuStreamSynchronize, context.copies_out)  # nothing is on its way to the memory any more
             memory.close()
             raise
         self._memory = memory

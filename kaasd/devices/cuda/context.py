@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceLost, OutOfMemory, undone_on_failure
-from kaasd.devices.cuda.driver import Check, CudaError, Release, check
+from kaasd.devices.cuda.driver import Check, CudaError, Release, check, failure
 from kaasd.devices.cuda.partitions import Partition, Partitions
 
 MAX_IDLE_BYTES = 1 << 30
@@ -152,6 +152,8 @@ class CudaContext:
         self._lanes: dict[LaneKind, list[Lane]] = {}
         """The idle ones."""
         self._events: list[Any] = []
+        self.fault: CudaError | None = None
+        """What ended the context, once it is lost."""
         self._suspects = 0
         self.runs_under_way = 0
         with undone_on_failure() as undo:
@@ -177,8 +179,9 @@ class CudaContext:
 
     @property
     def lost(self) -> bool:
-        """Whether a fault has ended the context."""
-        return self._suspects > 0
+        """Whether a fault has ended the context. Then nothing asks the driver any more: after a trap each call of it takes half a
+        second on an H200, and all that they say is that it is lost."""
+        return self.fault is not None
 
     def release(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> None:
         """Call a function that frees something. A lost context takes no call any more; the end of the process frees all."""
@@ -189,17 +192,49 @@ class CudaContext:
         """Make it current in the calling thread too. Raises ``DeviceLost``."""
         self.check(driver.cuCtxSetCurrent, self._handle)
 
-    def note_fault(self) -> int:
+    def note_fault(self, error: CudaError) -> int:
         """Take note of a fault; return how many runs were under way when the first one was noted, at least 1."""
-        if not self.lost:
-            self._suspects = max(1, self.runs_under_way)
+        if self.fault is None:
+            self.fault, self._suspects = error, max(1, self.runs_under_way)
         return self._suspects
+
+    def has_ended(self, query: Callable[[Any], tuple[Any, ...]], handle: Any) -> bool:
+        """Whether a stream or an event says that what was before it has ended, or nothing ends any more.
+
+        Raises ``CudaError`` for all that is no fault.
+        """
+        if self.lost:
+            return True
+        status = query(handle)[0]
+        if status == driver.CUresult.CUDA_ERROR_NOT_READY:  # which is no failure
+            return False
+        if status:
+            error = failure(query, status)
+            if not error.is_fault:
+                raise error
+            self.note_fault(error)
+        return True
+
+    def wait_for(self, wait: Callable[[Any], tuple[Any, ...]], handle: Any) -> bool:
+        """Wait for a stream or an event; return whether it ended well."""
+        if self.lost:
+            return False
+        status = wait(handle)[0]
+        if status and (error := failure(wait, status)).is_fault:
+            self.note_fault(error)
+        return not status
+
+    def raise_if_lost(self) -> None:
+        """Raises ``DeviceLost``."""
+        if self.fault is not None:
+            raise DeviceLost(f"a kernel faulted before: {self.fault}") from self.fault
 
     def check(self, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
         """As ``driver.check``, for calls that launch nothing.
 
-        Raises ``DeviceLost`` where a kernel's fault comes back, ``OutOfMemory``, and ``CudaError`` for all else.
+        Raises ``DeviceLost`` where a kernel's fault comes back, or has before, ``OutOfMemory``, and ``CudaError`` for all else.
         """
+        self.raise_if_lost()
         try:
             return check(function, *arguments)
         except CudaError as error:
@@ -207,7 +242,7 @@ class CudaContext:
                 raise OutOfMemory(str(error)) from error
             if not error.is_fault:
                 raise
-            self.note_fault()
+            self.note_fault(error)
             raise DeviceLost(f"a kernel faulted before: {error}") from error
 
     def lane_kind(self, priority: int = 0, group: str = "") -> LaneKind:

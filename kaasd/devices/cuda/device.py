@@ -231,7 +231,7 @@ class CudaDevice:
                     position += part
             return CudaTransfer(context, stream)
         except BaseException:
-            driver.cuStreamSynchronize(stream)  # the pieces may go now
+            context.wait_for(driver.cuStreamSynchronize, stream)  # the pieces may go now
             raise
 
     def copy(self, target: DeviceBuffer, source: DeviceBuffer) -> CudaTransfer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import perf_counter_ns
 from typing import Any
 
@@ -16,7 +17,7 @@ from cuda.bindings import driver
 from kaasd.devices.base import DeviceLost, KernelFault, Launch, OutOfMemory, Stopped, Transfer, buffer_names, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
 from kaasd.devices.cuda.context import CudaContext, Lane, LaneKind
-from kaasd.devices.cuda.driver import CudaError, check, failure
+from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
@@ -130,7 +131,11 @@ class CudaRun:
     def start(
         self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
     ) -> None:
-        """Begin to run on a stream of its own. Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused."""
+        """Begin to run on a stream of its own.
+
+        Raises ``KernelFault``, ``OutOfMemory`` where a launch is refused, ``DeviceLost``.
+        """
+        self._context.raise_if_lost()
         self._traced = tracer is not None
         kind = self._context.lane_kind(priority, group)
         self._graph = self._graphs.get(kind)
@@ -154,9 +159,10 @@ class CudaRun:
                 self._enqueue_traced(lane, tracer)
         except CudaError as refused:
             self._left = 0
+            refusal = self._refusal(self._enqueued % max(1, len(self._calls)), refused)
             self.wait()
             self.done()  # an earlier launch's fault comes back from any later call
-            raise self._refusal(self._enqueued % max(1, len(self._calls)), refused) from refused
+            raise refusal from refused
         except BaseException:
             self._left = 0
             self.wait()
@@ -200,11 +206,9 @@ class CudaRun:
         """Put more launches into the stream in place of those that have ended."""
         try:
             while self._marks:
-                status = driver.cuEventQuery(self._marks[0])[0]
-                if status == driver.CUresult.CUDA_ERROR_NOT_READY:
+                if not self._context.has_ended(driver.cuEventQuery, self._marks[0]):
                     break
-                if status:
-                    raise failure(driver.cuEventQuery, status)
+                self._context.raise_if_lost()
                 self._context.give_event(self._marks.popleft())
                 self._in_stream -= 1
             if self._graph is not None and not self._is_stopping:
@@ -250,7 +254,7 @@ class CudaRun:
 
     def done(self) -> bool:
         """Whether it has ended. Raises ``KernelFault`` where a kernel faulted."""
-        if self._lane is not None and not self._flag.value:
+        if self._lane is not None and not self._flag.value and not self._context.lost:
             if self._left:
                 self._go_on(self._lane)
             self._polls += 1
@@ -258,8 +262,9 @@ class CudaRun:
                 return False
             if self._left and not self._is_stopping:
                 return False
-            if driver.cuStreamQuery(self._lane.stream)[0] == driver.CUresult.CUDA_ERROR_NOT_READY:
-                return False
+            with suppress(CudaError):  # which comes back from ``_end``
+                if not self._context.has_ended(driver.cuStreamQuery, self._lane.stream):
+                    return False
         self._end()
         if self._failure is not None:
             raise self._failure
@@ -268,10 +273,9 @@ class CudaRun:
     def wait(self) -> None:
         """Return when it has ended. It spins, with the GIL released: a blocking wait takes 20 microseconds longer."""
         if self._lane is not None:
-            while self._left and not self._is_stopping:
-                driver.cuEventSynchronize(self._marks[0])
+            while self._left and not self._is_stopping and self._context.wait_for(driver.cuEventSynchronize, self._marks[0]):
                 self._go_on(self._lane)
-            driver.cuStreamSynchronize(self._lane.stream)  # a fault comes back from ``_end``
+            self._context.wait_for(driver.cuStreamSynchronize, self._lane.stream)  # a fault comes back from ``_end``
             self._end()
 
     def stop(self) -> None:
@@ -285,11 +289,13 @@ class CudaRun:
             return
         if not self._flag.value:
             try:
-                check(driver.cuStreamSynchronize, lane.stream)
+                if not self._context.lost:
+                    check(driver.cuStreamSynchronize, lane.stream)
             except CudaError as error:
-                self._failure = self._fault(lane, error)
-            else:
-                self._failure = self._refused or (Stopped() if self._left else None)
+                self._context.note_fault(error)
+            fault = self._context.fault
+            refused = self._refused or (Stopped() if self._left else None)
+            self._failure = refused if fault is None else self._fault(lane, fault)
         self._left = 0
         while self._marks:
             self._context.give_event(self._marks.popleft())
@@ -297,7 +303,7 @@ class CudaRun:
         self._context.give_lane(lane)
 
     def _fault(self, lane: Lane, error: CudaError) -> KernelFault:
-        suspects = self._context.note_fault()
+        suspects = self._context.note_fault(error)
         launches = len(self._launches)
         by_itself = self._graph is None or self._traced
         index = faulted_launch(lane.progress, self._enqueued, launches) if by_itself or launches == 1 else -1
@@ -306,6 +312,7 @@ class CudaRun:
 
     def _refusal(self, index: int, refused: CudaError) -> Exception:
         if refused.is_fault:
+            self._context.note_fault(refused)
             return KernelFault(refused.name, -1, f"a kernel faulted: {refused.text}", device_lost=True)
         if isinstance(refused, WrapperFailed):
             return KernelFault(refused.name, index, str(refused))

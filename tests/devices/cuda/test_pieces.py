@@ -10,7 +10,7 @@ import pytest
 from cuda.bindings import driver
 
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, KernelFault, Launch, OutOfMemory, Stopped
+from kaasd.devices.base import BufferRef, DeviceLost, KernelFault, Launch, OutOfMemory, Stopped
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
@@ -158,6 +158,44 @@ def test_a_fault_between_the_pieces(run: CudaRun, stream: Stream) -> None:
     assert stream.launched == MOST_PIECES
     with pytest.raises(KernelFault):
         run.done()
+
+
+def test_after_a_fault_nothing_more_is_asked_of_the_driver(device: CudaDevice, fake: FakeDriver) -> None:
+    """A trap has each call take half a second on an H200, and who waits for this process's end waits for all of them."""
+    buffer, unused = device.allocate(1 << 20), device.allocate(1 << 20)
+    launch = Launch(KERNEL, (1, 1, 1), (1, 1, 1), 0, (BufferRef("a", buffer, Access.INOUT),))
+    runs = [device.prepare([launch], MAX_REPEATED_LAUNCHES * pieces, zeroed=[buffer]) for pieces in (1, 2, PIECES, PIECES)]
+    *started, waiting = runs
+    for run in started:
+        run.start()
+    upload, download = device.upload(buffer, [memoryview(b"input")]), device.download(buffer)
+    Stream(fake).fault = True
+    with pytest.raises(KernelFault) as fault:
+        polled(started[0])
+    assert fault.value.device_lost and fault.value.suspects == len(started)
+    asked = len(fake.calls)
+    for run in started:
+        run.stop()
+        run.wait()
+        with pytest.raises(KernelFault, match="ILLEGAL_ADDRESS") as again:
+            run.done()
+        assert again.value.device_lost and again.value.suspects == len(started)
+    with pytest.raises(DeviceLost):
+        waiting.start()
+    for transfer in (upload, download):
+        transfer.wait()
+        with pytest.raises(DeviceLost):
+            transfer.done()
+    for refused in (
+        lambda: device.allocate(1),
+        lambda: device.upload(unused, [memoryview(b"x")]),
+        lambda: device.download(unused),
+    ):
+        with pytest.raises(DeviceLost):
+            refused()
+    for closed in (*runs, download, buffer, unused):
+        closed.close()
+    assert fake.calls[asked:] == []
 
 
 def test_a_piece_that_is_refused(run: CudaRun, stream: Stream) -> None:

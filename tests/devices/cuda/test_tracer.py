@@ -93,7 +93,7 @@ def context() -> Any:
     """A context whose check is the real one."""
     made = cast(Any, CudaContext.__new__(CudaContext))
     made.copies_in, made.copies_out = COPIES_IN, COPIES_OUT
-    made.runs_under_way, made._suspects = 0, 0
+    made.runs_under_way, made._suspects, made.fault = 0, 0, None
     made.take_lane = lambda kind: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
     made.lane_kind = lambda priority=0, group="": LaneKind()
     made.give_lane = lambda lane: None
