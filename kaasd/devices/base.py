@@ -312,6 +312,12 @@ class Device(Protocol):
     def tracer(self) -> Tracer[Any]:
         """Return what takes note of one request."""
 
+    def watch(self, on_lost: Callable[[], object]) -> None:
+        """Have ``on_lost`` called, by another thread, where the device is found lost while who uses it waits to be told so.
+
+        That may take seconds. What was at fault is not known then, and who uses the device still waits.
+        """
+
     def attach(self) -> None:
         """Have the calling thread be one that may call the other methods, one thread at a time; who opened it is one already."""
 
@@ -376,8 +382,9 @@ class DeviceKind:
 
     It is called in the daemon's front, which loads no driver.
     """
-    open: Callable[[str, Any, Path | None], Device]
-    """Given a name, ``options`` or None, and the directory to keep compiled code in or None, opens a device.
+    open: Callable[[str, Any, Path | None, int], Device]
+    """Given a name, ``options`` or None, the directory to keep compiled code in or None, and about how many runs are to be under
+    way at once, opens a device.
 
     The thread that opens it is the one that uses it. Raises ``DeviceUnavailable``.
     """

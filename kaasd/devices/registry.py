@@ -21,6 +21,8 @@ from kaasd.devices.emulator import kind as emulator
 AUTO = "auto"
 KINDS: tuple[DeviceKind, ...] = (cuda.KIND, emulator.KIND)
 """In the order in which ``auto`` looks for devices: it stands for all of the first kind that has any."""
+MANY_RUNS = 32
+"""At once, where nobody says how many there will be."""
 ENTRY_POINTS = "kaasd.devices"
 
 _log = logging.getLogger(__name__)
@@ -93,13 +95,14 @@ def options_from_text(name: str, text: str) -> Any:
     return kind.options(**values) if kind.options else None
 
 
-def open_device(name: str, options: Any = None, code_cache: Path | None = None) -> Device:
+def open_device(name: str, options: Any = None, code_cache: Path | None = None, runs: int = MANY_RUNS) -> Device:
     """Open a device; the thread that opens it is the one that uses it.
 
     ``options`` is of the kind's class, None for its defaults. In ``code_cache``, a directory, a device keeps what it compiles for
-    the next process. Raises ``ValueError`` for a name that is none, ``DeviceUnavailable``.
+    the next process. It is made for about so many ``runs`` at once. Raises ``ValueError`` for a name that is none,
+    ``DeviceUnavailable``.
     """
-    return kind_of(name).open(name, options, code_cache)
+    return kind_of(name).open(name, options, code_cache, runs)
 
 
 def _named(name: str, kind: DeviceKind, found: Found) -> list[str]:

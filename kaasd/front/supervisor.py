@@ -94,6 +94,8 @@ class Supervisor(WorkerCalls):
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._is_open = False
         """The worker has opened its device."""
+        self._serving = asyncio.Event()
+        """So it has, and is not lost."""
         self._undrained: asyncio.Event | None = None
         """Set by ``resume``; None where the device is not drained."""
         self._start_error: KaasError | None = None
@@ -279,6 +281,7 @@ class Supervisor(WorkerCalls):
         self._process.ready()
         self._start_error = self._not_starting = None
         self._is_open = True
+        self._serving.set()
         if not self._ready.done():
             self._ready.set_result(None)
         if not self._may_hold_pages:
@@ -330,7 +333,7 @@ class Supervisor(WorkerCalls):
             self._ward = Ward(self._config, self._quarantine, self._check_store, self._take_back)
             self._ward.hold_pages(allowed=self._may_hold_pages)
             self._ward.ids = self.ids
-            running = self._loop.create_task(self._ward.run())
+            running = self._loop.create_task(self._ward.run(self._serving))
             self._wards.add(running)
             running.add_done_callback(self._wards.discard)
         self._ward.admit(call_id, call, losses)
@@ -347,6 +350,7 @@ class Supervisor(WorkerCalls):
 
     def _lost(self) -> None:
         was_ready = self._is_open
+        self._serving.clear()
         self._pages_released(
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")
         )

@@ -19,6 +19,8 @@ from kaasd.ipc.messages import SerializedRequest
 
 IDLE_S = 5.0
 """For so long the process waits for another suspect before it ends: after a fault others may follow."""
+LONGEST_DELAY_S = 3.0
+"""For which the process waits until the next worker serves."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,11 +58,13 @@ class Ward(WorkerCalls):
         """Whether it takes no call any more."""
         return self._over.is_set()
 
-    async def run(self) -> None:
-        """Start the process, and return when it has ended."""
+    async def run(self, serving: asyncio.Event) -> None:
+        """Start the process, once the next worker is ``serving``, and return when it has ended."""
         try:
+            await self._begins(serving)
             self._check_store()
-            await self._process.start()
+            if not self.is_over:
+                await self._process.start()
             await self._over.wait()
         except (KaasError, OSError) as error:
             _log.error("suspects of %s get no process of their own: %s", self.device, error)
@@ -71,6 +75,15 @@ class Ward(WorkerCalls):
             if self._restarting is not None:
                 self._restarting.cancel()
             await self.close()
+
+    async def _begins(self, serving: asyncio.Event) -> None:
+        """Return when the next worker serves, whose start another one's would make longer, or is long in coming."""
+        events = [self._loop.create_task(event.wait()) for event in (serving, self._over)]
+        try:
+            await asyncio.wait(events, timeout=LONGEST_DELAY_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
 
     def end(self) -> None:
         """Take no call any more, and give back those that are left."""

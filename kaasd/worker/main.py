@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -57,6 +58,8 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             failure = error if isinstance(error, KaasError) else InternalError(f"cannot open its device or store: {error}")
             calls.send(worker_pb2.FromWorker(failed=failed_from_error(failure)))
             return 1
+        if config.concurrency > 1:  # Where one at a time runs, nobody else waits until the device has told what was at fault.
+            device.watch(partial(_leave, calls))
         serving = Loop(calls, executor, commits, config, progress)
         listener.calls = serving.calls
         calls.send(worker_pb2.FromWorker(ready=_ready(device.properties, executor.memory.limit_bytes)))
@@ -65,6 +68,13 @@ def serve(config: worker_pb2.WorkerConfig, calls: WorkerChannel, cancellations: 
             calls.end()  # The front is not to wait until the driver has torn down the context, which takes a tenth of a second.
             os._exit(EXIT_DEVICE_LOST)  # Closing a lost device can hang; its memory goes with the process.
     return 0
+
+
+def _leave(calls: WorkerChannel) -> None:
+    """End at once, in the middle of whatever is under way; the front knows what that is."""
+    _log.error("the device is lost: its driver does not answer any more")
+    calls.end()
+    os._exit(EXIT_DEVICE_LOST)
 
 
 def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitStack) -> tuple[Device, Executor]:
@@ -88,6 +98,7 @@ def _open(config: worker_pb2.WorkerConfig, commits: CommitSignal, stack: ExitSta
         config.device,
         options_from_text(config.device, config.device_options),
         code_cache=shared or Path(config.store_path) / "compiled",
+        runs=config.concurrency,
     )
     stack.callback(device.close)
     libraries = Libraries(store, [Path(root) for root in config.library_roots])

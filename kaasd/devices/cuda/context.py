@@ -13,6 +13,7 @@ from cuda.bindings import driver
 from kaasd.devices.base import DeviceLost, OutOfMemory, undone_on_failure
 from kaasd.devices.cuda.driver import Check, CudaError, Release, check, failure
 from kaasd.devices.cuda.partitions import Partition, Partitions
+from kaasd.devices.cuda.silence import Questions
 
 MAX_IDLE_BYTES = 1 << 30
 """Of page-locked memory, kept for the next who asks. On an H100's host 4 KiB to 1 MiB take 4 microseconds, 16 MiB 5.6 ms, 256 MiB
@@ -154,6 +155,7 @@ class CudaContext:
         self._events: list[Any] = []
         self.fault: CudaError | None = None
         """What ended the context, once it is lost."""
+        self.questions = Questions()
         self._suspects = 0
         self.runs_under_way = 0
         with undone_on_failure() as undo:
@@ -192,6 +194,17 @@ class CudaContext:
         """Make it current in the calling thread too. Raises ``DeviceLost``."""
         self.check(driver.cuCtxSetCurrent, self._handle)
 
+    def run_begins(self) -> None:
+        """One more is under way."""
+        self.runs_under_way += 1
+        self.questions.expect()
+
+    def run_ends(self) -> None:
+        """One less is."""
+        self.runs_under_way -= 1
+        if not self.runs_under_way:
+            self.questions.rest()
+
     def note_fault(self, error: CudaError) -> int:
         """Take note of a fault; return how many runs were under way when the first one was noted, at least 1."""
         if self.fault is None:
@@ -205,7 +218,9 @@ class CudaContext:
         """
         if self.lost:
             return True
+        self.questions.number += 1
         status = query(handle)[0]
+        self.questions.number += 1
         if status == driver.CUresult.CUDA_ERROR_NOT_READY:  # which is no failure
             return False
         if status:
@@ -214,6 +229,14 @@ class CudaContext:
                 raise error
             self.note_fault(error)
         return True
+
+    def confirm_end(self, stream: Any) -> None:
+        """Raise ``CudaError`` where what is in a stream, all of which has ended, has failed."""
+        self.questions.number += 1
+        try:
+            check(driver.cuStreamSynchronize, stream)
+        finally:
+            self.questions.number += 1
 
     def wait_for(self, wait: Callable[[Any], tuple[Any, ...]], handle: Any) -> bool:
         """Wait for a stream or an event; return whether it ended well."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,12 @@ from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 
-_HARDWARE_QUEUES = 32
-"""The most that there can be."""
+_FEW_QUEUES, _MOST_QUEUES = 8, 32
+"""Hardware queues: what the driver has unless it is told otherwise, and the most that there can be. With 8, streams that share
+one wait for each other: 16 solvers of 12 graph launches each had 377 jobs done a second on an H100, and have 1049. On an H200 32
+cost 0.35 s more until there is a context, and 3 s instead of 0.5 until the driver says that a kernel has trapped."""
+_OTHER_STREAMS = 2
+"""For copies in and out, beside those of runs."""
 _KEEP_ALL_MEMORY = 2**64 - 1
 _MOVE_PTX = Path(__file__).with_name("move.ptx")
 
@@ -55,11 +59,13 @@ class CudaDevice:
         name: str | None = None,
         code_cache: Path | None = None,
         plain_starts: int | None = PLAIN_STARTS,
+        runs: int = _MOST_QUEUES,
     ) -> None:
         """Open the GPU of this ordinal. It is called ``name``, by default ``cuda:`` and that. Raises ``DeviceUnavailable``.
 
         What the driver compiles it keeps in the directory ``code_cache``, unless the environment tells it otherwise. It reads
         its environment once in a process. A run that has started ``plain_starts`` times becomes a CUDA graph; None: never.
+        It has hardware queues for so many ``runs`` at once, as far as there are so many.
         """
         if code_cache is not None:
             # Its own cache holds the very code that it would compile again. A cubin made with its linker instead, to be kept
@@ -68,9 +74,8 @@ class CudaDevice:
             with suppress(OSError):  # without it all is compiled again
                 drivers.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.environ.setdefault("CUDA_CACHE_PATH", str(drivers))
-        # With the driver's own 8, streams that share a queue wait for each other: 16 solvers of 12 graph launches each had 377
-        # jobs done a second on an H100, and have 1049.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_HARDWARE_QUEUES))
+        queues = _FEW_QUEUES if runs + _OTHER_STREAMS <= _FEW_QUEUES else _MOST_QUEUES
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(queues))
         name = name or f"cuda:{ordinal}"
         count = initialize()
         if not 0 <= ordinal < count:
@@ -254,6 +259,10 @@ class CudaDevice:
     def tracer(self) -> CudaTracer:
         """Return what takes note of one request."""
         return CudaTracer(self._context, self._stream)
+
+    def watch(self, on_lost: Callable[[], object]) -> None:
+        """As ``Device.watch``: after a trap the driver says so when seconds have passed."""
+        self._context.questions.watch(on_lost)
 
     def attach(self) -> None:
         """Make its context current in the calling thread too. Raises ``DeviceLost``."""

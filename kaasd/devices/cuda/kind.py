@@ -47,13 +47,13 @@ def _find(_: int) -> Found:
     return Found([f"cuda:{ordinal}" for ordinal in range(count)], f"the CUDA driver finds {count} GPU{'s' * (count != 1)}")
 
 
-def _open(name: str, _: None, code_cache: Path | None) -> Device:
+def _open(name: str, _: None, code_cache: Path | None, runs: int) -> Device:
     try:
         from kaasd.devices.cuda.device import CudaDevice
         from kaasd.devices.cuda.driver import see_only
     except ImportError as error:
         raise DeviceUnavailable(f"{name} cannot be opened: cuda-bindings is not installed ({error})") from error
-    return CudaDevice(see_only(int(name.removeprefix("cuda:"))), name=name, code_cache=code_cache)
+    return CudaDevice(see_only(int(name.removeprefix("cuda:"))), name=name, code_cache=code_cache, runs=runs)
 
 
 def _compiler(target: str) -> LibraryCompiler:

@@ -147,7 +147,7 @@ class CudaRun:
         self._enqueued = self._polls = self._left = self._in_stream = 0
         self._is_stopping, self._refused = False, None
         self._lane = lane = self._context.take_lane(kind)
-        self._context.runs_under_way += 1
+        self._context.run_begins()
         lane.reset()
         try:
             for transfer in after:
@@ -290,7 +290,7 @@ class CudaRun:
         if not self._flag.value:
             try:
                 if not self._context.lost:
-                    check(driver.cuStreamSynchronize, lane.stream)
+                    self._context.confirm_end(lane.stream)
             except CudaError as error:
                 self._context.note_fault(error)
             fault = self._context.fault
@@ -299,7 +299,7 @@ class CudaRun:
         self._left = 0
         while self._marks:
             self._context.give_event(self._marks.popleft())
-        self._context.runs_under_way -= 1
+        self._context.run_ends()
         self._context.give_lane(lane)
 
     def _fault(self, lane: Lane, error: CudaError) -> KernelFault:

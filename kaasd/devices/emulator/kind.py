@@ -18,7 +18,7 @@ def _find(count: int) -> Found:
     return Found([_NAME] if count == 1 else [f"{_NAME}:{index}" for index in range(count)])
 
 
-def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None) -> Device:
+def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _: int) -> Device:
     from kaasd.devices.code_directory import CodeDirectory, CodeDirectoryError
     from kaasd.devices.emulator.runtime.device import MODEL, EmulatedDevice
 

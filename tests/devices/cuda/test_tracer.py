@@ -18,6 +18,7 @@ from kaasd.devices.cuda.context import CudaContext, LaneKind
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.run import CudaRun
+from kaasd.devices.cuda.silence import Questions
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.trace import SpanKind, TracedSpan
 from kaasd.request.device_checks import KernelAttributes
@@ -93,7 +94,7 @@ def context() -> Any:
     """A context whose check is the real one."""
     made = cast(Any, CudaContext.__new__(CudaContext))
     made.copies_in, made.copies_out = COPIES_IN, COPIES_OUT
-    made.runs_under_way, made._suspects, made.fault = 0, 0, None
+    made.runs_under_way, made._suspects, made.fault, made.questions = 0, 0, None, Questions()
     made.take_lane = lambda kind: SimpleNamespace(stream=KERNELS, reset=lambda: None, mark=lambda count: None, progress=0)
     made.lane_kind = lambda priority=0, group="": LaneKind()
     made.give_lane = lambda lane: None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from random import Random
 from typing import TYPE_CHECKING
@@ -144,6 +144,9 @@ class EmulatedDevice:
     def tracer(self) -> HostTracer:
         """Return what takes note of one request."""
         return HostTracer()
+
+    def watch(self, on_lost: Callable[[], object]) -> None:
+        """It tells at once that it is lost."""
 
     def attach(self) -> None:
         """Do nothing: any thread may."""

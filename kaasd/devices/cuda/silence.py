@@ -1,0 +1,48 @@
+"""Notices from another thread that the driver does not answer what it always answers at once, as after some faults.
+
+After a trap an H200's driver keeps whoever asks whether a stream has ended for 0.3 s with 8 hardware queues and for 3 s with 32.
+Otherwise it answers within microseconds. (Driver 580.159. After an illegal address it goes on saying "not ready" for 0.12 s.)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import sleep
+
+LOOK_S = 0.015
+"""Between two looks."""
+MOST_LOOKS = 5
+"""In a row at the same question. Where the machine is so busy that the asking thread gets no processor, this one gets few too."""
+
+
+class Questions:
+    """Whether a question is open, as the thread that asks the driver says, and the thread that looks at it."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """Of the question: one more when it begins and when it has its answer, so it is odd while it is open."""
+        self._wanted = threading.Event()
+
+    def watch(self, on_silence: Callable[[], object]) -> None:
+        """Have ``on_silence`` called, once, by another thread, when a question has been open for too long."""
+        threading.Thread(target=self._look, args=(on_silence,), name="silence", daemon=True).start()
+
+    def expect(self) -> None:
+        """Questions may come: a run begins."""
+        if not self._wanted.is_set():
+            self._wanted.set()
+
+    def rest(self) -> None:
+        """No run is under way."""
+        self._wanted.clear()
+
+    def _look(self, on_silence: Callable[[], object]) -> None:
+        seen, looks = 0, 0
+        while looks < MOST_LOOKS:
+            self._wanted.wait()
+            sleep(LOOK_S)
+            number = self.number
+            looks = looks + 1 if number == seen and number % 2 else 0
+            seen = number
+        on_silence()
