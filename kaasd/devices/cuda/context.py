@@ -218,9 +218,8 @@ class CudaContext:
         """
         if self.lost:
             return True
-        self.questions.number += 1
-        status = query(handle)[0]
-        self.questions.number += 1
+        with self.questions:
+            status = query(handle)[0]
         if status == driver.CUresult.CUDA_ERROR_NOT_READY:  # which is no failure
             return False
         if status:
@@ -229,14 +228,6 @@ class CudaContext:
                 raise error
             self.note_fault(error)
         return True
-
-    def confirm_end(self, stream: Any) -> None:
-        """Raise ``CudaError`` where what is in a stream, all of which has ended, has failed."""
-        self.questions.number += 1
-        try:
-            check(driver.cuStreamSynchronize, stream)
-        finally:
-            self.questions.number += 1
 
     def wait_for(self, wait: Callable[[Any], tuple[Any, ...]], handle: Any) -> bool:
         """Wait for a stream or an event; return whether it ended well."""

@@ -155,7 +155,8 @@ class CudaDevice:
             raise OutOfMemory(f"{size_bytes} bytes asked of {self._describe_memory()}") from error
         try:
             # Other streams may use the memory once this one has come to it.
-            context.check(driver.cuStreamSynchronize, stream)
+            with context.questions:
+                context.check(driver.cuStreamSynchronize, stream)
         except BaseException:
             with suppress(CudaError):
                 context.release(driver.cuMemFreeAsync, address, stream)

@@ -290,7 +290,8 @@ class CudaRun:
         if not self._flag.value:
             try:
                 if not self._context.lost:
-                    self._context.confirm_end(lane.stream)
+                    with self._context.questions:
+                        check(driver.cuStreamSynchronize, lane.stream)
             except CudaError as error:
                 self._context.note_fault(error)
             fault = self._context.fault

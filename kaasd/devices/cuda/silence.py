@@ -1,7 +1,8 @@
 """Notices from another thread that the driver does not answer what it always answers at once, as after some faults.
 
 After a trap an H200's driver keeps whoever asks whether a stream has ended for 0.3 s with 8 hardware queues and for 3 s with 32.
-Otherwise it answers within microseconds. (Driver 580.159. After an illegal address it goes on saying "not ready" for 0.12 s.)
+Otherwise it answers within microseconds. What may enter the kernel is no such question: an allocation took 0.1 s while another
+process made its context. (Driver 580.159. After an illegal address it goes on saying "not ready" for 0.12 s.)
 """
 
 from __future__ import annotations
@@ -17,12 +18,21 @@ MOST_LOOKS = 5
 
 
 class Questions:
-    """Whether a question is open, as the thread that asks the driver says, and the thread that looks at it."""
+    """Whether a question is open, as the thread that asks the driver says, and the thread that looks at it.
+
+    ``with questions:`` stands around what the driver answers at once.
+    """
 
     def __init__(self) -> None:
         self.number = 0
         """Of the question: one more when it begins and when it has its answer, so it is odd while it is open."""
         self._wanted = threading.Event()
+
+    def __enter__(self) -> None:
+        self.number += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.number += 1
 
     def watch(self, on_silence: Callable[[], object]) -> None:
         """Have ``on_silence`` called, once, by another thread, when a question has been open for too long."""
