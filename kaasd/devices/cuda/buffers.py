@@ -11,6 +11,11 @@ from cuda.bindings import driver
 from kaas_core import ReadableBuffer
 from kaasd.devices.cuda.context import CudaContext
 
+_WORD_BYTES = 32
+"""From one to the next, so that two are not of one sector of memory, which the GPU's atomics take turns at."""
+_WORDS = 1024
+"""Made together."""
+
 
 def address_of(data: ReadableBuffer) -> int:
     """Return where contiguous bytes lie. They must be kept alive meanwhile."""
@@ -66,6 +71,36 @@ class CudaBuffer:
         free, self._free = self._free, None
         if free:
             free(self)
+
+
+class Word:
+    """Four bytes of device memory that are zero, and are to be left so."""
+
+    def __init__(self, address: int, free: Callable[[int], None]) -> None:
+        self.address = address
+        self._free: Callable[[int], None] | None = free
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+        free, self._free = self._free, None
+        if free:
+            free(self.address)
+
+
+class Words:
+    """Where words come from: many at a time, since making one would wait for the device."""
+
+    def __init__(self, allocate: Callable[[int], CudaBuffer]) -> None:
+        self._allocate = allocate
+        self._idle: list[int] = []
+
+    def take(self) -> Word:
+        """Return one for its taker's use alone. Raises ``OutOfMemory``, ``DeviceLost``."""
+        if not self._idle:
+            buffer = self._allocate(_WORDS * _WORD_BYTES)  # the device frees it when it closes
+            buffer.zero()
+            self._idle.extend(range(buffer.address, buffer.address + buffer.size_bytes, _WORD_BYTES))
+        return Word(self._idle.pop(), self._idle.append)
 
 
 class CudaTransfer:

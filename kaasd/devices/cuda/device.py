@@ -20,7 +20,7 @@ from kaasd.devices.base import (
     OutOfMemory,
     undone_on_failure,
 )
-from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, address_of
+from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, Words, address_of
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import CudaError, check, initialize
 from kaasd.devices.cuda.kernel import CudaKernel, with_own_variables
@@ -110,7 +110,8 @@ class CudaDevice:
         undo.callback(self._registered.close)
         undo.callback(self._close_open)
         self._mover = self.load(_MOVE_PTX.read_bytes()).kernels["moveKern"]
-        self.allocate(1).close()  # making the pool takes 11 ms, which no request should
+        self._words = Words(self.allocate)
+        self._words.take().close()  # making the pool takes 11 ms, which no request should
 
     @property
     def properties(self) -> DeviceProperties:
@@ -203,9 +204,8 @@ class CudaDevice:
         Which launch faulted is known for the first launches of a run that is not a graph yet, and where there is only one.
         """
         with undone_on_failure() as undo:
-            arrived = self.allocate(4)
+            arrived = self._words.take()
             undo.callback(arrived.close)
-            arrived.zero()
             copies = ExitStack()
             undo.callback(copies.close)
             launches, initial = with_own_variables(launches, copies)
@@ -278,8 +278,9 @@ class CudaDevice:
         self._undo.close()
 
     def _close_open(self) -> None:
-        for each in list(self._open):
-            each.close()
+        with ExitStack() as all_of_them:
+            for each in self._open:
+                all_of_them.callback(each.close)
 
 
 def _properties(handle: Any, name: str) -> DeviceProperties:

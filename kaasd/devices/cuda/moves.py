@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kaasd.devices.base import DeviceBuffer
-from kaasd.devices.cuda.buffers import CudaBuffer
+from kaasd.devices.cuda.buffers import CudaBuffer, Word
 from kaasd.devices.cuda.context import PinnedMemory
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import KernelCall
@@ -62,7 +62,7 @@ class Moved:
 class Moves:
     """The launches of ``moveKern`` that make these moves, any number of times, and the host memory that they read and write."""
 
-    def __init__(self, mover: CudaKernel, moved: Moved, memory: PinnedMemory, arrived: CudaBuffer) -> None:
+    def __init__(self, mover: CudaKernel, moved: Moved, memory: PinnedMemory, arrived: Word) -> None:
         """``mover`` is ``moveKern``, ``arrived`` a zeroed word for it; ``memory`` has ``host_bytes``."""
         self._mover = mover
         self._moved = moved

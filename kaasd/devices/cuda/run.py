@@ -15,7 +15,7 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaasd.devices.base import DeviceLost, KernelFault, Launch, OutOfMemory, Stopped, Transfer, buffer_names, undone_on_failure
-from kaasd.devices.cuda.buffers import CudaBuffer, CudaTransfer
+from kaasd.devices.cuda.buffers import CudaTransfer, Word
 from kaasd.devices.cuda.context import CudaContext, Lane, LaneKind
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
@@ -48,7 +48,7 @@ class CudaRun:
         self,
         context: CudaContext,
         mover: CudaKernel,
-        arrived: CudaBuffer,
+        arrived: Word,
         launches: Sequence[Launch],
         iterations: int,
         moved: Moved,

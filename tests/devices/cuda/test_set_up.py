@@ -52,7 +52,7 @@ def test_a_device_that_cannot_be_opened_says_what_failed_first(fake: FakeDriver,
 
 def test_a_device_without_room_cannot_be_opened(fake: FakeDriver) -> None:
     fake.fail_in("cuMemAllocAsync", OUT_OF_MEMORY)
-    with pytest.raises(DeviceUnavailable, match="cuda:0 cannot be opened: 1 bytes asked of cuda:0"):
+    with pytest.raises(DeviceUnavailable, match="cuda:0 cannot be opened: 32768 bytes asked of cuda:0"):
         CudaDevice(0)
     assert not +fake.held
 

@@ -113,3 +113,16 @@ def test_few_runs_at_once_have_few_queues(runs: int, queues: str, fake: FakeDriv
     CudaDevice(0, runs=runs).close()
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == queues
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", queues)
+
+
+def test_a_new_run_waits_for_nothing_on_the_device(device: CudaDevice, fake: FakeDriver) -> None:
+    """What waits for the device is kept for as long as it takes the driver to say that another's kernel has trapped."""
+    buffer = device.allocate(1)
+    runs = []
+    for _ in range(3):
+        before = len(fake.calls)
+        launch = Launch(KERNEL, (1, 1, 1), (1, 1, 1), 0, (BufferRef("a", buffer, Access.INOUT),))
+        runs.append(device.prepare([launch], 1, zeroed=[buffer]))
+        runs[-1].start()
+        assert not [name for name in fake.calls[before:] if "Synchronize" in name]
+    assert len({run._moves._signal[0] for run in runs}) == len(runs), "each has a word of its own"
