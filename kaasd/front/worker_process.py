@@ -195,20 +195,31 @@ class WorkerProcess:
         self._watch = asyncio.create_task(self._ask(heartbeat, process))
 
     async def restart(self, was_ready: bool, check: Callable[[], object], is_wanted: Callable[[], bool]) -> None:
-        """Start a process in place of one that has ended, when ``policy`` allows or a call wants it; again where that fails.
+        """Start a process in place of one that ends, when ``policy`` allows or a call wants it; again where that fails.
 
-        ``was_ready``: the one that ended had served. ``check`` is called before each start; what it raises ends this.
+        ``was_ready``: the one that ends had served. ``check`` is called before each start; what it raises ends this. Returns when
+        one has started and the other has ended.
         """
         self._end_watch()
         delay_s = self.policy.lost(was_ready)
-        await self._reap(0.0)
+        # On an H200 it takes 0.3 s to take down a context, and the next process as long to load its code.
+        ended = asyncio.create_task(self._see_end(self._process, delay_s))
+        try:
+            await self._start_again(delay_s, check, is_wanted)
+        finally:
+            await ended
+
+    async def _see_end(self, process: subprocess.Popen[bytes] | None, delay_s: float) -> None:
+        await self._reap(process, 0.0)
         _log.warning(
             "worker of %s (pid %d) ended (%s); a new one starts %s",
             self._config.device,
-            self.pid,
-            ending(self._process),
+            0 if process is None else process.pid,
+            ending(process),
             f"in at most {delay_s:.2f} s" if delay_s else "at once",
         )
+
+    async def _start_again(self, delay_s: float, check: Callable[[], object], is_wanted: Callable[[], bool]) -> None:
         while True:
             await self._back_off(delay_s, is_wanted)
             check()
@@ -244,7 +255,7 @@ class WorkerProcess:
         for channel in (self.calls, self.cancellations):
             if channel is not None:
                 channel.close()
-        await self._reap(EXIT_GRACE_S)
+        await self._reap(self._process, EXIT_GRACE_S)
         if self._progress is not None:
             self._progress.close()
             self._progress = None
@@ -274,9 +285,9 @@ class WorkerProcess:
         if self._watch is not None:
             self._watch.cancel()
 
-    async def _reap(self, grace_s: float) -> None:
-        """Wait for the end of the process, and kill it when it takes longer than ``grace_s``."""
-        if (process := self._process) is None:
+    async def _reap(self, process: subprocess.Popen[bytes] | None, grace_s: float) -> None:
+        """Wait for the end of a process, and kill it when it takes longer than ``grace_s``."""
+        if process is None:
             return
 
         def wait() -> None:
