@@ -19,6 +19,7 @@ from ray.exceptions import RayTaskError, TaskCancelledError
 
 from kaas_client.builders import Request
 from kaas_client.ray import cluster, groups, library, pool
+from kaas_client.ray import spares as spare
 from kaas_client.ray.function import RemoteFunction
 from kaas_client.ray.library import find_function, register, upload
 from kaas_client.ray.policies import Sharing
@@ -44,17 +45,20 @@ __all__ = [
 ]
 
 
-def init(device: str = "auto", executors: int | None = None) -> None:
+def init(device: str = "auto", executors: int | None = None, *, spares: bool = False) -> None:
     """Have executors on the cluster that ``ray.init`` joined: those that are there, and new ones up to ``executors``.
 
     ``auto`` stands for the cluster's GPUs, or for emulated devices where it has none, ``emulator`` for these. None starts one for
-    each device that the cluster has. Returns when one is there; the others are used as they come up.
+    each device that the cluster has. Returns when one is there; the others are used as they come up. With ``spares`` each has
+    another beside it, soon after it has come up, with the same device open: it takes the calls that come while the first one
+    starts anew, as after a kernel that did not end. Not under ``exclusive``, where a process serves one group alone.
 
     Raises ``InvalidArgumentError``, ``UnavailableError``.
     """
     if not ray.is_initialized():
         raise UnavailableError("this process has not joined a cluster of Ray: call ray.init() first")
     found = cluster.start(cluster.kind_of_device(device), executors)
+    spare.want(spares)
     pool.start()
     cluster.wait_for_one(found)
     Session.begin(found)
@@ -130,5 +134,7 @@ def policy(name: str, *, owners: Mapping[str, str] | None = None, restart_s: flo
 def shutdown() -> None:
     """End the executors, with what they run, and the pool."""
     pool.stop()
+    for name in spare.names():
+        spare.stop(name)
     cluster.stop(Session.current().executors)
     Session.end()

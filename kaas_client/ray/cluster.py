@@ -11,7 +11,7 @@ from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defin
 from ray.exceptions import RayActorError
 from ray.util import list_named_actors
 
-from kaas_client.ray import reports
+from kaas_client.ray import reports, spares
 from kaas_client.ray.executor import CONTROL, LANE_THREADS, QUICK_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
 from kaas_client.ray.policies import LANES, QUICK
 from kaas_client.ray.reports import REPORT_S
@@ -58,9 +58,14 @@ def start(kind: str, count: int | None) -> list[ExecutorRef]:
             get_if_exists=True,
             lifetime="detached",
             **needs,
-        ).remote(_DEVICES[kind])
+        ).remote(device_of(name))
         executors.append(ExecutorRef(name, actor))
     return executors
+
+
+def device_of(executor: str) -> str:
+    """Return what an executor opens, by its name."""
+    return _DEVICES[executor.partition(":")[0]]
 
 
 def wait_for_one(executors: list[ExecutorRef]) -> None:
@@ -79,7 +84,8 @@ def wait_for_one(executors: list[ExecutorRef]) -> None:
 
 def find() -> list[ExecutorRef]:
     """Return the executors that there are, in order; of GPUs where there are some. Raises ``UnavailableError`` where none is."""
-    names = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    named = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
+    names = [name for name in named if not spares.is_spare(name)]
     for kind in _DEVICES:
         found = sorted((name for name in names if name.startswith(f"{kind}:")), key=lambda name: int(name.rpartition(":")[2]))
         if found:

@@ -84,8 +84,13 @@ class Arrived(NamedTuple):
 class ExecutorActor:
     """Runs tasks on one device. Each call has a thread of its own."""
 
-    def __init__(self, device: str) -> None:
-        """Open the device. Raises ``DeviceUnavailable``."""
+    def __init__(self, device: str, *, stands_in: bool = False, gpus: str = "") -> None:
+        """Open the device. Raises ``DeviceUnavailable``.
+
+        One that ``stands_in`` for another is its spare: it sees that one's ``gpus``, runs whatever comes, and reports nothing.
+        """
+        if gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus
         # An emulated device's memory is the machine's, which others need too.
         unused_limit_bytes = None if device.startswith("cuda:") else EMULATOR_UNUSED_BYTES
         self._libraries = NodeLibraries(folder_of_node())
@@ -103,8 +108,10 @@ class ExecutorActor:
         self._metrics = Metrics(name or device, self._engine.group_uses, self.usage)
         self._metrics.begin()
         self._tasks: LRUCache[bytes, Task] = LRUCache(MAX_KNOWN_REQUESTS)
-        self._tenancy = Tenancy(name)
-        self._reporter = Reporter(name, self._engine, self._tenancy, partial(_end_process, EXIT_RETIRED)) if name else None
+        known_as = None if stands_in else name
+        self._tenancy = Tenancy(known_as)
+        retire = partial(_end_process, EXIT_RETIRED)
+        self._reporter = Reporter(known_as, self._engine, self._tenancy, retire) if known_as else None
 
     def device(self) -> str:
         """Return the device's name."""

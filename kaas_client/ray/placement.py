@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kaas_client.ray import policies, reports
+from kaas_client.ray import policies, reports, spares
 from kaas_client.ray.aliases import alias_of, are_pending, nodes_of
 from kaas_client.ray.cluster import ExecutorRef
 from kaas_client.ray.policies import ALL, QUICK, Sharing
@@ -97,6 +97,8 @@ class Placer:
         """Calls that may not be answered yet, by the results that will stay on their devices."""
         self._near: dict[str, list[str]] = {}
         """Executors by node."""
+        self._spares: dict[str, ExecutorRef] = {}
+        """Those that were needed, by name."""
         self._located: dict[bytes, None] = {}
         self._look_at = 0.0
         self._used = False
@@ -122,7 +124,7 @@ class Placer:
             self._check(only, group)
         elif len(self._refs) == 1:
             name = self._names[0]
-            return Placed(self._refs[name], None, self._lane(name, task, group, in_order))
+            return Placed(self._there(name), None, self._lane(name, task, group, in_order))
         with self._lock:
             looks = now >= self._look_at or len(self._sent) <= FEW
             if looks:
@@ -137,14 +139,14 @@ class Placer:
                     chosen = self._tenants.count(only, data, expected_s, now)
                 else:
                     chosen = self._tenants.choose(tenant, data, expected_s, now, after)
-                    while looks and len(self._tenants) > 1 and self._refs[chosen.executor].is_down():
+                    while looks and len(self._tenants) > 1 and self._there(chosen.executor).is_down():
                         self._tenants.remove(chosen.executor)
                         chosen = self._tenants.choose(tenant, data, expected_s, now, after)
             except LookupError:
                 return Placed(self._refs[only or self._stand_in(tenant)], None, self._sharing.lane(group))
             if len(self._near) > 1:
                 self._spread(chosen.executor, data)
-        return Placed(self._refs[chosen.executor], chosen, self._lane(chosen.executor, task, group, in_order))
+        return Placed(self._there(chosen.executor), chosen, self._lane(chosen.executor, task, group, in_order))
 
     def sent(self, task: Task, placed: Placed, references: Sequence[ray.ObjectRef[Any]]) -> None:
         """A call has been sent where it was to go, which returned these references."""
@@ -176,6 +178,18 @@ class Placer:
             for name, report in found.items():
                 self._near.setdefault(report.node, []).append(name)
                 self._expected_s.update(report.expected_s)
+
+    def _there(self, name: str) -> ExecutorRef:
+        """Return an executor, or its spare where it is down and that is not."""
+        executor = self._refs[name]
+        report = self._reports.get(name)
+        if not executor.is_down() or report is None or self._sharing.is_exclusive:
+            return executor
+        spare = spares.name_of(name, report)
+        if spare not in self._spares and (actor := spares.find(spare)) is not None:
+            self._spares[spare] = ExecutorRef(spare, actor)
+        found = self._spares.get(spare, executor)
+        return executor if found.is_down() else found
 
     def _lane(self, name: str, task: Task, group: str, in_order: bool) -> str | None:
         lane = self._sharing.lane(group)

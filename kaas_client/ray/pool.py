@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kaas_client.ray import groups, policies, reports, table
+from kaas_client.ray import cluster, groups, policies, reports, spares, table
+from kaas_client.ray.executor import ExecutorActor
 from kaas_client.ray.landlord import Landlord, Lease
 from kaas_client.ray.policies import Sharing
 from kaas_client.ray.reports import REPORT_S, Report
@@ -60,6 +61,8 @@ class PoolActor:
         self._sharing = Sharing()
         self._landlord: Landlord | None = None
         self._written: dict[str, float] = {}
+        self._spares: set[str] | None = None
+        """Names of those that there are to be; None: it is not known which there are."""
         threading.Thread(target=self._go_on, name="pool", daemon=True).start()
 
     def state(self) -> PoolState:
@@ -90,8 +93,22 @@ class PoolActor:
         for name, report in found.items():
             if report.policy != digest:
                 self._tell(name, "reload_policy")
+        self._keep_spares(found if spares.are_wanted() else {})
         if sharing.is_exclusive:
             self._lease({name: report for name, report in found.items() if report.policy == digest}, now)
+
+    def _keep_spares(self, found: dict[str, Report]) -> None:
+        """Have a spare beside each executor that has come up, and no others."""
+        wanted = {spares.name_of(name, report): name for name, report in found.items()}
+        if self._spares == wanted.keys():
+            return
+        there = spares.names() if self._spares is None else self._spares
+        for name in there - wanted.keys():
+            spares.stop(name)
+        for name in wanted.keys() - there:
+            executor = wanted[name]
+            spares.start(cluster.actor_class(ExecutorActor), executor, cluster.device_of(executor), found[executor])
+        self._spares = set(wanted)
 
     def _lease(self, found: dict[str, Report], now: float) -> None:
         if self._landlord is None:

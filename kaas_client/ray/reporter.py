@@ -38,6 +38,7 @@ class Reporter:
         self._on_retired = on_retired
         self._wake = threading.Event()
         self._node = ray.get_runtime_context().get_node_id()
+        self._gpus = ",".join(map(str, ray.get_gpu_ids()))
         self._held: dict[bytes, None] = {}
         self._dropped: dict[bytes, None] = {}
         self._last = self._write(None)
@@ -82,6 +83,7 @@ class Reporter:
             dict(waiting),
             self._engine.short_ones(MOST_FUNCTIONS, QUICK_S),
             {group: use.device_s for group, use in uses.items() if use.device_s},
+            self._gpus,
         )
         if last is None or report != last._replace(at_s=report.at_s):
             table.put(table.Kind.REPORT, self._name, pickle.dumps(tuple(report)))

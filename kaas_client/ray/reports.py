@@ -51,6 +51,8 @@ class Report(NamedTuple):
     """Digests of tasks whose calls take the device less than ``QUICK_S`` at least; none while others hold all of it up."""
     used_s: Mapping[str, float] = MappingProxyType({})
     """Device time since the process began, by group."""
+    gpus: str = ""
+    """The GPUs that it sees, as ``CUDA_VISIBLE_DEVICES`` has them."""
 
 
 def read(names: Sequence[str]) -> dict[str, Report]:

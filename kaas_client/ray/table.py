@@ -36,6 +36,8 @@ class Kind(Enum):
     """How groups share executors. One row, without a key."""
     TURNS = b"turns/"
     """The virtual times of groups under ``exclusive``. One row, without a key."""
+    SPARES = b"spares/"
+    """That executors are to have spares. One row, without a key, or none."""
 
 
 def put(kind: Kind, key: bytes, value: bytes) -> None:
