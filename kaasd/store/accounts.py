@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 from kaas_core.errors import GroupLimitError, StoreFullError
 from kaasd.store.base import DEFAULT_ACCOUNT, Account, Namespace
 from kaasd.store.environment import Environment, Transaction
+from kaasd.store.recent import unpack_recent
 from kaasd.store.records import (
     COUNTED,
     MAX_ACCOUNTS,
@@ -58,9 +59,11 @@ class _Open:
 class Accounts:
     """All accounts, as one transaction sees them. One that writes must ``finish`` them."""
 
-    def __init__(self, environment: Environment, txn: Transaction) -> None:
+    def __init__(self, environment: Environment, txn: Transaction, state: StoreState) -> None:
+        """``state`` has the last replies, which no account in the store counts."""
         self._environment = environment
         self._txn = txn
+        self._state = state
         self._by_name: dict[str, _Open] = {}
         self._by_number: dict[int, _Open] = {}
         self._is_damaged = False
@@ -69,7 +72,7 @@ class Accounts:
     def get(self, name: str) -> Account:
         """Return what is known of an account, which may be new."""
         found = self._find(name)
-        return Account() if found is None else found.now
+        return Account() if found is None else found.now._replace(stored_bytes=self._stored_bytes(found))
 
     def all(self) -> Mapping[str, Account]:
         """Return what is known of all accounts, by name."""
@@ -118,7 +121,7 @@ class Accounts:
             account.keys += keys
 
     def recount(self) -> None:
-        """Count all entries anew. Takes some microseconds an entry."""
+        """Count all entries in the trees anew. Takes some microseconds an entry."""
         for name in self._names():
             self._find(name)
         for account in self._by_number.values():
@@ -132,8 +135,9 @@ class Accounts:
                         continue
                     self.count(head.account, namespace, head.size_bytes, 1)
 
-    def finish(self, state: StoreState) -> None:
-        """Store what was changed, and count it in ``state``."""
+    def finish(self) -> None:
+        """Store what was changed, and count it in the state."""
+        state = self._state
         if self._is_damaged:
             self.recount()
         for name, account in self._by_name.items():
@@ -149,6 +153,11 @@ class Accounts:
             self._environment.known_accounts[name] = account.number, account.raw_key, packed, now
 
     # Finding them
+
+    def _stored_bytes(self, account: _Open) -> int:
+        """Return what an account has stored, with the last replies."""
+        recent = unpack_recent(self._state.recent)
+        return account.stored_bytes + sum(len(reply.value) for reply in recent if reply.account == account.number)
 
     def _growth(self, name: str, entries: Mapping[Place, NewEntry]) -> tuple[int, int]:
         """Return by how many bytes and keys ``entries`` add to an account, less what they take the place of."""

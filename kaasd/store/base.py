@@ -42,6 +42,8 @@ class Namespace(Enum):
         self.noun = _NOUNS[letter]
         """What one entry is, in words and on the wire."""
 
+    __hash__ = object.__hash__  # of an Enum it is that of its name, in Python: 0.2 us more at each look into a dict
+
 
 DEFAULT_ACCOUNT = "default"
 """Whom an entry counts for where nothing is said."""

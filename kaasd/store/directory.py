@@ -20,7 +20,7 @@ from kaasd.store.records import (
     CHUNKS,
     FORMAT,
     LOOSE,
-    STATE_BYTES,
+    MIN_STATE_BYTES,
     STATE_KEY,
     STORE_ID_BYTES,
     STORE_ID_KEY,
@@ -53,6 +53,7 @@ OLD_DATABASES = tuple(
 """Of the formats 1 and 2."""
 _DATABASES_OF = {
     FORMAT: DATABASES,
+    4: DATABASES,
     3: tuple(name for name in DATABASES if name != ACCOUNTS),
     2: OLD_DATABASES,
 }
@@ -211,7 +212,7 @@ def _format_in(file: LmdbFile, meta: Meta) -> int:
     entries = file.main_entries(meta)
     state = entries.get(STATE_KEY, b"")
     number = unpack_format(state)
-    if len(state) == STATE_BYTES:
+    if len(state) >= MIN_STATE_BYTES:
         try:
             StoreState.unpack(state)
         except Damage as damage:

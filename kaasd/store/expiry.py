@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from kaasd.store.base import Expiry, Namespace
 from kaasd.store.environment import Environment
+from kaasd.store.reading import read_state
 from kaasd.store.records import RECORD_BYTES, Damage, Head
 from kaasd.store.write_transaction import WriteTransaction
 
@@ -42,11 +43,10 @@ class _Seen(NamedTuple):
 
 
 class Expirer:
-    """Deletes old entries of one namespace."""
+    """Deletes old replies."""
 
-    def __init__(self, environment: Environment, namespace: Namespace) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._namespace = namespace
         self._damaged: dict[bytes, float] = {}
         """When damaged ones were seen first, by the monotonic clock."""
 
@@ -60,6 +60,8 @@ class Expirer:
         damaged: dict[bytes, float] = {}
         now = time.monotonic()
         deleted = last_version = 0
+        if self._has_recent():
+            run(WriteTransaction.settle)
         for batch in self._batches():
             gone: list[_Seen] = []
             for seen in batch:
@@ -90,6 +92,13 @@ class Expirer:
                     deleted += count
                     yield Expiry(deleted, last_version)
 
+    def _has_recent(self) -> bool:
+        txn = self._environment.begin()
+        try:
+            return bool(read_state(self._environment, txn).recent)
+        finally:
+            self._environment.end(txn)
+
     def _batches(self) -> Iterator[list[_Seen]]:
         """Yield all entries, those of one snapshot together. None is open at a ``yield``."""
         environment, after = self._environment, b""
@@ -97,12 +106,12 @@ class Expirer:
             batch: list[_Seen] = []
             txn = environment.begin()
             try:
-                with txn.cursor(environment.entries[self._namespace]) as cursor:
+                with txn.cursor(environment.entries[Namespace.REPLIES]) as cursor:
                     found = cursor.set_range(after + b"\0") if after else cursor.first()
                     while found and len(batch) < _LOOKED_AT_ONCE:
                         seen = _Seen(bytes(cursor.key()), 0)
                         with suppress(Damage):
-                            head = Head.of(cursor.value(), self._namespace, seen.raw_key)
+                            head = Head.of(cursor.value(), Namespace.REPLIES, seen.raw_key)
                             seen = _Seen(seen.raw_key, head.version, head.size_bytes + RECORD_BYTES + len(seen.raw_key))
                         batch.append(seen)
                         found = cursor.next()
@@ -116,7 +125,7 @@ class Expirer:
     def _delete(self, run: Run, gone: list[_Seen]) -> Iterator[int]:
         for start in range(0, len(gone), _DELETED_AT_ONCE):
             versions = [(seen.raw_key, seen.version) for seen in gone[start : start + _DELETED_AT_ONCE]]
-            yield run(partial(WriteTransaction.delete_versions, namespace=self._namespace, versions=versions))
+            yield run(partial(WriteTransaction.delete_versions, namespace=Namespace.REPLIES, versions=versions))
 
 
 def _least(sizes: tuple[array[int], array[int]], most_bytes: int) -> int:

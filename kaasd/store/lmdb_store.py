@@ -32,6 +32,7 @@ from kaasd.store.directory import StoreIdentity
 from kaasd.store.environment import Environment, translate
 from kaasd.store.expiry import Expirer
 from kaasd.store.orphans import find_orphans
+from kaasd.store.reading import read_state
 from kaasd.store.records import Extent, Pieces, encode_key
 from kaasd.store.snapshot import LmdbSnapshot, Snapshots
 from kaasd.store.staged import StagedValue
@@ -103,7 +104,7 @@ class LmdbStore:
             self._environment, chunk_bytes=chunk_bytes, held_timeout_s=held_timeout_s, sweep_interval_s=sweep_interval_s
         )
         self._snapshots = Snapshots(self._environment)
-        self._expirer = Expirer(self._environment, Namespace.REPLIES)
+        self._expirer = Expirer(self._environment)
 
     def __enter__(self) -> LmdbStore:
         return self
@@ -186,7 +187,7 @@ class LmdbStore:
         try:
             txn = environment.begin()
             try:
-                return look(Accounts(environment, txn))
+                return look(Accounts(environment, txn, read_state(environment, txn)))
             finally:
                 environment.end(txn)
         except lmdb.Error as error:
@@ -256,10 +257,10 @@ class LmdbStore:
             raise InvalidArgumentError(
                 f"offset_bytes: must not be negative, as {write.offset_bytes} is", {"field": "offset_bytes"}
             )
-        if isinstance(write.pieces, Sequence):
-            pieces = Pieces(write.pieces)
-        elif isinstance(write.pieces, StagedValue):
+        if isinstance(write.pieces, StagedValue):
             extents, pieces = write.pieces.take(self._writer)
+        elif isinstance(write.pieces, Sequence):
+            pieces = Pieces(write.pieces)
         else:
             raise TypeError("the staged value belongs to another kind of store")
         return Change(

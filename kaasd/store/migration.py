@@ -1,8 +1,8 @@
 """Brings a store of an older format into today's.
 
-Format 3 had no accounts: no record said whom it counts for, and all count for the first account. Format 2 had no tree for
-replies either. Both are added in the file, in one transaction. Format 1 had no checksums: the store is copied into a new file,
-and the old one stays beside it.
+Format 4 had no replies in its counters. Format 3 had no accounts: no record said whom it counts for, and all count for the first
+account. Format 2 had no tree for replies either. What is missing is added in the file, in one transaction. Format 1 had no
+checksums: the store is copied into a new file, and the old one stays beside it.
 
 A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
 counters were format, version and id. Everything else was as it is now.
@@ -18,7 +18,7 @@ import struct
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,10 @@ def migrate(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
 
 
 def upgrade(path: Path) -> None:
-    """Add to the store of format 2 or 3 at ``path``, which was looked at, what it lacks, all of it or nothing.
+    """Add to the store of format 2, 3 or 4 at ``path``, which was looked at, what it lacks, all of it or nothing.
 
-    All that is there counts for the first account. Takes some microseconds an entry. Raises ``StoreForeignError`` (another
-    process has it open), ``OSError``, ``lmdb.Error``.
+    All that is there in formats 2 and 3 counts for the first account; that takes some microseconds an entry. Raises
+    ``StoreForeignError`` (another process has it open), ``OSError``, ``lmdb.Error``.
     """
     file = (path / DATA_FILE).resolve()
     with (
@@ -135,20 +135,26 @@ def upgrade(path: Path) -> None:
             return
         state = StoreState.unpack(raw)
         databases = {name: environment.open_db(name, txn=txn) for name in DATABASES}
-        stored_bytes = keys = 0
-        for name, namespace in NAMESPACES.items():
-            if namespace in COUNTED:
-                with txn.cursor(databases[name]) as cursor:
-                    for value in cursor.iternext(keys=False):
-                        with suppress(Damage):
-                            stored_bytes += Head.unpack(value).size_bytes
-                            keys += namespace is Namespace.VALUES
-        raw_key, account = _default_account(Account(stored_bytes, keys))
-        txn.put(raw_key, account, db=databases[ACCOUNTS])
-        state.count_loose(account)
+        if unpack_format(raw) < 4:
+            raw_key, account = _default_account(_count(txn, databases))
+            txn.put(raw_key, account, db=databases[ACCOUNTS])
+            state.count_loose(account)
         state.transaction = txn.id()
         txn.put(STATE_KEY, state.pack())
     _log.info("%s had an old format, and has today's now; earlier versions of kaasd do not open it any more", file)
+
+
+def _count(txn: lmdb.Transaction[bytes], databases: Mapping[bytes, Any]) -> Account:
+    """Return what all that is there counts for."""
+    stored_bytes = keys = 0
+    for name, namespace in NAMESPACES.items():
+        if namespace in COUNTED:
+            with txn.cursor(databases[name]) as cursor:
+                for value in cursor.iternext(keys=False):
+                    with suppress(Damage):
+                        stored_bytes += Head.unpack(value).size_bytes
+                        keys += namespace is Namespace.VALUES
+    return Account(stored_bytes, keys)
 
 
 def _default_account(account: Account) -> tuple[bytes, bytes]:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import lmdb
 
-from kaas_core.errors import KeyNotFoundError
+from kaas_core.errors import DataDamagedError, KeyNotFoundError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.checksums import VerifiedChunks
 from kaasd.store.environment import Environment, Transaction, translate
-from kaasd.store.records import Damage, Extent, Head, Record, StoreState, chunk_key, decode_key
+from kaasd.store.recent import find_recent
+from kaasd.store.records import (
+    STATE_KEY,
+    Damage,
+    Extent,
+    Head,
+    Record,
+    StoreState,
+    chunk_key,
+    decode_key,
+    pack_reply_record,
+)
+
+
+def read_state(environment: Environment, txn: Transaction) -> StoreState:
+    """Return what the store says of itself. Raises ``DataDamagedError``, ``lmdb.Error``."""
+    try:
+        return StoreState.unpack(txn.get(STATE_KEY, b""))
+    except Damage as damage:
+        raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
 
 
 def read_head(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> Head:
@@ -33,6 +52,9 @@ def read_raw(environment: Environment, txn: Transaction, namespace: Namespace, r
     """Return a key's record as it stands there. Raises ``KeyNotFoundError``, ``DataDamagedError`` (the trees are damaged)."""
     try:
         raw = txn.get(raw_key, db=environment.entries[namespace])
+        if raw is None and namespace is Namespace.REPLIES:
+            reply = find_recent(read_state(environment, txn).recent, raw_key)
+            raw = None if reply is None else memoryview(pack_reply_record(reply))
     except lmdb.Error as error:
         raise translate(error, environment.path) from error
     if raw is None:

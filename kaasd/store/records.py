@@ -4,7 +4,7 @@
 database       key                                       value
 =============  ========================================  ==========================================================
 (main)         ``state``                                 format, last version, last id, transaction, sums of all keys and
-                                                         records; checksum
+                                                         records; the last replies, see ``recent``; checksum
 (main)         ``store_id``                              128 random bits, which no other store has; checksum
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
 namespace                                                the key, of the body and of these fields; and then the body: the
@@ -32,9 +32,11 @@ from kaas_core.errors import DataDamagedError, InvalidArgumentError
 from kaas_core.validation import MAX_KEY_BYTES
 from kaasd.store.base import Account, Namespace
 from kaasd.store.checksums import checksum
+from kaasd.store.recent import RecentReply
 
-FORMAT = 4
-"""Of what is described here. Format 3 had no accounts, format 2 no replies either, format 1 no checksums: see ``migration``."""
+FORMAT = 5
+"""Of what is described here. Format 4 had all replies in their tree, format 3 no accounts, format 2 no replies either, format 1
+no checksums: see ``migration``."""
 STATE_KEY = b"state"
 STORE_ID_KEY = b"store_id"
 STORE_ID_BYTES = 16
@@ -48,7 +50,6 @@ COUNTED = frozenset((Namespace.VALUES, Namespace.LIBRARIES, Namespace.FUNCTIONS,
 _FORMAT = struct.Struct("<Q")
 _CHECKSUM = struct.Struct("<Q")
 _STATE_FIELDS = struct.Struct("<QQQQQQ")
-_STATE = struct.Struct(_STATE_FIELDS.format + "Q")
 _FIELDS = struct.Struct("<QQQIIQ")
 _RECORD = struct.Struct(_FIELDS.format + "Q")
 _EXTENT = struct.Struct("<QQQ")
@@ -63,7 +64,7 @@ MAX_ACCOUNTS = 1 << 16
 _KEY_BITS = 0xFFFFFFFF
 """Of a key's checksum that stand in its record."""
 RECORD_BYTES = _RECORD.size
-STATE_BYTES = _STATE.size
+MIN_STATE_BYTES = _STATE_FIELDS.size + _CHECKSUM.size
 
 
 class Damage(Exception):
@@ -104,6 +105,8 @@ class StoreState:
     records: int = 0
     """The same of the heads of all records, of all loose extents and of all accounts, as they stand there: whether all are of one
     transaction."""
+    recent: bytes = b""
+    """The last replies, see ``recent``; they are in no tree, and so in neither sum, nor in what an account says."""
 
     def count_key(self, namespace: Namespace, raw_key: bytes) -> None:
         """Count a key in, or out."""
@@ -119,18 +122,19 @@ class StoreState:
         self.records ^= int.from_bytes(raw[: _CHECKSUM.size], "little")
 
     def pack(self) -> bytes:
-        fields = _STATE_FIELDS.pack(FORMAT, self.version, self.id, self.transaction, self.keys, self.records)
+        fields = _STATE_FIELDS.pack(FORMAT, self.version, self.id, self.transaction, self.keys, self.records) + self.recent
         return fields + _CHECKSUM.pack(checksum(fields))
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> StoreState:
         """Raises ``Damage``; the format is the caller's to look at."""
-        if len(raw) != _STATE.size:
+        if len(raw) < MIN_STATE_BYTES:
             raise Damage("its counters are missing")
-        _, *fields, expected = _STATE.unpack(raw)
-        if checksum(raw[: _STATE_FIELDS.size]) != expected:
+        end = len(raw) - _CHECKSUM.size
+        if checksum(raw[:end]) != _CHECKSUM.unpack_from(raw, end)[0]:
             raise Damage("its counters were changed")
-        return cls(*fields)
+        _, version, last_id, transaction, keys, records = _STATE_FIELDS.unpack_from(raw)
+        return cls(version, last_id, transaction, keys, records, bytes(raw[_STATE_FIELDS.size : end]))
 
 
 def head_change(raw: bytes | memoryview) -> int:
@@ -255,6 +259,20 @@ def pack_record(
     size_and_account = size_bytes | account << _SIZE_BITS
     fields = _FIELDS.pack(version, size_and_account, update_time_ns, len(extents), key_checksum, checksum(body))
     return b"".join((fields, _CHECKSUM.pack(checksum(fields)), body))
+
+
+def pack_reply_record(reply: RecentReply) -> bytes:
+    """Return the bytes of a reply's record."""
+    return pack_record(
+        Namespace.REPLIES,
+        reply.raw_key,
+        reply.version,
+        len(reply.value),
+        reply.update_time_ns,
+        (),
+        [reply.value],
+        reply.account,
+    )
 
 
 def record_size(size_bytes: int, extents: int) -> int:

@@ -18,8 +18,9 @@ import lmdb
 from kaas_core.errors import InternalError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction, translate
-from kaasd.store.reading import entry_of, read_chunk, read_head, read_record
-from kaasd.store.records import Damage, Extent, encode_key, encode_prefix, overlap
+from kaasd.store.reading import entry_of, read_chunk, read_head, read_record, read_state
+from kaasd.store.recent import unpack_recent
+from kaasd.store.records import Damage, Extent, decode_key, encode_key, encode_prefix, overlap
 
 
 class LmdbSnapshot:
@@ -92,9 +93,16 @@ class LmdbSnapshot:
                     if raw_key > raw_after:
                         entries.append(entry_of(cursor.value(), namespace, raw_key))
                     found = cursor.next()
+            if namespace is not Namespace.REPLIES:
+                return entries
+            entries += (
+                Entry(decode_key(reply.raw_key), len(reply.value), reply.version, reply.update_time_ns)
+                for reply in unpack_recent(read_state(self._environment, self._txn).recent)
+                if reply.raw_key.startswith(raw_prefix) and reply.raw_key > raw_after
+            )
         except lmdb.Error as error:
             raise translate(error, self._environment.path) from error
-        return entries
+        return sorted(entries, key=lambda entry: entry.key.encode())[:limit]
 
     def close(self) -> None:
         """End the transaction. Idempotent.

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
-from kaas_core.errors import DataDamagedError, KeyNotFoundError, StoreFullError, ValueTooShortError
+from kaas_core.errors import KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.accounts import Accounts, NewEntry
 from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Namespace
 from kaasd.store.environment import Environment, Transaction
-from kaasd.store.reading import count_records, entry_of, missing, read_chunk, read_head, read_raw
+from kaasd.store.reading import count_records, entry_of, missing, read_chunk, read_state
+from kaasd.store.recent import MAX_RECENT_BYTES, MAX_RECENT_REPLY_BYTES, RecentReply, find_recent, unpack_recent
 from kaasd.store.records import (
     NOBODY,
     STATE_KEY,
@@ -23,12 +24,12 @@ from kaasd.store.records import (
     Head,
     Pieces,
     Record,
-    StoreState,
     chunk_key,
     loose_key,
     overlap,
     pack_loose,
     pack_record,
+    pack_reply_record,
     record_size,
     unpack_loose,
     unpack_loose_key,
@@ -44,6 +45,8 @@ _MAX_INLINE_BYTES = 64 << 10
 against 5.8 µs to read it. Beyond 64 KiB the gain is small, and such runs of pages get hard to find in a full store."""
 _PAGES_OF_A_WRITE = 8
 """Rewritten by putting one key, beyond the value's own."""
+_PAGES_OF_SETTLING = 32
+"""Rewritten by moving the last replies, some ten, into their tree: two for each, and those above them."""
 
 
 @dataclass(slots=True)
@@ -63,7 +66,8 @@ class Change:
 
     @property
     def size_bytes(self) -> int:
-        return self.pieces.size_bytes + sum(extent.size_bytes for extent in self.extents)
+        size = self.pieces.size_bytes
+        return size + sum(extent.size_bytes for extent in self.extents) if self.extents else size
 
 
 def max_inline_bytes(chunk_bytes: int) -> int:
@@ -84,11 +88,8 @@ class WriteTransaction:
         self._txn = txn
         self._chunk_bytes = chunk_bytes
         self._inline_bytes = max_inline_bytes(chunk_bytes)
-        try:
-            self._state = StoreState.unpack(txn.get(STATE_KEY, b""))
-        except Damage as damage:
-            raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
-        self._accounts = Accounts(environment, txn)
+        self._state = read_state(environment, txn)
+        self._accounts = Accounts(environment, txn, self._state)
         self._now_ns = time.time_ns()
         self._asked_bytes = 0
         self._is_uncounted = False
@@ -100,7 +101,7 @@ class WriteTransaction:
         """Store what the store says of itself."""
         if self._is_uncounted:
             self._accounts.recount()
-        self._accounts.finish(self._state)
+        self._accounts.finish()
         if self._is_uncounted:
             self._state.records = count_records(self._environment, self._txn)
         self._state.transaction = self._txn.id()
@@ -136,16 +137,18 @@ class WriteTransaction:
             where = (change.namespace, change.raw_key)
             size = change.size_bytes
             needed += change.pieces.size_bytes + record_size(0, len(change.extents)) + overhead
-            if change.must_be_new and (where in sizes or self._has(*where)):
+            if change.namespace is Namespace.REPLIES and len(self._state.recent) + size > MAX_RECENT_BYTES // 2:
+                needed += _PAGES_OF_SETTLING * self._environment.page_bytes
+            if change.must_be_new and (where in sizes or self._get(*where) is not None):
                 raise KeyExistsError(f"the key {change.key!r} exists", {"key": change.key})
             if change.offset_bytes is None:
                 sizes[where] = size
                 continue
             if where not in sizes:
-                if change.create and change.offset_bytes == 0 and not self._has(change.namespace, change.raw_key):
+                if change.create and change.offset_bytes == 0 and self._get(*where) is None:
                     sizes[where] = size
                     continue
-                sizes[where] = read_head(self._environment, self._txn, change.namespace, change.raw_key).size_bytes
+                sizes[where] = self._size_of(change.namespace, change.raw_key)
             end = change.offset_bytes + size
             if end > sizes[where]:
                 raise ValueTooShortError(
@@ -154,15 +157,24 @@ class WriteTransaction:
                     {"key": change.key, "size_bytes": str(sizes[where])},
                 )
             needed += min(sizes[where], 2 * self._chunk_bytes)
-        if any(self._accounts.is_limited(change.account) for change in changes):
+        if any(map(self._accounts.is_limited, {change.account for change in changes})):
             accounts = {(change.namespace, change.raw_key): change.account for change in changes}  # the last one of each
             self._accounts.check({where: NewEntry(size, accounts[where]) for where, size in sizes.items()})
         self.check_room(needed)
 
+    def _size_of(self, namespace: Namespace, raw_key: bytes) -> int:
+        raw = self._get(namespace, raw_key)
+        if raw is None:
+            raise missing(raw_key)
+        try:
+            return Head.of(raw, namespace, raw_key).size_bytes
+        except Damage as damage:
+            raise damage.of(namespace, raw_key) from None
+
     def check_key(self, namespace: Namespace, raw_key: bytes, version: int | None = None) -> None:
         """Raises ``KeyNotFoundError``; also where the key has another ``version``, which 0 is where it is damaged."""
-        raw = read_raw(self._environment, self._txn, namespace, raw_key)
-        if version is not None and entry_of(raw, namespace, raw_key).version != version:
+        raw = self._get(namespace, raw_key)
+        if raw is None or (version is not None and entry_of(raw, namespace, raw_key).version != version):
             raise missing(raw_key)
 
     # Changes
@@ -185,7 +197,11 @@ class WriteTransaction:
 
     def delete(self, namespace: Namespace, raw_key: bytes) -> Entry:
         """Delete a key, which was checked, damaged or not; return what it was, as far as that is known."""
-        raw = read_raw(self._environment, self._txn, namespace, raw_key)
+        if namespace is Namespace.REPLIES:
+            self.settle()
+        raw = self._get(namespace, raw_key)
+        if raw is None:
+            raise missing(raw_key)
         entry = entry_of(raw, namespace, raw_key)
         extents = self._count_out(raw, namespace, raw_key)
         self._state.count_key(namespace, raw_key)
@@ -260,6 +276,10 @@ class WriteTransaction:
         return freed
 
     def _apply(self, change: Change) -> Entry:
+        if change.namespace is Namespace.REPLIES:
+            if change.must_be_new and not change.extents and change.pieces.size_bytes <= MAX_RECENT_REPLY_BYTES:
+                return self._apply_reply(change)
+            self.settle()
         database = self._environment.entries[change.namespace]
         raw = None if change.must_be_new else self._txn.get(change.raw_key, db=database)
         is_new = raw is None
@@ -291,6 +311,28 @@ class WriteTransaction:
         self._accounts.count(account, change.namespace, size, 1)
         self._retire(retired, version)
         return Entry(change.key, size, version, self._now_ns)
+
+    def settle(self) -> int:
+        """Move the last replies into their tree, and count them; return how many."""
+        recent, self._state.recent = list(unpack_recent(self._state.recent)), b""
+        for reply in recent:
+            record = pack_reply_record(reply)
+            self._txn.put(reply.raw_key, record, db=self._environment.entries[Namespace.REPLIES])
+            self._state.count_key(Namespace.REPLIES, reply.raw_key)
+            self._state.count_record(record)
+            self._accounts.count(reply.account, Namespace.REPLIES, len(reply.value), 1)
+        return len(recent)
+
+    def _apply_reply(self, change: Change) -> Entry:
+        """Put a reply to the last ones."""
+        state = self._state
+        state.version = version = state.version + 1
+        account = self._accounts.number_of(change.account)
+        packed = RecentReply(change.raw_key, b"".join(change.pieces), account, version, self._now_ns).pack()
+        if len(state.recent) + len(packed) > MAX_RECENT_BYTES:
+            self.settle()
+        state.recent += packed
+        return Entry(change.key, change.pieces.size_bytes, version, self._now_ns)
 
     def _splice(self, old: Record, change: Change, start: int) -> tuple[Sequence[Extent], Pieces, list[Extent]]:
         """Lay ``change`` over ``old`` from ``start`` on: return extents or inline bytes, and which old extents are not needed.
@@ -361,8 +403,12 @@ class WriteTransaction:
             self._state.count_loose(raw)
             self._txn.delete(raw_key, db=self._environment.loose)
 
-    def _has(self, namespace: Namespace, raw_key: bytes) -> bool:
-        return self._txn.get(raw_key, db=self._environment.entries[namespace]) is not None
+    def _get(self, namespace: Namespace, raw_key: bytes) -> memoryview | None:
+        """Return a key's record as this transaction has it."""
+        raw = self._txn.get(raw_key, db=self._environment.entries[namespace])
+        if raw is None and namespace is Namespace.REPLIES and (reply := find_recent(self._state.recent, raw_key)) is not None:
+            return memoryview(pack_reply_record(reply))
+        return raw
 
     def _read(self, extent: Extent, start: int, stop: int) -> bytes:
         """Return bytes of a chunk. Raises ``Damage``."""

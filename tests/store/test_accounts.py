@@ -342,7 +342,7 @@ def test_a_transaction_that_fails_makes_no_account(store: LmdbStore, monkeypatch
     """Its number is another one's then."""
     put(store, "k", 1, "first")
     with pytest.raises(KaasError), monkeypatch.context() as patched:
-        patched.setattr("kaasd.store.write_transaction.StoreState.pack", lambda state: 1 / 0)
+        patched.setattr("kaasd.store.records.StoreState.pack", lambda state: 1 / 0)
         put(store, "l", 1, "lost")
     put(store, "m", 2, "second")
     put(store, "n", 3, "lost")

@@ -19,9 +19,9 @@ from kaasd.store.environment import translate
 from kaasd.store.lmdb_file import LmdbFile
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.records import (
+    MIN_STATE_BYTES,
     NOBODY,
     RECORD_BYTES,
-    STATE_BYTES,
     STATE_KEY,
     STORE_ID_KEY,
     Extent,
@@ -326,7 +326,7 @@ def test_what_the_store_says_of_itself_is_gone(file: Path, open_store: Callable,
 def test_counters_that_change_while_it_is_open(opened: LmdbStore) -> None:
     """A version that was given before would make stale bytes on a device pass for new ones."""
     with opened._environment.write() as txn:
-        txn.put(STATE_KEY, bytes(STATE_BYTES))
+        txn.put(STATE_KEY, bytes(MIN_STATE_BYTES))
     with pytest.raises(DataDamagedError, match="its counters were changed") as caught:
         opened.commit([Write("a", [b"1"])]).result()
     assert "key" not in caught.value.metadata
@@ -455,7 +455,7 @@ def test_a_store_that_does_not_wait_for_the_disk_may_lack_its_last_transactions(
     )
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 5, 1 << 40])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 4, 6, 1 << 40])
 def test_a_format_that_was_changed_is_damage(file: Path, open_store: Callable, number: int) -> None:
     """And not a store of another version, to be brought up to date or left to a later one."""
     with LmdbStore(file.parent, limit_bytes=64 << 20) as store, store._environment.write() as txn:

@@ -76,6 +76,7 @@ def test_the_oldest_of_each_group_go(store: LmdbStore, monkeypatch: pytest.Monke
 
 
 def damage(store: LmdbStore, key: bytes) -> None:
+    store.expire(0, 10, 1 << 30, 600).result()  # moves them into their tree
     database = store._environment.entries[Namespace.REPLIES]
     with store._environment.write() as txn:
         raw = bytearray(txn.get(key, db=database))

@@ -1,6 +1,6 @@
-"""Stores of the formats 2 and 3 get what they lack at their first start, in their place and at once.
+"""Stores of the formats 2, 3 and 4 get what they lack at their first start, in their place and at once.
 
-Format 3 had no accounts, and format 2 no tree for replies either.
+Format 4 had no replies in its counters, format 3 no accounts, and format 2 no tree for replies either.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import pytest
 
 from kaas_core.errors import StoreForeignError
 from kaasd.store import migration
-from kaasd.store.base import Account, Namespace, Write
+from kaasd.store.base import Account, KeyExistsError, Namespace, Write
 from kaasd.store.directory import DATABASES, LMDB_MAJOR_VERSION, OLD_DATABASES
 from tests.store.support import Start, kill, own
 
 FORMAT_2 = Path(__file__).parent / "data/format2.mdb.gz"
 FORMAT_3 = Path(__file__).parent / "data/format3.mdb.gz"
+FORMAT_4 = Path(__file__).parent / "data/format4.mdb.gz"
 """Each made by kaasd when that format was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
 
 
@@ -150,3 +151,48 @@ migration.upgrade(Path({str(old3.parent)!r}))
     assert child.wait() == -9
     assert old3.read_bytes() == before
     assert open_store().accounts()["default"].keys == 19
+
+
+@pytest.fixture
+def old4(store_path: Path) -> Path:
+    store_path.mkdir(mode=0o700)
+    (store_path / "owners").touch(0o600)
+    file = store_path / "data.mdb"
+    file.write_bytes(gzip.decompress(FORMAT_4.read_bytes()))
+    return file
+
+
+def test_all_of_format_4_is_there(old4: Path, open_store: Callable, read: Callable) -> None:
+    """Its accounts too, and a reply that it has keeps its id from running again."""
+    store = open_store()
+    for number in range(1, 20):
+        if number != 6:
+            assert read(store, f"key/{number:02}") == bytes([number]) * (number * 700)
+    assert read(store, "key/00") == b"with a reply"
+    assert read(store, "default/1", namespace=Namespace.REPLIES) == b"reply"
+    assert read(store, "a/2", namespace=Namespace.REPLIES) == b"large" * 400
+    assert store.accounts() == {"default": Account(67825, 9), "a": Account(72000, 10, 100_000, 50)}
+    with pytest.raises(KeyExistsError):
+        store.commit([Write("default/1", [b"again"], namespace=Namespace.REPLIES, must_be_new=True)]).result()
+    store.commit([Write("default/3", [b"new"], namespace=Namespace.REPLIES, must_be_new=True)]).result()
+    store.close()
+    again = open_store()
+    assert read(again, "default/3", namespace=Namespace.REPLIES) == b"new"
+    assert list(again.check()) == []
+
+
+def test_of_format_4_killed_before_the_end(old4: Path, open_store: Callable, start: Start) -> None:
+    before = old4.read_bytes()
+    child = start(
+        f"""
+import signal
+from pathlib import Path
+from kaasd.store import migration
+migration.StoreState.pack = lambda state: os.kill(os.getpid(), signal.SIGKILL)
+migration.upgrade(Path({str(old4.parent)!r}))
+""",
+        bare="yes",
+    )
+    assert child.wait() == -9
+    assert old4.read_bytes() == before
+    assert open_store().accounts()["a"].keys == 10
