@@ -10,7 +10,7 @@ import os
 from asyncio import Future, Queue, Semaphore, sleep
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc.aio
 
@@ -21,10 +21,12 @@ T = TypeVar("T")
 
 __all__ = [
     "CALL_CANCELLED",
+    "Eventually",
     "Future",
     "Lock",
     "Queue",
     "Semaphore",
+    "Task",
     "call_blocking",
     "created",
     "is_cancelled",
@@ -39,6 +41,10 @@ __all__ = [
     "until_none",
 ]
 
+Eventually: TypeAlias = Awaitable[T]
+"""What a function of the client returns, as its caller gets it."""
+Task: TypeAlias = "asyncio.Task[None]"
+"""What ``start`` began."""
 CALL_CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError,)
 """What reading the answers of a cancelled call raises, other than ``grpc.RpcError``: the same as in a cancelled task."""
 

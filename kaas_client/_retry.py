@@ -65,7 +65,7 @@ class Tries:
         self._policy = policy
         self._repeat = repeat
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._was_reached = was_reached
+        self.was_reached = was_reached
         self.count = 1
 
     @property
@@ -76,6 +76,7 @@ class Tries:
     def again(self, error: errors.KaasError) -> float | None:
         """A try has failed. Return how long to wait before the next one; None where there is none."""
         policy = self._policy
+        self.was_reached |= type(error) is not errors.ConnectionFailedError
         if policy is None or self.count >= policy.max_attempts or not self._may_repeat(error):
             return None
         wait = policy.wait(self.count, error)
@@ -87,7 +88,7 @@ class Tries:
     def _may_repeat(self, error: errors.KaasError) -> bool:
         is_lost = isinstance(error, errors.ConnectionLostError)
         if isinstance(error, errors.ConnectionFailedError) and not is_lost:
-            return self._was_reached  # Else nothing is there, as far as is known, and waiting would only hide it.
+            return self.was_reached  # Else nothing is there, as far as is known, and waiting would only hide it.
         if error.code != "UNAVAILABLE" and (error.code != "RESOURCE_EXHAUSTED" or error.retry_after_s is None):
             return False
         return self._repeat is Repeat.ALWAYS or (self._repeat is Repeat.REFUSED and not is_lost)

@@ -238,15 +238,22 @@ def gone(name: str) -> errors.OutputsDroppedError:
 
 def stream_message(id: int, invoke: executor_pb2.InvokeRequest, timeout: float | None) -> executor_pb2.InvokeStreamRequest:
     """Return one message of a stream; ``timeout`` in seconds."""
-    # 0 on the wire means no timeout, so the shortest one is 1 ns.
-    timeout_ns = 0 if timeout is None else max(1, int(timeout * 1e9))
-    return executor_pb2.InvokeStreamRequest(id=id, invoke=invoke, timeout_ns=timeout_ns)
+    return executor_pb2.InvokeStreamRequest(id=id, invoke=invoke, timeout_ns=0 if timeout is None else timeout_ns(timeout))
 
 
-def read_stream_answer(answer: executor_pb2.InvokeStreamResponse) -> types.Result | errors.KaasError:
-    """Return how one invocation of a stream ended. Raises nothing: the stream goes on for the others."""
+def timeout_ns(timeout: float) -> int:
+    """Return a timeout in seconds as it is sent: 0 on the wire means none, so the shortest one is 1 ns."""
+    return max(1, int(timeout * 1e9))
+
+
+def read_stream_answer(answer: executor_pb2.InvokeStreamResponse, tries: int = 1) -> types.Result | errors.KaasError:
+    """Return how one invocation of a stream ended, which was sent so often. Raises nothing: the stream goes on for the others."""
     try:
-        return _convert.result(answer.response) if answer.WhichOneof("result") == "response" else from_stream_error(answer.error)
+        if answer.WhichOneof("result") != "response":
+            return from_stream_error(answer.error)
+        if tries > 1:
+            answer.response.attempts = max(answer.response.attempts, 1) + tries - 1
+        return _convert.result(answer.response)
     except Exception as error:
         return unreadable(error)
 

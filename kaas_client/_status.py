@@ -36,6 +36,8 @@ _LOST = re.compile("Cancelling all calls|Stream removed|Socket closed|Connection
 """What gRPC says where a connection ended, with a call on it. Only the words of our message depend on it."""
 _UNSENT = re.compile("failed to connect to all addresses|DNS resolution failed")
 """How what gRPC says begins where there was no connection, so that nothing was sent."""
+_NOT_WRITTEN = ("INTERNAL", "Internal error from Core")
+"""What gRPC for asyncio says where a message of a stream could not be written, as its connection had just ended."""
 _REFUSED = re.compile(
     r"failed to connect to all addresses; last error: \w+: \S+ "
     r"(?:connect failed: addr: \S+ error: |Failed to connect to remote host: )(.*)"
@@ -84,8 +86,8 @@ def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> err
 
 def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
     """Return the exception for a failure that gRPC or a proxy reported, not kaasd."""
-    if code == "UNAVAILABLE":
-        if _LOST.search(details):
+    if code == "UNAVAILABLE" or (code, details) == _NOT_WRITTEN:
+        if code == "INTERNAL" or _LOST.search(details):
             message = f"lost the connection to the server at {address}: {details}"
         else:
             refused = _REFUSED.fullmatch(details)

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue as Queue
 from threading import Lock, Semaphore, Thread
 from time import sleep
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -22,10 +22,12 @@ T = TypeVar("T")
 
 __all__ = [
     "CALL_CANCELLED",
+    "Eventually",
     "Future",
     "Lock",
     "Queue",
     "Semaphore",
+    "Task",
     "call_blocking",
     "created",
     "is_cancelled",
@@ -40,6 +42,10 @@ __all__ = [
     "until_none",
 ]
 
+Eventually: TypeAlias = Annotated[T, "at once"]
+"""What a function of the client returns, as its caller gets it."""
+Task: TypeAlias = Thread
+"""What ``start`` began."""
 CALL_CANCELLED: tuple[type[BaseException], ...] = ()
 """What reading the answers of a cancelled call raises, other than ``grpc.RpcError``: nothing."""
 

@@ -294,10 +294,20 @@ class Client:
         result = await self._connection.unary(
             _rpcs.invoke(name, bindings or {}, returns, device, trace, id, group, priority), timeout
         )
-        if result.outputs_dropped:
-            function = await self._connection.unary(_rpcs.function(name, group), timeout)
-            return await self._with_outputs(result, function.request, bindings or {}, returns, group, timeout)
-        return result
+        return await self._complete(result, name, bindings or {}, returns, group, timeout) if result.outputs_dropped else result
+
+    async def _complete(
+        self,
+        result: Result,
+        name: str,
+        bindings: Mapping[str, Binding],
+        returns: Iterable[str],
+        group: str,
+        timeout: float | None,
+    ) -> Result:
+        """Return a function's result with the outputs that its reply lacks. Raises ``OutputsDroppedError``."""
+        function = await self._connection.unary(_rpcs.function(name, group), timeout)
+        return await self._with_outputs(result, function.request, bindings, returns, group, timeout)
 
     async def _with_outputs(
         self,
@@ -323,7 +333,7 @@ class Client:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""
         from kaas_client._async.stream import InvokeStream  # Most programs need none.
 
-        return InvokeStream(self._connection, timeout, max_in_flight)
+        return InvokeStream(self._connection, timeout, max_in_flight, self._complete)
 
     # The server.
 

@@ -288,10 +288,20 @@ class Client:
         group = self._connection.group(group)
         id = self._connection.request_id(request_id)
         result = self._connection.unary(_rpcs.invoke(name, bindings or {}, returns, device, trace, id, group, priority), timeout)
-        if result.outputs_dropped:
-            function = self._connection.unary(_rpcs.function(name, group), timeout)
-            return self._with_outputs(result, function.request, bindings or {}, returns, group, timeout)
-        return result
+        return self._complete(result, name, bindings or {}, returns, group, timeout) if result.outputs_dropped else result
+
+    def _complete(
+        self,
+        result: Result,
+        name: str,
+        bindings: Mapping[str, Binding],
+        returns: Iterable[str],
+        group: str,
+        timeout: float | None,
+    ) -> Result:
+        """Return a function's result with the outputs that its reply lacks. Raises ``OutputsDroppedError``."""
+        function = self._connection.unary(_rpcs.function(name, group), timeout)
+        return self._with_outputs(result, function.request, bindings, returns, group, timeout)
 
     def _with_outputs(
         self,
@@ -317,7 +327,7 @@ class Client:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""
         from kaas_client._sync.stream import InvokeStream  # Most programs need none.
 
-        return InvokeStream(self._connection, timeout, max_in_flight)
+        return InvokeStream(self._connection, timeout, max_in_flight, self._complete)
 
     # The server.
 

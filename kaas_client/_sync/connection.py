@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 
 from kaas_client import _rpcs
-from kaas_client._retry import RetryPolicy, Tries, new_request_id
+from kaas_client._retry import Repeat, RetryPolicy, Tries, new_request_id
 from kaas_client._rpcs import Page, Rpc
 from kaas_client._status import from_rpc_error
 from kaas_client._threads import call_blocking, open_channel, send, sleep
@@ -37,7 +37,8 @@ class Connection:
         self._wait_for_ready = wait_for_ready
         self._retry = retry
         self._group = group
-        self._was_reached = False
+        self.was_reached = False
+        """There was a server, so that it may come back."""
         self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes))
         self.stubs = _rpcs.Stubs(self._channel)
 
@@ -59,21 +60,21 @@ class Connection:
 
     def unary(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call of one message that is answered by one message."""
-        tries = self._tries(rpc, timeout)
+        tries = self.tries(rpc.repeat, timeout)
         while True:
             try:
                 answer = rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
             except grpc.RpcError as error:
                 wait = self._wait(tries, error)
             else:
-                self._was_reached = True
+                self.was_reached = True
                 return rpc.read(answer, tries.count)
             sleep(wait)
 
     def upload(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call whose messages are an ``Upload``, whose own failure comes before what the server made of it."""
         upload: Upload[Any] = rpc.request
-        tries = self._tries(rpc, timeout)
+        tries = self.tries(rpc.repeat, timeout)
         while True:
             try:
                 answer = send(rpc.method(self.stubs), upload, self.options(tries.timeout))
@@ -82,7 +83,7 @@ class Connection:
                     raise upload.error or from_rpc_error(error, self.address) from None
                 wait = self._wait(tries, error)
             else:
-                self._was_reached = True
+                self.was_reached = True
                 if upload.error:
                     raise upload.error
                 return rpc.read(answer)
@@ -90,7 +91,7 @@ class Connection:
 
     def download(self, rpc: Rpc[T], download: Receiver, timeout: float | None) -> T:
         """Make a call whose answer is a stream of messages for ``download``."""
-        tries = self._tries(rpc, timeout)
+        tries = self.tries(rpc.repeat, timeout)
         while True:
             answers = rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
             is_begun = False
@@ -109,18 +110,19 @@ class Connection:
                 answers.cancel()
                 raise
             else:
-                self._was_reached = True
+                self.was_reached = True
                 return rpc.read(None)
             sleep(wait)
 
-    def _tries(self, rpc: Rpc[Any], timeout: float | None) -> Tries:
+    def tries(self, repeat: Repeat, timeout: float | None) -> Tries:
+        """Return the tries of one call."""
         timeout = self._timeout if timeout is None else timeout
-        return Tries(self._retry, rpc.repeat, timeout, was_reached=self._was_reached)
+        return Tries(self._retry, repeat, timeout, was_reached=self.was_reached)
 
     def _wait(self, tries: Tries, error: grpc.RpcError) -> float:
         """Return how long to wait before a call is made again. Raises what ``error`` means where it is not."""
         failure = from_rpc_error(error, self.address)
-        self._was_reached = self._was_reached or type(failure) is not ConnectionFailedError
+        self.was_reached = self.was_reached or type(failure) is not ConnectionFailedError
         wait = tries.again(failure)
         if wait is None:
             raise failure from None

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Any
 
+import grpc.aio
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, status_pb2
@@ -14,7 +15,7 @@ from grpc_status import rpc_status
 
 from kaas.v1 import executor_pb2, kv_pb2
 from kaas_client import errors
-from kaas_client._status import from_stream_error
+from kaas_client._status import from_rpc_error, from_stream_error
 from kaas_core.errors import BY_REASON, KaasError, Violation, from_reason
 from tests.client.fake_server import Failure, FakeServer
 from tests.client.test_calls import REQUEST, entry_message
@@ -119,6 +120,16 @@ def test_a_server_that_goes_away_during_a_call(connect: Any, address: str) -> No
             client.stat("k")
         leave.set()
         stopper.join()
+
+
+def test_a_message_that_could_not_be_written_is_a_lost_connection() -> None:
+    """gRPC for asyncio calls it an error of its own, where that comes before the status."""
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="Internal error from Core"
+    )
+    assert type(from_rpc_error(error, "unix:/s")) is errors.ConnectionLostError
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="another one")
+    assert type(from_rpc_error(error, "unix:/s")) is errors.InternalError
 
 
 def test_wait_for_ready_waits_for_a_server(connect: Any, address: str) -> None:

@@ -61,9 +61,10 @@ class Daemon:
         self._options = ["--library-root", str(library_root), *options]
         self._starts = itertools.count()
 
-    def start(self) -> None:
+    def start(self, *, same_address: bool = False) -> None:
         """Start one at an address of its own: gRPC waits ever longer before it tries again one that was dead."""
-        self.address = f"unix:{self._folder}/{next(self._starts)}.sock"
+        if not same_address:
+            self.address = f"unix:{self._folder}/{next(self._starts)}.sock"
         options = ["--listen", self.address, "--store", str(self.store), "--device", "emulator", "--log-level", "ERROR"]
         limits = ["--chunk-size", str(self.chunk_bytes), "--store-limit", str(LIMIT_BYTES), "--durability", "none"]
         command = [sys.executable, *self._program, *options, *limits, *self._options]
