@@ -266,7 +266,8 @@ class Settings:
     max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
     max_queued_bytes: Annotated[int, _Option("max_queued_bytes", "SIZE", parse_size)] = 1 << 30
-    """Most bytes that requests which wait for one device bring with them as inputs, together. Default 1GiB."""
+    """Most bytes that requests which wait for one device bring with them as inputs, together. And most bytes of the buffers in
+    replies that are to come, or not read yet, which take twice as much memory. Default 1GiB."""
     policy: Annotated[Policy, _Option("policy", "|".join(policy.value for policy in Policy), _parse_policy)] = Policy.AFFINITY
     """How groups share several devices. affinity: any group on any device, where its data are unless waiting there takes longer
     than bringing them elsewhere. balance: the least used device, wherever data are. static: devices belong to groups, by

@@ -14,6 +14,7 @@ from grpc_health.v1.health import aio as health
 from kaas_core.errors import DataDamagedError, DrainingError, KaasError
 from kaasd.api.errors import as_kaas_error
 from kaasd.api.groups import group_of_call
+from kaasd.api.replies import HeldReplies
 from kaasd.api.shared import Aside, finish
 from kaasd.config import Settings
 from kaasd.front.dispatcher import Dispatcher
@@ -44,6 +45,7 @@ class Core:
     limits: RequestLimits = field(init=False)
     validator: RequestValidator = field(init=False)
     request_ids: RequestIds = field(init=False)
+    replies: HeldReplies = field(init=False)
     health: health.HealthServicer = field(default_factory=health.HealthServicer)
     failures: Counter[str] = field(default_factory=Counter)
     """Failed calls by reason."""
@@ -58,6 +60,7 @@ class Core:
         self.limits = RequestLimits(settings.max_kernels, settings.max_buffers, settings.max_arguments)
         self.validator = RequestValidator(self.aside.call, self.limits)
         self.request_ids = RequestIds(self.store, settings.request_id_window_s, settings.max_queued_bytes)
+        self.replies = HeldReplies(settings.max_queued_bytes)
 
     def refuse_if_draining(self) -> None:
         """Raise ``DrainingError`` while draining. For calls that change something; those that only look are answered.

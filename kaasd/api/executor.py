@@ -89,7 +89,8 @@ class ExecutorServicer:
         validated = await self._core.validator.validate(request.request)
         inputs = dict(request.inputs)
         validated.check_inputs(inputs)
-        execution = self._run(validated, {}, inputs, request, group, deadline_of(context), partial(sender_of, context))
+        room, sender = partial(self._core.replies.take_for, context), partial(sender_of, context)
+        execution = self._run(validated, {}, inputs, request, group, deadline_of(context), sender, room)
         del request, inputs
         reply = await execution
         return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
@@ -140,7 +141,8 @@ class ExecutorServicer:
     def Invoke(
         self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext
     ) -> Awaitable[executor_pb2.InvokeResponse]:
-        return self._invoke(request, deadline_of(context), partial(sender_of, context))
+        room = partial(self._core.replies.take_for, context)
+        return self._invoke(request, deadline_of(context), partial(sender_of, context), room)
 
     async def InvokeStream(
         self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
@@ -152,15 +154,24 @@ class ExecutorServicer:
         sender = partial(sender_of, context, stream=object())
 
         async def answer(request: executor_pb2.InvokeStreamRequest, deadline: float | None, reply_bytes: int) -> None:
-            id = request.id
+            id, taken_bytes = request.id, 0
+
+            def take(size_bytes: int) -> None:
+                nonlocal taken_bytes
+                self._core.replies.take(size_bytes)
+                taken_bytes = size_bytes
+
             try:
-                execution = self._invoke(request.invoke, deadline, sender)
-                del request
-                response = executor_pb2.InvokeStreamResponse(id=id, response=await execution)
-            except Exception as error:
-                failure = to_stream_error(self._core.failed(error))
-                response = executor_pb2.InvokeStreamResponse(id=id, error=failure)
-            await replies.write(response, reply_bytes)
+                try:
+                    execution = self._invoke(request.invoke, deadline, sender, take)
+                    del request
+                    response = executor_pb2.InvokeStreamResponse(id=id, response=await execution)
+                except Exception as error:
+                    failure = to_stream_error(self._core.failed(error))
+                    response = executor_pb2.InvokeStreamResponse(id=id, error=failure)
+                await replies.write(response, reply_bytes)
+            finally:
+                self._core.replies.give(taken_bytes)
             places.release()
 
         try:
@@ -187,7 +198,11 @@ class ExecutorServicer:
             return 0  # which the call itself will say
 
     def _invoke(
-        self, request: executor_pb2.InvokeRequest, deadline: float | None, sender: Callable[[], Hashable]
+        self,
+        request: executor_pb2.InvokeRequest,
+        deadline: float | None,
+        sender: Callable[[], Hashable],
+        take_room: Callable[[int], None],
     ) -> Awaitable[executor_pb2.InvokeResponse]:
         """Check an invocation; return its execution. No coroutine: its frame would hold the inputs once more while they wait."""
         group = self._core.group_of(request.group)
@@ -206,7 +221,7 @@ class ExecutorServicer:
         validated.check_inputs(inputs, "bindings")
         if keys:
             validated.check_keys(keys)
-        return self._run(validated, keys, inputs, request, group, deadline, sender, request.function)
+        return self._run(validated, keys, inputs, request, group, deadline, sender, take_room, request.function)
 
     def _run(
         self,
@@ -217,9 +232,13 @@ class ExecutorServicer:
         group: str,
         deadline: float | None,
         sender: Callable[[], Hashable],
+        take_room: Callable[[int], None],
         function: str = "",
     ) -> Awaitable[executor_pb2.InvokeResponse]:
-        """Check what is to be returned; return the execution, which does not hold ``request`` and ``inputs`` while it waits."""
+        """Check what is to be returned; return the execution, which does not hold ``request`` and ``inputs`` while it waits.
+
+        ``take_room`` is for the buffers in its reply.
+        """
         limit = self._core.settings.max_message_bytes
         wanted = validated.check_return_buffers(request.return_buffers)
         overhead = REPLY_OVERHEAD_BYTES + request.trace * TRACE_BYTES
@@ -227,6 +246,8 @@ class ExecutorServicer:
             raise MessageTooLargeError(
                 f"return_buffers: {wanted} bytes do not fit into a message of at most {limit}; read them from the store"
             )
+        if wanted:
+            take_room(wanted)
         identified = None
         if request.request_id:
             self._core.watch.refuse_if_lost()

@@ -59,11 +59,16 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core, 
         async for data in messages:
             yield await parse(data)
 
-    async def call(request: Any, context: grpc.aio.ServicerContext) -> Message | None:
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
         if group:
             group_of_listener.set(group)  # each call is a task, and so has a context of its own
         try:
-            return await behaviour(parse_each(request) if method.client_streaming else await parse(request), context)
+            reply = await behaviour(parse_each(request) if method.client_streaming else await parse(request), context)
+            if reply is None:
+                return None
+            data = reply.SerializeToString()
+            core.replies.hold(context, len(data))
+            return data
         except asyncio.CancelledError:
             # gRPC cancels both when the caller goes away and when its deadline passes, which it may tell before our clock does.
             left_s = context.time_remaining()
@@ -87,8 +92,10 @@ def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core, 
         (True, False): grpc.stream_unary_rpc_method_handler,
         (True, True): grpc.stream_stream_rpc_method_handler,
     }
-    # No deserialiser: gRPC answers UNKNOWN, with Python's own words, where one raises.
-    return kinds[method.client_streaming, method.server_streaming](call, response_serializer=response_type.SerializeToString)
+    # No deserialiser: gRPC answers UNKNOWN, with Python's own words, where one raises. And no serialiser for a single reply: gRPC
+    # would hold both the message and its bytes until that is read.
+    serializer = response_type.SerializeToString if method.server_streaming else None
+    return kinds[method.client_streaming, method.server_streaming](call, response_serializer=serializer)
 
 
 def deadline_of(context: grpc.aio.ServicerContext) -> float | None:

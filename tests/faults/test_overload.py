@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,8 +16,9 @@ import pytest
 
 from examples.local_daemon import local_daemon
 from kaas.v1 import executor_pb2, executor_pb2_grpc, types_pb2
-from kaas_client import Client
+from kaas_client import Client, Kernel, Request, out, u64
 from kaas_core.errors import QueueFullError
+from tests.faults.idle_reader import FUNCTION
 from tests.faults.support import as_kaas_error, begin, dot_request, fault_request, put_dot_inputs, use, wait_until
 
 INPUT_BYTES = 8 << 20
@@ -77,6 +80,41 @@ def test_refused_requests_leave_nothing_in_memory(daemon: str, library_root: Pat
             call.cancel()
         assert small.result().versions["c"]
         assert kaas.get("c", dtype="u4")[0] == expected
+
+
+def test_replies_that_nobody_reads_are_few(daemon: str, library_root: Path) -> None:
+    """Whose replies would be more than fit into ``--max-queued-bytes`` is refused before it runs; the others get theirs."""
+    calls = 10 * WAITING
+    library = str(library_root / "faults.ptx")
+    endless = fault_request(library, "spinKern", use("out", types_pb2.ACCESS_OUTPUT))
+    with Client(daemon) as kaas, grpc.insecure_channel(daemon) as channel:
+        executor = executor_pb2_grpc.ExecutorServiceStub(channel)
+        large = Request([Kernel(library, "writeAtKern", grid=1, block=1, args=[u64(0), out("out", INPUT_BYTES, ephemeral=True)])])
+        kaas.register(FUNCTION, large)
+        kaas.invoke(FUNCTION)
+        front = int(field(kaas.devices()[0].worker_pid, "PPid"))
+        blocking = begin(executor, endless, timeout=600)
+        wait_until(lambda: kaas.stats().devices[0].running == 1)
+        before = memory_bytes(front)
+        command = [sys.executable, "-m", "tests.faults.idle_reader", daemon, str(calls)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
+            try:
+                assert reader.stdout is not None
+                assert reader.stdout.readline() == "sent\n"
+                wait_until(lambda: kaas.stats().failures_by_reason.get("QUEUE_FULL", 0) == calls - WAITING)
+                os.kill(reader.pid, signal.SIGSTOP)
+                blocking.cancel()
+                wait_until(lambda: (stats := kaas.stats().devices[0]).running + stats.queued == 0)
+                grown = memory_bytes(front) - before
+                assert WAITING * INPUT_BYTES // 2 < grown < 4 * WAITING * INPUT_BYTES
+                with pytest.raises(QueueFullError, match="not read yet"):
+                    kaas.invoke(FUNCTION, returns=["out"])
+                kaas.invoke(FUNCTION)  # It returns nothing.
+            finally:
+                os.kill(reader.pid, signal.SIGCONT)
+            answers = Counter(reader.communicate()[0].split())
+        assert answers == {str(INPUT_BYTES): WAITING, "RESOURCE_EXHAUSTED": calls - WAITING}
+        assert len(kaas.invoke(FUNCTION, returns=["out"])["out"]) == INPUT_BYTES
 
 
 def test_a_flood_is_served_or_refused(library_root: Path) -> None:
