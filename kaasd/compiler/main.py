@@ -75,7 +75,8 @@ def main(arguments: list[str]) -> None:
     descriptor, worker, memory_bytes = map(int, arguments[:3])
     # However the worker ends, and even where this process is stopped or deep in LLVM then.
     end_with_parent(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the worker decides when this ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # of all the process group; the worker decides when this ends
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     start_log(arguments[3], "compiler")

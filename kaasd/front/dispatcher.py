@@ -197,7 +197,7 @@ class Dispatcher:
         assert call.request is not None and call.queued is not None
         if executed.dropped:
             self._short_until[call.device] = self._loop.time() + SHORT_S
-            self._queue.dropped(call.device, dropped(executed))
+            self._queue.dropped(call.device, dropped(executed), is_full=executed.device_full)
         if not executed.brought_bytes and not executed.new_program:
             self._queue.resident[call.queued.group] += 1
             return executor_pb2.PLACEMENT_RESIDENT

@@ -49,6 +49,9 @@ class GroupsListener(Protocol):
     def use(self, name: str) -> scheduling.GroupUse:
         """Return what a group uses, which was made before."""
 
+    def leaving(self) -> Iterable[str]:
+        """Return the groups that take no more requests and have some still; ``use`` knows them."""
+
     def shares(self) -> Mapping[str, Shares]:
         """Return which part of the devices each group is due, and has got, by name."""
 
@@ -132,9 +135,10 @@ class Groups:
         return self._use(name, self._store.accounts().get(name, Account()), self._shares())
 
     def uses(self) -> dict[str, admin_pb2.GroupUse]:
-        """Return what each group uses, by name."""
+        """Return what each group uses, by name, also those that were deleted and have requests still."""
         accounts, shares = self._store.accounts(), self._shares()
-        return {name: self._use(name, accounts.get(name, Account()), shares) for name in self._grants}
+        leaving = () if self._listener is None else self._listener.leaving()
+        return {name: self._use(name, accounts.get(name, Account()), shares) for name in (*self._grants, *leaving)}
 
     def check_room(self, name: str, key: str, size_bytes: int) -> None:
         """Raise ``GroupLimitError`` where a value would be more than a group may store, before its bytes have come."""
@@ -198,7 +202,8 @@ class Groups:
             use.queued, use.queued_bytes, use.running = scheduled.queued, scheduled.queued_bytes, scheduled.running
             use.started, use.resident = scheduled.started, scheduled.resident
             use.device_time.FromNanoseconds(round(scheduled.device_s * 1e9))
-            use.share_wanted, use.share_got = shares[name].wanted, shares[name].got
+            if name in shares:
+                use.share_wanted, use.share_got = shares[name].wanted, shares[name].got
             use.queue_time.FromNanoseconds(self._listener.waited_ns.get(name, 0))
         return use
 

@@ -88,8 +88,12 @@ class RequestQueue:
         self._scheduler.remove_group(name)
 
     def use(self, name: str) -> GroupUse:
-        """Return what a group uses. Raises ``GroupNotFoundError``."""
+        """Return what a group uses, also one that is ``leaving``. Raises ``GroupNotFoundError``."""
         return replace(self._scheduler.use(name), resident=self.resident[name])
+
+    def leaving(self) -> list[str]:
+        """Return the groups that were removed and have requests still."""
+        return self._scheduler.leaving()
 
     def shares(self) -> dict[str, Shares]:
         """Return which part of the devices each group is due, and which it has got lately, by name."""
@@ -146,11 +150,11 @@ class RequestQueue:
                 self._scheduler.open_device(device)
                 self._decide()
 
-    def dropped(self, device: str, keys: Iterable[object]) -> None:
-        """Data are no longer on a device."""
+    def dropped(self, device: str, keys: Iterable[object], *, is_full: bool) -> None:
+        """Data are no longer on a device; where it ``is_full`` since it needed the room, else since a group may have no more."""
         if device in self._ready:
             for key in keys:
-                self._scheduler.dropped(device, key)
+                self._scheduler.dropped(device, key, is_full=is_full)
 
     # Requests
 

@@ -97,14 +97,19 @@ class Scheduler:
         """Return what every group is granted."""
         return [state.granted for state in self._groups.values() if not state.removed]
 
+    def leaving(self) -> list[str]:
+        """Return the groups that were removed and have requests still."""
+        return [name for name, state in self._groups.items() if state.removed]
+
     def granted(self, group: str) -> Group | None:
         """Return what a group is granted; None for one that there is not."""
         state = self._groups.get(group)
         return None if state is None else state.granted
 
     def use(self, group: str) -> GroupUse:
-        """Return what a group uses. Raises ``GroupNotFoundError``."""
-        return self._group(group).use
+        """Return what a group uses, also one that is ``leaving``. Raises ``GroupNotFoundError``."""
+        state = self._groups.get(group)
+        return self._group(group).use if state is None else state.use
 
     # Times
 
@@ -188,10 +193,11 @@ class Scheduler:
         if (partition := self._sharing.partition_at(device)) is not None:
             partition.residents.add(self._devices[device], key)
 
-    def dropped(self, device: str, key: Hashable) -> None:
-        """A device has dropped data, since it needed the room. Idempotent."""
+    def dropped(self, device: str, key: Hashable, *, is_full: bool = True) -> None:
+        """A device has dropped data, since it ``is_full`` and needed the room, or for a group's own limit. Idempotent."""
         if (partition := self._sharing.partition_at(device)) is not None:
-            partition.residents.dropped(self._devices[device], key)
+            residents = partition.residents
+            (residents.dropped if is_full else residents.drop)(self._devices[device], key)
 
     # Requests
 

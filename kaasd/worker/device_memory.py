@@ -87,6 +87,11 @@ class DeviceMemory:
         self._gone.clear()
         return gone
 
+    def take_was_full(self) -> bool:
+        """Return whether any of that had to go for the device's own limit, and not only for an owner's."""
+        was_full, self._residency.was_full = self._residency.was_full, False
+        return was_full
+
     def awaits(self, who: Hashable, keys: Sequence[Hashable]) -> None:
         """Say what somebody waits for; as ``Residency.awaits``."""
         self._residency.awaits(who, keys)

@@ -431,6 +431,7 @@ class Loop:
         executed.brought_bytes, executed.new_program = result.brought_bytes, result.new_program
         for key, offset_bytes, size_bytes in values_dropped(self._executor.memory):
             executed.dropped.add(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)
+        executed.device_full = self._executor.memory.take_was_full()
         reply = executed.reply
         self._fill(reply, result)
         for key, version in result.versions.items():

@@ -169,8 +169,9 @@ def main(arguments: list[str]) -> int:
     """Serve the front at the other ends of two inherited sockets, and write down in inherited memory what is begun."""
     keep_freed_memory()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    # Ctrl-C in a terminal reaches the whole process group; the front decides when its workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C in a terminal reaches the whole process group, and so may what stops a service: the front decides when workers end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     *sockets, shared = map(int, arguments)
     calls, cancellations = (WorkerChannel(_inherited(descriptor)) for descriptor in sockets)
     progress = Progress(shared)

@@ -88,6 +88,8 @@ class Residency(Generic[K]):
         self.limit_bytes = limit_bytes
         self.held_bytes = 0
         """By all holdings."""
+        self.was_full = False
+        """Something had to go that was in nobody's way but the device's, since this was set to False."""
         self.in_use_bytes = 0
         """By those that are pinned."""
         self._holdings: dict[K, _Known] = {}
@@ -238,6 +240,7 @@ class Residency(Generic[K]):
             self._order = [heappop(idle)[-1] for _ in range(len(idle) // KEPT_ORDER)]
             self._order.reverse()
             self._ordered_at = self._now
+        self.was_full |= bool(gone)
         return gone
 
     def _make_owner_room(self, size_bytes: int, owner: Owner) -> list[K]:

@@ -54,7 +54,7 @@ def submit(address: str) -> Iterator[Callable[[executor_pb2.SubmitRequest], exec
     with grpc.insecure_channel(address, options=[("grpc.max_send_message_length", -1)]) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
 
-        def call(request: executor_pb2.SubmitRequest, timeout: float = 60) -> executor_pb2.SubmitResponse:
+        def call(request: executor_pb2.SubmitRequest, timeout: float = 600) -> executor_pb2.SubmitResponse:
             try:
                 return stub.Submit(request, timeout=timeout)
             except grpc.RpcError as error:

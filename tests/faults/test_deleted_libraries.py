@@ -27,16 +27,16 @@ class Caller:
         self.expected = put_dot_inputs(kaas)
         self.library = self.upload()
         self.request = dot_request(self.library)
-        self.stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="dot", request=self.request.request), timeout=60)
+        self.stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="dot", request=self.request.request), timeout=600)
 
     def upload(self) -> str:
         return self.kaas.upload(KERNELS / "dot.ptx")
 
     def submit(self) -> grpc.Future:
-        return self.stub.Submit.future(self.request, timeout=60)
+        return self.stub.Submit.future(self.request, timeout=600)
 
     def invoke(self) -> grpc.Future:
-        return self.stub.Invoke.future(executor_pb2.InvokeRequest(function="dot"), timeout=60)
+        return self.stub.Invoke.future(executor_pb2.InvokeRequest(function="dot"), timeout=600)
 
     def assert_it_runs(self) -> None:
         for call in (self.submit, self.invoke):
@@ -90,7 +90,7 @@ def test_a_delete_while_a_request_runs(caller: Caller, library_root: Path) -> No
     wait_until(lambda: caller.kaas.stats().devices[0].running == 1)
     caller.kaas.delete_library(caller.library)
     caller.kaas.delete_library(faults)
-    waiting = [caller.submit(), caller.invoke(), caller.stub.Submit.future(endless, timeout=60)]
+    waiting = [caller.submit(), caller.invoke(), caller.stub.Submit.future(endless, timeout=600)]
     assert not running.done()
     assert running.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     for call in waiting:
@@ -103,8 +103,8 @@ def test_the_same_code_as_a_file_goes_on(caller: Caller, library_root: Path) -> 
     file = library_root / "dot.ptx"
     request = dot_request(str(file))
     for _ in range(2):
-        assert "c" in caller.stub.Submit(request, timeout=60).versions
+        assert "c" in caller.stub.Submit(request, timeout=600).versions
         caller.assert_it_runs()
     caller.kaas.delete_library(caller.library)
-    assert "c" in caller.stub.Submit(request, timeout=60).versions
+    assert "c" in caller.stub.Submit(request, timeout=600).versions
     caller.assert_it_is_not_found()

@@ -161,7 +161,7 @@ def test_deadlines_of_a_stream_are_answers_that_say_where_they_fell(address: str
             executor_pb2.InvokeStreamRequest(id=index, invoke=invoke, timeout_ns=400_000_000 if index == 1 else 200_000_000)
             for index in (1, 2, 3)
         ]
-        errors = {response.id: response.error for response in stub.InvokeStream(iter(messages), timeout=60)}
+        errors = {response.id: response.error for response in stub.InvokeStream(iter(messages), timeout=600)}
     assert {error.code for error in errors.values()} == {grpc.StatusCode.DEADLINE_EXCEEDED.value[0]}
     assert "running" in errors[1].message
     assert "queued" in errors[3].message
@@ -171,12 +171,12 @@ def test_a_full_queue_refuses_and_the_waiting_ones_go_on(small_daemon: str, libr
     with Client(small_daemon) as kaas, grpc.insecure_channel(small_daemon) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         expected = put_dot_inputs(kaas)
-        blocker = begin(stub, spin(library_root), timeout=60)
+        blocker = begin(stub, spin(library_root), timeout=600)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
-        waiting = [stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(2)]
+        waiting = [stub.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=600) for _ in range(2)]
         wait_until(lambda: kaas.stats().devices[0].queued == 2)
         with pytest.raises(grpc.RpcError) as caught:
-            stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60)
+            stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=600)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         error = as_kaas_error(caught.value, small_daemon)
         assert isinstance(error, QueueFullError)
@@ -189,9 +189,9 @@ def test_a_full_queue_refuses_and_the_waiting_ones_go_on(small_daemon: str, libr
 def test_draining_refuses_with_a_time_to_retry(small_daemon: str, library_root: Path) -> None:
     with grpc.insecure_channel(small_daemon) as channel:
         executor, admin = executor_pb2_grpc.ExecutorServiceStub(channel), admin_pb2_grpc.AdminServiceStub(channel)
-        running = begin(executor, spin(library_root), timeout=60)
+        running = begin(executor, spin(library_root), timeout=600)
         wait_until(lambda: admin.GetStats(admin_pb2.GetStatsRequest()).devices[0].running == 1)
-        drain = admin.Drain.future(admin_pb2.DrainRequest(), timeout=60)
+        drain = admin.Drain.future(admin_pb2.DrainRequest(), timeout=600)
         wait_until(lambda: admin.GetServerInfo(admin_pb2.GetServerInfoRequest()).draining)
         with pytest.raises(grpc.RpcError) as caught:
             executor.Submit(dot_request(str(library_root / "dot.ptx")))

@@ -211,7 +211,7 @@ def test_a_start_without_room_ends_with_a_line(kind: str, has_store: str, tmp_pa
     start = [sys.executable, "-c", START, str(disk.folder), kind, has_store, *kaasd]
     # What a process has once set as its limit it cannot raise, so the script sets it itself.
     start = disk.command(*start) if kind == "tmpfs" else start
-    done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(start, capture_output=True, text=True, check=False, timeout=600)
     (line,) = done.stderr.splitlines()
     full = (
         "the file system that holds the store is full" if kind == "tmpfs" else r"the store is full: .* \(ulimit -f, LimitFSIZE=\)"

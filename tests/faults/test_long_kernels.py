@@ -36,7 +36,7 @@ def test_its_end_costs_its_neighbours_no_error(address: str, library_root: Path)
         assert stuck.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         wait_until(lambda: kaas.devices()[0].restarts == 1 and kaas.stats().devices[0].running == 1)
         assert not neighbour.done()
-        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=60).versions
+        assert "c" in stub.Submit(dot_request(str(library_root / "dot.ptx")), timeout=600).versions
         assert neighbour.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert kaas.get("c", dtype="u4")[0] == expected
         assert kaas.devices()[0].restarts == 2
@@ -47,8 +47,8 @@ def test_those_whose_code_is_there_go_on_beside_it(address: str, library_root: P
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         put_dot_inputs(kaas)
         dot = dot_request(str(library_root / "dot.ptx"))
-        stub.Submit(dot, timeout=60)
-        stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="spin", request=spin(library_root).request), timeout=60)
+        stub.Submit(dot, timeout=600)
+        stub.RegisterFunction(executor_pb2.RegisterFunctionRequest(name="spin", request=spin(library_root).request), timeout=600)
         endless = stub.Invoke.future(executor_pb2.InvokeRequest(function="spin"), timeout=6)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         upload = threads.submit(kaas.upload, KERNELS / "histogram.ptx")
@@ -68,7 +68,7 @@ def test_many_launches_end_at_their_deadline_and_cost_nobody_anything(address: s
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         expected = put_dot_inputs(kaas)
         dot = dot_request(str(library_root / "dot.ptx"))
-        stub.Submit(dot, timeout=60)
+        stub.Submit(dot, timeout=600)
         arguments = [u64(n), inp("x", 4 * n), inp("x"), out("y", 4 * n, ephemeral=True)]
         kernel = Kernel(str(library_root / "dot.ptx"), "prodKern", 1, n, arguments)
         kaas.put("x", np.ones(n, np.uint32))
@@ -76,10 +76,10 @@ def test_many_launches_end_at_their_deadline_and_cost_nobody_anything(address: s
         for _ in range(2):
             with pytest.raises(DeadlineExceededError):
                 kaas.submit(Request([kernel], iterations=10_000_000), timeout=0.5)
-            assert "c" in stub.Submit(dot, timeout=60).versions
+            assert "c" in stub.Submit(dot, timeout=600).versions
             assert kaas.get("c", dtype="u4")[0] == expected
         message = executor_pb2.SubmitRequest(request=request_to_proto(Request([kernel], iterations=10_000_000).spec))
-        abandoned = stub.Submit.future(message, timeout=60)
+        abandoned = stub.Submit.future(message, timeout=600)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         assert abandoned.cancel()
         wait_until(lambda: kaas.stats().devices[0].running == 0)

@@ -182,7 +182,7 @@ def test_kernels_that_fault(beside: Beside) -> None:
     faults = str(beside.library_root / "faults.ptx")
     with neighbours(beside):
         calls = [
-            beside.executor.Submit.future(request, timeout=60)
+            beside.executor.Submit.future(request, timeout=600)
             for request in (
                 fault_request(faults, "writeAtKern", literal("Q", uint_value=2**61), output),
                 fault_request(faults, "trapKern", output),
@@ -202,7 +202,7 @@ def test_kernels_that_never_end(beside: Beside) -> None:
 def test_a_message_of_a_million_buffers(beside: Beside) -> None:
     request = executor_pb2.SubmitRequest(request=types_pb2.Request(buffers=[types_pb2.BufferSpec(name="x")] * 10**6))
     with neighbours(beside), pytest.raises(grpc.RpcError) as caught:
-        beside.executor.Submit(request, timeout=60)
+        beside.executor.Submit(request, timeout=600)
     assert isinstance(as_kaas_error(caught.value, beside.daemon.address), InvalidRequestError)
 
 

@@ -63,7 +63,7 @@ def test_refused_requests_leave_nothing_in_memory(daemon: str, library_root: Pat
         def refuse(times: int) -> None:
             for _ in range(times):
                 with pytest.raises(grpc.RpcError) as caught:
-                    submit(endless, timeout=60)
+                    submit(endless, timeout=600)
                 error = as_kaas_error(caught.value, daemon)
                 assert isinstance(error, QueueFullError)
                 assert f"{WAITING * INPUT_BYTES} bytes of inputs are waiting already" in error.message

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -28,7 +28,8 @@ def daemon(library_root: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Pope
     address = f"unix:{tmp_path}/kaasd.sock"
     options = ["--listen", address, "--store", f"{tmp_path}/store", "--device", "emulator", "--library-root", str(library_root)]
     command = [sys.executable, "-m", "kaasd", *options, "--drain-timeout", "60s"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    log = (tmp_path / "log").open("w")
+    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"listening on {address}\n"
         yield process, address
@@ -41,20 +42,24 @@ def health(channel: grpc.Channel) -> int:
     return status
 
 
-def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], library_root: Path) -> None:
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to the daemon", "to its process group"])
+def test_a_running_request_finishes(
+    daemon: tuple[subprocess.Popen[str], str], library_root: Path, tmp_path: Path, send: Callable[[int, int], None]
+) -> None:
+    """Also where those who stop it send the signal to all of its processes: the front alone decides when workers end."""
     process, address = daemon
     with Client(address) as kaas, grpc.insecure_channel(address) as channel:
         executor = executor_pb2_grpc.ExecutorServiceStub(channel)
         assert health(channel) == health_pb2.HealthCheckResponse.SERVING
         expected = put_dot_inputs(kaas)
-        blocker = begin(executor, spin(library_root), timeout=60)
+        blocker = begin(executor, spin(library_root), timeout=600)
         wait_until(lambda: kaas.stats().devices[0].running == 1)
         request = dot_request(str(library_root / "dot.ptx"))
         request.return_buffers.append("c")
-        waiting = executor.Submit.future(request, timeout=60)
+        waiting = executor.Submit.future(request, timeout=600)
         wait_until(lambda: kaas.stats().devices[0].queued == 1)
 
-        process.send_signal(signal.SIGTERM)
+        send(process.pid, signal.SIGTERM)
         wait_until(lambda: health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING)
         with pytest.raises(grpc.RpcError) as caught:
             executor.Submit(dot_request(str(library_root / "dot.ptx")))
@@ -67,6 +72,7 @@ def test_a_running_request_finishes(daemon: tuple[subprocess.Popen[str], str], l
         blocker.cancel()
         assert int.from_bytes(waiting.result().outputs["c"], "little") == expected
     assert process.wait(60) == 0
+    assert "worker of emulator" not in (tmp_path / "log").read_text()
 
 
 def test_what_still_runs_when_the_drain_has_taken_too_long_is_cancelled(tmp_path: Path, library_root: Path) -> None:
@@ -108,7 +114,7 @@ def test_a_second_signal_ends_at_once(
 
 def test_a_store_in_use_is_refused(daemon: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
     options = ["--listen", f"unix:{tmp_path}/other.sock", "--store", f"{tmp_path}/store", "--device", "emulator"]
-    second = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=60)
+    second = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=600)
     assert second.returncode == 1
     assert "another daemon uses this store" in second.stderr
 

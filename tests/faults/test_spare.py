@@ -26,7 +26,7 @@ def test_callers_notice_nothing_of_killed_workers(library_root: Path) -> None:
         with Client(address) as kaas:
             while not stop.is_set():
                 try:
-                    found = kaas.invoke("dot", returns=["c"], timeout=60).array("c", "u4")[0]
+                    found = kaas.invoke("dot", returns=["c"], timeout=600).array("c", "u4")[0]
                     wrong.extend([found] if found != expected else [])
                     done[caller] += 1
                 except UnavailableError as error:

@@ -39,7 +39,7 @@ def own_address() -> Iterator[str]:
 
 
 def kaasctl(address: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*KAASCTL, "--address", address, *arguments], capture_output=True, timeout=60)
+    return subprocess.run([*KAASCTL, "--address", address, *arguments], capture_output=True, timeout=600)
 
 
 def register_dot(kaas: Client) -> None:

@@ -109,10 +109,10 @@ LOSSES = [remove, move, replace_directory, empty, replace_file, remove_lock]
 def test_the_daemon_fails_what_runs_and_ends(lose: Callable[[Path], None], start: Start, library_root: Path) -> None:
     daemon = start()
     put_dot_inputs(daemon.kaas)
-    running = begin(daemon.executor, spin(library_root), timeout=60)
-    waiting = [daemon.executor.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=60) for _ in range(3)]
+    running = begin(daemon.executor, spin(library_root), timeout=600)
+    waiting = [daemon.executor.Submit.future(dot_request(str(library_root / "dot.ptx")), timeout=600) for _ in range(3)]
     wait_until(lambda: daemon.kaas.stats().devices[0].queued == 3)
-    watch = daemon.health.Watch(health_pb2.HealthCheckRequest(service="kaas.v1.KvService"), timeout=60)
+    watch = daemon.health.Watch(health_pb2.HealthCheckRequest(service="kaas.v1.KvService"), timeout=600)
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     lose(daemon.store)
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -239,7 +239,7 @@ def test_a_start_on_what_is_not_a_store_ends_with_a_line(make: Callable[[Path], 
     data = store / "data.mdb"
     before = data.read_bytes() if data.exists() else None
     options = ["--listen", f"unix:{tmp_path}/kaasd.sock", "--store", str(store), "--device", "emulator"]
-    done = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "kaasd", *options], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"kaasd: {data} ")

@@ -54,7 +54,7 @@ def test_requests_go_to_the_device_with_the_fewest(
     blockers = [begin(executor, spin(library_root), timeout=100)]
     wait_until(lambda: running(kaas) == [1, 0])
     for _ in range(3):
-        reply = executor.Submit(dot, timeout=60)
+        reply = executor.Submit(dot, timeout=600)
         assert (reply.device, int.from_bytes(reply.outputs["c"], "little")) == ("emulator:1", expected)
     blockers.append(executor.Submit.future(spin(library_root), timeout=100))
     wait_until(lambda: running(kaas) == [1, 1])
@@ -71,7 +71,7 @@ def test_a_device_that_is_named_runs_what_names_it(
     before = kaas.stats().devices
     for name, count in zip(NAMES, (1, 3), strict=True):
         dot.device = name
-        assert [executor.Submit(dot, timeout=60).device for _ in range(count)] == [name] * count
+        assert [executor.Submit(dot, timeout=600).device for _ in range(count)] == [name] * count
     after = kaas.stats().devices
     assert [device.device for device in after] == NAMES
     more = [
@@ -82,7 +82,7 @@ def test_a_device_that_is_named_runs_what_names_it(
     for absent in ("emulator", "emulator:2", "cuda:0"):
         dot.device = absent
         with pytest.raises(grpc.RpcError) as caught:
-            executor.Submit(dot, timeout=60)
+            executor.Submit(dot, timeout=600)
         error = as_kaas_error(caught.value, address)
         assert isinstance(error, InvalidRequestError)
         assert "it has emulator:0, emulator:1" in error.message
@@ -97,7 +97,7 @@ def test_what_one_device_writes_the_other_reads(
             expected = put_dot_inputs(kaas)
             kaas.put("a", kaas.get("b"))  # a newer version than the device has
             dot.device = name
-            executor.Submit(dot, timeout=60)
+            executor.Submit(dot, timeout=600)
             b = kaas.get("b", dtype="u4")
             assert kaas.get("c", dtype="u4")[0] == (b * b).sum(dtype="u4") != expected
 
@@ -108,14 +108,14 @@ def test_one_worker_that_dies_leaves_the_other_serving(
     put_dot_inputs(kaas)
     dot = dot_request(str(library_root / "dot.ptx"))
     dot.device = "emulator:0"
-    executor.Submit(dot, timeout=60)
+    executor.Submit(dot, timeout=600)
     dead, alive = (device.worker_pid for device in kaas.devices())
     os.kill(dead, signal.SIGKILL)
     wait_until(lambda: kaas.devices()[0].state != "ready")
     dot.device = ""
-    assert executor.Submit(dot, timeout=60).device == "emulator:1"
+    assert executor.Submit(dot, timeout=600).device == "emulator:1"
     dot.device = "emulator:0"
-    assert executor.Submit(dot, timeout=60).device == "emulator:0"
+    assert executor.Submit(dot, timeout=600).device == "emulator:0"
     first, second = kaas.devices()
     assert (first.restarts, first.state, first.worker_pid != dead) == (1, "ready", True)
     assert (second.restarts, second.state, second.worker_pid) == (0, "ready", alive)
@@ -128,16 +128,16 @@ def test_a_drained_device_hands_over_to_the_other_under_load(
     dot = dot_request(str(library_root / "dot.ptx"))
     dot.return_buffers.append("c")
     command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, "device"]
-    before = [executor.Submit.future(dot, timeout=60) for _ in range(50)]
-    subprocess.run([*command, "drain", "emulator:0"], check=True, timeout=60)
+    before = [executor.Submit.future(dot, timeout=600) for _ in range(50)]
+    subprocess.run([*command, "drain", "emulator:0"], check=True, timeout=600)
     assert [device.state for device in kaas.devices()] == ["draining", "ready"]
-    after = [executor.Submit.future(dot, timeout=60) for _ in range(50)]
+    after = [executor.Submit.future(dot, timeout=600) for _ in range(50)]
     for call in before + after:
         assert int.from_bytes(call.result().outputs["c"], "little") == expected
     assert {call.result().device for call in after} == {"emulator:1"}
     dot.device = "emulator:0"
-    named = executor.Submit.future(dot, timeout=60)
-    subprocess.run([*command, "resume", "emulator:0"], check=True, timeout=60)
+    named = executor.Submit.future(dot, timeout=600)
+    subprocess.run([*command, "resume", "emulator:0"], check=True, timeout=600)
     assert named.result().device == "emulator:0"
     assert [device.state for device in kaas.devices()] == ["ready", "ready"]
     ended = subprocess.run([*command, "drain", "emulator:2"], capture_output=True, text=True, timeout=60, check=False)
@@ -147,7 +147,7 @@ def test_a_drained_device_hands_over_to_the_other_under_load(
 
 def test_both_are_listed(address: str) -> None:
     command = [sys.executable, "-m", "kaas_client.cli.main", "--address", address, "-o", "json", "device", "ls"]
-    listed = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    listed = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=600).stdout)
     assert [(device["name"], device["memory_bytes"], device["state"]) for device in listed] == [
         (name, 64 << 20, "ready") for name in NAMES
     ]

@@ -179,7 +179,7 @@ def test_a_wrapper_that_crashes_takes_the_worker_with_it() -> None:
         with pytest.raises(QuarantinedError, match="running each time when 3 workers died"):
             kaas.submit(total_request(wrapper, 1000, crash), timeout=100)
         assert contents(kaas) == before
-        assert kaas.submit(total_request(wrapper, 1000), returns=["c"], timeout=60).array("c", "u4")[0] == 1000
+        assert kaas.submit(total_request(wrapper, 1000), returns=["c"], timeout=600).array("c", "u4")[0] == 1000
         assert kaas.devices()[0].restarts == 1, "what it costs after the first worker it costs in a process of its own"
 
 

@@ -75,7 +75,7 @@ class Troubles:
         self._fails(self._executor.Submit.future(spin(KERNELS), timeout=0.1), "DEADLINE_EXCEEDED", QUARANTINED)
 
     def _cancelled(self) -> None:
-        calls = [self._executor.Submit.future(spin(KERNELS), timeout=60) for _ in range(3)]
+        calls = [self._executor.Submit.future(spin(KERNELS), timeout=600) for _ in range(3)]
         for call in calls:
             call.cancel()
             self._fails(call, "CANCELLED")

@@ -219,6 +219,7 @@ class ScriptedWorker:
         executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000)
         if dropped:
             executed.dropped.add(key=dropped, size_bytes=1)
+            executed.device_full = True
         self._calls.send(worker_pb2.FromWorker(id=call_id, executed=executed))
         self._progress.end(call_id)
 

@@ -70,6 +70,9 @@ class Listener:
     def shares(self) -> Mapping[str, Shares]:
         return {told.name: Shares(0.5, 0.25) for told in self.told if isinstance(told, scheduling.Group)}
 
+    def leaving(self) -> list[str]:
+        return [told for told in self.told if isinstance(told, str)]
+
     def use(self, name: str) -> scheduling.GroupUse:
         return scheduling.GroupUse(queued=1, queued_bytes=2, running=3, device_s=1.5, started=4, resident=5)
 
@@ -119,6 +122,18 @@ def test_a_deleted_group_is_not_there_any_more(store: LmdbStore) -> None:
         assert raised.value.metadata == {"group": "a"}
     with pytest.raises(GroupNotFoundError):
         asyncio.run(groups.delete("a"))
+
+
+def test_a_deleted_group_that_has_requests_still_is_counted(store: LmdbStore) -> None:
+    """They run, and ``ListRequests`` has them."""
+    groups = Groups(store)
+    groups.listen(Listener())
+    set_group(groups, "a")
+    asyncio.run(groups.delete("a"))
+    assert groups.uses().keys() == {"default", "a"}
+    assert groups.uses()["a"].running == 3
+    with pytest.raises(GroupNotFoundError):
+        groups.use("a")
 
 
 def test_default_cannot_be_deleted(store: LmdbStore) -> None:

@@ -313,15 +313,16 @@ def test_who_runs_beside_others_has_a_part_of_a_device_only() -> None:
 
 
 def test_what_fills_a_device_goes_to_another_only_for_a_longer_wait() -> None:
-    for dropped, moves in ((False, True), (True, False)):
+    """One that has dropped something for a group's limit is not full."""
+    for dropped, is_full, moves in ((False, False, True), (True, True, False), (True, False, True)):
         queue = scheduler(2)
         queue.holds("d0", "weights")
         if dropped:
             queue.holds("d1", "old")
-            queue.dropped("d1", "old")
+            queue.dropped("d1", "old", is_full=is_full)
         queue.submit(request("first", expected_s=2.0))
         queue.submit(request("second", expected_s=2.0))
-        assert len(decided(queue, 0.0)) == 1 + moves, dropped
+        assert len(decided(queue, 0.0)) == 1 + moves, (dropped, is_full)
 
 
 def test_data_that_no_device_has_go_where_least_was_brought() -> None:

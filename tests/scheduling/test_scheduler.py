@@ -172,11 +172,16 @@ class TestGroups:
         assert started(queue) == [(1, "d0")]
         queue.remove_group("a")
         assert [group.name for group in queue.groups()] == ["default"]
+        assert queue.leaving() == ["a"]
+        assert (queue.use("a").running, queue.use("a").queued) == (1, 1)
         with pytest.raises(GroupNotFoundError):
             submitted(queue, 3, group="a")
         queue.finished(first, 1.0)
         assert started(queue, 1.0) == [(2, "d0")]
         queue.finished(second, 2.0)
+        assert queue.leaving() == []
+        with pytest.raises(GroupNotFoundError):
+            queue.use("a")
         assert "a" not in queue._groups
 
     @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ class SomeMemory:
 
     def __init__(self) -> None:
         self.gone: list[object] = [("value", "key", 4, 5), ("instance", 7, 0), b"other"]
+        self.was_full = True
         self.awaited: list[object] = []
 
     def awaits(self, who: object, keys: Sequence[object]) -> None:
@@ -71,6 +72,10 @@ class SomeMemory:
     def take_gone(self) -> list[object]:
         gone, self.gone = self.gone, []
         return gone
+
+    def take_was_full(self) -> bool:
+        was_full, self.was_full = self.was_full, False
+        return was_full
 
 
 class ForgetfulPrograms:

@@ -230,10 +230,12 @@ def test_every_part_of_a_result_is_in_the_answer(serve: Serve) -> None:
         brought_bytes=12,
         new_program=True,
         dropped=[worker_pb2.ResidentValue(key="key", offset_bytes=4, size_bytes=5)],
+        device_full=True,
     )
     assert worker.answer() == worker_pb2.FromWorker(id=1, executed=executed)
     worker.send(execute(2))
     executed.ClearField("dropped")  # which is told once
+    executed.ClearField("device_full")
     assert worker.answer() == worker_pb2.FromWorker(id=2, executed=executed)
 
 

@@ -12,9 +12,12 @@ import pytest
 
 from kaas_core.errors import GroupLimitError
 from kaasd.devices.base import Device
+from kaasd.devices.emulator.options import EmulatorOptions
+from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries.registry import Libraries, describe_library
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.worker.cancellation import Cancellation
+from kaasd.worker.device_memory import DeviceMemory, Holding
 from kaasd.worker.execution import Invocation, Job, Result, execute
 from kaasd.worker.executor import Executor
 from kaasd.worker.inputs import BoundRequest
@@ -41,6 +44,27 @@ def test_over_its_limit_an_owner_loses_its_own_and_no_other() -> None:
     assert held.held_of("a") == 300
     assert held.make_room(200, A) == ["a3", "a2"]
     assert (held.held_of("a"), held.held_of("b"), held.held_bytes) == (100, 200, 300)
+
+
+def test_a_device_is_full_where_its_own_limit_is_reached_and_not_an_owners() -> None:
+    held = residency(("a1", A), ("a2", A), ("a3", A), ("b1", B), limit=500)
+    assert held.make_room(100, A) == ["a3"]
+    assert not held.was_full
+    held.add("a4", 100, 1.0, A.name)
+    held.release("a4", A.name)
+    assert len(held.make_room(200, B)) == 1
+    assert held.was_full
+
+
+def test_the_memory_of_a_device_says_once_that_it_was_full() -> None:
+    with closing(EmulatedDevice(EmulatorOptions(memory_bytes=1 << 20))) as device:
+        memory = DeviceMemory(device, 500)
+        for key, owner in (("a1", A), ("a2", A), ("a3", A), ("a4", A), ("b1", B), ("b2", B)):
+            memory.release(memory.make(key, [100], 1.0, lambda buffers, key=key: Holding(key, buffers), owner=owner), owner)
+            assert (memory.take_gone(), memory.take_was_full()) == ((["a3"], False) if key == "a4" else ([], False))
+        memory.release(memory.make("b3", [100], 1.0, lambda buffers: Holding("b3", buffers), owner=B), B)
+        assert (len(memory.take_gone()), memory.take_was_full(), memory.take_was_full()) == (1, True, False)
+        memory.close()
 
 
 def test_what_an_owner_uses_leaves_too_little_of_its_limit() -> None:
