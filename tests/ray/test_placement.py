@@ -20,6 +20,7 @@ from kaas_client.ray.policies import Sharing
 from kaas_client.ray.reports import Report
 from kaas_client.ray.session import Session
 from kaas_client.ray.tasks import Task
+from tests.ray.conftest import wait_until
 from tests.ray.support import ONE, ZERO, Words, cancel, product_request, scaled_request, spin_request, vectors, when
 
 LARGE = 1 << 18
@@ -167,12 +168,18 @@ def test_an_executor_that_is_asked_for_is_taken_also_while_it_is_not_there(seen:
 
 @pytest.fixture
 def uploaded(settled: Callable[[str], Any]) -> Callable[[], dict[str, int]]:
-    """Return what says how many bytes were brought to each device since the test began."""
+    """Return what says how many bytes were brought to each device since the test began.
+
+    It begins when this process knows that they have nothing to do. What an executor has last reported, while it ran the calls of
+    another test, keeps calls from it until its next report; on a busy machine that may be late, and a chain begins elsewhere.
+    """
 
     def now() -> dict[str, int]:
         return {name: settled(name).uploaded_bytes for name in kaas_ray.executors()}
 
     before = now()
+    wait_until(lambda: not any(report.calls or report.backlog_s for report in reports.read(list(before)).values()))
+    Session.current().placer.refresh()
     return lambda: {name: found - before[name] for name, found in now().items()}
 
 
