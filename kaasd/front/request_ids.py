@@ -242,10 +242,9 @@ class RequestIds:
 
     def _read(self, key: str) -> tuple[Entry | None, bytes]:
         with self._store.snapshot() as snapshot:
-            try:
-                entry = snapshot.stat(key, Namespace.REPLIES)
-            except KeyNotFoundError:
+            if not snapshot.has(key, Namespace.REPLIES):
                 return None, b""
+            entry = snapshot.stat(key, Namespace.REPLIES)
             return entry, b"".join(snapshot.pieces(key, namespace=Namespace.REPLIES))
 
     async def _end_of(self, key: str, deadline: float | None, input_bytes: int) -> executor_pb2.InvokeResponse | None:

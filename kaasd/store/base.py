@@ -217,6 +217,9 @@ class ValueSnapshot(Protocol):
 class Snapshot(ValueSnapshot, Protocol):
     """One consistent view, which also knows what there is."""
 
+    def has(self, key: str, namespace: Namespace = Namespace.VALUES) -> bool:
+        """Return whether a key is there, damaged or not: cheaper than ``stat`` where it mostly is not."""
+
     def list(self, prefix: str = "", after: str = "", limit: int = 100, namespace: Namespace = Namespace.VALUES) -> list[Entry]:
         """Return at most ``limit`` entries whose key starts with ``prefix`` and is greater than ``after``, by bytes.
 

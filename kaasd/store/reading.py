@@ -50,6 +50,14 @@ def read_record(environment: Environment, txn: Transaction, namespace: Namespace
 
 def read_raw(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> memoryview:
     """Return a key's record as it stands there. Raises ``KeyNotFoundError``, ``DataDamagedError`` (the trees are damaged)."""
+    raw = find_raw(environment, txn, namespace, raw_key)
+    if raw is None:
+        raise missing(raw_key)
+    return raw
+
+
+def find_raw(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> memoryview | None:
+    """As ``read_raw``; None where there is no such key."""
     try:
         raw = txn.get(raw_key, db=environment.entries[namespace])
         if raw is None and namespace is Namespace.REPLIES:
@@ -57,8 +65,6 @@ def read_raw(environment: Environment, txn: Transaction, namespace: Namespace, r
             raw = None if reply is None else memoryview(pack_reply_record(reply))
     except lmdb.Error as error:
         raise translate(error, environment.path) from error
-    if raw is None:
-        raise missing(raw_key)
     return raw
 
 

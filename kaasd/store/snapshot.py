@@ -18,7 +18,7 @@ import lmdb
 from kaas_core.errors import InternalError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction, translate
-from kaasd.store.reading import entry_of, read_chunk, read_head, read_record, read_state
+from kaasd.store.reading import entry_of, find_raw, read_chunk, read_head, read_record, read_state
 from kaasd.store.recent import unpack_recent
 from kaasd.store.records import Damage, Extent, decode_key, encode_key, encode_prefix, overlap
 
@@ -52,6 +52,11 @@ class LmdbSnapshot:
     def commit(self) -> int:
         self._check_open()
         return int(self._txn.id())
+
+    def has(self, key: str, namespace: Namespace = Namespace.VALUES) -> bool:
+        raw_key = encode_key(key)
+        self._check_open()
+        return find_raw(self._environment, self._txn, namespace, raw_key) is not None
 
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
         raw_key = encode_key(key)

@@ -7,7 +7,14 @@ from functools import partial
 
 import pytest
 
-from kaas_core.errors import DataDamagedError, GroupLimitError, KeyNotFoundError, StoreForeignError
+from kaas_core.errors import (
+    DataDamagedError,
+    GroupLimitError,
+    InternalError,
+    InvalidArgumentError,
+    KeyNotFoundError,
+    StoreForeignError,
+)
 from kaasd.store.base import Account, KeyExistsError, Namespace, Write
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.recent import MAX_RECENT_BYTES, MAX_RECENT_REPLY_BYTES, RecentReply, find_recent, unpack_recent
@@ -76,6 +83,19 @@ def test_all_are_found_wherever_they_are(open_store: Callable, read: Callable, c
         assert versions == list(range(2, 2 * count + 1, 2))
         store.close()
         store = open_store()
+
+
+def test_whether_one_is_there(store: LmdbStore) -> None:
+    put(store, *range(60))
+    with store.snapshot() as snapshot:
+        assert all(snapshot.has(f"g/{number:03}", Namespace.REPLIES) for number in range(60))
+        assert not any(snapshot.has(key, Namespace.REPLIES) for key in ("g/060", "g/00", "k"))
+        assert snapshot.has("k")
+        assert not snapshot.has("g/001")
+        with pytest.raises(InvalidArgumentError):
+            snapshot.has("")
+    with pytest.raises(InternalError, match="the snapshot is closed"):
+        snapshot.has("k")
 
 
 def test_one_id_is_refused_before_and_behind_the_move(store: LmdbStore) -> None:
