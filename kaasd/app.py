@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -57,7 +57,7 @@ async def serve(settings: Settings) -> None:
     """
     stop = _stop_on_signal()
     devices = available(settings.devices, settings.emulator_devices)
-    owners = _owners(settings, devices)
+    owners, policies = _owners(settings, devices), _policies(settings, devices)
     if settings.allow_host_wrappers:
         _log.warning("host wrappers are allowed: whoever can connect can run any code as user %d", os.getuid())
     if settings.code_cache is not None:
@@ -88,7 +88,7 @@ async def serve(settings: Settings) -> None:
         if not await _started(supervisors, stop):
             return
         busy_poll = BusyPoll(settings.busy_poll_s if _has_cores(CORES_FOR_TWO) else 0.0)
-        scheduler = Scheduler(policy=settings.policy, owners=owners)
+        scheduler = Scheduler(policy=settings.policy, owners=owners, policies=policies)
         queue = RequestQueue(scheduler, devices, max_queued=settings.max_queue, max_queued_bytes=settings.max_queued_bytes)
         stack.callback(queue.close)
         dispatcher = Dispatcher(supervisors, settings.max_run_s, busy_poll, queue)
@@ -117,15 +117,28 @@ async def serve(settings: Settings) -> None:
             raise lost
 
 
+def _policies(settings: Settings, devices: Sequence[str]) -> dict[str, Policy]:
+    """Return the policies of the devices that have one of their own. Raises ``InvalidArgumentError``."""
+    policies = {device: policy for policy, names in settings.device_policies for device in names}
+    _check_devices("--device-policy", policies, devices)
+    return policies
+
+
 def _owners(settings: Settings, devices: Sequence[str]) -> dict[str, str]:
     """Return the groups that have devices of their own, by device. Raises ``InvalidArgumentError``."""
     owners = dict(settings.device_groups)
-    if owners and settings.policy is not Policy.STATIC:
-        raise InvalidArgumentError("--device-group is for --policy static")
+    _check_devices("--device-group", owners, devices)
+    policies = _policies(settings, devices)
     for device in owners:
-        if device not in devices:
-            raise InvalidArgumentError(f"--device-group: there is no device {device!r}; there are: {', '.join(devices)}")
+        if (policy := policies.get(device, settings.policy)) is not Policy.STATIC:
+            raise InvalidArgumentError(f"--device-group: the policy of {device} is {policy.value}; it is for devices of static")
     return owners
+
+
+def _check_devices(flag: str, named: Iterable[str], devices: Sequence[str]) -> None:
+    for device in named:
+        if device not in devices:
+            raise InvalidArgumentError(f"{flag}: there is no device {device!r}; there are: {', '.join(devices)}")
 
 
 def _stop_on_signal() -> asyncio.Event:

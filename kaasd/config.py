@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import os
 import re
 import textwrap
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,20 @@ from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
 from kaasd.devices.registry import AUTO, kind_of
 from kaasd.front import grants
 from kaasd.scheduling import Policy
+from kaasd.setting_values import (
+    one_of,
+    parse_busy_poll,
+    parse_count,
+    parse_duration,
+    parse_path,
+    parse_seed,
+    parse_size,
+    parse_switch,
+    parse_text,
+    parse_version,
+    size_from,
+    whole_from,
+)
 from kaasd.store.base import Durability
 
 _EMULATOR = EmulatorOptions()
@@ -36,111 +50,21 @@ VARIABLE_PREFIX = "KAASD_"
 _GROUPS = "groups"
 _GROUP_OF_LISTENER = ",group="
 
-_SIZE_UNITS = {
-    "": 1, "B": 1,
-    "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40,
-    "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-}  # fmt: skip
-_TIME_UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
-
 
 class SettingsError(Exception):
     """A setting is unknown or its value is bad; the message names where it stands and the setting."""
 
 
-def parse_size(value: object) -> int:
-    """Return a size in bytes, at least 1 and less than 2^63: a number, or text such as ``64GiB``. Raises ``ValueError``."""
-    size = int(_parse_quantity(value, _SIZE_UNITS, "a size such as 16MiB"))
-    if size < 1:
-        raise ValueError("must be at least 1 byte")
-    if size >= 1 << 63:
-        raise ValueError("must be less than 8388608TiB")
-    return size
-
-
-def parse_duration(value: object) -> float:
-    """Return a time in seconds, above 0: a number, or text such as ``500ms``, ``30s`` or ``10min``. Raises ``ValueError``."""
-    seconds = _parse_quantity(value, _TIME_UNITS, "a time such as 30s")
-    if seconds <= 0:
-        raise ValueError("must be above 0")
-    return seconds
-
-
-def _parse_busy_poll(value: object) -> float:
-    return 0.0 if value in (0, "0") else parse_duration(value)
-
-
-def _parse_quantity(value: object, units: Mapping[str, float], example: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value, re.ASCII) if isinstance(value, str) else None
-    if match is None or match[2] not in units:
-        raise ValueError(f"expected {example}, got {value!r}")
-    number = float(match[1]) if "." in match[1] else int(match[1])
-    return number * units[match[2]]
-
-
-def _size_from(least: int, most: int) -> Callable[[object], int]:
-    """Return a parser of sizes from ``least`` to ``most`` bytes."""
-
-    def parse(value: object) -> int:
-        size = parse_size(value)
-        if size < least:
-            raise ValueError(f"must be at least {least} bytes")
-        if size > most:
-            raise ValueError(f"must be at most {most} bytes")
-        return size
-
-    return parse
-
-
-def _whole_from(least: int, most: int) -> Callable[[object], int]:
-    """Return a parser of whole numbers from ``least`` to ``most``."""
-
-    def parse(value: object) -> int:
-        if isinstance(value, str) and value.isascii() and value.isdigit():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"expected a whole number of at least {least}, got {value!r}")
-        if value > most:
-            raise ValueError(f"must be at most {most}")
-        return value
-
-    return parse
-
-
-_parse_count, _parse_seed = _whole_from(1, 2**31 - 1), _whole_from(0, 2**64 - 1)
-
-
-def _parse_switch(value: object) -> bool:
-    if value not in (True, False, "true", "false"):
-        raise ValueError(f"expected true or false, got {value!r}")
-    return value in (True, "true")
-
-
 def _parse_compute_capability(value: object) -> tuple[int, int]:
-    return _parse_version(value, "a compute capability")
+    return parse_version(value, "a compute capability")
 
 
 def _parse_ptx_version(value: object) -> tuple[int, int]:
-    return _parse_version(value, "a version of PTX")
-
-
-def _parse_version(value: object, what: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,2})\.(\d)", str(value), re.ASCII)
-    if match is None:
-        raise ValueError(f"expected {what} such as 9.0, got {value!r}")
-    return int(match[1]), int(match[2])
-
-
-def _parse_text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"expected text, got {value!r}")
-    return value
+    return parse_version(value, "a version of PTX")
 
 
 def _parse_listener(value: object) -> str:
-    text = _parse_text(value)
+    text = parse_text(value)
     address, group = split_listener(text)
     address = parse_address(address)
     if group and not address.startswith("unix:"):
@@ -157,41 +81,41 @@ def split_listener(text: str) -> tuple[str, str]:
 
 
 def _parse_device(value: object) -> str:
-    name = _parse_text(value)
+    name = parse_text(value)
     if name != AUTO:
         kind_of(name)
     return name
 
 
-def _parse_path(value: object) -> Path:
-    path = Path(_parse_text(value)).expanduser()
-    if not path.is_absolute():
-        raise ValueError(f"expected an absolute path, got {value!r}")
-    return path
-
-
 def _parse_durability(value: object) -> Durability:
-    return Durability(_one_of(*(choice.value for choice in Durability))(value))
+    return Durability(one_of(*(choice.value for choice in Durability))(value))
 
 
 def _parse_policy(value: object) -> Policy:
-    return Policy(_one_of(*(choice.value for choice in Policy))(value))
+    return Policy(one_of(*(choice.value for choice in Policy))(value))
 
 
 def _parse_device_group(value: object) -> tuple[str, str]:
-    device, separator, group = _parse_text(value).partition("=")
+    device, separator, group = parse_text(value).partition("=")
     if not separator or not device or not group:
         raise ValueError(f"expected DEVICE=GROUP, got {value!r}")
     return device, group
 
 
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"expected {' or '.join(choices)}, got {value!r}")
-        return str(value)
-
-    return parse
+def _parse_device_policy(value: object) -> tuple[Policy, tuple[str, ...]]:
+    """Return a set of devices and its policy: from text, or from an item of a table."""
+    if isinstance(value, tuple):
+        policy, devices = value
+    else:
+        policy, separator, names = parse_text(value).partition("=")
+        devices = names.split(",")
+        if not separator:
+            raise ValueError(f"expected POLICY=DEVICE,DEVICE, got {value!r}")
+    if not isinstance(devices, list) or not devices:
+        raise ValueError(f"{policy}: expected devices, got {devices!r}")
+    for device in devices:
+        kind_of(parse_text(device))
+    return _parse_policy(policy), tuple(devices)
 
 
 def _parse_group_field(field: str, value: object) -> float:
@@ -202,7 +126,7 @@ def _parse_group_field(field: str, value: object) -> float:
         return value
     if field.endswith("_bytes"):
         return 0 if value in (0, "0") else parse_size(value)
-    return _whole_from(-(2**31) if field == "priority" else 0, 2**31 - 1)(value)
+    return whole_from(-(2**31) if field == "priority" else 0, 2**31 - 1)(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +139,10 @@ class _Option:
     many: bool = False
     switch: bool = False
     """Its flag takes no value."""
+    separator: str = ","
+    """Of several values in one variable: a regular expression."""
+    table: bool = False
+    """Its values may be a table in a file."""
 
     @property
     def flag(self) -> str:
@@ -224,6 +152,8 @@ class _Option:
         """Return the field's value. Raises ``ValueError``."""
         if not self.many:
             return self.parse_one(value)
+        if self.table and isinstance(value, dict):
+            value = list(value.items())
         return tuple(self.parse_one(item) for item in (value if isinstance(value, (list, tuple)) else [value]))
 
 
@@ -231,39 +161,39 @@ class _Option:
 class Settings:
     """The settings of one daemon."""
 
-    listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_listener, many=True)]
+    listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_listener, many=True, separator=r",(?!group=)")]
     """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated. With
     unix:PATH,group=NAME all calls over that socket are for that group, which must be there. Default: the unix socket
     $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
     devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator|emulator:N", _parse_device, many=True)] = (AUTO,)
     """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
     emulated devices where there is none."""
-    store: Annotated[Path, _Option("store", "DIR", _parse_path)]
+    store: Annotated[Path, _Option("store", "DIR", parse_path)]
     """Directory of the key-value store, an absolute path. Default: $STATE_DIRECTORY, or kaasd below $XDG_STATE_HOME or
     ~/.local/state."""
-    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", _size_from(1 << 20, 64 << 40))] = 64 << 30
+    store_limit_bytes: Annotated[int, _Option("store_limit", "SIZE", size_from(1 << 20, 64 << 40))] = 64 << 30
     """Most that the store may hold. It takes address space at once, and disk only as it fills. Default 64GiB."""
     durability: Annotated[Durability, _Option("durability", "full|meta|none", _parse_durability)] = Durability.META
     """What a crash of the machine may lose. full: nothing that was answered; meta: the last transaction, which may hold the
     outputs of several requests; none: the last transactions, and the store where the file system reorders writes. Default
     meta."""
-    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", _size_from(4096, 1 << 30))] = 16 << 20
+    chunk_bytes: Annotated[int, _Option("chunk_size", "SIZE", size_from(4096, 1 << 30))] = 16 << 20
     """Larger values are kept in chunks of this size. Default 16MiB."""
-    library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", _parse_path, many=True)] = ()
+    library_roots: Annotated[tuple[Path, ...], _Option("library_root", "DIR", parse_path, many=True)] = ()
     """Directory, an absolute path, below which requests may name libraries by path. Default: none, so that only uploaded ones can
     be used."""
-    allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", _parse_switch, switch=True)] = False
+    allow_host_wrappers: Annotated[bool, _Option("allow_host_wrappers", "", parse_switch, switch=True)] = False
     """Run wrappers: shared objects whose functions launch kernels themselves. They are host code, which can do all that the
     daemon's user can: whoever can connect has that user's rights. Default: off."""
-    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", _size_from(1, 1 << 30))] = 16 << 20
+    max_message_bytes: Annotated[int, _Option("max_message_size", "SIZE", size_from(1, 1 << 30))] = 16 << 20
     """Largest gRPC message. Larger values travel through Put and Get. Default 16MiB."""
-    max_kernels: Annotated[int, _Option("max_kernels", "N", _whole_from(1, MAX_KERNELS))] = MAX_KERNELS
+    max_kernels: Annotated[int, _Option("max_kernels", "N", whole_from(1, MAX_KERNELS))] = MAX_KERNELS
     """Most kernels of a request. Default and most: 10000."""
-    max_buffers: Annotated[int, _Option("max_buffers", "N", _whole_from(1, MAX_BUFFERS))] = MAX_BUFFERS
+    max_buffers: Annotated[int, _Option("max_buffers", "N", whole_from(1, MAX_BUFFERS))] = MAX_BUFFERS
     """Most buffers of a request. Default and most: 10000."""
-    max_arguments: Annotated[int, _Option("max_arguments", "N", _whole_from(1, MAX_ALL_ARGUMENTS))] = MAX_ALL_ARGUMENTS
+    max_arguments: Annotated[int, _Option("max_arguments", "N", whole_from(1, MAX_ALL_ARGUMENTS))] = MAX_ALL_ARGUMENTS
     """Most arguments of a request's kernels together. Default and most: 100000."""
-    max_queue: Annotated[int, _Option("max_queue", "N", _parse_count)] = 1024
+    max_queue: Annotated[int, _Option("max_queue", "N", parse_count)] = 1024
     """Most requests that wait for one device. Default 1024."""
     max_queued_bytes: Annotated[int, _Option("max_queued_bytes", "SIZE", parse_size)] = 1 << 30
     """Most bytes that requests which wait for one device bring with them as inputs, together. And most bytes of the buffers in
@@ -277,11 +207,17 @@ class Settings:
     ] = ()
     """A device that belongs to a group, for the policy static; may be given several times. Other devices are shared by the groups
     that have none."""
-    spares: Annotated[int | None, _Option("spare", "N", _whole_from(0, 1))] = None
+    device_policies: Annotated[
+        tuple[tuple[Policy, tuple[str, ...]], ...],
+        _Option("device_policy", "POLICY=DEVICE,…", _parse_device_policy, many=True, separator=r",(?=[^,=]*=)", table=True),
+    ] = ()
+    """Devices that have another policy than the others, as in exclusive=cuda:2,cuda:3; in a file a table [device_policy], as in
+    exclusive = ["cuda:2", "cuda:3"]. A group uses all of them, unless static gives it some of its own."""
+    spares: Annotated[int | None, _Option("spare", "N", whole_from(0, 1))] = None
     """Spare workers of each device: a process with its device open and the code of recent requests loaded, which takes over at
     once when a worker is lost. On a GPU its context takes some 500 MB of memory. Default: 1 for a GPU of 8 GiB or more, else 0;
     at most 1."""
-    max_in_flight: Annotated[int, _Option("max_in_flight", "N", _parse_count)] = 64
+    max_in_flight: Annotated[int, _Option("max_in_flight", "N", parse_count)] = 64
     """Most invocations of one InvokeStream at a time. Default 64."""
     max_run_s: Annotated[float, _Option("max_run_time", "TIME", parse_duration)] = 600.0
     """Longest that a request may wait and run, and its deadline where the caller gives none. Default 10min."""
@@ -292,36 +228,34 @@ class Settings:
     """Longest that a library, or a kernel of it, may take to compile, in a process beside the worker. It goes on so long also
     where its caller has left, and what it makes is kept for the next. For GPUs that is ptxas, where it is installed; what their
     driver compiles is not meant. Default 5min."""
-    max_compile_memory_bytes: Annotated[int, _Option("max_compile_memory", "SIZE", _size_from(256 << 20, 1 << 50))] = 4 << 30
+    max_compile_memory_bytes: Annotated[int, _Option("max_compile_memory", "SIZE", size_from(256 << 20, 1 << 50))] = 4 << 30
     """Most memory of that process. Default 4GiB."""
-    code_cache: Annotated[Path | None, _Option("code_cache", "DIR", _parse_path)] = None
+    code_cache: Annotated[Path | None, _Option("code_cache", "DIR", parse_path)] = None
     """Directory, an absolute path, for compiled code that the daemons of one user share: what one has compiled no other does. It
     is made where there is none; of the emulated devices' code there is at most 256MiB. Default: each daemon's store keeps its
     own."""
     drain_timeout_s: Annotated[float, _Option("drain_timeout", "TIME", parse_duration)] = 30.0
     """How long SIGTERM waits for running requests. What still runs 5 s after that is cancelled. Default 30s."""
-    concurrency: Annotated[int, _Option("concurrency", "N", _parse_count)] = 16
+    concurrency: Annotated[int, _Option("concurrency", "N", parse_count)] = 16
     """Most requests that run on one GPU at a time, each on its own stream. Default 16: on an H100 one caller completed 90
     requests (3000 kernels each) per second, and 16 callers 950."""
-    busy_poll_s: Annotated[float, _Option("spin", "TIME", _parse_busy_poll)] = 0.001
+    busy_poll_s: Annotated[float, _Option("spin", "TIME", parse_busy_poll)] = 0.001
     """How long after a request the daemon polls for the next one instead of sleeping: to be woken costs each process 20 to 100
     microseconds of every request. From four cores up both do, on two and three a worker that serves one caller alone. 0 saves
     the processor's time instead. Default 1ms."""
     device_memory_bytes: Annotated[int | None, _Option("device_memory", "SIZE", parse_size)] = None
     """Most device memory to take on each device. Default: nine tenths of what it has."""
-    emulator_devices: Annotated[int, _Option("emulator_devices", "N", _whole_from(1, 1000))] = 1
+    emulator_devices: Annotated[int, _Option("emulator_devices", "N", whole_from(1, 1000))] = 1
     """Number of emulated devices, each with a worker and the memory of its own: emulator:0, emulator:1 and so on. A single one
     is called emulator. Default 1."""
     emulator_memory_bytes: Annotated[int, _Option("emulator_memory", "SIZE", parse_size)] = _EMULATOR.memory_bytes
     """Memory of each emulated device, which takes this machine's as it fills. Default 80GiB, as an H100, or all that this machine
     has where that is less."""
-    emulator_checks: Annotated[
-        tuple[str, ...], _Option("emulator_check", "races|init", _one_of(*EMULATOR_CHECKS), many=True)
-    ] = ()
+    emulator_checks: Annotated[tuple[str, ...], _Option("emulator_check", "races|init", one_of(*EMULATOR_CHECKS), many=True)] = ()
     """What the emulated device looks for beside faults. races: two threads that touch the same byte, one of them writing, with
     nothing between that orders them, also within a warp; init: reads of shared, local or temporary memory that nothing wrote.
     Default: neither."""
-    emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", _parse_seed)] = None
+    emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", parse_seed)] = None
     """Seed of the random order in which the emulated device runs blocks, warps and their threads. Default: none, the order is
     fixed, and the threads of a warp advance together."""
     emulator_compute_capability: Annotated[
@@ -332,15 +266,15 @@ class Settings:
         _EMULATOR.ptx_version
     )
     """The newest PTX that the emulated device takes. Default 9.5, that of CUDA 13.5."""
-    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", _parse_count)] = _EMULATOR.multiprocessors
+    emulator_multiprocessors: Annotated[int, _Option("emulator_multiprocessors", "N", parse_count)] = _EMULATOR.multiprocessors
     """Multiprocessors of the emulated device: as many blocks are under way at a time as fit on them. Default 132, as an H100."""
-    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", _size_from(1, 1 << 30))] = (
+    emulator_shared_memory_bytes: Annotated[int, _Option("emulator_shared_memory", "SIZE", size_from(1, 1 << 30))] = (
         _EMULATOR.shared_memory_bytes
     )
     """Most shared memory of a block of the emulated device. Default 227KiB, as an H100."""
     groups: tuple[grants.Grant, ...] = ()
     """Only in a file: a table ``[groups.NAME]`` for each, with the fields of ``kaas.v1.Group``. They cannot be set otherwise."""
-    log_level: Annotated[str, _Option("log_level", "LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
+    log_level: Annotated[str, _Option("log_level", "LEVEL", one_of("DEBUG", "INFO", "WARNING", "ERROR"))] = "INFO"
     """How much is logged, to standard error: DEBUG, INFO, WARNING or ERROR. Default INFO."""
 
 
@@ -375,6 +309,10 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
     settings = Settings(**chosen)  # type: ignore[arg-type]
     if AUTO in settings.devices and len(settings.devices) > 1:
         raise SettingsError("--device: auto already means every device, so it cannot be given with others")
+    named = Counter(device for _, devices in settings.device_policies for device in devices)
+    for device, times in named.items():
+        if times > 1:
+            raise SettingsError(f"--device-policy: {device} is named {times} times; a device has one policy")
     return settings
 
 
@@ -481,7 +419,7 @@ def _environment_values(
         name = variable.removeprefix(VARIABLE_PREFIX).lower()
         if variable.startswith(VARIABLE_PREFIX) and name != "config":
             many = name in options and options[name][1].many
-            yield variable, name, [part.strip() for part in re.split(r",(?!group=)", value)] if many else value
+            yield variable, name, [part.strip() for part in re.split(options[name][1].separator, value)] if many else value
 
 
 def _default_store(environ: Mapping[str, str]) -> Path:

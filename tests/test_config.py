@@ -12,10 +12,10 @@ from kaasd.config import (
     SettingsError,
     load_settings,
     parse_command_line,
-    parse_duration,
-    parse_size,
     split_listener,
 )
+from kaasd.scheduling import Policy
+from kaasd.setting_values import parse_duration, parse_size
 from kaasd.store.base import Durability
 
 ENVIRON = {"XDG_RUNTIME_DIR": "/run/user/7", "XDG_STATE_HOME": "/home/u/.local/state"}
@@ -257,3 +257,45 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_can_be_built_in_code(tmp_path: Path) -> None:
     assert Settings(listen=("unix:/a",), store=tmp_path).chunk_bytes == 16 * 1024**2
+
+
+def test_policies_of_sets_of_devices_are_the_same_wherever_they_come_from(tmp_path: Path) -> None:
+    wanted = ((Policy.EXCLUSIVE, ("cuda:2", "cuda:3")), (Policy.BALANCE, ("cuda:0",)))
+    texts = ["exclusive=cuda:2,cuda:3", "balance=cuda:0"]
+    table, listed = tmp_path / "table.toml", tmp_path / "listed.toml"
+    table.write_text('[kaasd.device_policy]\nexclusive = ["cuda:2", "cuda:3"]\nbalance = ["cuda:0"]\n')
+    listed.write_text(f"device_policy = {texts}\n")
+    variable = {**ENVIRON, "KAASD_DEVICE_POLICY": ",".join(texts)}
+    found = [
+        load_settings({"device_policy": texts}, None, ENVIRON),
+        load_settings({}, None, variable),
+        load_settings({}, str(table), ENVIRON),
+        load_settings({}, str(listed), ENVIRON),
+        parse_command_line([part for text in texts for part in ("--device-policy", text)], ENVIRON),
+    ]
+    assert [settings.device_policies for settings in found] == [wanted] * 5
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ('exclusive = ["cuda:0"]\nbalance = ["cuda:1", "cuda:0"]', "--device-policy: cuda:0 is named 2 times"),
+        ('exclusive = ["cuda:0", "cuda:0"]', "--device-policy: cuda:0 is named 2 times"),
+        ('fair = ["cuda:0"]', "device_policy: expected balance or affinity or static or exclusive, got 'fair'"),
+        ("exclusive = []", "device_policy: exclusive: expected devices"),
+        ('exclusive = "cuda:0"', "device_policy: exclusive: expected devices"),
+        ("exclusive = [0]", "device_policy: expected text, got 0"),
+        ('exclusive = ["gpu:0"]', "device_policy: .*gpu:0"),
+    ],
+)
+def test_policies_of_sets_that_cannot_be(file: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "kaasd.toml"
+    path.write_text(f"[device_policy]\n{file}\n")
+    with pytest.raises(SettingsError, match=words):
+        load_settings({}, str(path), ENVIRON)
+
+
+@pytest.mark.parametrize("text", ["exclusive", "=cuda:0", "exclusive=", "exclusive=cuda:0,"])
+def test_policies_of_sets_that_no_flag_can_say(text: str) -> None:
+    with pytest.raises(SettingsError, match="--device-policy: "):
+        load_settings({"device_policy": [text]}, None, ENVIRON)

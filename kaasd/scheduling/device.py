@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from heapq import heappop
 
-from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow
+from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow, GroupState
 from kaasd.scheduling.request import OVERDUE, PROMISED, QueuedRequest, State
 
 Owed = list[tuple[float, int, QueuedRequest]]
@@ -20,6 +21,71 @@ LEAST_DONE_S = 1e-6
 """Less is as good as nothing, and tells no pace."""
 
 
+class FreeSlots:
+    """Open devices with a slot, for the same groups."""
+
+    __slots__ = ("by_used", "devices")
+
+    def __init__(self) -> None:
+        self.devices = 0
+        self.by_used: list[dict[Device, None]] = []
+        """By how many slots are used; who changed longest ago comes first."""
+
+    def add(self, device: Device) -> None:
+        """A device is open."""
+        device.free = self
+        while len(self.by_used) < device.slots:
+            self.by_used.append({})
+        if device.used < device.slots:
+            self.by_used[device.used][device] = None
+            self.devices += 1
+
+    def remove(self, device: Device) -> None:
+        """A device is open no longer."""
+        if device.used < device.slots:
+            del self.by_used[device.used][device]
+            self.devices -= 1
+
+    def take(self, device: Device) -> None:
+        """One more of a device's slots is used."""
+        used = device.used
+        del self.by_used[used][device]
+        device.used = used = used + 1
+        if used < device.slots:
+            self.by_used[used][device] = None
+        else:
+            self.devices -= 1
+
+    def give_back(self, device: Device) -> None:
+        """One of a device's slots is used no longer."""
+        used = device.used
+        if used < device.slots:
+            del self.by_used[used][device]
+        else:
+            self.devices += 1
+        device.used = used = used - 1
+        self.by_used[used][device] = None
+
+    def least_used(self) -> Mapping[Device, None]:
+        """Return the least used devices; empty where none has a slot."""
+        for devices in self.by_used:
+            if devices:
+                return devices
+        return {}
+
+
+class Lease:
+    """What one group has of the devices that belong to one group at a time."""
+
+    __slots__ = ("free", "group", "overdue")
+
+    def __init__(self, group: GroupState) -> None:
+        self.group = group
+        self.free = FreeSlots()
+        self.overdue: Owed = []
+        """Its requests that take a slot of any device."""
+
+
 class Device:
     """One device."""
 
@@ -31,7 +97,9 @@ class Device:
         "_pace",
         "_seen_at",
         "claims",
+        "free",
         "free_at",
+        "lease",
         "memory_bytes",
         "name",
         "only_here",
@@ -39,11 +107,14 @@ class Device:
         "promised",
         "running",
         "slots",
+        "sticky",
         "used",
     )
 
-    def __init__(self, name: str, slots: int, memory_bytes: float = math.inf) -> None:
+    def __init__(self, name: str, slots: int, memory_bytes: float = math.inf, *, sticky: bool = True) -> None:
+        """``sticky``: requests come here because their data are here."""
         self.name = name
+        self.sticky = sticky
         self.memory_bytes = memory_bytes
         """For data, and for all else."""
         self.slots = slots
@@ -51,6 +122,10 @@ class Device:
         self.used = 0
         self.open = True
         """Whether it takes new requests."""
+        self.free: FreeSlots
+        """Where it stands while it is open and has a slot."""
+        self.lease: Lease | None = None
+        """Set while it belongs to one group only."""
         self.free_at = 0.0
         """When it is likely to be done with all that it runs and was promised, as of the last event."""
         self._expected_s = 0.0

@@ -8,7 +8,7 @@ from heapq import heappush
 from itertools import islice
 
 from kaasd.scheduling.decisions import Decision, Start
-from kaasd.scheduling.device import Device, Owed, first_in
+from kaasd.scheduling.device import Device, FreeSlots, Lease, Owed, first_in
 from kaasd.scheduling.durations import Durations
 from kaasd.scheduling.fair_queue import Claim, FairQueue, Flow, GroupState
 from kaasd.scheduling.placement import MOST_HOLDERS, Placement, Residents
@@ -40,24 +40,47 @@ class Partition:
         self._patience = patience
         self._attention: dict[Device, None] = {}
         """Devices with a new slot, or new requests of their own."""
-        self._free = 0
-        """Open devices with a slot."""
-        self._by_used: list[dict[Device, None]] = []
-        """Open devices with a slot, by how many slots are used; who changed longest ago comes first."""
+        self._free = FreeSlots()
+        """Of the devices that all groups use."""
+        self._leases: dict[GroupState, Lease] = {}
+        """Of groups that may have devices to themselves."""
+        self.touched: dict[GroupState, None] | None = None
+        """Groups of which more or fewer requests wait for a slot, where that is to be known."""
 
     @property
     def has_slot(self) -> bool:
-        """Whether a device that takes requests has a slot."""
-        return self._free > 0
+        """Whether a device that takes requests of all groups has a slot."""
+        return self._free.devices > 0
 
     # Events
+
+    def set_lease(self, group: GroupState) -> None:
+        """A group may have devices to itself. Idempotent."""
+        if group not in self._leases:
+            self._leases[group] = Lease(group)
+
+    def remove_lease(self, group: GroupState) -> None:
+        """A group is gone, and has no requests."""
+        del self._leases[group]
+
+    def waiting_of(self, group: GroupState) -> int:
+        """Return how many requests of a group would run on further devices; of those that are overdue, one."""
+        flow = group.flows.get(None)
+        waiting = flow.waiting if flow is not None and group.may_run else 0
+        return waiting + (first_in(self._leases[group].overdue, OVERDUE) is not None)
+
+    def lend(self, device: Device, group: GroupState) -> None:
+        """A device that is closed, or is not here, takes requests of one group."""
+        device.lease = self._leases[group]
+        if device.name in self._devices:
+            self.open(device)
+        else:
+            self.add(device)
 
     def add(self, device: Device) -> None:
         """A device is there, and takes requests."""
         self._devices[device.name] = device
         self.residents.limit(device, device.memory_bytes)
-        while len(self._by_used) < device.slots:
-            self._by_used.append({})
         self.open(device)
 
     def remove(self, device: Device) -> None:
@@ -68,18 +91,14 @@ class Partition:
     def open(self, device: Device) -> None:
         """A device takes requests from now on."""
         device.open = True
-        if device.used < device.slots:
-            self._by_used[device.used][device] = None
-            self._free += 1
+        (self._free if device.lease is None else device.lease.free).add(device)
         self._attention[device] = None
 
     def close(self, device: Device) -> Sequence[QueuedRequest]:
         """A device takes no more requests. Return those that were promised it: they are to wait elsewhere."""
         device.open = False
         self._attention.pop(device, None)
-        if device.used < device.slots:
-            del self._by_used[device.used][device]
-            self._free -= 1
+        device.free.remove(device)
         device.claims.clear()
         promised = []
         while (request := device.first_promised()) is not None:
@@ -92,6 +111,8 @@ class Partition:
         if flow.entry is None:
             flow.group.enter(self.virtual_time, self._longest_s)
             self.move(flow)
+        if self._leases and flow.only is None:
+            self._attend(self._leases[flow.group])
         if self._sticky and flow.only is None and not flow.stands:
             self._claim(flow)
 
@@ -109,6 +130,18 @@ class Partition:
         """A request has waited long enough for the device that has its data."""
         request.state = OVERDUE
         heappush(self._overdue, (request.tag, request.number, request))
+        if self._leases:
+            group = self._groups[request.group]
+            heappush(self._leases[group].overdue, (request.tag, request.number, request))
+            self._attend(self._leases[group])
+            if self.touched is not None:
+                self.touched[group] = None
+
+    def _attend(self, lease: Lease) -> None:
+        """Look at the devices of a group that has more to run."""
+        if lease.free.devices:
+            for devices in lease.free.by_used:
+                self._attention.update(devices)
 
     def withdraw(self, request: QueuedRequest) -> None:
         """A request is not to run on the device that it was promised."""
@@ -118,15 +151,12 @@ class Partition:
     def vacate(self, request: QueuedRequest, device: Device, now: float, device_s: float) -> None:
         """A request has left its slot, and has used so much of the device."""
         del device.running[request]
-        if device.open:
-            if device.used < device.slots:
-                del self._by_used[device.used][device]
-            else:
-                self._free += 1
-            self._by_used[device.used - 1][device] = None
-            self._attention[device] = None
         device.left(request.charged_s, device_s, now)
-        device.used -= 1
+        if device.open:
+            device.free.give_back(device)
+            self._attention[device] = None
+        else:
+            device.used -= 1
         self._longest_s = max(now - request.started_at, self._longest_s * 0.999)
 
     def start_at_once(self, request: QueuedRequest, group: GroupState, expected_s: float, now: float) -> str:
@@ -134,10 +164,7 @@ class Partition:
         group.enter(self.virtual_time, self._longest_s)
         group.send_at_once(request, expected_s)
         self._reach(request.tag)
-        for devices in self._by_used:
-            if devices:
-                break
-        device = next(iter(devices))
+        device = next(iter(self._free.least_used()))
         self._occupy(request, device, now)
         group.started += 1
         return device.name
@@ -146,32 +173,42 @@ class Partition:
 
     def decide(self, now: float, decisions: MutableSequence[Decision]) -> None:
         """Give out the slots."""
-        while self._free:
+        free, attention = self._free, self._attention
+        while free.devices or (attention and self._leases):
             own = self._own_work()
             flow = self._queue.first()
             overdue = first_in(self._overdue, OVERDUE) if self._overdue else None
             tag = math.inf if flow is None else flow.group.tag
             if overdue is not None and overdue.tag <= tag:
                 flow, tag = None, overdue.tag
-            if own is not None and self._goes_first(own, flow, tag):
+            if own is not None and (not free.devices or self._goes_first(own, flow, tag)):
                 device, own_tag, work = own
-                self._reach(min(tag, own_tag))
-                self._start(work if isinstance(work, QueuedRequest) else self._take(work), device, now, decisions)
-            elif flow is not None:
-                request = self._take(flow)
-                device, saved_s = self._choose(request, now)
-                if device.used < device.slots:
-                    self._reach(tag)
-                    self._start(request, device, now, decisions)
+                if isinstance(work, Flow) and work.only is None:
+                    self._place(work, min(tag, own_tag), now, decisions)
                 else:
-                    self._promise(request, device, now, now + saved_s)
+                    self._reach(min(tag, own_tag))
+                    self._start(work if isinstance(work, QueuedRequest) else self._take(work), device, now, decisions)
+            elif not free.devices:
+                break
+            elif flow is not None:
+                self._place(flow, tag, now, decisions)
             elif overdue is not None:
                 self._reach(tag)
                 device, _ = self._choose(overdue, now, must_be_free=True)
                 self._start(overdue, device, now, decisions)
             else:
                 break
-        self._attention.clear()
+        attention.clear()
+
+    def _place(self, flow: Flow, tag: float, now: float, decisions: MutableSequence[Decision]) -> None:
+        """Start a flow's first request on the device where it costs least, or promise it that."""
+        request = self._take(flow)
+        device, saved_s = self._choose(request, now)
+        if device.used < device.slots:
+            self._reach(tag)
+            self._start(request, device, now, decisions)
+        else:
+            self._promise(request, device, now, now + saved_s)
 
     def _own_work(self) -> OwnWork | None:
         """Return a device with a slot, and the first of what waits for it; None where there is none such."""
@@ -183,6 +220,8 @@ class Partition:
                 work: Work | None = None
                 if device.promised and (request := device.first_promised()) is not None:
                     tag, work = request.tag, request
+                if device.lease is not None:
+                    tag, work = self._leased_work(device.lease, tag, work)
                 if device.only_here.entries and (flow := device.only_here.first()) is not None and flow.group.tag < tag:
                     tag, work = flow.group.tag, flow
                 if device.claims.entries and (claim := self._first_claim(device)) is not None and claim.group.tag < tag:
@@ -191,6 +230,16 @@ class Partition:
                     return device, tag, work
             del attention[device]
         return None
+
+    def _leased_work(self, lease: Lease, tag: float, work: Work | None) -> tuple[float, Work | None]:
+        """Return ``work`` of a device, which has ``tag``, or what comes before it of the group that has the device."""
+        request = first_in(lease.overdue, OVERDUE) if lease.overdue else None
+        if request is not None and request.tag < tag:
+            tag, work = request.tag, request
+        flow = lease.group.flows.get(None)
+        if flow is not None and flow.waiting and lease.group.may_run and lease.group.tag < tag:
+            tag, work = lease.group.tag, flow
+        return tag, work
 
     def _first_claim(self, device: Device) -> Claim | None:
         """Return the first flow that has its data on a device. Claims to what the device no longer has are removed."""
@@ -227,6 +276,8 @@ class Partition:
         if expected_s is None:
             expected_s = self._durations.expected_s(group if request.function is None else request.function)
         group.send(request, expected_s)
+        if self.touched is not None:
+            self.touched[group] = None
         if self._sticky and flow.only is None and flow.waiting and flow.first().data != flow.claimed:
             self._claim(flow)
         return request
@@ -237,10 +288,12 @@ class Partition:
 
         Some device must have a slot. One without comes into question unless ``must_be_free``.
         """
-        for devices in self._by_used:
-            if devices:
-                best = next(iter(devices))
-                break
+        lease = self._leases[self._groups[request.group]] if self._leases else None
+        devices = self._free.least_used()
+        own = lease.free.least_used() if lease is not None else None
+        if own and (not devices or next(iter(own)).used <= next(iter(devices)).used):
+            devices = own  # others have no use for them
+        best = next(iter(devices))
         data = request.data
         if not data:
             return best, 0.0
@@ -253,7 +306,9 @@ class Partition:
             for key, key_load_s, _ in residents.rarest_first(data):
                 holders = residents.holders(key)
                 for device in holders:
-                    if not device.open or (must_be_free and device.used >= device.slots):
+                    if not (device.open and device.sticky) or (must_be_free and device.used >= device.slots):
+                        continue
+                    if device.lease is not lease and device.lease is not None:
                         continue
                     cost_s = residents.cost_s(device, data)
                     if cost_s > began_s:
@@ -302,12 +357,7 @@ class Partition:
             device.bring(self.residents.missing_s(device, request.data), now)
         request.started_at = now
         device.running[request] = None
-        del self._by_used[device.used][device]
-        device.used += 1
-        if device.used < device.slots:
-            self._by_used[device.used][device] = None
-        else:
-            self._free -= 1
+        device.free.take(device)
 
     def _claim(self, flow: Flow) -> None:
         """Have a flow stand in the queues of the devices that lack least of what its first request needs."""
@@ -320,7 +370,8 @@ class Partition:
         best: list[Device] = []
         for key, key_load_s, _ in residents.rarest_first(data):
             for device in residents.holders(key):
-                cost_s = residents.cost_s(device, data) if device.open else math.inf
+                claimable = device.open and device.sticky and device.lease is None
+                cost_s = residents.cost_s(device, data) if claimable else math.inf
                 if cost_s < least_s:
                     least_s = cost_s
                     best.clear()

@@ -48,9 +48,14 @@ class Scheduler:
         policy: Policy = Policy.AFFINITY,
         owners: Mapping[str, str] | None = None,
         *,
+        policies: Mapping[str, Policy] | None = None,
         restart_s: float = RESTART_S,
     ) -> None:
-        """``owners`` are groups by device, for ``STATIC``; ``restart_s`` is what a restart takes, for ``EXCLUSIVE``."""
+        """``policies`` are those of devices that have another than ``policy``; ``owners`` are groups by device, where that is
+        ``STATIC``; ``restart_s`` is what a restart takes, for ``EXCLUSIVE``.
+        """
+        self._policy = policy
+        self._policies = policies or {}
         self._groups: dict[str, GroupState] = {}
         self._devices: dict[str, Device] = {}
         self._known: dict[str, None] = {}
@@ -65,12 +70,16 @@ class Scheduler:
         self._changed: dict[Partition, None] = {}
         """Partitions that have something to decide."""
         self._numbers = count()
-        self._sticky = policy is not Policy.BALANCE
-        self._exclusive = Exclusive(self._partition, restart_s) if policy is Policy.EXCLUSIVE else None
+        every = {policy, *self._policies.values()}
+        self._sticky = every != {Policy.BALANCE}
+        owners = {name: group for name, group in (owners or {}).items() if self._policy_of(name) is Policy.STATIC}
+        self._exclusive: Exclusive | None = None
+        if Policy.EXCLUSIVE in every:
+            self._exclusive = Exclusive(self._partition, owners, self._is_exclusive, restart_s)
+        self._sharing = self._exclusive or Sharing(self._partition, owners)
         self._lone: Partition | None = None
         """That of all groups, where they share all devices."""
-        self._sharing = self._exclusive or Sharing(self._partition, (owners or {}) if policy is Policy.STATIC else {})
-        if policy in (Policy.BALANCE, Policy.AFFINITY):
+        if every <= {Policy.BALANCE, Policy.AFFINITY}:
             self._lone = self._sharing.partition_of(DEFAULT_GROUP)
         for group in (Group(DEFAULT_GROUP), *groups):
             self.set_group(group)
@@ -154,7 +163,7 @@ class Scheduler:
         if name in self._devices:
             raise ValueError(f"there is a device {name} already")
         self._known[name] = None
-        device = self._devices[name] = Device(name, slots, memory_bytes)
+        device = self._devices[name] = Device(name, slots, memory_bytes, sticky=self._policy_of(name) is not Policy.BALANCE)
         self._slots += slots
         self._sharing.add(device)
         self._look_at(device)
@@ -253,6 +262,7 @@ class Scheduler:
             if was is QUEUED:
                 state.flows[request.device].discarded(request)
                 state.waiting -= 1
+                self._touch(state)
         self._check_idle(state)
         return True
 
@@ -322,10 +332,11 @@ class Scheduler:
     def _settle(self, exclusive: Exclusive, now: float, decisions: list[Decision]) -> None:
         """See to whose the devices are, until that changes nothing any more."""
         while True:
-            again, promised = exclusive.settle(now, self._changed, decisions)
+            again, promised = exclusive.settle(now, decisions)
             self._changed.clear()
-            self._changed.update(dict.fromkeys(again))
             self._put_back(promised)
+            if again is not None:
+                self._changed[again] = None
             if not self._changed:
                 break
             for partition in self._changed:
@@ -356,7 +367,19 @@ class Scheduler:
             known = ", ".join(self._known) or "none"
             raise InvalidRequestError.at("device", f"there is no device {name!r}; there are: {known}")
         if not self._sharing.may_name(state.granted.name, name):
-            raise InvalidRequestError.at("device", f"group {state.granted.name} cannot ask for {name}: devices belong to groups")
+            why = "belongs to one group at a time" if self._is_exclusive(name) else "is for others"
+            raise InvalidRequestError.at("device", f"group {state.granted.name} cannot ask for {name}: that device {why}")
+
+    def _policy_of(self, device: str) -> Policy:
+        return self._policies.get(device, self._policy)
+
+    def _is_exclusive(self, device: str) -> bool:
+        return self._policy_of(device) is Policy.EXCLUSIVE
+
+    def _touch(self, state: GroupState) -> None:
+        """A group may want more or fewer devices to itself."""
+        if self._exclusive is not None:
+            self._exclusive.touched[state] = None
 
     def _partition(self) -> Partition:
         return Partition(self._groups, self._durations, self._patience, sticky=self._sticky)
@@ -377,6 +400,7 @@ class Scheduler:
             if only is not None:
                 self._only.setdefault(only, {})[state] = flow
         state.waiting += 1
+        self._touch(state)
         request.least_s = self._durations.least_s(state if request.function is None else request.function)
         if flow.push(request) or flow.entry is None:
             self._list(flow)
@@ -412,7 +436,8 @@ class Scheduler:
         """A request is no longer with a device, nor is it promised one."""
         state.back(request, device_s)
         if self._exclusive is not None:
-            self._exclusive.used(state.granted.name, device_s)
+            self._exclusive.used(request, device_s)
+            self._touch(state)
         flow = state.flows.get(request.device)
         if flow is not None and flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)

@@ -21,7 +21,7 @@ _BEFORE_ALL = object()
 
 
 class _Place(NamedTuple):
-    """A sender's place, by its first request. Compared as a tuple, of which the first four tell all apart."""
+    """A sender's place, by its first request. Compared as a tuple, of which the first four tell all apart that are not dead."""
 
     minus_priority: int
     turn: float
@@ -43,6 +43,10 @@ class _Sender:
         self.place: _Place | None = None
         self.least_s = 0.0
         """Device time that its waiting requests take at least."""
+
+    def __lt__(self, other: _Sender) -> bool:
+        """Compare places of one request that has come twice, of which one at least is dead: either may be first."""
+        return False
 
     def first(self) -> QueuedRequest | None:
         """Return its first request; None where it has none any more."""

@@ -22,15 +22,17 @@ limits = st.sampled_from([0, 0, 1, 2, 5])
 times = st.sampled_from([0.0, 0.1, 0.1, 1.0, 3.0])
 datum = st.builds(Datum, st.sampled_from(KEYS), st.sampled_from([0.5, 2.0]))
 """Some devices have them, and waiting for a request that takes 0.1 s costs less than bringing them elsewhere."""
+policy = st.sampled_from(list(Policy))
 data = st.lists(datum, max_size=2, unique_by=lambda each: each.key)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(policy=st.sampled_from([Policy.BALANCE, Policy.AFFINITY, Policy.STATIC, Policy.EXCLUSIVE]))
-    def begin(self, policy: Policy) -> None:
-        self.owners = {"d0": "a"} if policy is Policy.STATIC else {}
-        self.exclusive = policy is Policy.EXCLUSIVE
-        self.scheduler = Scheduler(policy=policy, owners=self.owners, restart_s=0.05)
+    @initialize(policies=st.sampled_from(list(Policy)).map(lambda one: [one] * 3) | st.lists(policy, min_size=3, max_size=3))
+    def begin(self, policies: list[Policy]) -> None:
+        self.policies = dict(zip(DEVICES, policies, strict=True))
+        self.owners = {"d0": "a"} if policies[0] is Policy.STATIC else {}
+        self.exclusive = {name for name, each in self.policies.items() if each is Policy.EXCLUSIVE}
+        self.scheduler = Scheduler(policy=policies[2], owners=self.owners, policies=self.policies, restart_s=0.05)
         self.now = 0.0
         self.slots: dict[str, int] = {}
         self.restarting: dict[str, str] = {}
@@ -46,7 +48,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.lost: list[QueuedRequest] = []
         self.ended: Counter[object] = Counter()
         self.decided = True
-        for device in DEVICES[: 1 if self.exclusive else 3]:
+        for device in DEVICES[: 1 if len(self.exclusive) == 3 else 3]:
             self.add_device(device, 1)
         for device, key in [("d0", "k0"), ("d1", "k1"), ("d0", "k2"), ("d1", "k2")]:
             self.scheduler.holds(device, key)
@@ -65,7 +67,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         times=st.integers(1, 4),
     )
     def submit(self, times: int, group: str, device: str | None, ready: bool, data: list[Datum], **fields: Any) -> None:
-        if device is not None and (self.exclusive or device not in self.slots or not self.may_use(group, device)):
+        if device in self.exclusive or device not in self.slots or not self.may_use(group, device):
             device = None
         fields["size_bytes"] = fields.pop("size")
         granted = self.granted[group]
@@ -190,7 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             request, device = decision.request, decision.device
             assert device in self.slots and device not in self.closed
-            assert not self.exclusive or self.served.setdefault(device, request.group) == request.group
+            assert device not in self.exclusive or self.served.setdefault(device, request.group) == request.group
             assert request.device in (None, device)
             assert self.may_use(request.group, device)
             assert request not in self.running and request not in self.lost
@@ -205,7 +207,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.decided = True
 
     def restart(self, restart: Restart) -> None:
-        assert self.exclusive
+        assert restart.device in self.exclusive
         assert restart.device in self.slots and not self.used(restart.device)
         assert self.served.get(restart.device) != restart.group
         del self.slots[restart.device]
@@ -232,12 +234,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             at_devices = (State.PROMISED, State.OVERDUE, State.RUNNING)
             assert use.running == sum(request.state in at_devices for request in mine)
 
-    @precondition(lambda self: self.decided and not self.exclusive)
+    @precondition(lambda self: self.decided)
     @invariant()
     def no_slot_is_idle(self) -> None:
         for device in self.slots:
             if device in self.closed or self.used(device) == self.slots[device]:
                 continue
+            if device in self.exclusive and device in self.served:
+                continue  # it is kept for the group that it has served
             for request in self.requests:
                 if request.device not in (None, device) or not self.may_use(request.group, device):
                     continue
@@ -277,8 +281,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     # The model
 
     def may_use(self, group: str, device: str) -> bool:
-        if self.exclusive:
-            return True
         own = [each for each, owner in self.owners.items() if owner == group]
         return device in own if own else device not in self.owners
 

@@ -139,3 +139,30 @@ def test_nothing_is_lost_and_nobody_waits_for_two_of_another(events: list[tuple]
         assert turns.waiting == len(waiting)
         assert {request.id for request in turns} == set(waiting)
     assert sorted(emptied(turns)) == sorted(waiting)
+
+
+def test_one_that_comes_back_again_is_told_from_its_place_of_before() -> None:
+    """Places of it that are dead may be in the heap still, where those of others moved them."""
+    high, low, other, last = requests_of("bcab")
+    high.priority, low.priority, other.priority = 3, 1, 2
+    turns = turns_of([])
+
+    def put_back(request: QueuedRequest) -> None:
+        request.left_before = True
+        turns.push(request)
+
+    for request in (high, low):
+        turns.push(request)
+        assert turns.pop() is request
+    put_back(low)
+    put_back(high)
+    turns.push(other)
+    assert turns.pop() is high
+    turns.push(last)
+    put_back(high)
+    assert turns.pop() is high
+    other.state = State.ENDED
+    turns.discarded(other)
+    assert turns.pop() is low
+    put_back(low)
+    assert emptied(turns) == [low.id, last.id]
