@@ -154,6 +154,13 @@ class Run(Awaited, Protocol):
     def printed(self) -> str:
         """What device code printed in the last run; empty where the device cannot tell."""
 
+    @property
+    def times_ns(self) -> tuple[int, int]:
+        """When the last run began on the device and when it ended, in nanoseconds of one clock for all runs of the device.
+
+        0 is what has not come to pass yet, nor ever does where the run is stopped or faults.
+        """
+
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on, which differ from those before in their buffers only."""
 

@@ -112,7 +112,7 @@ class Supervisor(WorkerCalls):
         self._released: asyncio.Future[None] | None = None
         """Done when the worker has answered that message, where somebody waits for that."""
         self.counters: Counter[str] = Counter()
-        """``succeeded``, ``failed``, ``kernels_launched`` and ``run_ns`` of executed requests."""
+        """``succeeded``, ``failed``, ``kernels_launched`` and ``device_ns`` of executed requests."""
         self.info = admin_pb2.Device(name=config.device, state=admin_pb2.WORKER_STATE_STARTING)
         """The device and the state of its worker."""
         self.on_state: Callable[[], object] = lambda: None
@@ -399,7 +399,7 @@ class Supervisor(WorkerCalls):
     def _has_run(self, call: PendingCall, answer: worker_pb2.FromWorker) -> None:
         if self.requests_wait is not None:
             executed = answer.executed if answer.HasField("executed") else None
-            self.requests_wait.left(call, None if executed is None else executed.reply.timing.run_ns / 1e9)
+            self.requests_wait.left(call, None if executed is None else executed.device_ns / 1e9)
 
     def _take_over(self, spare: Ready) -> None:
         """Have the spare serve, in place of the process that has ended."""

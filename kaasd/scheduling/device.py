@@ -133,7 +133,7 @@ class Device:
         self._done_s = self._busy_s = FIRST_PACE_S
         """Device time of what it has done lately, and for how long it was busy meanwhile."""
         self._pace = 1.0
-        """Seconds that one of device time takes: fewer where requests run side by side, more where others hold them up."""
+        """Seconds that one of device time takes: more where others hold them up, fewer where they are charged what they share."""
         self._brought_at = 0.0
         """When all data that are on their way here are likely to have come."""
         self._seen_at = 0.0

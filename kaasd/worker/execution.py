@@ -84,6 +84,8 @@ class Result(NamedTuple):
     """Of stored inputs that stay on the device."""
     new_program: bool = False
     """Its program has not run before."""
+    device_ns: int = 0
+    """What it has used of its device, as ``DeviceTime`` says."""
     slot_ns: int = 0
     """For how long it has waited for others, with its inputs there."""
 
@@ -154,6 +156,7 @@ class Execution:
         self._invocation = invocation
         self._owner = Owner(invocation.group, invocation.max_device_memory_bytes)
         self._tracer: Tracer[Any] | None = None
+        self._device_ns = 0
 
     def steps(self) -> Steps[Result]:
         """Run. Raises ``KaasError`` or ``UnknownRequest``, and has then left the store as it was."""
@@ -252,6 +255,7 @@ class Execution:
             trace=trace,
             brought_bytes=brought_bytes,
             new_program=new_program,
+            device_ns=self._device_ns,
             slot_ns=begun - loaded,
         )
 
@@ -329,6 +333,8 @@ class Execution:
         started = perf_counter_ns()
         running = _Running(bound.run, started + program.run_ns if program.run_ns else 0)
         bound.run.start(bound.transfers, self._tracer, self._invocation.priority, self._invocation.group)
+        device_time = self._executor.device_time
+        device_time.start(bound.run)
         try:
             for transfer in bound.transfers:
                 while not transfer.done():
@@ -343,6 +349,8 @@ class Execution:
             bound.run.stop()
             bound.run.wait()
             raise
+        finally:
+            self._device_ns = device_time.end(bound.run)
 
     def _read(
         self, program: Program, plan: Plan, bound: BoundRequest, downloads: list[DeviceDownload]

@@ -26,6 +26,7 @@ from kaasd.request.plan import Plan
 from kaasd.store.base import StoreMapping, ValueStore
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.device_memory import DeviceMemory
+from kaasd.worker.device_time import DeviceTime
 from kaasd.worker.programs import Programs
 from kaasd.worker.residency import NOBODY, NoRoomError, Owner, OwnerLimitError
 from kaasd.worker.turns import LoadGate, MemoryTurns, Slots
@@ -108,6 +109,7 @@ class Executor:
         self.memory_turns = MemoryTurns(self.memory)
         self.load_gate = LoadGate()
         self.slots = Slots(concurrency)
+        self.device_time = DeviceTime()
         self._may_hold_pages = True
         self.device_lost = False
         """True once the device is of no more use to this process: after a fault, or marked as lost."""

@@ -428,6 +428,7 @@ class Loop:
         executed = answer.executed
         executed.kernels_launched = result.kernels_launched
         executed.memory_used_bytes = self._executor.memory.held_bytes
+        executed.device_ns = result.device_ns
         executed.brought_bytes, executed.new_program = result.brought_bytes, result.new_program
         for key, offset_bytes, size_bytes in values_dropped(self._executor.memory):
             executed.dropped.add(key=key, offset_bytes=offset_bytes, size_bytes=size_bytes)

@@ -216,7 +216,7 @@ class ScriptedWorker:
         reply.timing.run_ns = 5
         if seen.get("traced"):
             reply.trace.SetInParent()
-        executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000)
+        executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000, device_ns=5)
         if dropped:
             executed.dropped.add(key=dropped, size_bytes=1)
             executed.device_full = True

@@ -16,9 +16,19 @@ struct Moves {
     Range ranges[RANGES];
 };
 
+__device__ uint64_t now() {
+    uint64_t nanoseconds;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+    return nanoseconds;
+}
+
 // Block row y moves range y; its ends may be host or device memory, and begin at multiples of 16. Behind all that, where `flag` is
-// not null, it becomes 1: the host then sees what was moved. `arrived` is 0 before and after.
-extern "C" __global__ void moveKern(const __grid_constant__ Moves moves, uint32_t* arrived, volatile uint32_t* flag) {
+// not null, it becomes 1: the host then sees what was moved. `arrived` is 0 before and after. `time`, where it is not null, becomes
+// what the GPU's clock says, in nanoseconds: just before the flag is set, or where there is none as the launch begins.
+extern "C" __global__ void moveKern(
+    const __grid_constant__ Moves moves, uint32_t* arrived, volatile uint32_t* flag, volatile uint64_t* time
+) {
+    if (time && !flag && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *time = now();
     const Range range = moves.ranges[blockIdx.y];
     const uint64_t thread = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const uint64_t step = uint64_t(gridDim.x) * blockDim.x;
@@ -35,6 +45,7 @@ extern "C" __global__ void moveKern(const __grid_constant__ Moves moves, uint32_
     if (threadIdx.x != 0) return;
     const uint32_t last = gridDim.x * gridDim.y - 1;
     if (atomicInc(arrived, last) != last) return;
+    if (time) *time = now();
     __threadfence_system();
     *flag = 1;
 }

@@ -14,6 +14,9 @@ from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import KernelCall
 from kaasd.devices.trace import SpanKind
 
+TIMED = True
+"""Whether runs are timed by the GPU's clock, and not by the host's around them. That costs two writes to host memory and, for a
+run that has nothing to move before its launches, a launch."""
 RANGES = 32
 """Of one launch of ``moveKern``; see ``move.cu``."""
 _THREADS = 256
@@ -23,17 +26,22 @@ Move = tuple[int, int, int]
 """Address to write, address to read or 0 for zeros, size in bytes. 16 bytes and more begin at a multiple of 16, both."""
 
 
-def move_calls(kernel: CudaKernel, moves: Iterable[Move], arrived: int = 0, flag: int = 0) -> Iterator[KernelCall]:
+def move_calls(
+    kernel: CudaKernel, moves: Iterable[Move], arrived: int = 0, flag: int = 0, begun: int = 0, ended: int = 0
+) -> Iterator[KernelCall]:
     """Yield the launches of ``moveKern`` that make ``moves``; behind the last, the word at ``flag`` becomes 1.
 
-    ``arrived`` is a word of zero for its use alone. Where there is a flag there is at least one launch.
+    ``arrived`` is a word of zero for its use alone. The GPU's time goes to ``begun`` as the first begins, and to ``ended`` just
+    before the flag is set. Where there is a flag, or ``begun``, there is at least one launch.
     """
     left = list(moves)
-    while left or flag:
+    while left or flag or begun:
         batch, left = left[:RANGES], left[RANGES:]
         blocks = max(1, min(_MAX_BLOCKS, max((-(-size // _BYTES_A_BLOCK) for _, _, size in batch), default=1)))
         table = b"".join(struct.pack("<QQQ", *move) for move in batch).ljust(24 * RANGES, b"\0")
-        signals = [value.to_bytes(8, "little") for value in ((0, 0) if left else (arrived, flag))]
+        is_last = not left and flag
+        signals = [value.to_bytes(8, "little") for value in ((arrived, flag, ended) if is_last else (0, 0, begun))]
+        begun = 0
         yield KernelCall(kernel, (blocks, max(1, len(batch)), 1), (_THREADS, 1, 1), 0, [table, *signals])
         if not left:
             return
@@ -66,9 +74,12 @@ class Moves:
         """``mover`` is ``moveKern``, ``arrived`` a zeroed word for it; ``memory`` has ``host_bytes``."""
         self._mover = mover
         self._moved = moved
-        self._signal = arrived.address, memory.address
+        self._begun, self._ended = (memory.address + 8, memory.address + 16) if TIMED else (0, 0)
+        self._signal = arrived.address, memory.address, 0, self._ended
         self.flag = ctypes.c_uint32.from_address(memory.address)
         """Becomes 1 behind the last move."""
+        self.times = (ctypes.c_uint64 * 2).from_address(memory.address + 8)
+        """Become the GPU's times of the first move, and behind the last, if that is ``TIMED``."""
         views, addresses = [], []
         position = _CONTROL_BYTES
         for buffer in (*moved.uploads, *moved.downloads):
@@ -85,14 +96,14 @@ class Moves:
         self._moves_behind = [
             (to, _address(of), of.size_bytes) for to, of in zip(addresses[count:], moved.downloads, strict=True)
         ]
-        self.before = list(move_calls(mover, [*moved.variables, *self._moves_before]))
-        """What fills module variables and buffers, in as few launches as can be."""
+        self.before = list(move_calls(mover, [*moved.variables, *self._moves_before], begun=self._begun))
+        """What fills module variables and buffers, in as few launches as can be, and notes when the run begins."""
         self.behind = list(move_calls(mover, self._moves_behind, *self._signal))
         """What copies back, and sets the flag."""
 
     def variables(self) -> Iterator[KernelCall]:
-        """Yield what fills the module variables alone."""
-        return move_calls(self._mover, self._moved.variables)
+        """Yield what fills the module variables alone, and notes when the run begins."""
+        return move_calls(self._mover, self._moved.variables, begun=self._begun)
 
     def singly_before(self) -> Iterator[tuple[SpanKind, DeviceBuffer, KernelCall]]:
         """Yield what fills each buffer, a launch each, for a run whose moves are to be told apart."""

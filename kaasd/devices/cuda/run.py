@@ -21,7 +21,7 @@ from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
-from kaasd.devices.cuda.moves import Moved, Moves
+from kaasd.devices.cuda.moves import TIMED, Moved, Moves
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostFunction
 from kaasd.devices.trace import Tracer
@@ -91,7 +91,7 @@ class CudaRun:
             memory = context.pinned.take(moved.host_bytes)
             undo.callback(memory.close)
             self._moves = moves = Moves(mover, moved, memory, arrived)
-            self._flag, self.uploads, self.downloads = moves.flag, moves.uploads, moves.downloads
+            self._flag, self._times, self.uploads, self.downloads = moves.flag, moves.times, moves.uploads, moves.downloads
             self._calls = [self._call_of(index, launch) for index, launch in enumerate(launches)]
             undo.callback(self._drop_graphs)
         self._undo = undo
@@ -144,6 +144,7 @@ class CudaRun:
         self._starts += 1
         self._failure = None
         self._flag.value = 0
+        self._times[:] = [0 if TIMED else perf_counter_ns(), 0]
         self._enqueued = self._polls = self._left = self._in_stream = 0
         self._is_stopping, self._refused = False, None
         self._lane = lane = self._context.take_lane(kind)
@@ -278,6 +279,12 @@ class CudaRun:
             self._context.wait_for(driver.cuStreamSynchronize, self._lane.stream)  # a fault comes back from ``_end``
             self._end()
 
+    @property
+    def times_ns(self) -> tuple[int, int]:
+        """When it began and ended, as ``Run`` says, by the GPU's clock."""
+        begun_ns, ended_ns = self._times
+        return begun_ns, ended_ns
+
     def stop(self) -> None:
         """Put no more launches into the stream; those that are there end. Idempotent."""
         self._is_stopping = self._left > 0
@@ -297,6 +304,8 @@ class CudaRun:
             fault = self._context.fault
             refused = self._refused or (Stopped() if self._left else None)
             self._failure = refused if fault is None else self._fault(lane, fault)
+        elif not TIMED:
+            self._times[1] = perf_counter_ns()
         self._left = 0
         while self._marks:
             self._context.give_event(self._marks.popleft())

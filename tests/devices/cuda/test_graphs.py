@@ -35,15 +35,15 @@ def test_no_launch_at_all() -> None:
     assert split_iterations(0, 1) == (0, 1, 1)
 
 
-def read_call(call: KernelCall, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[Any, ...], list[tuple[int, int, int]], int, int]:
-    """Return grid and block, the ranges, and the two addresses of one launch of moveKern."""
+def read_call(call: KernelCall, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[Any, ...], list[tuple[int, int, int]], list[int]]:
+    """Return grid and block, the ranges, and the three addresses of one launch of moveKern."""
     seen: list[Any] = []
 
     def cuLaunchKernel(*arguments: Any) -> tuple[Any, ...]:
-        pointers = (ctypes.c_uint64 * 3).from_address(arguments[-2])
-        table, arrived, flag = (ctypes.string_at(pointer, size) for pointer, size in zip(pointers, (768, 8, 8), strict=True))
+        pointers = (ctypes.c_uint64 * 4).from_address(arguments[-2])
+        table, *addresses = (ctypes.string_at(pointer, size) for pointer, size in zip(pointers, (768, 8, 8, 8), strict=True))
         ranges = [each for each in struct.iter_unpack("<QQQ", table) if each != (0, 0, 0)]
-        seen.append((arguments[1:7], ranges, int.from_bytes(arrived, "little"), int.from_bytes(flag, "little")))
+        seen.append((arguments[1:7], ranges, [int.from_bytes(address, "little") for address in addresses]))
         return (driver.CUresult.CUDA_SUCCESS,)
 
     monkeypatch.setattr(driver, "cuLaunchKernel", cuLaunchKernel)
@@ -53,14 +53,23 @@ def read_call(call: KernelCall, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[
 
 def test_moves_share_launches_and_the_last_one_sets_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     moves = [(0x1000 * i, 0x10, 100 + i) for i in range(1, RANGES + 4)]
-    first, last = (read_call(call, monkeypatch) for call in move_calls(KERNEL, moves, 0xAA, 0xBB))
-    assert first == ((1, RANGES, 1, 256, 1, 1), moves[:RANGES], 0, 0)
-    assert last == ((1, 3, 1, 256, 1, 1), moves[RANGES:], 0xAA, 0xBB)
+    first, last = (read_call(call, monkeypatch) for call in move_calls(KERNEL, moves, 0xAA, 0xBB, ended=0xCC))
+    assert first == ((1, RANGES, 1, 256, 1, 1), moves[:RANGES], [0, 0, 0])
+    assert last == ((1, 3, 1, 256, 1, 1), moves[RANGES:], [0xAA, 0xBB, 0xCC])
+
+
+def test_the_first_launch_tells_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = [(0x1000 * i, 0x10, 100 + i) for i in range(1, RANGES + 4)]
+    told = [read_call(call, monkeypatch)[2] for call in move_calls(KERNEL, moves, begun=0xDD)]
+    assert told == [[0, 0, 0xDD], [0, 0, 0]]
+    assert [read_call(call, monkeypatch) for call in move_calls(KERNEL, [], begun=0xDD)] == [
+        ((1, 1, 1, 256, 1, 1), [], [0, 0, 0xDD])
+    ]
 
 
 def test_a_flag_needs_a_launch_and_nothing_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     (only,) = (read_call(call, monkeypatch) for call in move_calls(KERNEL, [], 0xAA, 0xBB))
-    assert only == ((1, 1, 1, 256, 1, 1), [], 0xAA, 0xBB)
+    assert only == ((1, 1, 1, 256, 1, 1), [], [0xAA, 0xBB, 0])
     assert list(move_calls(KERNEL, [])) == []
 
 

@@ -82,7 +82,7 @@ def test_each_run_keeps_to_its_groups(device: CudaDevice, fake: FakeDriver, monk
         assert run.done()
         return [name for name in fake.calls[before:] if "StreamCreate" in name or name in ("cuGraphLaunch", "cuLaunchKernel")]
 
-    assert start("") == ["cuStreamCreateWithPriority", "cuLaunchKernel", "cuLaunchKernel"]
+    assert start("") == ["cuStreamCreateWithPriority", *["cuLaunchKernel"] * 3]
     device.reserve({"a": 8})
     assert start("a") == ["cuGreenCtxStreamCreate", "cuGraphLaunch"]
     assert {context for _, kernel, context in nodes} == {21}

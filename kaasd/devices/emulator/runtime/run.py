@@ -191,6 +191,7 @@ class EmulatedRun(Ended):
         self._cleared = [(buffer.view, buffer.host_address) for buffer in zeroed]
         self._resets = prepared.resets
         self.printed = ""
+        self.times_ns = 0, 0
 
     def update(self, launches: Sequence[Launch]) -> None:
         """Run these launches from now on."""
@@ -204,16 +205,19 @@ class EmulatedRun(Ended):
     ) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
         self._processor.context.stop = 0
+        begun_ns = perf_counter_ns()
+        self.times_ns = begun_ns, 0
         for reset in self._resets:
             reset()
         if tracer is not None:
             self._run_traced(tracer)
-            return
-        for view, content in self._copies:
-            view[:] = content
-        for view, address in self._cleared:
-            ctypes.memset(address, 0, len(view))
-        self.printed = self._processor.run(self._prepared, self._iterations)
+        else:
+            for view, content in self._copies:
+                view[:] = content
+            for view, address in self._cleared:
+                ctypes.memset(address, 0, len(view))
+            self.printed = self._processor.run(self._prepared, self._iterations)
+        self.times_ns = begun_ns, perf_counter_ns()
 
     def stop(self) -> None:
         """Do nothing: all of it has run when ``start`` returns."""

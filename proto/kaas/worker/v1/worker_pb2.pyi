@@ -241,7 +241,7 @@ class Ready(_message.Message):
     def __init__(self, device: _Optional[_Union[_admin_pb2.Device, _Mapping]] = ..., multiprocessor_unit: _Optional[int] = ..., memory_limit_bytes: _Optional[int] = ...) -> None: ...
 
 class Executed(_message.Message):
-    __slots__ = ("reply", "kernels_launched", "memory_used_bytes", "brought_bytes", "new_program", "dropped", "device_full")
+    __slots__ = ("reply", "kernels_launched", "memory_used_bytes", "brought_bytes", "new_program", "dropped", "device_full", "device_ns")
     REPLY_FIELD_NUMBER: _ClassVar[int]
     KERNELS_LAUNCHED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +249,7 @@ class Executed(_message.Message):
     NEW_PROGRAM_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FULL_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NS_FIELD_NUMBER: _ClassVar[int]
     reply: _executor_pb2.InvokeResponse
     kernels_launched: int
     memory_used_bytes: int
@@ -256,7 +257,8 @@ class Executed(_message.Message):
     new_program: bool
     dropped: _containers.RepeatedCompositeFieldContainer[ResidentValue]
     device_full: bool
-    def __init__(self, reply: _Optional[_Union[_executor_pb2.InvokeResponse, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., brought_bytes: _Optional[int] = ..., new_program: bool = ..., dropped: _Optional[_Iterable[_Union[ResidentValue, _Mapping]]] = ..., device_full: bool = ...) -> None: ...
+    device_ns: int
+    def __init__(self, reply: _Optional[_Union[_executor_pb2.InvokeResponse, _Mapping]] = ..., kernels_launched: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., brought_bytes: _Optional[int] = ..., new_program: bool = ..., dropped: _Optional[_Iterable[_Union[ResidentValue, _Mapping]]] = ..., device_full: bool = ..., device_ns: _Optional[int] = ...) -> None: ...
 
 class ResidentValue(_message.Message):
     __slots__ = ("key", "offset_bytes", "size_bytes")
