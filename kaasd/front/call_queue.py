@@ -177,6 +177,11 @@ class CallQueue:
         """Whether a call must not run beside others."""
         return call in self._alone
 
+    def set_concurrency(self, concurrency: int) -> list[Decision]:
+        """The worker serves so many at a time from now on."""
+        self._concurrency = concurrency
+        return self._next()
+
     def worker_ready(self) -> list[Decision]:
         """A worker has started."""
         self._ready = True

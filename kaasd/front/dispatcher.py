@@ -70,7 +70,7 @@ class Dispatcher:
             supervisor.ids = self._ids
             supervisor.requests_wait = queue
             if supervisor.info.state == admin_pb2.WORKER_STATE_READY:
-                queue.device_ready(supervisor.info.name, supervisor.slots, supervisor.memory_limit_bytes)
+                supervisor.tell_ready()
 
     @property
     def draining(self) -> bool:

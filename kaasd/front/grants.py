@@ -52,5 +52,6 @@ def check(message: admin_pb2.Group, *, path: str = "group", fixed: bool = False)
         max_queued=filled.max_queued,
         max_queued_bytes=filled.max_queued_bytes,
         max_device_memory_bytes=filled.max_device_memory_bytes,
+        reserves=filled.reserved_multiprocessors > 0,
     )
     return Grant(filled, scheduled, fixed)

@@ -112,10 +112,10 @@ class RequestQueue:
 
     # Devices
 
-    def device_ready(self, device: str, slots: int, memory_bytes: float = math.inf) -> None:
-        """A device can run so many requests at once; it has nothing yet."""
+    def device_ready(self, device: str, slots: int, memory_bytes: float = math.inf, *, divides: bool = False) -> None:
+        """A device can run so many requests at once; it has nothing yet. ``divides`` as for ``Scheduler.add_device``."""
         self._ready.add(device)
-        self._scheduler.add_device(device, slots, memory_bytes)
+        self._scheduler.add_device(device, slots, memory_bytes, divides=divides)
         if device in self._closed:
             self._scheduler.close_device(device)
         self._decide()

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class RequestsWait(Protocol):
     """Where requests wait for a device, as a device sees it: ``RequestQueue``."""
 
-    def device_ready(self, device: str, slots: int, memory_bytes: float) -> None:
+    def device_ready(self, device: str, slots: int, memory_bytes: float, *, divides: bool) -> None:
         """It can run so many requests at once, and has so much memory for their buffers."""
 
     def device_lost(self, device: str, not_begun: Iterable[PendingCall]) -> None:
@@ -204,6 +204,7 @@ class Supervisor(WorkerCalls):
             _log.warning("%s cannot reserve multiprocessors, and all groups share them: %s", self.info.name, dict(self._reserved))
         elif self._process.calls is not None:
             self._process.calls.send(worker_pb2.ToWorker(reserve=worker_pb2.Reserve(multiprocessors=self._reserved)))
+            self._act(self._queue.set_concurrency(self._config.concurrency + len(self._reserved)))
 
     def replace(self) -> None:
         """Have another process take the place of the worker's, which has no calls."""
@@ -290,8 +291,13 @@ class Supervisor(WorkerCalls):
             self._send_reserved()
         self._set_state(admin_pb2.WORKER_STATE_READY)
         self._act(self._queue.worker_ready())
+        self.tell_ready()
+
+    def tell_ready(self) -> None:
+        """Have requests come to the worker, which is ready."""
         if self.requests_wait is not None:
-            self.requests_wait.device_ready(self.info.name, self.slots, self.memory_limit_bytes)
+            divides = self.multiprocessor_unit > 0
+            self.requests_wait.device_ready(self.info.name, self.slots, self.memory_limit_bytes, divides=divides)
 
     def _pages_released(self, message_id: int, error: KaasError | None) -> None:
         """The worker's device has let go of the store's pages, or could not."""

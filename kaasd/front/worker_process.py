@@ -29,8 +29,8 @@ MOST_UNANSWERED_AT_START = 60
 """Until it has answered first, when it has loaded its code."""
 MOST_TO_START = 120
 """Answered or not, until its device is open."""
-SPARE_PLACES = 64
-"""For calls that a worker has begun beside its requests."""
+SPARE_PLACES = 128
+"""For calls that a worker has begun beside the requests in its slots: those that compile, and those of groups that reserve."""
 EXIT_GRACE_S = 5.0
 """From the closing of the channels to the killing of a worker that does not exit."""
 

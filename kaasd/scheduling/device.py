@@ -97,6 +97,7 @@ class Device:
         "_pace",
         "_seen_at",
         "claims",
+        "divides",
         "free",
         "free_at",
         "lease",
@@ -111,9 +112,12 @@ class Device:
         "used",
     )
 
-    def __init__(self, name: str, slots: int, memory_bytes: float = math.inf, *, sticky: bool = True) -> None:
-        """``sticky``: requests come here because their data are here."""
+    def __init__(
+        self, name: str, slots: int, memory_bytes: float = math.inf, *, sticky: bool = True, divides: bool = False
+    ) -> None:
+        """``sticky``: requests come here because their data are here; ``divides``: groups that reserve have their slots."""
         self.name = name
+        self.divides = divides
         self.sticky = sticky
         self.memory_bytes = memory_bytes
         """For data, and for all else."""

@@ -108,7 +108,7 @@ class Exclusive(Sharing):
 
     def vacated(self, device: Device) -> None:
         """A request has left a device."""
-        if not device.used and device.name in self._devices:
+        if not device.running and device.name in self._devices:
             self._vacated[device] = None
 
     def used(self, request: QueuedRequest, device_s: float) -> None:
@@ -129,7 +129,7 @@ class Exclusive(Sharing):
             if isinstance(decision, Start) and decision.device in self._devices:
                 self._leases.busy(decision.device)
         for device in self._new:
-            if not device.used:
+            if not device.running:
                 self._take_back(device)
         self._new.clear()
         for state in self.touched:
@@ -137,7 +137,7 @@ class Exclusive(Sharing):
                 self._leases.wants(state.granted.name, self._common.waiting_of(state))
         self.touched.clear()
         for device in self._vacated:
-            if not device.used and device not in self._closed:
+            if not device.running and device not in self._closed:
                 self._leases.idle(device.name, now)
         self._vacated.clear()
         again: Partition | None = None

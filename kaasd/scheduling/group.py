@@ -39,6 +39,8 @@ class Group:
     """What came with the requests that wait."""
     max_device_memory_bytes: int = 0
     """Memory of each device that its requests take. The scheduler leaves this to who runs them."""
+    reserves: bool = False
+    """It has a part of each device to itself that can be divided: one of its requests runs there beside those in the slots."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

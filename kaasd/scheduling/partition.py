@@ -44,6 +44,8 @@ class Partition:
         """Of the devices that all groups use."""
         self._leases: dict[GroupState, Lease] = {}
         """Of groups that may have devices to themselves."""
+        self._own_slots: dict[GroupState, set[Device]] = {}
+        """Of groups that have a slot of their own on devices that divide: where that is used."""
         self.touched: dict[GroupState, None] | None = None
         """Groups of which more or fewer requests wait for a slot, where that is to be known."""
 
@@ -53,6 +55,19 @@ class Partition:
         return self._free.devices > 0
 
     # Events
+
+    @property
+    def has_own_slots(self) -> bool:
+        """Whether a group may run something where no device has a slot."""
+        return bool(self._own_slots)
+
+    def set_reserves(self, group: GroupState, reserves: bool) -> None:
+        """Say whether a group has slots of its own from now on. Idempotent."""
+        if not reserves:
+            self._own_slots.pop(group, None)
+        elif group not in self._own_slots:
+            running = ((device, each) for device in self._devices.values() for each in device.running)
+            self._own_slots[group] = {device for device, each in running if each.in_own_slot and each.group == group.granted.name}
 
     def set_lease(self, group: GroupState) -> None:
         """A group may have devices to itself. Idempotent."""
@@ -86,6 +101,8 @@ class Partition:
     def remove(self, device: Device) -> None:
         """A device that takes no requests is gone."""
         del self._devices[device.name]
+        for used_at in self._own_slots.values():
+            used_at.discard(device)
         self.residents.forget(device)
 
     def open(self, device: Device) -> None:
@@ -151,6 +168,10 @@ class Partition:
     def vacate(self, request: QueuedRequest, device: Device, now: float, device_s: float) -> None:
         """A request has left its slot, and has used so much of the device."""
         del device.running[request]
+        if request.in_own_slot:
+            request.in_own_slot = False
+            self._own_slots.get(self._groups[request.group], set()).discard(device)
+            return
         device.left(request.charged_s, device_s, now)
         if device.open:
             device.free.give_back(device)
@@ -173,6 +194,8 @@ class Partition:
 
     def decide(self, now: float, decisions: MutableSequence[Decision]) -> None:
         """Give out the slots."""
+        for group, used_at in self._own_slots.items():
+            self._fill_own_slots(group, used_at, now, decisions)
         free, attention = self._free, self._attention
         while free.devices or (attention and self._leases):
             own = self._own_work()
@@ -199,6 +222,55 @@ class Partition:
             else:
                 break
         attention.clear()
+
+    def _fill_own_slots(self, group: GroupState, used_at: set[Device], now: float, decisions: MutableSequence[Decision]) -> None:
+        """Start what a group has to run in the slots that are its own: nobody else has a use for them."""
+        free = [
+            device
+            for device in self._devices.values()
+            if device.divides and device.open and device not in used_at and (device.lease is None or device.lease.group is group)
+        ]
+        while free and (found := self._own_start(group, free, now)) is not None:
+            request, device = found
+            free.remove(device)
+            used_at.add(device)
+            request.in_own_slot = True
+            self._start(request, device, now, decisions)
+
+    def _own_start(self, group: GroupState, free: Sequence[Device], now: float) -> tuple[QueuedRequest, Device] | None:
+        """Return what a group starts next in a slot of its own, and where; None where there is nothing to start."""
+        name = group.granted.name
+        for device in free:
+            promised = (each for each in device.promised if each[2].state is PROMISED and each[2].runs_on == device.name)
+            if (first := min((each for each in promised if each[2].group == name), default=None)) is not None:
+                return first[2], device
+        overdue = (each for each in self._overdue if each[2].state is OVERDUE and each[2].group == name)
+        if (first := min(overdue, default=None)) is not None:
+            return first[2], min(free, key=lambda device: self.residents.cost_s(device, first[2].data))
+        for flow in group.flows.values():
+            devices = [device for device in free if flow.only in (None, device.name)]
+            while devices and flow.waiting and group.may_run:
+                request = self._take(flow)
+                device, until = self._choose_own(request, devices, now)
+                if device in devices:
+                    return request, device
+                self._promise(request, device, now, until)
+                self._attention[device] = None
+        return None
+
+    def _choose_own(self, request: QueuedRequest, free: Sequence[Device], now: float) -> tuple[Device, float]:
+        """Return where a request can begin first, with slots of its group's own on ``free``; until when to promise another."""
+        data, residents = request.data, self.residents
+        best = min(free, key=lambda device: residents.cost_s(device, data))
+        own_s = least_s = residents.cost_s(best, data)
+        if least_s and self._sticky and request.device is None:
+            lease = self._leases.get(self._groups[request.group])
+            for device in self._devices.values():
+                if device.open and device.sticky and device not in free and device.lease in (None, lease):
+                    began_s = residents.cost_s(device, data) + device.wait_s(now)
+                    if began_s < least_s:
+                        best, least_s = device, began_s
+        return best, now + own_s - least_s
 
     def _place(self, flow: Flow, tag: float, now: float, decisions: MutableSequence[Decision]) -> None:
         """Start a flow's first request on the device where it costs least, or promise it that."""
@@ -352,12 +424,13 @@ class Partition:
         """A request takes a slot of a device."""
         request.state = RUNNING
         request.runs_on = device.name
-        device.occupy(request.charged_s, now)
         if request.data:
             device.bring(self.residents.missing_s(device, request.data), now)
         request.started_at = now
         device.running[request] = None
-        device.free.take(device)
+        if not request.in_own_slot:  # which holds up nobody
+            device.occupy(request.charged_s, now)
+            device.free.take(device)
 
     def _claim(self, flow: Flow) -> None:
         """Have a flow stand in the queues of the devices that lack least of what its first request needs."""

@@ -81,5 +81,7 @@ class QueuedRequest:
     started_at: float = field(default=0.0, init=False)
     least_s: float = field(default=0.0, init=False)
     """Device time that it takes at least, as far as is known."""
+    in_own_slot: bool = field(default=False, init=False)
+    """It runs in its group's own slot."""
     left_before: bool = field(default=False, init=False)
     """It has left its queue once, and comes before all others of its group."""

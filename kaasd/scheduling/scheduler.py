@@ -94,6 +94,7 @@ class Scheduler:
         state.removed = False
         state.grant(group)
         self._sharing.set_group(state)
+        self._partition_of(state).set_reserves(state, group.reserves)
         self._list_all(state)
 
     def remove_group(self, name: str) -> None:
@@ -158,12 +159,17 @@ class Scheduler:
 
     # Devices
 
-    def add_device(self, name: str, slots: int = 1, memory_bytes: float = math.inf) -> None:
-        """A device is there, or there again: nothing is on it, and it runs nothing."""
+    def add_device(self, name: str, slots: int = 1, memory_bytes: float = math.inf, *, divides: bool = False) -> None:
+        """A device is there, or there again: nothing is on it, and it runs nothing.
+
+        Where it ``divides``, each group that reserves a part of it has a slot there besides, for one request.
+        """
         if name in self._devices:
             raise ValueError(f"there is a device {name} already")
         self._known[name] = None
-        device = self._devices[name] = Device(name, slots, memory_bytes, sticky=self._policy_of(name) is not Policy.BALANCE)
+        device = self._devices[name] = Device(
+            name, slots, memory_bytes, sticky=self._policy_of(name) is not Policy.BALANCE, divides=divides
+        )
         self._slots += slots
         self._sharing.add(device)
         self._look_at(device)
@@ -236,7 +242,7 @@ class Scheduler:
         partition, state = self._lone, self._groups.get(request.group)
         if partition is None or not partition.has_slot or request.data or request.device is not None:
             return None
-        if state is None or state.removed or not state.may_run:
+        if state is None or state.removed or not state.may_run or state.granted.reserves:
             return None
         if state.granted.max_queued_bytes and request.size_bytes > state.granted.max_queued_bytes:
             return None
@@ -262,7 +268,8 @@ class Scheduler:
             if was is QUEUED:
                 state.flows[request.device].discarded(request)
                 state.waiting -= 1
-                self._touch(state)
+                if self._exclusive is not None:
+                    self._exclusive.touched[state] = None
         self._check_idle(state)
         return True
 
@@ -376,11 +383,6 @@ class Scheduler:
     def _is_exclusive(self, device: str) -> bool:
         return self._policy_of(device) is Policy.EXCLUSIVE
 
-    def _touch(self, state: GroupState) -> None:
-        """A group may want more or fewer devices to itself."""
-        if self._exclusive is not None:
-            self._exclusive.touched[state] = None
-
     def _partition(self) -> Partition:
         return Partition(self._groups, self._durations, self._patience, sticky=self._sticky)
 
@@ -400,7 +402,8 @@ class Scheduler:
             if only is not None:
                 self._only.setdefault(only, {})[state] = flow
         state.waiting += 1
-        self._touch(state)
+        if self._exclusive is not None:
+            self._exclusive.touched[state] = None
         request.least_s = self._durations.least_s(state if request.function is None else request.function)
         if flow.push(request) or flow.entry is None:
             self._list(flow)
@@ -411,6 +414,7 @@ class Scheduler:
         state.queued += 1
         state.queued_bytes += request.size_bytes
         request.runs_on = ""
+        request.in_own_slot = False
         request.left_before = True
         self._enqueue(request, state)
 
@@ -437,7 +441,7 @@ class Scheduler:
         state.back(request, device_s)
         if self._exclusive is not None:
             self._exclusive.used(request, device_s)
-            self._touch(state)
+            self._exclusive.touched[state] = None
         flow = state.flows.get(request.device)
         if flow is not None and flow.entry is not None and flow.entry[0] > state.tag:
             self._partition_of(state).move(flow)
@@ -458,6 +462,7 @@ class Scheduler:
         if not state.running and not state.waiting:
             state.idle(self._partition_of(state).virtual_time)
             if state.removed and not state.queued:
+                self._partition_of(state).set_reserves(state, False)
                 del self._groups[state.granted.name]
                 self._sharing.remove_group(state.granted.name)
                 for only in state.flows:

@@ -36,7 +36,7 @@ class Sharing:
     @property
     def may_start(self) -> bool:
         """Whether a request that comes may start; False where it is sure that it may not."""
-        return self._common.has_slot or bool(self._own)
+        return self._common.has_slot or self._common.has_own_slots or bool(self._own)
 
     def may_name(self, group: str, device: str) -> bool:
         """Return whether a request of a group may be for one device only."""

@@ -30,7 +30,6 @@ from kaasd.worker.inputs import BoundRequest, SnapshotChanged, ValueHolding, byt
 from kaasd.worker.programs import NotCompiled, Program
 from kaasd.worker.residency import NoRoomError, Owner, OwnerLimitError
 from kaasd.worker.tracing import read_trace
-from kaasd.worker.turns import Slots
 
 KEPT_INTERVAL = 16.0
 """In so many uses of anything what was stored is expected to be read, if ever: the older it is, the less so."""
@@ -193,7 +192,7 @@ class Execution:
                     if cancellation.reason is not None:
                         raise cancellation.reason
                     loaded = begun = perf_counter_ns()
-                    if not executor.slots.take(self, invocation.priority):
+                    if not executor.slots.take(self, invocation.priority, invocation.group):
                         yield from self._until_slot(bound)
                         begun = perf_counter_ns()
                     yield from self._launch(program, bound)
@@ -315,9 +314,10 @@ class Execution:
 
     def _until_slot(self, bound: BoundRequest) -> Steps[None]:
         """Wait until others leave a request the place to run. Its inputs are on their way meanwhile."""
-        slot = _Slot(self._executor.slots, self._invocation.priority)
+        slots, priority, group = self._executor.slots, self._invocation.priority, self._invocation.group
+        slot = _Slot(partial(slots.has_free, priority, group))
         self._invocation.on_waiting(True)
-        while not self._executor.slots.take(self, self._invocation.priority):
+        while not slots.take(self, priority, group):
             yield slot
             self._invocation.cancellation.check()
             if all(transfer.done() for transfer in bound.transfers):
@@ -431,12 +431,9 @@ def execute(executor: Executor, invocation: Invocation) -> Job[Result]:
 class _Slot:
     """A slot as something to wait for."""
 
-    def __init__(self, slots: Slots, priority: int) -> None:
-        self._slots, self._priority = slots, priority
+    def __init__(self, has_free: Callable[[], bool]) -> None:
+        self.done = has_free
         self.taken = False
-
-    def done(self) -> bool:
-        return self._slots.has_free(self._priority)
 
     def wait(self) -> None:
         """Return at once: others have to go on first."""

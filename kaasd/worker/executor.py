@@ -129,9 +129,11 @@ class Executor:
             self.device.unmap()
 
     def reserve(self, groups: Mapping[str, int]) -> None:
-        """Give groups multiprocessors of their own. Where that fails all run on all; it is logged."""
+        """Give groups multiprocessors of their own, and a slot. Where that fails all run on all; it is logged."""
+        self.slots.reserve(())
         try:
             self.device.reserve(groups)
+            self.slots.reserve(groups)
         except DeviceLost:
             self.mark_device_lost()
         except Exception:

@@ -78,7 +78,7 @@ class Calls:
         ``on_compiling`` is called with a call's number when that begins, and when it ends.
         """
         self._executor = executor
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._on_compiling = on_compiling
         self._compiling: set[int] = set()
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class Calls:
     @property
     def has_room(self) -> bool:
         """Whether another may begin. Those that are compiling come before it once they have their code."""
-        return self._served + self._ready < self._concurrency
+        return self._served + self._ready < self.concurrency
 
     @property
     def wait_s(self) -> float | None:
@@ -109,7 +109,7 @@ class Calls:
             return 0 if any(job.awaits_what_is_done for job in waiting) else CANCELLED_S
         if not self._compiling:
             return None
-        return 0 if self._ready and self._served < self._concurrency else CANCELLED_S
+        return 0 if self._ready and self._served < self.concurrency else CANCELLED_S
 
     @property
     def _served(self) -> int:
@@ -191,7 +191,7 @@ class Calls:
 
     def _comes_back(self, call_id: int, call: CallUnderWay) -> bool:
         """Return whether a call that is compiling goes on: with its code, where others leave it the room, or to its end."""
-        if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self._served < self._concurrency):
+        if call.cancellation.reason is None and not (call.job.awaits_what_is_done and self._served < self.concurrency):
             return False
         with self._lock:
             self._compiling.discard(call_id)
@@ -264,7 +264,8 @@ class Loop:
         self._executor = executor
         self._commits = commits
         self._progress = progress
-        self.calls = Calls(executor, config.concurrency + WAITING_AT_WORKER, self._tell_compiling)
+        self._concurrency = config.concurrency + WAITING_AT_WORKER
+        self.calls = Calls(executor, self._concurrency, self._tell_compiling)
         """Those under way."""
         self._last_event_ns = 0
         self._only_calls = 0
@@ -355,6 +356,7 @@ class Loop:
                     self._executor.programs.forget_library(message.forget_library.library)
                 case "reserve":
                     self._executor.reserve(dict(message.reserve.multiprocessors))
+                    self.calls.concurrency = self._concurrency + len(message.reserve.multiprocessors)
                 case "hold_pages":
                     self._hold_pages(message)
                 case unknown:

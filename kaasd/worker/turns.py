@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from math import floor, log2
 
 from kaasd.worker.device_memory import DeviceMemory
@@ -105,22 +105,36 @@ class MemoryTurns:
 class Slots:
     """How many requests launch and commit at a time. Those beyond have their inputs brought meanwhile, and come in turn.
 
-    One of a higher priority than some that have slots comes beside them, so that no long ones hold it up.
+    One of a higher priority than some that have slots comes beside them, so that no long ones hold it up. Groups with
+    multiprocessors of their own have a slot each besides, for one request: on these is nobody else.
     """
 
     def __init__(self, most: float) -> None:
         self._most = most
+        self._own: dict[str, Hashable | None] = {}
+        """Slots of groups' own, and who has them."""
         self._taken: dict[Hashable, int] = {}
         """Priorities."""
         self._waiting: list[Hashable] = []
 
-    def has_free(self, priority: int = 0) -> bool:
-        """Whether there is one for a request of this priority."""
+    def reserve(self, groups: Iterable[str]) -> None:
+        """Have these groups, and no others, have a slot of their own. Who is in one goes on."""
+        self._own = {group: self._own.get(group) for group in groups}
+
+    def has_free(self, priority: int = 0, group: str = "") -> bool:
+        """Whether there is one for a request of this priority and group."""
+        if self._own and self._own.get(group, self) is None:
+            return True
         free = self._most - len(self._taken)
         return free > 0 or (free == 0 and priority > min(self._taken.values()))
 
-    def take(self, who: Hashable, priority: int = 0) -> bool:
+    def take(self, who: Hashable, priority: int = 0, group: str = "") -> bool:
         """Return whether somebody has a slot now; otherwise it waits for one, and asks again."""
+        if self._own and self._own.get(group, self) is None:
+            self._own[group] = who
+            if who in self._waiting:
+                self._waiting.remove(who)
+            return True
         if (not self._waiting or self._waiting[0] is who) and (len(self._taken) < self._most or self.has_free(priority)):
             if self._waiting:
                 self._waiting.pop(0)
@@ -133,5 +147,8 @@ class Slots:
     def leave(self, who: Hashable) -> None:
         """Somebody has no need of a slot any more, whether it has one or waits. Idempotent."""
         self._taken.pop(who, None)
+        for group, has in self._own.items():
+            if has is who:
+                self._own[group] = None
         if self._waiting and who in self._waiting:
             self._waiting.remove(who)

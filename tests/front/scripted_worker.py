@@ -42,6 +42,10 @@ class ScriptedWorker:
         self._known: set[bytes] = set()
         self._held: dict[int, str] = {}
         self._waiting: list[worker_pb2.ToWorker] = []
+        self._reserved: set[str] = set()
+        """Groups with a slot of their own."""
+        self._own: dict[int, str] = {}
+        """Calls that have had such a slot, and their groups."""
         self._log: list[Any] = []
         if (first := self._calls.receive()) is None:
             os._exit(0)
@@ -57,10 +61,21 @@ class ScriptedWorker:
                     if (message := channel.receive()) is None:
                         os._exit(0)
                     self._take(message)
-                    while self._waiting and len(self._held) < self._config.concurrency:
-                        self._execute(self._waiting.pop(0))
+                    while (call := self._next()) is not None:
+                        self._execute(call)
                     if not channel.has_begun:
                         break
+
+    def _next(self) -> worker_pb2.ToWorker | None:
+        """Take out the call that is to begin next."""
+        own = {self._own[call_id] for call_id in self._held if call_id in self._own}
+        for index, call in enumerate(self._waiting):
+            if call.execute.group in self._reserved - own:
+                self._own[call.id] = call.execute.group
+                return self._waiting.pop(index)
+        if self._waiting and len(self._held) - len(own) < self._config.concurrency:
+            return self._waiting.pop(0)
+        return None
 
     def _begin(self, script: str) -> None:
         if script == "die" or (script == "die in second life" and self._life == 2):
@@ -76,7 +91,8 @@ class ScriptedWorker:
             while True:
                 select.select((), (), (), 60)
         device = admin_pb2.Device(name=self._config.device, model="scripted", memory_bytes=self._life)
-        self._calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=device)))
+        unit = 8 if script == "divides" else 0
+        self._calls.send(worker_pb2.FromWorker(ready=worker_pb2.Ready(device=device, multiprocessor_unit=unit)))
 
     def _take(self, message: worker_pb2.ToWorker) -> None:
         match message.WhichOneof("call"):
@@ -109,6 +125,8 @@ class ScriptedWorker:
                     device=f"{self._config.device} {message.inspect.library} {message.inspect.content!r} {has_content}"
                 )
                 self._calls.send(worker_pb2.FromWorker(id=message.id, inspected=inspected))
+            case "reserve":
+                self._reserved = set(message.reserve.multiprocessors)
             case "hold_pages":
                 self._log.append(["hold_pages", message.hold_pages.allowed])
                 if not message.hold_pages.allowed:

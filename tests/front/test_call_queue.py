@@ -431,3 +431,18 @@ def test_a_call_that_is_sent_again_comes_behind_the_others() -> None:
     assert [type(decision) for decision in decisions] == [Fail]
     assert decisions[0].call == 2  # it was being served
     assert queue.worker_ready() == []
+
+
+def test_more_are_served_where_groups_have_slots_of_their_own() -> None:
+    """One of them may be behind those that wait at the worker, and costs it as those do that are first."""
+    queue = CallQueue(max_queued=10, concurrency=2)
+    queue.worker_ready()
+    assert [queue.submit(call) for call in (1, 2, 3)] == [[Send(1)], [Send(2)], [Send(3)]]
+    assert queue.submit(4) == []
+    assert queue.set_concurrency(3) == [Send(4)]
+    assert queue.submit(5) == []
+    assert (queue.running, queue.queued) == (3, 2)
+    assert queue.answered(1) == [Send(5)]
+    assert queue.cancel(4, CancelReason.DEADLINE) == [Cancel(4, CancelReason.DEADLINE)]
+    assert queue.grace_over(4) == [Kill()]
+    assert queue.set_concurrency(2) == []

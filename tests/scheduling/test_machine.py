@@ -15,6 +15,8 @@ from kaasd.scheduling import Datum, Group, Policy, QueuedRequest, Restart, Sched
 
 DEVICES = ("d0", "d1", "d2")
 GROUPS = ("a", "b", "default")
+DIVIDE = ("d0", "d1")
+"""Where groups that reserve have a slot of their own."""
 KEYS = ("k0", "k1", "k2")
 
 shares = st.sampled_from([0.5, 1.0, 4.0])
@@ -147,7 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.decided = False
 
     def add_device(self, device: str, slots: int) -> None:
-        self.scheduler.add_device(device, slots)
+        self.scheduler.add_device(device, slots, divides=device in DIVIDE)
         self.slots[device] = slots
         self.restarting.pop(device, None)
         self.served.pop(device, None)
@@ -176,9 +178,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.scheduler.dropped(device, key)
 
-    @rule(group=st.sampled_from(GROUPS), share=shares, priority=st.integers(-20, 20), running=limits, queued=limits, size=limits)
-    def grant(self, group: str, share: float, priority: int, running: int, queued: int, size: int) -> None:
-        self.granted[group] = Group(group, share, priority, running, queued, size)
+    @rule(
+        group=st.sampled_from(GROUPS),
+        share=shares,
+        priority=st.integers(-20, 20),
+        running=limits,
+        queued=limits,
+        size=limits,
+        reserves=st.booleans(),
+    )
+    def grant(self, group: str, share: float, priority: int, running: int, queued: int, size: int, reserves: bool) -> None:
+        self.granted[group] = Group(group, share, priority, running, queued, size, reserves=reserves)
         self.scheduler.set_group(self.granted[group])
         self.decided = False
 
@@ -204,11 +214,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             self.running[request] = device
             assert self.used(device) <= self.slots[device]
+            if request.in_own_slot:
+                assert self.granted[request.group].reserves and device in DIVIDE
+                assert self.uses_own_slot(request.group, device) == 1
         self.decided = True
 
     def restart(self, restart: Restart) -> None:
         assert restart.device in self.exclusive
-        assert restart.device in self.slots and not self.used(restart.device)
+        assert restart.device in self.slots and restart.device not in self.running.values()
         assert self.served.get(restart.device) != restart.group
         del self.slots[restart.device]
         self.restarting[restart.device] = restart.group
@@ -238,12 +251,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def no_slot_is_idle(self) -> None:
         for device in self.slots:
-            if device in self.closed or self.used(device) == self.slots[device]:
+            if device in self.closed:
                 continue
+            own = [
+                group
+                for group, granted in self.granted.items()
+                if granted.reserves and device in DIVIDE and not self.uses_own_slot(group, device)
+            ]
+            full = self.used(device) == self.slots[device]
             if device in self.exclusive and device in self.served:
                 continue  # it is kept for the group that it has served
             for request in self.requests:
                 if request.device not in (None, device) or not self.may_use(request.group, device):
+                    continue
+                if full and (request.group not in own or device in self.exclusive):
                     continue
                 assert request.state is not State.OVERDUE
                 if request.state is State.QUEUED:
@@ -285,7 +306,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         return device in own if own else device not in self.owners
 
     def used(self, device: str) -> int:
-        return sum(where == device for where in self.running.values())
+        return sum(where == device and not request.in_own_slot for request, where in self.running.items())
+
+    def uses_own_slot(self, group: str, device: str) -> int:
+        return sum(where == device and each.in_own_slot and each.group == group for each, where in self.running.items())
 
 
 TestScheduler = SchedulerMachine.TestCase

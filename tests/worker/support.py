@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -120,6 +120,9 @@ class HeldExecutor:
         if self.fails_to_release is not None:
             raise self.fails_to_release
         self.holds_pages = allowed
+
+    def reserve(self, groups: Mapping[str, int]) -> None:
+        self.slots.reserve(groups)
 
     def begin(self, invocation: Invocation) -> HeldJob:
         self.invocations.append(invocation)

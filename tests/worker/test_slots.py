@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kaas.worker.v1 import worker_pb2
 from kaas_core.errors import CancelledError, DeadlineExceededError
 from kaasd.devices.base import Device
 from kaasd.libraries.registry import Libraries, describe_library
+from kaasd.store.base import DEFAULT_ACCOUNT
 from kaasd.store.lmdb_store import LmdbStore
 from kaasd.store.snapshot import LmdbSnapshot
 from kaasd.worker.cancellation import Cancellation
@@ -22,7 +24,7 @@ from kaasd.worker.executor import Executor
 from kaasd.worker.turns import Slots
 from tests.conformance.launching import library
 from tests.conformance.test_executor import LARGE, Bench, finish, numbers
-from tests.worker.support import HeldExecutor, HeldJob, Worker, reason, reasons, wait_for_jobs, wait_until
+from tests.worker.support import MOST_UNDER_WAY, HeldExecutor, HeldJob, Worker, reason, reasons, wait_for_jobs, wait_until
 from tests.worker.support import execute as message
 
 
@@ -54,6 +56,26 @@ def test_a_higher_priority_than_some_comes_beside_them() -> None:
     slots.leave("b")
     assert not slots.take("e", 1)
     assert slots.take("e", 2)
+
+
+def test_a_group_with_a_slot_of_its_own_waits_for_itself_only() -> None:
+    slots = Slots(1)
+    slots.reserve(["alerts", "others"])
+    assert slots.take("a") and not slots.take("b")
+    assert slots.has_free(0, "alerts")
+    assert slots.take("c", 0, "alerts")
+    assert not slots.has_free(0, "alerts") and not slots.take("d", 0, "alerts")
+    assert slots.take("e", 0, "others")
+    slots.leave("c")
+    assert slots.has_free(0, "alerts") and not slots.has_free()
+    assert slots.take("d", 0, "alerts"), "b, which is before it, waits for another slot"
+    slots.leave("a")
+    assert slots.take("b")
+    slots.reserve([])
+    assert not slots.take("f", 0, "alerts")
+    slots.leave("d")
+    slots.leave("b")
+    assert slots.take("f", 0, "alerts")
 
 
 class HeldStore(LmdbStore):
@@ -124,6 +146,15 @@ class TestExecution:
         assert finish([self.begin(bench, 2, waits)])[0].slot_ns == 0
         assert waits == [True, False]
 
+    def test_one_of_a_group_that_reserves_launches_beside_it(self, bench: Bench, store: HeldStore) -> None:
+        first, held = self.hold(bench, store)
+        bench.executor.slots.reserve([DEFAULT_ACCOUNT])
+        (result,) = finish([self.begin(bench, 1, [])])
+        assert result.slot_ns == 0
+        assert np.array_equal(bench.get("p1"), numbers(1, LARGE) * numbers(4, LARGE))
+        held.set_result({})
+        finish([first])
+
     def test_one_that_is_cancelled_leaves_all_to_the_others(self, bench: Bench, store: HeldStore) -> None:
         first, held = self.hold(bench, store)
         cancellation = Cancellation()
@@ -153,9 +184,9 @@ class TestExecution:
         finish([first])
         take = bench.executor.slots.take
 
-        def take_and_cancel(who: Any, priority: int) -> bool:
+        def take_and_cancel(who: Any, priority: int, group: str) -> bool:
             cancellation.reason = CancelledError("the caller went away")
-            return take(who, priority)
+            return take(who, priority, group)
 
         monkeypatch.setattr(bench.executor.slots, "take", take_and_cancel)
         with pytest.raises(CancelledError):
@@ -202,3 +233,20 @@ def test_a_call_that_waits_for_a_slot_counts_as_not_begun(serve: Callable[[HeldE
     for job in executor.jobs:
         job.ended.set()
     assert {worker.answer().id, worker.answer().id} == {1, 2}
+
+
+def test_each_group_that_reserves_lets_one_call_more_come(serve: Callable[[HeldExecutor], Worker]) -> None:
+    executor = HeldExecutor(*[HeldJob] * (MOST_UNDER_WAY + 3))
+    worker = serve(executor)
+    for call_id in range(1, MOST_UNDER_WAY + 1):
+        worker.send(message(call_id))
+    wait_for_jobs(executor, MOST_UNDER_WAY)
+    executor.jobs[0].ended.set()
+    assert worker.answer().id == 1
+    worker.send(worker_pb2.ToWorker(reserve=worker_pb2.Reserve(multiprocessors={"a": 8, "b": 8})))
+    for call_id in range(MOST_UNDER_WAY + 1, MOST_UNDER_WAY + 4):
+        worker.send(message(call_id))
+    wait_for_jobs(executor, MOST_UNDER_WAY + 3)
+    for job in executor.jobs:
+        job.ended.set()
+    assert {worker.answer().id for _ in range(MOST_UNDER_WAY + 2)} == {*range(2, MOST_UNDER_WAY + 4)}
