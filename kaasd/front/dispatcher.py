@@ -201,9 +201,17 @@ class Dispatcher:
         if not executed.brought_bytes and not executed.new_program:
             self._queue.resident[call.queued.group] += 1
             return executor_pb2.PLACEMENT_RESIDENT
-        self._needs.learn(call.request, executed)
+        if self._needs.learn(call.request, executed):
+            self._reckon_anew()
         replicated = call.placement is Placement.REPLICATED
         return executor_pb2.PLACEMENT_REPLICATED if replicated else executor_pb2.PLACEMENT_LOADED
+
+    def _reckon_anew(self) -> None:
+        """Have the scheduler know what bringing the data of those takes that wait."""
+        for call in self._queue.waiting:
+            execute = call.message.execute
+            if call.queued is not None and call.queued.data and call.request is not None:
+                call.queued.data = self._needs.of(call.request, call.stays, execute.keys, execute.inputs)
 
     def _refuse_what_cannot_start(self, device: str | None) -> None:
         """Raise the reason where no device that a request may run on has started for some time."""

@@ -26,7 +26,9 @@ CODE_S = 5e-3
 LEARNT_FROM_BYTES = 1 << 20
 """Less tells little of the rate."""
 WEIGHT = 0.25
-"""Of the latest, against those before."""
+"""Of the latest, against those before; the first that is seen counts alone."""
+SAME_RATE = 1.25
+"""By so much the rate may change before what was reckoned with it is reckoned anew."""
 MOST_KNOWN = 4096
 """Requests whose needs, or whose code's times, are known."""
 
@@ -49,7 +51,8 @@ class Needs:
     """The needs of requests."""
 
     def __init__(self) -> None:
-        self._bytes_a_s = BYTES_A_S
+        self._bytes_a_s = self._reckoned_bytes_a_s = BYTES_A_S
+        self._seen_rate = False
         self._code_s: LRUCache[bytes, float] = LRUCache(MOST_KNOWN)
         self._known: LRUCache[bytes, Sequence[Datum]] = LRUCache(MOST_KNOWN)
         """Of requests whose own keys are read."""
@@ -77,15 +80,22 @@ class Needs:
                 self._known[request.digest] = known
         return known
 
-    def learn(self, request: SerializedRequest, executed: worker_pb2.Executed) -> None:
-        """A request has run, and its worker says what it had to bring."""
+    def learn(self, request: SerializedRequest, executed: worker_pb2.Executed) -> bool:
+        """A request has run, and its worker says what it had to bring. Return whether what others need is to be asked anew."""
         timing = executed.reply.timing
         if executed.brought_bytes >= LEARNT_FROM_BYTES and timing.load_ns:
-            self._bytes_a_s += WEIGHT * (executed.brought_bytes / timing.load_ns * 1e9 - self._bytes_a_s)
+            rate = executed.brought_bytes / timing.load_ns * 1e9
+            self._bytes_a_s += (WEIGHT if self._seen_rate else 1.0) * (rate - self._bytes_a_s)
+            self._seen_rate = True
             self._known.pop(request.digest, None)
         if executed.new_program:
             self._code_s[request.digest] = timing.plan_ns / 1e9
             self._known.pop(request.digest, None)
+        if 1 / SAME_RATE < self._bytes_a_s / self._reckoned_bytes_a_s < SAME_RATE:
+            return False
+        self._reckoned_bytes_a_s = self._bytes_a_s
+        self._known.clear()
+        return True
 
 
 def stored_inputs(execute: worker_pb2.Execute, stays: Mapping[str, StoredInput]) -> Iterator[StoredInput]:

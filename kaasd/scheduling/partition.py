@@ -162,7 +162,11 @@ class Partition:
 
     def withdraw(self, request: QueuedRequest) -> None:
         """A request is not to run on the device that it was promised."""
-        self._devices[request.runs_on].withdrawn(request.charged_s)
+        device = self._devices[request.runs_on]
+        device.withdrawn(request.charged_s)
+        for datum in request.to_bring:
+            self.residents.drop(device, datum.key)
+        request.to_bring = ()
         request.runs_on = ""
 
     def vacate(self, request: QueuedRequest, device: Device, now: float, device_s: float) -> None:
@@ -194,8 +198,9 @@ class Partition:
 
     def decide(self, now: float, decisions: MutableSequence[Decision]) -> None:
         """Give out the slots."""
-        for group, used_at in self._own_slots.items():
-            self._fill_own_slots(group, used_at, now, decisions)
+        if self._own_slots:
+            for group, used_at in self._own_slots.items():
+                self._fill_own_slots(group, used_at, now, decisions)
         free, attention = self._free, self._attention
         while free.devices or (attention and self._leases):
             own = self._own_work()
@@ -371,10 +376,11 @@ class Partition:
             return best, 0.0
         residents = self.residents
         if self._sticky and len(devices) > 1:
-            best = min(islice(devices, MOST_HOLDERS), key=residents.filled_s)
+            best = min(islice(devices, MOST_HOLDERS), key=residents.filled)
         elsewhere_s = least_s = residents.cost_s(best, data)
         if self._sticky and least_s:
-            began_s = least_s + best.wait_s(now) + best.brings_for_s(now)
+            elsewhere_s += best.brings_for_s(now)
+            began_s = elsewhere_s + best.wait_s(now)
             for key, key_load_s, _ in residents.rarest_first(data):
                 holders = residents.holders(key)
                 for device in holders:
@@ -392,12 +398,22 @@ class Partition:
                         best, least_s, began_s = device, cost_s, began_here_s
                 if began_s <= key_load_s and len(holders) < MOST_HOLDERS:
                     break  # whoever else lacks this key, and it alone would cost as much
+            if not must_be_free and least_s > residents.missing_s(best, data):  # others would lose theirs
+                roomy = residents.roomiest()
+                if roomy is not None and roomy.open and roomy.sticky and (roomy.lease is None or roomy.lease is lease):
+                    cost_s = residents.cost_s(roomy, data)
+                    if cost_s < least_s and cost_s + roomy.wait_s(now) + roomy.brings_for_s(now) < began_s:
+                        best, least_s = roomy, cost_s
         return best, elsewhere_s - least_s
 
     def _promise(self, request: QueuedRequest, device: Device, now: float, until: float) -> None:
         """Have a request wait for a slot of the device that has its data."""
         request.state = PROMISED
         request.runs_on = device.name
+        if request.data:
+            request.to_bring = self.residents.missing(device, request.data)
+            for datum in request.to_bring:  # so that the room for it is not promised twice, and others of its function follow it
+                self.residents.add(device, *datum)
         device.occupy(request.charged_s, now)
         heappush(device.promised, (request.tag, request.number, request))
         heappush(self._patience, (until, request.number, request))

@@ -5,11 +5,13 @@ A device that has a request's data is preferred, unless waiting there takes long
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Sequence
 from enum import Enum
 from itertools import islice
 from typing import Generic, TypeVar
 
+from kaasd.scheduling.ranking import Ranking
 from kaasd.scheduling.request import Datum
 
 MOST_KEYS = 65536
@@ -45,25 +47,33 @@ class Residents(Generic[D]):
         """By key; who was looked at longest ago comes first."""
         self._keys: dict[D, dict[Hashable, Datum]] = {}
         """By device, in the order in which they came there."""
-        self._filled_s: dict[D, float] = {}
-        """What bringing all that a device has takes."""
+        self._filled: dict[D, tuple[int, float]] = {}
+        """How many bytes a device has, and what bringing all of it takes."""
         self._room_bytes: dict[D, float] = {}
         """What a device of which that is known has left, if it has nothing but what is known of here."""
+        self._roomiest: Ranking[D] = Ranking()
+        """Devices of which that is known, by that: the most first."""
         self._full: set[D] = set()
         """Devices that had to drop something for what came: what is brought there costs others theirs."""
 
     def limit(self, device: D, memory_bytes: float) -> None:
         """An empty device has so much memory."""
-        self._room_bytes[device] = memory_bytes
+        self._set_room(device, memory_bytes)
+
+    def _set_room(self, device: D, room_bytes: float) -> None:
+        self._room_bytes[device] = room_bytes
+        if room_bytes < math.inf:
+            self._roomiest.set(device, -room_bytes)
 
     def add(self, device: D, key: Hashable, load_s: float = 0.0, size_bytes: int = 0) -> None:
         """A device has a key, which bringing takes ``load_s``. Idempotent."""
         keys = self._keys.setdefault(device, {})
         if key not in keys:
             keys[key] = Datum(key, load_s, size_bytes)
-            self._filled_s[device] = self._filled_s.get(device, 0.0) + load_s
-            if device in self._room_bytes:
-                self._room_bytes[device] -= size_bytes
+            filled_bytes, filled_s = self.filled(device)
+            self._filled[device] = filled_bytes + size_bytes, filled_s + load_s
+            if size_bytes and device in self._room_bytes:
+                self._set_room(device, self._room_bytes[device] - size_bytes)
             self._devices.setdefault(key, {})[device] = None
             if len(keys) > MOST_KEYS:
                 self.drop(device, next(iter(keys)))
@@ -76,9 +86,10 @@ class Residents(Generic[D]):
     def drop(self, device: D, key: Hashable) -> None:
         """Take a device to have a key no longer. Idempotent."""
         if (datum := self._keys.get(device, {}).pop(key, None)) is not None:
-            self._filled_s[device] -= datum.load_s
-            if device in self._room_bytes:
-                self._room_bytes[device] += datum.size_bytes
+            filled_bytes, filled_s = self._filled[device]
+            self._filled[device] = filled_bytes - datum.size_bytes, filled_s - datum.load_s
+            if datum.size_bytes and device in self._room_bytes:
+                self._set_room(device, self._room_bytes[device] + datum.size_bytes)
         if devices := self._devices.get(key):
             devices.pop(device, None)
             if not devices:
@@ -89,13 +100,16 @@ class Residents(Generic[D]):
         for key in list(self._keys.get(device, ())):
             self.drop(device, key)
         self._keys.pop(device, None)
-        self._filled_s.pop(device, None)
+        self._filled.pop(device, None)
         self._room_bytes.pop(device, None)
+        self._roomiest.discard(device)
         self._full.discard(device)
 
-    def filled_s(self, device: D) -> float:
-        """Return what bringing all that a device has takes: the less, the more room it has."""
-        return self._filled_s.get(device, 0.0)
+    def filled(self, device: D) -> tuple[int, float]:
+        """Return how many bytes a device has, and what bringing all of it takes, as was guessed when each came: the less, the
+        more room it has.
+        """
+        return self._filled.get(device, (0, 0.0))
 
     def missing_s(self, device: D, data: Sequence[Datum]) -> float:
         """Return how long bringing what a device lacks takes."""
@@ -112,6 +126,15 @@ class Residents(Generic[D]):
         if not missing_s or not (device in self._full or self._would_fill(device, data)):
             return missing_s
         return missing_s * FULL_COST
+
+    def roomiest(self) -> D | None:
+        """Return the device that has most room, of those of which that is known."""
+        return self._roomiest.first()
+
+    def missing(self, device: D, data: Sequence[Datum]) -> Sequence[Datum]:
+        """Return what a device lacks."""
+        keys = self._keys.get(device, ())
+        return [datum for datum in data if datum.key not in keys]
 
     def _would_fill(self, device: D, data: Sequence[Datum]) -> bool:
         """Return whether a device lacks the room for what it lacks."""
@@ -151,7 +174,7 @@ class Residents(Generic[D]):
                 break
         else:
             return Placement.RESIDENT if data else Placement.UNSPECIFIED
-        missing = [datum for datum in data if datum.key not in keys]
+        missing = self.missing(device, data)
         known = all(datum.key in self._devices for datum in missing)
         for datum in missing:
             self.add(device, *datum)

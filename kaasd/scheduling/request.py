@@ -81,6 +81,8 @@ class QueuedRequest:
     started_at: float = field(default=0.0, init=False)
     least_s: float = field(default=0.0, init=False)
     """Device time that it takes at least, as far as is known."""
+    to_bring: Sequence[Datum] = field(default=(), init=False)
+    """What it was promised room for, on the device that it was promised."""
     in_own_slot: bool = field(default=False, init=False)
     """It runs in its group's own slot."""
     left_before: bool = field(default=False, init=False)

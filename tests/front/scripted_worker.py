@@ -192,6 +192,8 @@ class ScriptedWorker:
                 os._exit(3)
             case ["die", "once"] if self._count("deaths") == 1:
                 os._exit(3)
+            case ["bring"]:
+                self._answer(message.id, {}, brought_bytes=1 << 30)
             case ["drop"]:
                 self._answer(message.id, {}, dropped="gone")
             case ["die", "committing"]:
@@ -228,13 +230,16 @@ class ScriptedWorker:
         self._calls.send(worker_pb2.FromWorker(id=call_id, failed=failed_from_error(error, device_lost)))
         self._progress.end(call_id)
 
-    def _answer(self, call_id: int, seen: dict[str, Any], dropped: str = "") -> None:
+    def _answer(self, call_id: int, seen: dict[str, Any], dropped: str = "", brought_bytes: int = 0) -> None:
         self._held.pop(call_id, None)
         reply = executor_pb2.InvokeResponse(device=self._config.device, printed=json.dumps(seen))
         reply.timing.run_ns = 5
         if seen.get("traced"):
             reply.trace.SetInParent()
         executed = worker_pb2.Executed(reply=reply, kernels_launched=3, memory_used_bytes=1000, device_ns=5)
+        if brought_bytes:  # at 1 GiB/s
+            executed.brought_bytes, reply.timing.load_ns = brought_bytes, brought_bytes * 10**9 >> 30
+            executed.reply.timing.load_ns = reply.timing.load_ns
         if dropped:
             executed.dropped.add(key=dropped, size_bytes=1)
             executed.device_full = True

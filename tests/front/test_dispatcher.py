@@ -369,3 +369,23 @@ class TestBusyPoll:
                 queue.close()
 
         run(body())
+
+
+def test_what_waits_is_reckoned_anew_once_it_is_seen_how_fast_a_device_brings(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with dispatching(tmp_path, "", "") as (dispatcher, _):
+            held = [later(dispatcher, "hold", device="d0") for _ in range(3)]
+            brings = later(dispatcher, "bring", device="d1")
+            held += [later(dispatcher, "hold", device="d1") for _ in range(3)]
+            stays = {"a": StoredInput("a", 0, 1 << 30)}
+            waits = [later(dispatcher, "look", stays=stays) for _ in range(2)]
+            await brings
+            await until(lambda: dispatcher.stats()[0].queued > 2)
+            (waiting, *_) = dispatcher._queue.waiting
+            assert waiting.queued is not None
+            assert waiting.queued.data[1].load_s == pytest.approx(1.0, rel=0.01)
+            for call in held:
+                call.cancel()
+            await asyncio.wait([*waits, *held])
+
+    run(body())

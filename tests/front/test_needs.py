@@ -57,6 +57,23 @@ def test_times_are_learnt() -> None:
     assert needs.of(REQUEST, stays, {}, ()) == (code, a)
 
 
+def test_the_first_rate_that_is_seen_counts_alone_and_for_all() -> None:
+    needs, other = Needs(), SerializedRequest.of(b"another request")
+    stays = {"a": StoredInput("a", 0, MIB)}
+    before = needs.of(other, stays, {}, ())
+    executed = worker_pb2.Executed(brought_bytes=100 * MIB)
+    executed.reply.timing.load_ns = 1_000_000_000
+    assert needs.learn(REQUEST, executed)
+    after = needs.of(other, stays, {}, ())
+    assert after[1].load_s == pytest.approx(START_S + 0.01) and after[1].load_s > before[1].load_s
+    executed.reply.timing.load_ns = 900_000_000
+    assert not needs.learn(REQUEST, executed), "nearly the same"
+    assert needs.of(other, stays, {}, ()) == after
+    executed.reply.timing.load_ns = 20_000_000
+    assert needs.learn(REQUEST, executed)
+    assert needs.of(other, stays, {}, ())[1].load_s < after[1].load_s
+
+
 def test_what_a_worker_has_dropped() -> None:
     executed = worker_pb2.Executed(dropped=[worker_pb2.ResidentValue(key="k", offset_bytes=1, size_bytes=2)])
     assert dropped(executed) == [StoredInput("k", 1, 2)]
