@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Hashable, Mapping, MutableSequence, Sequence
 from heapq import heappush
 from itertools import islice
 
@@ -122,6 +122,13 @@ class Partition:
             self.withdraw(request)
             promised.append(request)
         return promised
+
+    def dropped(self, device: Device, key: Hashable, *, is_full: bool) -> None:
+        """A device has dropped data, as ``Scheduler`` says, unless a request there, or one that is promised it, brings them again."""
+        coming = [request.to_bring for request in device.running]
+        coming += [request.to_bring for _, _, request in device.promised if request.runs_on == device.name]
+        if not any(datum.key == key for data in coming for datum in data):
+            (self.residents.dropped if is_full else self.residents.drop)(device, key)
 
     def list(self, flow: Flow) -> None:
         """A flow has requests that may run, or another first one."""
@@ -402,8 +409,9 @@ class Partition:
                 roomy = residents.roomiest()
                 if roomy is not None and roomy.open and roomy.sticky and (roomy.lease is None or roomy.lease is lease):
                     cost_s = residents.cost_s(roomy, data)
-                    if cost_s < least_s and cost_s + roomy.wait_s(now) + roomy.brings_for_s(now) < began_s:
+                    if cost_s < least_s:
                         best, least_s = roomy, cost_s
+                        elsewhere_s += roomy.wait_s(now) + roomy.brings_for_s(now)
         return best, elsewhere_s - least_s
 
     def _promise(self, request: QueuedRequest, device: Device, now: float, until: float) -> None:
@@ -428,6 +436,7 @@ class Partition:
         placement = Placement.UNSPECIFIED
         if request.data:
             placement = self.residents.bring(device, request.data)
+            request.to_bring = () if placement is Placement.RESIDENT else request.data
             if placement is Placement.RESIDENT:
                 group.resident += 1
             elif self._sticky and (flow := group.flows.get(None)) is not None:

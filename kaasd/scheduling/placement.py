@@ -79,9 +79,13 @@ class Residents(Generic[D]):
                 self.drop(device, next(iter(keys)))
 
     def dropped(self, device: D, key: Hashable) -> None:
-        """A device has dropped a key, since it needed the room. Idempotent."""
-        self._full.add(device)
-        self.drop(device, key)
+        """A device has dropped a key, since it needed the room. Idempotent.
+
+        What was not known to be there has left its room to what is.
+        """
+        if key in self._keys.get(device, ()):
+            self._full.add(device)
+            self.drop(device, key)
 
     def drop(self, device: D, key: Hashable) -> None:
         """Take a device to have a key no longer. Idempotent."""

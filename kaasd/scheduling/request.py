@@ -82,7 +82,7 @@ class QueuedRequest:
     least_s: float = field(default=0.0, init=False)
     """Device time that it takes at least, as far as is known."""
     to_bring: Sequence[Datum] = field(default=(), init=False)
-    """What it was promised room for, on the device that it was promised."""
+    """What it was promised room for; where it runs, what it needs, if some of that is brought there."""
     in_own_slot: bool = field(default=False, init=False)
     """It runs in its group's own slot."""
     left_before: bool = field(default=False, init=False)

@@ -209,10 +209,12 @@ class Scheduler:
             partition.residents.add(self._devices[device], key)
 
     def dropped(self, device: str, key: Hashable, *, is_full: bool = True) -> None:
-        """A device has dropped data, since it ``is_full`` and needed the room, or for a group's own limit. Idempotent."""
+        """A device has dropped data, since it ``is_full`` and needed the room, or for a group's own limit. Idempotent.
+
+        Of what a request there needs that was before it: it brings them again.
+        """
         if (partition := self._sharing.partition_at(device)) is not None:
-            residents = partition.residents
-            (residents.dropped if is_full else residents.drop)(self._devices[device], key)
+            partition.dropped(self._devices[device], key, is_full=is_full)
 
     # Requests
 

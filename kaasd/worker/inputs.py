@@ -271,9 +271,9 @@ def bytes_needed(program: Program, plan: Plan, inputs: Collection[str]) -> int:
 
 
 def values_dropped(memory: DeviceMemory) -> Iterator[tuple[str, int, int]]:
-    """Yield what of values has gone from the device since this was last asked: key, offset and size."""
+    """Yield what of values has gone from the device since this was last asked, and is not back: key, offset and size."""
     for key in memory.take_gone():
-        if isinstance(key, tuple) and key[0] == "value":
+        if isinstance(key, tuple) and key[0] == "value" and key not in memory:
             yield key[1], key[2], key[3]
 
 

@@ -14,7 +14,7 @@ from itertools import count
 
 import pytest
 
-from kaasd.scheduling import Datum, QueuedRequest, Scheduler
+from kaasd.scheduling import Datum, Placement, QueuedRequest, Scheduler
 
 SLOTS = 17
 LOAD_S = 5e-3
@@ -159,3 +159,26 @@ def test_stalls_bring_little() -> None:
     model = Model(room=4, outstanding=4, kernel_s=1e-4, stall=0.002)
     model.run_until(END_S)
     assert model.loads < 0.02 * model.served.total()
+
+
+def test_what_went_before_a_request_came_is_there_again_with_it() -> None:
+    """A device tells late of what it has dropped: what its requests bring meanwhile stays known."""
+    scheduler = Scheduler()
+    scheduler.add_device("d0", 1, memory_bytes=4.5)
+    scheduler.add_device("d1", 1, memory_bytes=4.5)
+    first = QueuedRequest(1, data=(Datum("k", 1.0, 1),))
+    scheduler.submit(first)
+    (start,) = scheduler.decide(0.0)
+    device = start.device
+    scheduler.dropped(device, "k")
+    scheduler.finished(first, 1.1, 0.1)
+    again = QueuedRequest(2, data=(Datum("k", 1.0, 1),))
+    scheduler.submit(again)
+    (start,) = scheduler.decide(1.1)
+    assert (start.device, start.placement) == (device, Placement.RESIDENT)  # type: ignore[union-attr]
+    scheduler.finished(again, 1.2, 0.1)
+    scheduler.dropped(device, "k")
+    last = QueuedRequest(3, data=(Datum("k", 1.0, 1),))
+    scheduler.submit(last)
+    (start,) = scheduler.decide(1.2)
+    assert start.placement is Placement.LOADED  # type: ignore[union-attr]
