@@ -29,6 +29,7 @@ from benchmarks.rows.dot import dot_rows
 from benchmarks.rows.faults import fault_rows
 from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
+from benchmarks.rows.loading import loading_rows
 from benchmarks.rows.memory import memory_rows
 from benchmarks.rows.overload import overload_rows
 from benchmarks.rows.placement import placement_rows
@@ -63,6 +64,7 @@ SECTIONS = (
     Section("sharing-scaling", "Requests a second by devices", scaling_rows),
     Section("faults-devices", "Callers of one device beside another's faults", other_fault_rows),
     Section("sharing-placement", "Functions that fill two devices", placement_rows),
+    Section("emulator", "Loading PTX on the emulated device", loading_rows, emulated=True),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TypeVar
 
+from kaas_core.errors import KaasError
 from kaasd.compiler.compiler import Compilation
 from kaasd.worker.cancellation import Cancellation
 from kaasd.worker.executor import Executor, Steps
@@ -31,18 +32,22 @@ def with_libraries(executor: Executor, attempt: Callable[[], T], cancellation: C
 
 
 def load_kernels(executor: Executor, program: Program, cancellation: Cancellation) -> Steps[None]:
-    """Have all kernels of a program compiled, and loaded. Raises ``KaasError``."""
+    """Have all kernels of a program compiled, and loaded. Raises ``KaasError``, naming the kernel."""
     compiler = executor.compiler
     assert compiler is not None
     with ExitStack() as held:
         started = []
-        for library, kernel in program.uncompiled():
+        for index, library, kernel in program.uncompiled():
             compilation = compiler.start(library, kernel.attributes.name)
             held.callback(compilation.release)
-            started.append((compilation, kernel))
-        for compilation, kernel in started:
+            started.append((index, compilation, kernel))
+        for index, compilation, kernel in started:
             yield from _wait(compilation, cancellation)
-            kernel.load_code(compilation.result())
+            try:
+                kernel.load_code(compilation.result())
+            except KaasError as error:
+                error.message = f"kernels[{index}].library: {error.message}"
+                raise
 
 
 def _wait(compilation: Compilation, cancellation: Cancellation) -> Steps[None]:

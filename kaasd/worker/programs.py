@@ -123,13 +123,18 @@ class Program:
         """Whether ``take_instance`` gives one, or makes one, without loading code."""
         return bool(self.idle) or all(kernel.is_ready for kernel in self.kernels)
 
-    def uncompiled(self) -> Iterator[tuple[ResolvedLibrary, CompiledKernel]]:
-        """Yield the kernels whose code is still to be compiled, with their libraries. Only where there is a compiler."""
+    def uncompiled(self) -> Iterator[tuple[int, ResolvedLibrary, CompiledKernel]]:
+        """Yield the kernels whose code is still to be compiled, with their first launch and their library.
+
+        Only where there is a compiler.
+        """
         libraries = {library.reference: library for library in self.libraries}
         kernels = cast(tuple[CompiledKernel, ...], self.kernels)
-        for launch, kernel in dict(zip((launch.kernel for launch in self.plan.launches), kernels, strict=True)).items():
-            if kernel.needs_code:
-                yield libraries[launch[0]], kernel
+        seen: set[tuple[str, str]] = set()
+        for index, (launch, kernel) in enumerate(zip(self.plan.launches, kernels, strict=True)):
+            if kernel.needs_code and launch.kernel not in seen:
+                seen.add(launch.kernel)
+                yield index, libraries[launch.kernel[0]], kernel
 
     def with_keys(self, keys: Mapping[str, str]) -> Plan:
         """Return the plan with other keys, by buffer name. Raises ``InvalidRequestError``."""

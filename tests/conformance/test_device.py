@@ -105,8 +105,9 @@ def test_what_is_no_library_is_refused(device: Device, code: bytes) -> None:
 
 def test_an_unknown_instruction_is_refused_by_name(device: Device) -> None:
     code = library("dot").replace(b"mul.lo.s32", b"mul.bogus.s32", 1)
+    buffers = {"a": np.zeros(1, np.uint32), "b": np.zeros(1, np.uint32), "p": np.zeros(1, np.uint32)}
     with pytest.raises(UnsupportedLibrary, match="bogus"):
-        device.load(code)
+        execute(device, code, [Call("prodKern", 1, 1, [u64(1), inp("a"), inp("b"), out("p")])], buffers)
 
 
 def test_module_closes_twice(device: Device) -> None:

@@ -169,6 +169,54 @@ def test_what_is_compiled_for_nobody_is_kept(library_root: Path, capfd: pytest.C
     assert len(re.findall(f"the library of {uploaded.id}: compiled", capfd.readouterr().err)) == 1
 
 
+MANY = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .global .u32 counter = 5;
+.func (.reg .b32 %sum) plus(.reg .b32 %a) { add.u32 %sum, %a, 2; ret; }
+""" + "".join(
+    f""".visible .entry kernel{number}(.param .u64 out) {{
+.reg .b64 %at; .reg .b32 %r<3>; .shared .b32 word;
+ld.param.u64 %at, [out]; ld.global.u32 %r1, [%at]; st.shared.u32 [word], %r1; ld.shared.u32 %r2, [word];
+call (%r1), plus, (%r2); st.global.u32 [%at], %r1;
+{"frobnicate.u32 %r1;" if number == 3 else "// "}
+{"add.u32 %r1 %r2;" if number == 4 else ""}
+ret; }}
+"""
+    for number in range(6)
+)  # fmt: skip
+
+
+def test_only_what_is_launched_is_compiled(library_root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wrong = {
+        "kernel3": "PTX line 31: frobnicate.u32: the emulated device has no",
+        "kernel4": "PTX line 39: expected ',', found '%r2'",
+    }
+    output = use("out", types_pb2.Access.ACCESS_INOUT)
+    with bench(library_root) as daemon:
+        uploaded = daemon.upload_later(MANY.encode()).result().library
+        inspected = daemon.library.InspectLibrary(library_pb2.InspectLibraryRequest(library=uploaded.id), timeout=LONG_S)
+        assert [(kernel.name, kernel.static_shared_memory_bytes) for kernel in inspected.kernels] == [
+            (f"kernel{number}", 4) for number in range(6)
+        ]
+        daemon.kaas.put("out", b"\1\0\0\0")
+        request = fault_request(uploaded.id, "kernel2", output)
+        request.request.kernels.append(fault_request(uploaded.id, "kernel5", output).request.kernels[0])
+        daemon.executor.Submit(request, timeout=LONG_S)
+        assert daemon.kaas.get("out", dtype="u4")[0] == 5
+        for name, message in wrong.items():
+            submitted = fault_request(uploaded.id, "kernel2", output)
+            submitted.request.kernels.append(fault_request(uploaded.id, name, output).request.kernels[0])
+            registered = executor_pb2.RegisterFunctionRequest(name="f", request=submitted.request)
+            for call in (
+                lambda request=submitted: daemon.executor.Submit(request, timeout=LONG_S),
+                lambda request=registered: daemon.executor.RegisterFunction(request, timeout=LONG_S),
+            ):
+                assert refusal(daemon.address, call).message.startswith(f"kernels[1].library: {message}")
+        assert daemon.kaas.get("out", dtype="u4")[0] == 5
+    assert re.findall(f"kernel '(\\w+)' of {uploaded.id}: compiled", capfd.readouterr().err) == ["kernel2", "kernel5"]
+
+
 def test_a_compiler_that_is_killed_is_replaced(library_root: Path) -> None:
     with bench(library_root) as daemon:
         before = daemon.worker
@@ -214,9 +262,11 @@ def test_a_compiler_that_stands_still(library_root: Path) -> None:
 
 
 def test_more_memory_than_is_allowed(library_root: Path) -> None:
+    (library_root / "slow.ptx").write_text(slow_ptx(20_000))
+    slow = fault_request(str(library_root / "slow.ptx"), "slowKern", use("out", types_pb2.Access.ACCESS_OUTPUT))
     with bench(library_root, "--max-compile-memory", "320MiB") as daemon:
         before = daemon.worker
-        error = refusal(daemon.address, daemon.upload_later(slow_ptx(20_000).encode()).result)
+        error = refusal(daemon.address, lambda: daemon.executor.Submit(slow, timeout=LONG_S))
         assert "more memory to compile than this server allows, 320 MiB (--max-compile-memory)" in error.message
         daemon.upload_later(HISTOGRAM).result()
         assert daemon.worker == before

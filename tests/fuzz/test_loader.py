@@ -9,6 +9,7 @@ from llvmlite import binding
 
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
+from tests.devices.emulator.runner import load_all
 from tests.fuzz import mutate
 
 SOURCES = mutate.sources()
@@ -17,7 +18,7 @@ SOURCES = mutate.sources()
 def load(device: EmulatedDevice, text: str) -> bool:
     """Load a module; return whether it was taken. What was must be valid to LLVM."""
     try:
-        module = device.load(text.encode())
+        module = load_all(device, text.encode())
     except UnsupportedLibrary as error:
         assert str(error)
         return False

@@ -41,6 +41,15 @@ def read_write(name: str, buffer: Allocation) -> BufferRef:
     return BufferRef(name, buffer, Access.INOUT)
 
 
+def load_all(device: EmulatedDevice, image: bytes) -> EmulatedModule:
+    """Load a module, and have all its kernels read and lowered, as each is before its first launch."""
+    module = device.load(image)
+    for unit in device._translator._units(image):
+        for name in unit.kernels:
+            unit.lowered(name)
+    return module
+
+
 def launch(
     module: EmulatedModule, name: str, grid: Dim3, block: Dim3, *arguments: BufferRef | bytes | int, shared: int = 0
 ) -> Launch:

@@ -320,5 +320,5 @@ def test_what_is_no_library(device: EmulatedDevice, image: bytes) -> None:
 
 def test_failed_load_leaves_nothing(device: EmulatedDevice) -> None:
     with pytest.raises(UnsupportedLibrary):
-        device.load(kernel("frobnicate;", before=".global .b8 big[1000000];"))
+        device.load(kernel("ret;", before=".global .b8 big[1000000]; .global .u64 bad = big2;"))
     assert not list(device._space)

@@ -1,4 +1,4 @@
-"""What the emulated device has not got: refused when a library is loaded, with the instruction, its line and why."""
+"""What the emulated device has not got: refused, with the instruction, its line and why, before a kernel with it is launched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
-from tests.devices.emulator.runner import HEADER, kernel
+from tests.devices.emulator.runner import HEADER, kernel, load_all
 
 CLUSTERS = "thread block clusters are not"
 COPIES = "bulk and tensor-map copies are not"
@@ -93,7 +93,7 @@ def refusal(source: str, capability: tuple[int, int] = (9, 0)) -> str:
     device = device_of(capability)
     try:
         with pytest.raises(UnsupportedLibrary) as caught:
-            device.load(source.encode())
+            load_all(device, source.encode())
     finally:
         device.close()
     return str(caught.value)

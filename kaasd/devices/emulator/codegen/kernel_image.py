@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from llvmlite import ir
@@ -21,6 +21,27 @@ class Site:
     operation: Operation
     size: int
     """Of the access, in bytes; 0 if it is none."""
+
+
+def lay_out_shared(used: Iterable[Storage]) -> tuple[dict[int, int], int]:
+    """Place the shared variables that a kernel can reach: those of fixed size, as they are declared, then dynamic memory.
+
+    Returns the offset of each, by its ``id``, and the size of all that is not dynamic.
+    """
+    variables = sorted({id(storage): storage for storage in used}.values(), key=lambda storage: (storage.line, storage.name))
+    offsets: dict[int, int] = {}
+    end = 0
+    for storage in variables:
+        if not storage.external:
+            offset = align(end, storage.align)
+            offsets[id(storage)] = offset
+            end = offset + storage.size
+    dynamic = [storage for storage in variables if storage.external]
+    if dynamic:
+        start = align(end, max(16, *(storage.align for storage in dynamic)))
+        offsets |= {id(storage): start for storage in dynamic}
+        end = start if end else 0
+    return offsets, end
 
 
 class KernelImage:
@@ -52,8 +73,7 @@ class KernelImage:
         self._site_numbers: dict[tuple[int, int], int] = {}
         self._collective_numbers: dict[str, int] = {}
         self._collective_code: dict[Hashable, ir.Function] = {}
-        self._shared: dict[int, int] = {}
-        self.static_shared = self._lay_out_shared()
+        self._shared, self.static_shared = lay_out_shared(storage for routine in routines for storage in routine.shared)
         self.signatures = {routine.name: routine.signature for routine in routines}
         self.function_table = ir.GlobalVariable(
             self.module, ir.ArrayType(FUNCTION.ir, max(1, len(function_addresses))), "functions"
@@ -70,22 +90,6 @@ class KernelImage:
         variable.global_constant = True
         variable.linkage = "internal"
         return variable
-
-    def _lay_out_shared(self) -> int:
-        """Place the shared variables that the kernel can reach: those of fixed size first, then dynamic memory."""
-        variables = {id(storage): storage for routine in self.routines for storage in routine.shared}.values()
-        end = 0
-        for storage in variables:
-            if not storage.external:
-                offset = align(end, storage.align)
-                self._shared[id(storage)] = offset
-                end = offset + storage.size
-        dynamic = [storage for storage in variables if storage.external]
-        if dynamic:
-            start = align(end, max(16, *(storage.align for storage in dynamic)))
-            self._shared |= {id(storage): start for storage in dynamic}
-            end = start if end else 0
-        return end
 
     def shared_offset(self, storage: Storage) -> int:
         return self._shared[id(storage)]

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from kaasd.devices.emulator.ptx.forms import Flow, Form, FormOperand, Match, Word
 
+MOST_REMEMBERED = 4096
+"""Mnemonics, with what they match."""
 _FORMS: dict[str, list[Form]] = {}
 
 _REFUSED = {
@@ -120,6 +123,7 @@ def _operands(text: str) -> tuple[FormOperand, ...]:
     return tuple(operands)
 
 
+@lru_cache(MOST_REMEMBERED)
 def find(opcode: str, modifiers: tuple[str, ...]) -> Match | str:
     """Return the match of an instruction's mnemonic, or why there is none.
 

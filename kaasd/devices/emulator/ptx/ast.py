@@ -1,9 +1,9 @@
-"""The syntax tree of a PTX module. Frozen; names are as written, unresolved."""
+"""The syntax tree of a PTX module. Not to be changed; names are as written, unresolved."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Location:
     inlined_at: Inlined | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Instruction:
     line: int
     opcode: str
@@ -194,6 +194,22 @@ class Prototype:
 Statement: TypeAlias = Instruction | Label | Variable | ScopeBegin | ScopeEnd | LabelList | Prototype
 
 
+class Content(Protocol):
+    """What is inside a function."""
+
+    @property
+    def text(self) -> str:
+        """As it is written."""
+
+    @property
+    def line(self) -> int:
+        """Where it begins."""
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """Read when it is first asked for. Raises ``PtxSyntaxError``."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionDeclaration:
     """A function or kernel, with its body or without."""
@@ -203,11 +219,16 @@ class FunctionDeclaration:
     is_entry: bool
     results: tuple[Variable, ...]
     parameters: tuple[Variable, ...]
-    body: tuple[Statement, ...] | None
+    content: Content | None
     """None for a declaration."""
     linkage: str = ""
     directives: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Such as ``{"reqntid": (256, 1, 1)}``."""
+
+    @property
+    def body(self) -> tuple[Statement, ...] | None:
+        """What is inside; None for a declaration. Raises ``PtxSyntaxError``."""
+        return None if self.content is None else self.content.statements
 
 
 @dataclass(frozen=True, slots=True)

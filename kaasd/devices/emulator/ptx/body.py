@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import cached_property
 
 from kaasd.devices.emulator.ptx.ast import (
     Address,
@@ -26,18 +26,43 @@ from kaasd.devices.emulator.ptx.ast import (
 )
 from kaasd.devices.emulator.ptx.declarations import SPACES, parse_count, parse_parameters, parse_variables, skip_bank, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_addend, parse_constant, parse_integer
-from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, Piece, PtxSyntaxError
 
 _MAX_NESTING = 16
 """Of operands: PTX itself needs two."""
+_BEHIND_OPERAND = frozenset((",", ";"))
+_LONGEST_REMEMBERED = 8
+"""Tokens of an operand, such as ``[%rd1+-16]``."""
 
 
-class BodyParser:
-    """Parses the statements of a function, from after its ``{`` to its ``}``. Scopes come out as flat begin and end marks."""
+class Body:
+    """What is inside a function: an ``ast.Content``."""
 
-    def __init__(self, cursor: Cursor, files: Mapping[int, str]) -> None:
+    def __init__(self, piece: Piece) -> None:
+        """``piece`` goes from after its ``{`` to its ``}``."""
+        self._piece = piece
+
+    @property
+    def text(self) -> str:
+        return self._piece.content
+
+    @property
+    def line(self) -> int:
+        return self._piece.line
+
+    @cached_property
+    def statements(self) -> tuple[Statement, ...]:
+        return _BodyParser(Cursor(self._piece)).parse()
+
+
+class _BodyParser:
+    """Parses the statements of a function. Scopes come out as flat begin and end marks."""
+
+    def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
         self._location: Location | None = None
+        self._operands_seen: dict[tuple[str, ...], Operand] = {}
+        """By their tokens, since most come again and again."""
 
     def parse(self) -> tuple[Statement, ...]:
         cursor = self._cursor
@@ -45,8 +70,6 @@ class BodyParser:
         depth = 0
         while True:
             line = cursor.line
-            if cursor.peek().kind is Kind.END:
-                raise PtxSyntaxError(line, "a function has no end")
             if cursor.accept("{"):
                 depth += 1
                 statements.append(ScopeBegin(line))
@@ -60,14 +83,14 @@ class BodyParser:
 
     def _statement(self, statements: list[Statement]) -> None:
         cursor = self._cursor
-        token = cursor.peek()
-        if token.kind is Kind.DOT:
+        kind = cursor.kind
+        if kind is Kind.DOT:
             self._directive(statements)
-        elif token.kind is Kind.IDENTIFIER and cursor.peek(1).text == ":" and cursor.peek(1).kind is Kind.PUNCTUATION:
+        elif kind is Kind.IDENTIFIER and cursor.texts[cursor.position + 1] == ":":
+            token = cursor.advance()
             cursor.advance()
-            cursor.advance()
-            if kind := cursor.accept_dot("branchtargets", "calltargets", "callprototype"):
-                statements.append(self._named_list(token.line, token.text, kind.text))
+            if what := cursor.accept_dot("branchtargets", "calltargets", "callprototype"):
+                statements.append(self._named_list(token.line, token.text, what.text))
             else:
                 statements.append(Label(token.line, token.text))
         else:
@@ -133,9 +156,10 @@ class BodyParser:
         line = cursor.line
         opcode = cursor.take(Kind.IDENTIFIER, "an instruction")
         modifiers = []
-        while token := cursor.accept_dot():
-            modifiers.append(token.text)
-            if token.text == "const":
+        while cursor.kind is Kind.DOT:
+            modifiers.append(cursor.texts[cursor.position][1:])
+            cursor.position += 1
+            if modifiers[-1] == "const":
                 skip_bank(cursor)
         operands = self._call() if opcode == "call" else self._operands()
         cursor.expect(";")
@@ -147,8 +171,25 @@ class BodyParser:
         while not cursor.at(";"):
             if operands:
                 cursor.expect(",")
-            operands.append(self._operand(0))
+            operands.append(self._known_operand())
         return operands
+
+    def _known_operand(self) -> Operand:
+        """Parse an operand, or take what another one of the same tokens was."""
+        cursor = self._cursor
+        texts, start = cursor.texts, cursor.position
+        end, limit = start + 1, min(start + _LONGEST_REMEMBERED, len(texts))
+        while end < limit and texts[end] not in _BEHIND_OPERAND:
+            end += 1
+        key = tuple(texts[start:end])
+        operand = self._operands_seen.get(key)
+        if operand is not None:
+            cursor.position = end
+            return operand
+        operand = self._operand(0)
+        if cursor.position == end:
+            self._operands_seen[key] = operand
+        return operand
 
     def _call(self) -> list[Operand]:
         """Parse ``(results), function, (arguments), prototype``; what is left out comes out as an empty group."""

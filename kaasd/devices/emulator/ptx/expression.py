@@ -111,10 +111,12 @@ def float_constant(value: float) -> Float:
 
 def parse_constant(cursor: Cursor) -> Integer | Float:
     """Parse a constant expression. A lone ``0f…`` keeps its 32 bits."""
-    token = cursor.peek()
-    if token.kind is Kind.FLOAT and cursor.peek(1).text in (",", ";", "}", ")", "]"):
-        cursor.advance()
-        return parse_float_token(token.text)
+    kind = cursor.kind
+    if kind in (Kind.FLOAT, Kind.INTEGER) and cursor.peek(1).text in (",", ";", "}", ")", "]"):
+        token = cursor.advance()
+        if kind is Kind.FLOAT:
+            return parse_float_token(token.text)
+        return Integer(int(_literal(parse_integer_token(token), unsigned=token.text.endswith("U"))))
     value = _conditional(cursor, 0)
     return float_constant(value) if isinstance(value, float) else Integer(int(value))
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from kaasd.devices.emulator.ptx.ast import FunctionDeclaration, Statement, SyntaxTree, Variable
-from kaasd.devices.emulator.ptx.body import BodyParser
+from kaasd.devices.emulator.ptx.ast import FunctionDeclaration, SyntaxTree, Variable
+from kaasd.devices.emulator.ptx.body import Body
 from kaasd.devices.emulator.ptx.declarations import SPACES, parse_parameters, parse_variables, skip_parentheses, skip_pragma
 from kaasd.devices.emulator.ptx.expression import parse_integer
-from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, PtxSyntaxError, tokenize
+from kaasd.devices.emulator.ptx.lexer import Cursor, Kind, Piece, PtxSyntaxError, cut
 
 LINKAGES = ("extern", "visible", "weak", "common")
 
 
 def parse(text: str) -> SyntaxTree:
-    """Return the syntax tree of a PTX module. Raises ``PtxSyntaxError``, and nothing else."""
-    return _ModuleParser(Cursor(tokenize(text.rstrip("\0")))).parse()
+    """Return the syntax tree of a PTX module. Raises ``PtxSyntaxError``, and nothing else.
+
+    What stands inside functions is read when it is asked for, which raises the same.
+    """
+    return _ModuleParser(cut(text.rstrip("\0"))).parse()
 
 
 TEXTURES = ("tex", "surf")
@@ -21,8 +24,19 @@ TEXTURES = ("tex", "surf")
 
 
 class _ModuleParser:
-    def __init__(self, cursor: Cursor) -> None:
-        self._cursor = cursor
+    def __init__(self, pieces: list[Piece]) -> None:
+        self._cursor = cursor = Cursor()
+        self._bodies: dict[int, Piece] = {}
+        """What is inside of functions, by the number of the token behind their opening brace."""
+        self._is_open = len(pieces) % 2 == 0
+        """Whether the last brace is never closed."""
+        for index, piece in enumerate(pieces):
+            if index % 2 and _is_function(cursor.texts):
+                self._bodies[len(cursor.texts)] = piece
+            else:
+                cursor.add(piece)
+        self._last_line = pieces[-1].last_line
+        cursor.end(self._last_line)
         self._files: dict[int, str] = {}
         self._variables: list[Variable] = []
         self._functions: list[FunctionDeclaration] = []
@@ -120,8 +134,18 @@ class _ModuleParser:
                 numbers.append(parse_integer(cursor))
                 cursor.accept(",")
             directives[token.text] = tuple(numbers)
-        body: tuple[Statement, ...] | None = None
+        content: Body | None = None
         if not cursor.accept(";"):
             cursor.expect("{")
-            body = BodyParser(cursor, self._files).parse()
-        return FunctionDeclaration(line, name, is_entry, results, parameters, body, linkage, directives)
+            piece = self._bodies.get(cursor.position)
+            if piece is None:
+                raise PtxSyntaxError(cursor.line, f"{cursor.peek().text!r} cannot stand here")
+            if self._is_open and piece.end == len(piece.text):
+                raise PtxSyntaxError(self._last_line, "a function has no end")
+            content = Body(piece)
+        return FunctionDeclaration(line, name, is_entry, results, parameters, content, linkage, directives)
+
+
+def _is_function(before: list[str]) -> bool:
+    """Whether braces behind these tokens hold a function's body, not an initial value or a section."""
+    return before[-2:-1] != ["="] and before[-3:-2] != [".section"]

@@ -339,7 +339,7 @@ class Resolver:
             raise self._error(
                 f"{name} is a kernel: its address is for dynamic parallelism, which is not supported on the emulated device"
             )
-        self.routine.callees.add(function)
+        self.routine.callees[function] = None
         return LabelName(function)
 
 

@@ -42,6 +42,8 @@ class Storage:
     """``.extern .shared``: where dynamic shared memory starts."""
     by_address: bool = False
     """A parameter of any size, the last one of a function: what lies here is where its caller has it, in local memory."""
+    line: int = 0
+    """Where it is declared."""
     number: int | None = None
     """Of a global or constant: its place among the module's variables, whose addresses only loading knows."""
 
@@ -198,8 +200,8 @@ class Routine:
     local_size: int = 0
     shared: list[Storage] = field(default_factory=list)
     """The shared variables that it names."""
-    callees: set[str] = field(default_factory=set)
-    """The functions that it names."""
+    callees: dict[str, None] = field(default_factory=dict)
+    """The functions that it names, in order."""
     directives: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def formals_of(self, places: Iterable[Storage]) -> Iterator[tuple[int, Register]]:
@@ -239,7 +241,8 @@ def storage_of(variable: ast.Variable) -> Storage:
     if not 0 <= size < 2**40:
         raise Unsupported(variable.line, f"{variable.name} has an impossible size")
     external = variable.space == "shared" and (variable.linkage == "extern" or open_ended)
-    return Storage(variable.name, variable.space, kind, size, variable.align or kind.bytes * variable.vector, external=external)
+    alignment = variable.align or kind.bytes * variable.vector
+    return Storage(variable.name, variable.space, kind, size, alignment, external=external, line=variable.line)
 
 
 def _formal(variable: ast.Variable) -> Storage:

@@ -16,6 +16,14 @@ HEADER = ".version 8.8\n.target sm_90\n.address_size 64\n"
 EXAMPLES = sorted((Path(__file__).parents[4] / "examples" / "kernels").glob("*.ptx"))
 
 
+def parse_all(text: str) -> ast.SyntaxTree:
+    """Parse a module, and what is inside its functions."""
+    module = parse(text)
+    for function in module.functions:
+        assert (function.body is None) == (function.content is None)
+    return module
+
+
 def body_of(text: str) -> tuple[ast.Statement, ...]:
     module = parse(f"{HEADER}.entry k()\n{{\n{text}\n}}\n")
     body = module.functions[0].body
@@ -196,15 +204,27 @@ def test_sections_and_dwarf_are_passed_over() -> None:
 )  # fmt: skip
 def test_errors_carry_their_line(text: str, line: int) -> None:
     with pytest.raises(PtxSyntaxError) as caught:
-        parse(text)
+        parse_all(text)
     assert caught.value.line == line
     assert f"line {line}:" in str(caught.value)
+
+
+def test_bodies_are_read_when_they_are_asked_for() -> None:
+    module = parse(
+        f'{HEADER}.global .b32 a = {{1}};\n.entry bad {{ " }} {{ ";\n add.u32 %a %b; }} .entry good {{ // }}\n{{ ret; }} }}'
+    )
+    bad, good = module.functions
+    assert (bad.name, good.name, len(module.variables)) == ("bad", "good", 1)
+    assert [type(statement) for statement in good.body or ()] == [ast.ScopeBegin, ast.Instruction, ast.ScopeEnd]
+    for _ in range(2):
+        with pytest.raises(PtxSyntaxError, match="line 5: an instruction is needed"):
+            print(bad.body)
 
 
 def parses_or_names_a_line(text: str) -> bool:
     """Either outcome is right; what matters is that there is no other."""
     try:
-        return isinstance(parse(text), ast.SyntaxTree)
+        return isinstance(parse_all(text), ast.SyntaxTree)
     except PtxSyntaxError as error:
         return 1 <= error.line <= text.count("\n") + 1
 

@@ -13,6 +13,7 @@ from kaasd.devices.emulator.ptx.parser import parse
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
+from tests.devices.emulator.runner import load_all
 
 ROOT = Path(__file__).parents[4]
 COMMITTED = sorted(path for path in ROOT.glob("*/**/*.ptx") if ".venv" not in path.parts)
@@ -96,7 +97,7 @@ ret; }}
 """
     with closing(EmulatedDevice(DeviceProperties("emulator", "a test's", 1 << 30, compute_capability=capability))) as device:
         try:
-            device.load(source.encode()).close()
+            load_all(device, source.encode()).close()
         except UnsupportedLibrary as error:
             return str(error)
     return ""
