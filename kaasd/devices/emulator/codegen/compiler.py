@@ -11,7 +11,7 @@ from kaasd.devices.emulator.codegen.checks import RACES, begin_block, begin_thre
 from kaasd.devices.emulator.codegen.groups import build_group
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.llvm_builder import I32, PTR, Builder, i32, i64
-from kaasd.devices.emulator.codegen.routine_code import KernelMeetings, Meetings, RoutineCompiler
+from kaasd.devices.emulator.codegen.routine_code import LONG, KernelMeetings, Meetings, RoutineCompiler
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
     FUNCTION,
@@ -72,6 +72,8 @@ class CompiledKernel:
         """Whether there is other code for threads of a warp that differ by their lane only."""
         self.pointers = sorted(meetings[entry.name].pointers)
         """Offsets of the parameters that it takes to be buffers."""
+        self.is_long = any(len(routine.operations) > LONG for routine in routines)
+        """Whether LLVM is not to do more than what pays for code of any length."""
         self.by_lane_waits = False
         if (by_lane := meetings[entry.name].by_lane) is not None:
             code = self._compile(entry, by_lane, BY_LANE)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from llvmlite import ir
@@ -58,10 +59,22 @@ class Emitter:
     def __init__(self, image: KernelImage, routine: Routine, function: ir.Function) -> None:
         self.image = image
         self.routine = routine
-        self.context, self.thread, _ = function.args
+        self.context, self.thread, self.resume = function.args
         self.b = Builder(function.append_basic_block("entry"))
         b = self.b
-        self._registers = [b.variable(register.type.raw, 0) for register in routine.registers]
+        self._registers: dict[int, ir.Value] = {}
+        """Where registers are kept, by their numbers."""
+        self.homes: Mapping[int, int] = {}
+        """Of some, the offsets in ``frame``, where they outlast this code. Others are kept in variables."""
+        self.frame: ir.Value
+        self._known: dict[int, ir.Value] = {}
+        """Registers' values that an earlier instruction has loaded or stored, and that nothing has changed since."""
+        self._straight: ir.Block | None = None
+        """The block up to which all code at hand has been passed; others may have been passed, or not."""
+        self._unstored: dict[int, ir.Value] = {}
+        """Those known that are not stored yet."""
+        self._learnt: list[int] | None = None
+        """What was added to those known since the last ``may_be_passed``."""
         self._fault_kind, self._fault_site, self._fault_address = b.variable(I32, 0), b.variable(I32, 0), b.variable(I64, 0)
         self._fault_block = b.append_basic_block("fault")
         self.blocks: dict[int, ir.Block] = {}
@@ -170,10 +183,62 @@ class Emitter:
 
     def load_register(self, register: Register) -> ir.Value:
         """Return a register's bits."""
-        return self.b.load(self._registers[register.index], typ=register.type.raw)
+        value = self._known.get(register.index)
+        if value is None:
+            value = self.b.load(self._place_of(register), typ=register.type.raw)
+            self._know(register.index, value)
+        return value
 
     def store_register(self, register: Register, bits: ir.Value) -> None:
-        self.b.store(bits, self._registers[register.index])
+        """Store it; where nothing but what follows has passed here, that waits for ``store_needed``."""
+        index = register.index
+        before = self._unstored.pop(index, None)
+        if self.b.block is self._straight and self._learnt is None:
+            self._unstored[index] = bits
+        else:
+            if before is not None and self._straight is not None:
+                with self.b.goto_block(self._straight):
+                    self.b.store(before, self._place_of(register))
+            self.b.store(bits, self._place_of(register))
+        self._know(index, bits)
+
+    def store_needed(self, needed: Collection[int]) -> None:
+        """Store those registers that are needed and not stored yet."""
+        for index in [index for index in self._unstored if index in needed]:
+            self.b.store(self._unstored.pop(index), self._place_of(self.routine.registers[index]))
+
+    def _place_of(self, register: Register) -> ir.Value:
+        place = self._registers.get(register.index)
+        if place is None:
+            with self.b.goto_entry_block():
+                home = self.homes.get(register.index)
+                place = self.b.variable(register.type.raw, 0) if home is None else self.b.at(self.frame, home)
+            self._registers[register.index] = place
+        return place
+
+    def _know(self, index: int, value: ir.Value) -> None:
+        if self.b.block is self._straight:
+            self._known[index] = value
+            if self._learnt is not None:
+                self._learnt.append(index)
+        else:
+            self._known.pop(index, None)
+
+    def go_on(self, *, forget: bool = False) -> None:
+        """Say that the block at hand comes after all that was emitted so far, or, to ``forget`` that, that it may not."""
+        self._straight = self.b.block
+        if forget:
+            self._known.clear()
+            self._unstored.clear()
+
+    @contextmanager
+    def may_be_passed(self) -> Iterator[None]:
+        """Emit what is done under a condition; ``go_on`` follows."""
+        self._learnt = []
+        yield
+        for index in self._learnt:
+            self._known.pop(index, None)
+        self._learnt = None
 
     # Memory
 
@@ -207,7 +272,7 @@ class Emitter:
             base = self.load_register(memory.base)
             if base.type.width not in (32, 64):
                 raise self.error(f"register {memory.base.name} cannot hold an address")
-            address = b.add(base, const(base.type, memory.offset))
+            address = b.add(base, const(base.type, memory.offset)) if memory.offset else base
             address = b.zext(address, I64) if base.type.width == 32 else address
         return ("local" if space == "param" and not self.routine.is_entry else space), address
 
@@ -231,7 +296,7 @@ class Emitter:
             segment = b.lshr(address, i64(OFFSET_BITS))
             offset = b.and_(address, i64(OFFSET_MASK))
             end = b.add(offset, i64(size))
-        entry = b.item(b.get(CONTEXT, self.context, "table"), SEGMENT.ir, segment)
+        entry = b.item(self._table, SEGMENT.ir, segment)
         limit = b.get(SEGMENT, entry, "size" if access is Fault.LOAD else "writable_size")
         bad = b.is_(">", end, limit)
         if alignment > 1:
@@ -243,16 +308,25 @@ class Emitter:
             checks.observe(self, segment, pointer, offset, size, access)
         return pointer
 
+    @cached_property
+    def _table(self) -> ir.Value:
+        """The table of segments."""
+        with self.b.goto_entry_block():
+            return self.b.get(CONTEXT, self.context, "table")
+
     # Control
 
     def fault_if(self, bad: ir.Value, kind: Fault, address: ir.Value | None = None, size: int = 0) -> None:
         """Stop the launch if ``bad``."""
         b = self.b
         cold, go_on = b.append_basic_block("bad"), b.append_basic_block("good")
+        is_straight = b.block is self._straight
         b.cbranch(bad, cold, go_on).set_weights([1, 1 << 20])
         b.position_at_end(cold)
         self._fault(kind, address, size)
         b.position_at_end(go_on)
+        if is_straight:
+            self.go_on()
 
     def fault(self, kind: Fault, address: ir.Value | None = None) -> None:
         """Stop the launch here; nothing can follow."""

@@ -28,8 +28,20 @@ def _target() -> binding.TargetMachine:
     )
 
 
-def to_object(module: ir.Module) -> bytes:
-    """Return the object file of a module, to be loaded by ``NativeCode`` in this process or in another on this machine."""
+def _few_passes() -> binding.ModulePassManager:
+    passes = binding.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    passes.add_sroa_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    return passes
+
+
+def to_object(module: ir.Module, *, is_long: bool = False) -> bytes:
+    """Return the object file of a module, to be loaded by ``NativeCode`` in this process or in another on this machine.
+
+    Of one ``is_long`` no more is made than of what it is worth: the code is as short, and runs as fast, in a quarter of the time.
+    """
     with _LOCK:
         machine = _target()
         module.triple = machine.triple
@@ -40,7 +52,8 @@ def to_object(module: ir.Module) -> bytes:
             options.loop_vectorization = False  # checked accesses and calls leave nothing to vectorise
             options.slp_vectorization = False
             builder = binding.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(parsed, builder)
+            passes = _few_passes() if is_long else builder.getModulePassManager()
+            passes.run(parsed, builder)
             content: bytes = machine.emit_object(parsed)
             return content
 

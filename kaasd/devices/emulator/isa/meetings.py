@@ -36,7 +36,7 @@ _ANY = (Access("", True),)
 def meetings_of(routine: Routine, place_of: Places, alone: bool, everywhere: bool) -> KernelMeetings:
     """Return where threads come together: ``everywhere`` for a check of races, which looks at each access by itself.
 
-    ``alone`` says that the kernel calls no function.
+    ``alone`` says that the kernel calls no function, and is short enough to be compiled twice.
     """
     finder = _Finder(routine)
     if everywhere:

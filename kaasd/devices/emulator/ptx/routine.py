@@ -131,6 +131,8 @@ class Operation:
     index: int
     carry: Register | None = None
     """The carry flag, where the form reads or writes it."""
+    _reads: list[Register] | None = None
+    _writes: list[Register] | None = None
 
     @property
     def carry_in(self) -> Register | None:
@@ -151,11 +153,15 @@ class Operation:
 
     @property
     def writes(self) -> list[Register]:
-        return [*self._registers(True), *_registers_of(self.carry_out)]
+        if self._writes is None:
+            self._writes = [*self._registers(True), *_registers_of(self.carry_out)]
+        return self._writes
 
     @property
     def reads(self) -> list[Register]:
-        return [*self._registers(False), *_registers_of(self.carry_in), *_registers_of(self.guard)]
+        if self._reads is None:
+            self._reads = [*self._registers(False), *_registers_of(self.carry_in), *_registers_of(self.guard)]
+        return self._reads
 
 
 def _registers_of(operand: Operand | None) -> Iterator[Register]:

@@ -13,6 +13,7 @@ from kaasd.devices.emulator.codegen.compiler import CompiledKernel
 from kaasd.devices.emulator.codegen.frames import function_address
 from kaasd.devices.emulator.codegen.kernel_image import Site
 from kaasd.devices.emulator.codegen.machine_code import to_object
+from kaasd.devices.emulator.codegen.routine_code import LONG
 from kaasd.devices.emulator.isa.instruction_set import INSTRUCTION_SET
 from kaasd.devices.emulator.isa.meetings import meetings_of
 from kaasd.devices.emulator.ptx import ast
@@ -77,7 +78,8 @@ class PtxUnit:
         _check_cluster(self._functions[name])
         routine = self.routine(name)
         reachable = self._reachable(routine)
-        find = partial(meetings_of, alone=len(reachable) == 1, everywhere=RACES in self._checks)
+        is_short = len(reachable) == 1 and len(routine.operations) <= LONG
+        find = partial(meetings_of, alone=is_short, everywhere=RACES in self._checks)
         return CompiledKernel(routine, reachable, self._addresses, self._signatures, find, self._checks)
 
     def describe(self) -> compiler_pb2.EmulatedUnit:
@@ -94,7 +96,7 @@ class PtxUnit:
         lowered = self.lowered(name)
         words: dict[str, int] = {}
         return compiler_pb2.EmulatedCode(
-            object=to_object(lowered.image.module),
+            object=to_object(lowered.image.module, is_long=lowered.is_long),
             variables=lowered.image.variables,
             waits=lowered.waits,
             by_lane=lowered.by_lane,
