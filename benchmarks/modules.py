@@ -8,8 +8,9 @@ from random import Random
 
 EMULATED = Path(__file__).parent / "kernels/emulated.ptx"
 _HEADER = ".version 8.0\n.target sm_90\n.address_size 64\n"
-_WORDS = 48
-"""Registers of a straight line that are alive all along."""
+_FIRST = 8
+"""Registers with which a straight line begins; of its results so many are alive at a time."""
+_OPERATIONS = ("add.s32", "xor.b32", "mul.lo.s32", "sub.s32", "min.s32", "or.b32")
 
 
 def many_kernels(count: int) -> tuple[str, list[str]]:
@@ -29,42 +30,38 @@ def many_kernels(count: int) -> tuple[str, list[str]]:
 
 
 def straight_line(instructions: int, seed: int = 1) -> str:
-    """Return a module whose kernel ``line`` has so many instructions, one after another: an eighth of them access memory."""
+    """Return a module whose kernel ``line`` has so many instructions, one after another: an eighth of them access memory.
+
+    Each has a register of its own for its result, as in what compilers write.
+    """
     random = Random(seed)
-    lines = []
-    for number in range(instructions):
-        a, b, c = (f"%r{random.randrange(_WORDS)}" for _ in "abc")
-        kind = number % 16
-        if kind == 0:
-            lines.append(f"ld.global.u32 {a}, [%rd1+{4 * random.randrange(64)}];")
-        elif kind == 8:
-            lines.append(f"st.global.u32 [%rd2+{4 * random.randrange(64)}], {a};")
-        elif kind % 4 == 1:
-            lines.append(f"mad.lo.s32 {a}, {b}, {c}, {a};")
-        elif kind % 4 == 2:
-            lines.append(f"xor.b32 {a}, {b}, {c};")
-        elif kind % 4 == 3:
-            lines.append(f"shf.l.wrap.b32 {a}, {b}, {b}, {random.randrange(1, 31)};")
+    lines = [f"add.s32 %r{index}, %t, {index * 7};" for index in range(_FIRST)]
+    end = _FIRST + instructions
+    for number in range(_FIRST, end):
+        last, earlier = f"%r{number - 1}", f"%r{number - random.randrange(1, _FIRST)}"
+        place = 4 * random.randrange(64)
+        if number % 16 == 0:
+            lines.append(f"ld.global.u32 %r{number}, [%rd1+{place}];")
+        elif number % 16 == 8:
+            lines.append(f"st.global.u32 [%rd2+{place}], {last};\nadd.s32 %r{number}, {last}, {earlier};")
         else:
-            lines.append(f"add.s32 {a}, {a}, {b};")
-    first = "\n".join(f"\tadd.s32 %r{index}, %t, {index * 7};" for index in range(_WORDS))
-    last = "\n".join(f"\tst.global.u32 [%rd2+{4 * index}], %r{index};" for index in range(_WORDS))
+            lines.append(f"{_OPERATIONS[number % len(_OPERATIONS)]} %r{number}, {last}, {earlier};")
+    body = "\n".join(lines)
     return f"""{_HEADER}
 .visible .entry line(.param .u64 line_param_0, .param .u64 line_param_1)
 {{
-\t.reg .b32 %r<{_WORDS}>, %t;
-\t.reg .b64 %rd<4>;
-\tld.param.u64 %rd1, [line_param_0];
-\tld.param.u64 %rd2, [line_param_1];
-\tcvta.to.global.u64 %rd1, %rd1;
-\tcvta.to.global.u64 %rd2, %rd2;
-\tmov.u32 %t, %tid.x;
-\tmul.wide.u32 %rd3, %t, 256;
-\tadd.s64 %rd1, %rd1, %rd3;
-\tadd.s64 %rd2, %rd2, %rd3;
-{first}
-\t{chr(10).join(lines)}
-{last}
-\tret;
+.reg .b32 %r<{end}>, %t;
+.reg .b64 %rd<4>;
+ld.param.u64 %rd1, [line_param_0];
+ld.param.u64 %rd2, [line_param_1];
+cvta.to.global.u64 %rd1, %rd1;
+cvta.to.global.u64 %rd2, %rd2;
+mov.u32 %t, %tid.x;
+mul.wide.u32 %rd3, %t, 256;
+add.s64 %rd1, %rd1, %rd3;
+add.s64 %rd2, %rd2, %rd3;
+{body}
+st.global.u32 [%rd2], %r{end - 1};
+ret;
 }}
 """
