@@ -124,7 +124,7 @@ class Partition:
         return promised
 
     def dropped(self, device: Device, key: Hashable, *, is_full: bool) -> None:
-        """A device has dropped data, unless a request there, or one that is promised it, brings them again. As ``Scheduler``'s."""
+        """A device has dropped data, unless a request there, or one that is promised it, brings them again."""
         coming = [request.to_bring for request in device.running]
         coming += [request.to_bring for _, _, request in device.promised if request.runs_on == device.name]
         if not any(datum.key == key for data in coming for datum in data):
