@@ -100,9 +100,7 @@ class CudaDevice:
         undo.callback(context.release, driver.cuStreamDestroy, self._stream)
 
         # What is freed stays with the pool, so that the next buffer's memory costs no call into the kernel.
-        self._pool = check(driver.cuMemPoolCreate, _pool_properties(handle))
-        undo.callback(context.release, driver.cuMemPoolDestroy, self._pool)
-        check(driver.cuDeviceSetMemPool, handle, self._pool)
+        self._pool = check(driver.cuDeviceGetDefaultMemPool, handle)
         threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         check(driver.cuMemPoolSetAttribute, self._pool, threshold, driver.cuuint64_t(_KEEP_ALL_MEMORY))
 
@@ -283,19 +281,6 @@ class CudaDevice:
         with ExitStack() as all_of_them:
             for each in self._open:
                 all_of_them.callback(each.close)
-
-
-def _pool_properties(handle: Any) -> Any:
-    """Return what a pool of the device's memory is to be: one that other processes can be given, where the device has such."""
-    in_files = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-    supported = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MEMPOOL_SUPPORTED_HANDLE_TYPES
-    properties = driver.CUmemPoolProps()
-    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    properties.location.id = int(handle)
-    if check(driver.cuDeviceGetAttribute, supported, handle) & int(in_files):
-        properties.handleTypes = in_files
-    return properties
 
 
 def _properties(handle: Any, name: str) -> DeviceProperties:

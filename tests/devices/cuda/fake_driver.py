@@ -24,7 +24,6 @@ FREED_BY = {
     "cuLibraryLoadData": "cuLibraryUnload",
     "cuModuleLoadDataEx": "cuModuleUnload",
     "cuGreenCtxCreate": "cuGreenCtxDestroy",
-    "cuMemPoolCreate": "cuMemPoolDestroy",
     "cuMemAllocAsync": "cuMemFreeAsync",
     "cuMemHostAlloc": "cuMemFreeHost",
     "cuMemHostRegister": "cuMemHostUnregister",
@@ -43,10 +42,11 @@ def multiprocessors(number: int) -> Any:
 ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuDeviceGetCount": (1,),
     "cuDriverGetVersion": (13000,),
-    "cuDeviceGet": (driver.CUdevice(0),),
+    "cuDeviceGet": ("device",),
     "cuDeviceGetName": (b"a GPU\0",),
     "cuDeviceTotalMem": (80 << 30,),
     "cuDeviceGetAttribute": (1024,),
+    "cuDeviceGetDefaultMemPool": ("pool",),
     "cuModuleGetFunctionCount": (1,),
     "cuModuleEnumerateFunctions": ([driver.CUfunction(1)],),
     "cuFuncGetName": (b"moveKern",),
@@ -65,7 +65,6 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
 """What functions return beside their status, where that is something."""
 SILENT = (
     "cuInit", "cuDevicePrimaryCtxSetFlags", "cuCtxSetCurrent", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuFuncLoad",
-    "cuDeviceSetMemPool",
     "cuStreamSynchronize", "cuStreamQuery", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventQuery",
     "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
     "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync", "cuGraphKernelNodeSetAttribute", "cuKernelSetAttribute",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda.bindings import driver
 
 from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.devices.cuda.device import CudaDevice
-from kaasd.devices.cuda.driver import check
 from kaasd.devices.registry import available
 from kaasd.libraries import UnsupportedLibrary
 from tests.conformance.launching import DATA, Call, execute, inp, library, out, tmp, u32, u64
@@ -35,14 +32,6 @@ def device() -> Iterator[CudaDevice]:
 
 def test_auto_takes_the_gpus() -> None:
     assert available(["auto"])[0] == "cuda:0"
-
-
-def test_its_memory_can_be_given_to_other_processes(device: CudaDevice) -> None:
-    in_files = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-    exported = check(driver.cuMemPoolExportToShareableHandle, device._pool, in_files, 0)
-    os.close(int(exported))
-    with closing(device.allocate(1 << 20)) as buffer:
-        check(driver.cuMemPoolExportPointer, buffer.address)
 
 
 def test_ptx_newer_than_the_driver(device: CudaDevice) -> None:

@@ -14,7 +14,7 @@ from cuda.bindings import driver
 from kaas_core.request import Access
 from kaasd.devices.base import BufferRef, DeviceLost, DeviceUnavailable, KernelFault, Launch, OutOfMemory
 from kaasd.devices.cuda.buffers import CudaBuffer, address_of
-from kaasd.devices.cuda.device import CudaDevice, _pool_properties
+from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError
 from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
@@ -214,11 +214,3 @@ def test_pages_that_cannot_be_registered_are_copied_all_the_same(
     with pytest.raises(DeviceLost, match="a kernel faulted before"):
         device.upload(buffer, [memoryview(content)], file)
     fake.held.clear()
-
-
-@pytest.mark.parametrize(("supported", "exported"), [(0, 0), (1, 1), (8, 0), (9, 1)])
-def test_memory_can_be_given_to_other_processes_where_the_device_has_such(
-    supported: int, exported: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(driver, "cuDeviceGetAttribute", lambda *_: (SUCCESS, supported))
-    assert int(_pool_properties(driver.CUdevice(0)).handleTypes) == exported
