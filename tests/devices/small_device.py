@@ -57,6 +57,7 @@ class Ended:  # a copy or a run, which has ended when it has begun
 
 class SmallRun(Ended):
     printed = ""
+    times_ns = 0, 0
 
     def __init__(self, launches: Any, iterations: int, uploads: Any = (), zeroed: Any = (), downloads: Any = ()) -> None:
         self._iterations, self._uploaded, self._zeroed = iterations, uploads, zeroed
@@ -121,6 +122,7 @@ class SmallDevice:
     download = lambda self, buffer, *, stays=False: Ended(memoryview(buffer.content.tobytes()))  # noqa: E731
     tracer = lambda self: HostTracer()  # noqa: E731
     stop = lambda self: False  # noqa: E731
+    watch = lambda self, on_lost: None  # noqa: E731
     unmap = close = lambda self: None
 
 

@@ -260,9 +260,9 @@ class TestRequests:
                     assert waits[-1]
         take = executor.slots.take
 
-        def look_and_take(who: Any, priority: int) -> bool:
+        def look_and_take(who: Any, priority: int, group: str) -> bool:
             seen.append((first.awaits_memory, waits[-1]))
-            return take(who, priority)
+            return take(who, priority, group)
 
         monkeypatch.setattr(executor.slots, "take", look_and_take)
         finish([first])
