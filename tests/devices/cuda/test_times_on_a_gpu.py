@@ -62,7 +62,8 @@ def test_small_kernels_at_once_share_what_one_takes(device: CudaDevice) -> None:
 def test_kernels_that_fill_the_gpu_use_what_they_take_one_after_another(device: CudaDevice) -> None:
     """Each waits for those before it, and that counts once: 2 blocks of 1024 threads fill a multiprocessor.
 
-    Other processes may have the GPU in between, so it takes that long at least; counted for each that waits it were 2.5 times that.
+    Other processes may have the GPU meanwhile, so it takes that long at least. Counted for each that waits, it were 2.5 times as
+    long.
     """
     blocks = 2 * device.properties.multiprocessors
     assert 4 * HOLD_NS * 0.9 <= sum(held(device, 4, blocks)) < 2 * 4 * HOLD_NS
