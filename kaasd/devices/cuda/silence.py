@@ -7,14 +7,18 @@ process made its context. (Driver 580.159. After an illegal address it goes on s
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from time import sleep
 
 LOOK_S = 0.015
 """Between two looks."""
-MOST_LOOKS = 5
-"""In a row at the same question. Where the machine is so busy that the asking thread gets no processor, this one gets few too."""
+MOST_LOOKS = 4
+"""At a question that was open the time before, those aside between which the asking thread had no processor."""
+STARVED = 0.5
+"""Part of the time between two looks: who waits longer for a processor has none."""
 
 
 class Questions:
@@ -35,8 +39,9 @@ class Questions:
         self.number += 1
 
     def watch(self, on_silence: Callable[[], object]) -> None:
-        """Have ``on_silence`` called, once, by another thread, when a question has been open for too long."""
-        threading.Thread(target=self._look, args=(on_silence,), name="silence", daemon=True).start()
+        """Have ``on_silence`` called, once, by another thread, when a question of the calling one has been open for too long."""
+        asks = threading.get_native_id()
+        threading.Thread(target=self._look, args=(on_silence, asks), name="silence", daemon=True).start()
 
     def expect(self) -> None:
         """Questions may come: a run begins."""
@@ -47,12 +52,25 @@ class Questions:
         """No run is under way."""
         self._wanted.clear()
 
-    def _look(self, on_silence: Callable[[], object]) -> None:
-        seen, looks = 0, 0
+    def _look(self, on_silence: Callable[[], object], thread: int) -> None:
+        seen, looks, before_s = 0, 0, math.inf
         while looks < MOST_LOOKS:
             self._wanted.wait()
             sleep(LOOK_S)
             number = self.number
-            looks = looks + 1 if number == seen and number % 2 else 0
-            seen = number
+            if number != seen or number % 2 == 0:
+                seen, looks, before_s = number, 0, math.inf
+                continue
+            now_s = waited_s(thread)
+            if before_s < math.inf and now_s - before_s < STARVED * LOOK_S:
+                looks += 1
+            before_s = now_s
         on_silence()
+
+
+def waited_s(thread: int) -> float:
+    """Return for how long a thread of this process has waited for a processor; 0 where the kernel does not tell."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0

@@ -67,6 +67,34 @@ def test_questions_that_are_answered_are_none_however_many(monkeypatch: pytest.M
     assert not silent.is_set()
 
 
+def test_who_has_no_processor_is_not_taken_for_one_who_waits_for_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions, silent, looked = Questions(), threading.Event(), threading.Event()
+    waited = iter(number * silence.LOOK_S for number in range(10**6))
+    starved = threading.Event()
+    starved.set()
+    asked: list[int] = []
+
+    def waited_s(thread: int) -> float:
+        asked.append(thread)
+        if len(asked) > 20 * silence.MOST_LOOKS:
+            looked.set()
+        return next(waited) if starved.is_set() else 0.0
+
+    monkeypatch.setattr(silence, "waited_s", waited_s)
+    questions.number = 1
+    questions.expect()
+    questions.watch(silent.set)
+    assert looked.wait(60)
+    assert not silent.is_set() and set(asked) == {threading.get_native_id()}
+    starved.clear()
+    assert silent.wait(60)
+
+
+def test_the_kernel_tells_how_long_a_thread_has_waited() -> None:
+    assert silence.waited_s(threading.get_native_id()) >= 0.0
+    assert silence.waited_s(0) == 0.0
+
+
 @pytest.mark.parametrize("asks", ["cuStreamQuery", "cuStreamSynchronize"])
 def test_a_device_whose_driver_keeps_who_asks_is_found_lost(asks: str, device: CudaDevice, fake: FakeDriver) -> None:
     buffer = device.allocate(1)
