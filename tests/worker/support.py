@@ -57,17 +57,20 @@ class DeafJob(HeldJob):
 
 
 class SomeMemory:
-    """Holds a number that is no other's, and has dropped something once."""
+    """Holds a number that is no other's, and has dropped something once, of which one value is back."""
 
     held_bytes = 11
 
     def __init__(self) -> None:
-        self.gone: list[object] = [("value", "key", 4, 5), ("instance", 7, 0), b"other"]
+        self.gone: list[object] = [("value", "key", 4, 5), ("value", "back", 4, 5), ("instance", 7, 0), b"other"]
         self.was_full = True
         self.awaited: list[object] = []
 
     def awaits(self, who: object, keys: Sequence[object]) -> None:
         self.awaited = list(keys)
+
+    def __contains__(self, key: object) -> bool:
+        return key == ("value", "back", 4, 5)
 
     def take_gone(self) -> list[object]:
         gone, self.gone = self.gone, []
