@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 from kaasd.scheduling.ranking import Ranking
 from kaasd.scheduling.request import Datum
 
+OWN_PART = 1 / 16
+"""Of a device's memory: it is left to what requests have for themselves, of which nobody here knows."""
 MOST_KEYS = 65536
 """Keys of one device that are known; beyond, the one that came there first is forgotten."""
 FULL_COST = 4.0
@@ -58,7 +60,7 @@ class Residents(Generic[D]):
 
     def limit(self, device: D, memory_bytes: float) -> None:
         """An empty device has so much memory."""
-        self._set_room(device, memory_bytes)
+        self._set_room(device, memory_bytes * (1 - OWN_PART))
 
     def _set_room(self, device: D, room_bytes: float) -> None:
         self._room_bytes[device] = room_bytes

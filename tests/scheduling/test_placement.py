@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kaasd.scheduling import Datum, Group, Placement, Policy, QueuedRequest, Scheduler, Start
-from kaasd.scheduling.placement import MOST_HOLDERS, MOST_KEYS, Residents
+from kaasd.scheduling.placement import FULL_COST, MOST_HOLDERS, MOST_KEYS, Residents
 
 WEIGHTS = (Datum("weights", 1.0),)
 
@@ -339,3 +339,12 @@ def test_data_that_no_device_has_go_where_least_was_brought() -> None:
         queue.submit(one)
         assert decided(queue, 0.0) == [(name, "d1", Placement.LOADED)]
         queue.finished(one, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("more_bytes", "times"), [(100, 1), (150, FULL_COST), (200, FULL_COST)])
+def test_what_leaves_requests_too_little_for_themselves_fills_a_device(more_bytes: int, times: float) -> None:
+    """1600 bytes, of which 1400 are taken, and 100 are not for what stays."""
+    residents: Residents[str] = Residents()
+    residents.limit("d", 1600)
+    residents.add("d", "first", 1.0, 1400)
+    assert residents.cost_s("d", [Datum("second", 1.0, more_bytes)]) == times
