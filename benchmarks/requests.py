@@ -45,6 +45,16 @@ def chain_request(library: str, kernels: int) -> Request:
     return Request(chain)
 
 
+OUT_OF_BOUNDS = 1 << 44
+"""An index of no memory of any GPU."""
+
+
+def faulting_request(library: str, kernel: str, number: int) -> Request:
+    """Run ``trapKern`` of ``faults.ptx``, or ``writeAtKern`` to no memory; each ``number`` is another request."""
+    index = [u64(OUT_OF_BOUNDS)] if kernel == "writeAtKern" else []
+    return Request([Kernel(library, kernel, 1, 1, [*index, out("never", 4 + 4 * number)])])
+
+
 def reading_request(library: str, size: int, *, key: str | None = None, constant: bool = False, iterations: int = 1) -> Request:
     """Load ``size`` bytes of the key ``input``, or another, of which a kernel reads the first 4 KiB; ``p`` are their squares."""
     n = DOT_N

@@ -10,9 +10,7 @@ from benchmarks.alternatives import raw
 from benchmarks.alternatives.raw_jobs import raw_dot
 from benchmarks.crew import report
 from benchmarks.problems import DOT_PTX, FAULTS_PTX, dot_of, dot_vectors
-
-OUT_OF_BOUNDS = 1 << 44
-"""An index of no memory of any GPU."""
+from benchmarks.requests import OUT_OF_BOUNDS
 
 
 def main() -> None:

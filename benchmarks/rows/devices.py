@@ -5,6 +5,7 @@ Where there are no GPUs the devices are emulated ones, which share the machine's
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -20,16 +21,16 @@ import numpy as np
 from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench, Rival
 from benchmarks.crew import Crew
 from benchmarks.loads import MODULE, Contest, Load, LoadCrew, calibrate
-from benchmarks.problems import DOT_PTX, HOLD_PTX, JACOBI_LAUNCHES, dot_of, dot_vectors, squares_of
+from benchmarks.problems import DOT_PTX, FAULTS_PTX, HOLD_PTX, JACOBI_LAUNCHES, dot_of, dot_vectors, squares_of
 from benchmarks.report import Row, Target, compare, targets
-from benchmarks.requests import dot_request, reading_and_holding_request, reading_request
+from benchmarks.requests import dot_request, faulting_request, reading_and_holding_request, reading_request
 from benchmarks.rows.callers import calls_per_second
 from benchmarks.rows.placement import FUNCTIONS, MIB, ROOM
 from benchmarks.rows.sharing import SHARE_ERROR, in_group, working_daemon
 from benchmarks.rows.tenants import register_tenants
 from benchmarks.turns import Figure, Turns, take_turns
 from kaas.v1.executor_pb2 import InvokeRequest
-from kaas_client import Client, Kernel, Request, u64
+from kaas_client import Client, Request
 from kaas_core.errors import KaasError, KernelFaultError
 
 ONE = "one device"
@@ -45,12 +46,6 @@ LEAST_OF_BOUND = 0.9
 UNDISTURBED = "undisturbed"
 LEAST_UNDISTURBED = 0.97
 CALLERS = 64
-TRAP_PTX = b"""
-.version 7.0
-.target sm_70
-.address_size 64
-.visible .entry trapKern(.param .u64 any) { trap; }
-"""
 
 
 def missing(bench: Bench) -> str | None:
@@ -292,11 +287,11 @@ def other_fault_rows(bench: Bench) -> Iterator[Row]:
         message.device = other
         contest = Contest(LoadCrew(stack.enter_context(Crew(MODULE, 2))), bench.pick(4.0, 2.0))
         load = Load(message, {"c": dot_of(a, b)}, connections=4)
-        trap = kaas.upload(TRAP_PTX)
+        faults, numbers = kaas.upload(FAULTS_PTX), itertools.count()
         ways: dict[str, Callable[[], object]] = {
             "worker is killed once a second": lambda: send(kaas, disturbed, signal.SIGKILL),
             "worker is stopped": lambda: send(kaas, disturbed, signal.SIGSTOP),
-            "kernels fault once a second": lambda: fault(kaas, disturbed, trap),
+            "kernels fault once a second": lambda: fault(kaas, disturbed, faults, next(numbers)),
         }
         contenders = {
             name: disturbing(contest.contender(name, address, [load]), kaas, disturb)
@@ -322,10 +317,10 @@ def disturbing(
     return run
 
 
-def fault(kaas: Client, device: str, library: str) -> None:
-    """Have a kernel fault on a device, each time of another request."""
+def fault(kaas: Client, device: str, library: str, number: int) -> None:
+    """Have a kernel trap on a device."""
     with suppress(KernelFaultError):
-        kaas.submit(Request([Kernel(library, "trapKern", 1, 1, [u64(time.monotonic_ns())])]), device=device)
+        kaas.submit(faulting_request(library, "trapKern", number), device=device)
 
 
 def send(kaas: Client, device: str, number: signal.Signals) -> None:

@@ -17,9 +17,9 @@ from itertools import pairwise
 from benchmarks.bench import NO_GPU, TIMEOUT_S, Bench
 from benchmarks.problems import DOT_PTX, FAULTS_PTX, dot_of, dot_vectors
 from benchmarks.report import Row, Target, compare
-from benchmarks.requests import dot_request
+from benchmarks.requests import dot_request, faulting_request
 from benchmarks.turns import Turns, take_turns
-from kaas_client import Client, Kernel, Request, out, u64
+from kaas_client import Client
 from kaas_core.errors import KernelFaultError, QuarantinedError
 
 CALLERS = 8
@@ -34,8 +34,6 @@ MOST_MS = {ILLEGAL: (180.0, 1000.0), TRAP: (800.0, 1600.0)}
 """For the longest pause of any caller on a GPU, with a spare and without."""
 MOST_EMULATED_MS = 50.0
 """On the emulated device, whose worker no kernel can end."""
-OUT_OF_BOUNDS = 1 << 44
-"""An index of no memory of any GPU."""
 UNDISTURBED, FAULTING = "undisturbed", "beside a fault a second"
 LEAST_BESIDE_FAULTS = 0.7
 
@@ -104,11 +102,8 @@ class Daemon:
         if way == KILLED:
             os.kill(self._kaas.devices()[0].worker_pid, signal.SIGKILL)
             return
-        size = 4 + 4 * next(self._numbers)
-        index = [u64(OUT_OF_BOUNDS)] if way == ILLEGAL else []
-        kernel = Kernel(self._faults, FAULTING_KERNEL[way], 1, 1, [*index, out("never", size)])
         with suppress(KernelFaultError, QuarantinedError):
-            self._kaas.submit(Request([kernel]))
+            self._kaas.submit(faulting_request(self._faults, FAULTING_KERNEL[way], next(self._numbers)))
 
     def pause(self, way: str) -> Callable[[], list[float]]:
         """Return what loses the worker once and measures the longest pause of any caller, as a list of one."""

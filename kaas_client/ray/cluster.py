@@ -9,9 +9,8 @@ from typing import Any
 import ray
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.exceptions import RayActorError
-from ray.util import list_named_actors
 
-from kaas_client.ray import reports, spares
+from kaas_client.ray import reports, spares, table
 from kaas_client.ray.executor import CONTROL, LANE_THREADS, QUICK_THREADS, THREADS, WAITING, WAITING_THREADS, ExecutorActor
 from kaas_client.ray.policies import LANES, QUICK
 from kaas_client.ray.reports import REPORT_S
@@ -84,8 +83,7 @@ def wait_for_one(executors: list[ExecutorRef]) -> None:
 
 def find() -> list[ExecutorRef]:
     """Return the executors that there are, in order; of GPUs where there are some. Raises ``UnavailableError`` where none is."""
-    named = [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]
-    names = [name for name in named if not spares.is_spare(name)]
+    names = [name for name in table.actors() if not spares.is_spare(name)]
     for kind in _DEVICES:
         found = sorted((name for name in names if name.startswith(f"{kind}:")), key=lambda name: int(name.rpartition(":")[2]))
         if found:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kaas_client.ray import policies, reports, spares
+from kaas_client.ray import policies, reports, spares, table
 from kaas_client.ray.aliases import alias_of, are_pending, nodes_of
 from kaas_client.ray.cluster import ExecutorRef
 from kaas_client.ray.policies import ALL, QUICK, Sharing
@@ -186,7 +186,7 @@ class Placer:
         if not executor.is_down() or report is None or self._sharing.is_exclusive:
             return executor
         spare = spares.name_of(name, report)
-        if spare not in self._spares and (actor := spares.find(spare)) is not None:
+        if spare not in self._spares and (actor := table.actor(spare)) is not None:
             self._spares[spare] = ExecutorRef(spare, actor)
         found = self._spares.get(spare, executor)
         return executor if found.is_down() else found

@@ -138,10 +138,7 @@ def start() -> None:
 
 def find() -> Any:
     """Return the pool actor; None where there is none."""
-    try:
-        return ray.get_actor(POOL, NAMESPACE)
-    except ValueError:
-        return None
+    return table.actor(POOL)
 
 
 def stop() -> None:

@@ -10,8 +10,6 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import ray
-
 from kaas_client.ray import table
 
 REPORT_S = 0.2
@@ -68,11 +66,10 @@ def names() -> list[str]:
 
 def actor_of(name: str) -> Any:
     """Return the actor of an executor that has reported; None, and forget it, where it is gone for good."""
-    try:
-        return ray.get_actor(name, table.NAMESPACE)
-    except ValueError:
+    actor = table.actor(name)
+    if actor is None:
         forget(name)  # it may have written that when it was told to end
-        return None
+    return actor
 
 
 def forget(name: str) -> None:

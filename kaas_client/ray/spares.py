@@ -9,7 +9,6 @@ from hashlib import sha256
 from typing import Any
 
 import ray
-from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kaas_client.ray import table
@@ -45,8 +44,7 @@ def name_of(executor: str, report: Report) -> str:
 
 def names() -> set[str]:
     """Return the names of those that there are."""
-    found = list_named_actors(all_namespaces=True)
-    return {each["name"] for each in found if each["namespace"] == table.NAMESPACE and is_spare(each["name"])}
+    return {name for name in table.actors() if is_spare(name)}
 
 
 def start(actors: Any, executor: str, device: str, report: Report) -> None:
@@ -64,13 +62,5 @@ def start(actors: Any, executor: str, device: str, report: Report) -> None:
 
 def stop(name: str) -> None:
     """End one, with what it runs. Idempotent."""
-    if (actor := find(name)) is not None:
+    if (actor := table.actor(name)) is not None:
         ray.kill(actor)
-
-
-def find(name: str) -> Any:
-    """Return the actor of this name; None where there is none."""
-    try:
-        return ray.get_actor(name, table.NAMESPACE)
-    except ValueError:
-        return None

@@ -1,10 +1,12 @@
-"""What the whole cluster knows: requests, libraries and functions, where Ray keeps the code of Python tasks too."""
+"""What the whole cluster knows: requests, libraries and functions, where Ray keeps the code of Python tasks too; our actors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Any
 
+import ray
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_exists,
@@ -13,6 +15,7 @@ from ray.experimental.internal_kv import (
     _internal_kv_put,
     internal_kv_get_gcs_client,
 )
+from ray.util import list_named_actors
 
 NAMESPACE = "kaas"
 """Of our rows, and of our actors' names."""
@@ -69,3 +72,16 @@ def keys(kind: Kind) -> list[bytes]:
 def delete(kind: Kind, key: bytes) -> None:
     """Delete a row. Idempotent."""
     _internal_kv_del(kind.value + key, namespace=_NAMESPACE)
+
+
+def actor(name: str) -> Any:
+    """Return our actor of this name; None where there is none."""
+    try:
+        return ray.get_actor(name, NAMESPACE)
+    except ValueError:
+        return None
+
+
+def actors() -> list[str]:
+    """Return the names of all our actors."""
+    return [each["name"] for each in list_named_actors(all_namespaces=True) if each["namespace"] == NAMESPACE]

@@ -92,10 +92,8 @@ class Supervisor(WorkerCalls):
         self._wards: set[asyncio.Task[None]] = set()
         """Those whose processes have not ended."""
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._is_open = False
-        """The worker has opened its device."""
         self._serving = asyncio.Event()
-        """So it has, and is not lost."""
+        """Set while the worker has its device open, and is not lost."""
         self._undrained: asyncio.Event | None = None
         """Set by ``resume``; None where the device is not drained."""
         self._start_error: KaasError | None = None
@@ -169,7 +167,7 @@ class Supervisor(WorkerCalls):
         if self._ward is not None and not self._ward.is_over:
             raise WorkerBusyError(f"requests of {self.info.name} that may cost a worker run aside; nothing was changed")
         self._may_hold_pages = False
-        if not self._process.is_running or not self._is_open:
+        if not self._process.is_running or not self._serving.is_set():
             return  # It holds none, and is told before its first call.
         if self.info.state not in (admin_pb2.WORKER_STATE_READY, admin_pb2.WORKER_STATE_DRAINING):
             raise WorkerRestartingError(f"the worker of {self.info.name} is restarting; nothing was changed")
@@ -196,7 +194,7 @@ class Supervisor(WorkerCalls):
     def reserve(self, groups: Mapping[str, int]) -> None:
         """Give groups so many multiprocessors of their own from now on, in each worker of this device."""
         self._reserved = groups
-        if self._is_open:
+        if self._serving.is_set():
             self._send_reserved()
 
     def _send_reserved(self) -> None:
@@ -241,7 +239,7 @@ class Supervisor(WorkerCalls):
             self._undrained = None
             if self.info.state == admin_pb2.WORKER_STATE_DRAINING:
                 self._set_state(admin_pb2.WORKER_STATE_READY)
-        if not self._is_open:
+        if not self._serving.is_set():
             self._process.start_at_once()
 
     async def close(self) -> None:
@@ -261,7 +259,8 @@ class Supervisor(WorkerCalls):
     def _process_started(self) -> None:
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._seen.clear()
-        self._is_wanted = self._is_open = False
+        self._is_wanted = False
+        self._serving.clear()
         self._set_state(admin_pb2.WORKER_STATE_STARTING)
 
     def _set_state(self, state: admin_pb2.WorkerState) -> None:
@@ -281,7 +280,6 @@ class Supervisor(WorkerCalls):
         self.info.worker_pid, self.info.restarts = self._process.pid, self._process.restarts
         self._process.ready()
         self._start_error = self._not_starting = None
-        self._is_open = True
         self._serving.set()
         if not self._ready.done():
             self._ready.set_result(None)
@@ -355,7 +353,7 @@ class Supervisor(WorkerCalls):
             self._spare.warm(request)
 
     def _lost(self) -> None:
-        was_ready = self._is_open
+        was_ready = self._serving.is_set()
         self._serving.clear()
         self._pages_released(
             self._hold_pages_id, WorkerRestartingError(f"the worker of {self.info.name} has ended; nothing was changed")

@@ -114,6 +114,8 @@ def test_module_closes_twice(device: Device) -> None:
     module = device.load(library("dot"))
     module.close()
     module.close()
+    with closing(device.load(library("dot"))) as again:
+        assert again.kernels.keys() == {"prodKern", "sumKern"}
 
 
 def test_zero_fills_the_whole_buffer(device: Device) -> None:
@@ -170,6 +172,12 @@ def test_buffer_closes_twice(device: Device) -> None:
     buffer = device.allocate(16)
     buffer.close()
     buffer.close()
+    with closing(device.allocate(16)) as first, closing(device.allocate(16)) as second:
+        first.write(b"1" * 16)
+        second.write(b"2" * 16)
+        content = bytearray(16)
+        first.read(content)
+        assert content == b"1" * 16, "its memory was given back once, and so to one of them"
 
 
 def test_more_memory_than_there_is(device: Device) -> None:

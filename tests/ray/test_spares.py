@@ -12,7 +12,7 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client.ray import pool, reports, spares
+from kaas_client.ray import pool, reports, spares, table
 from kaas_client.ray.cluster import ExecutorRef
 from kaas_client.ray.placement import Placer
 from kaas_client.ray.session import Session
@@ -27,8 +27,9 @@ ALIVE, RESTARTING = 2, 3
 
 
 def spare_of(executor: str) -> Any:
-    """Return the actor of an executor's spare; None where there is none."""
-    return spares.find(spares.name_of(executor, reports.read([executor])[executor]))
+    """Return the actor of an executor's spare; None where there is none, or the executor has not come up yet."""
+    report = reports.read([executor]).get(executor)
+    return None if report is None else table.actor(spares.name_of(executor, report))
 
 
 @pytest.fixture
@@ -77,6 +78,7 @@ def test_the_pool_starts_one_that_has_ended_for_good(with_spares: None) -> None:
     wait_until(lambda: spare_of("emulator:0") is None, WAIT_S)
     ray.kill(pool.find(), no_restart=False)
     wait_until(lambda: spare_of("emulator:0") is not None, WAIT_S)
+    assert ray.get(spare_of("emulator:0").device.remote(), timeout=WAIT_S) == "emulator"
 
 
 class TestChoosing:
@@ -88,7 +90,7 @@ class TestChoosing:
         for name in ("e0", "e1"):
             seen.say(name)
         self.spares = {spares.name_of(name, seen.reports[name]): Handle() for name in ("e0",)}
-        monkeypatch.setattr(spares, "find", self.spares.get)
+        monkeypatch.setattr(table, "actor", self.spares.get)
         return seen
 
     def chosen(self, placer: Placer, seen: Seen, only: str) -> str:

@@ -24,13 +24,35 @@ FORMAT_4 = Path(__file__).parent / "data/format4.mdb.gz"
 """Each made by kaasd when that format was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
 
 
-@pytest.fixture
-def old(store_path: Path) -> Path:
+def store_of(content: Path, store_path: Path) -> Path:
+    """Lay a file of an older format where the store is; return where it lies."""
     store_path.mkdir(mode=0o700)
     (store_path / "owners").touch(0o600)
     file = store_path / "data.mdb"
-    file.write_bytes(gzip.decompress(FORMAT_2.read_bytes()))
+    file.write_bytes(gzip.decompress(content.read_bytes()))
     return file
+
+
+def upgrade_until_killed(file: Path, start: Start) -> None:
+    """Have a process upgrade a store, which is killed before all is written; see that nothing has changed."""
+    before = file.read_bytes()
+    child = start(
+        f"""
+import signal
+from pathlib import Path
+from kaasd.store import migration
+migration.StoreState.pack = lambda state: os.kill(os.getpid(), signal.SIGKILL)
+migration.upgrade(Path({str(file.parent)!r}))
+""",
+        bare="yes",
+    )
+    assert child.wait() == -9
+    assert file.read_bytes() == before
+
+
+@pytest.fixture
+def old(store_path: Path) -> Path:
+    return store_of(FORMAT_2, store_path)
 
 
 def test_all_that_was_stored_is_there(old: Path, open_store: Callable, read: Callable) -> None:
@@ -108,11 +130,7 @@ def test_it_happens_once(old: Path, open_store: Callable) -> None:
 
 @pytest.fixture
 def old3(store_path: Path) -> Path:
-    store_path.mkdir(mode=0o700)
-    (store_path / "owners").touch(0o600)
-    file = store_path / "data.mdb"
-    file.write_bytes(gzip.decompress(FORMAT_3.read_bytes()))
-    return file
+    return store_of(FORMAT_3, store_path)
 
 
 def test_all_of_format_3_is_there_and_counts_for_the_default_group(old3: Path, open_store: Callable, read: Callable) -> None:
@@ -137,29 +155,13 @@ def test_what_format_2_had_counts_for_the_default_group(old: Path, open_store: C
 
 
 def test_of_format_3_killed_before_the_end(old3: Path, open_store: Callable, start: Start) -> None:
-    before = old3.read_bytes()
-    child = start(
-        f"""
-import signal
-from pathlib import Path
-from kaasd.store import migration
-migration.StoreState.pack = lambda state: os.kill(os.getpid(), signal.SIGKILL)
-migration.upgrade(Path({str(old3.parent)!r}))
-""",
-        bare="yes",
-    )
-    assert child.wait() == -9
-    assert old3.read_bytes() == before
+    upgrade_until_killed(old3, start)
     assert open_store().accounts()["default"].keys == 19
 
 
 @pytest.fixture
 def old4(store_path: Path) -> Path:
-    store_path.mkdir(mode=0o700)
-    (store_path / "owners").touch(0o600)
-    file = store_path / "data.mdb"
-    file.write_bytes(gzip.decompress(FORMAT_4.read_bytes()))
-    return file
+    return store_of(FORMAT_4, store_path)
 
 
 def test_all_of_format_4_is_there(old4: Path, open_store: Callable, read: Callable) -> None:
@@ -182,17 +184,5 @@ def test_all_of_format_4_is_there(old4: Path, open_store: Callable, read: Callab
 
 
 def test_of_format_4_killed_before_the_end(old4: Path, open_store: Callable, start: Start) -> None:
-    before = old4.read_bytes()
-    child = start(
-        f"""
-import signal
-from pathlib import Path
-from kaasd.store import migration
-migration.StoreState.pack = lambda state: os.kill(os.getpid(), signal.SIGKILL)
-migration.upgrade(Path({str(old4.parent)!r}))
-""",
-        bare="yes",
-    )
-    assert child.wait() == -9
-    assert old4.read_bytes() == before
+    upgrade_until_killed(old4, start)
     assert open_store().accounts()["a"].keys == 10
