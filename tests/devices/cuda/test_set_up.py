@@ -24,7 +24,7 @@ from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import KernelAttributes
 from tests.conformance.launching import library
-from tests.devices.cuda.fake_driver import FREED_BY, OTHER, OUT_OF_MEMORY, SUCCESS, FakeDriver
+from tests.devices.cuda.fake_driver import ANSWERS, FREED_BY, OTHER, OUT_OF_MEMORY, SUCCESS, FakeDriver
 
 CODE = LoadedCode("library", "module")
 KERNEL = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), CODE)
@@ -55,6 +55,15 @@ def test_a_device_without_room_cannot_be_opened(fake: FakeDriver) -> None:
     with pytest.raises(DeviceUnavailable, match="cuda:0 cannot be opened: 32768 bytes asked of cuda:0"):
         CudaDevice(0)
     assert not +fake.held
+
+
+def test_more_than_there_is_room_for_is_not_asked_of_the_driver(fake: FakeDriver) -> None:
+    """It would take all that is free first, and others of this GPU would find nothing meanwhile."""
+    free, total = ANSWERS["cuMemGetInfo"]
+    with closing(CudaDevice(0)) as device:
+        fake.fail_in("cuMemAllocAsync", OTHER)
+        with pytest.raises(OutOfMemory, match=f"asked of cuda:0; 0 are in use here and {free} of {total} free"):
+            device.allocate(64 << 20)
 
 
 def allocate(device: CudaDevice, _: CudaBuffer) -> CudaBuffer:

@@ -27,7 +27,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
 
 
 def held(device: CudaDevice, number: int, blocks: int) -> list[int]:
-    """Run so many at once, each of one kernel that holds its blocks for ``HOLD_NS``; return what each has used."""
+    """Run so many at once, each of one kernel that holds its blocks for ``HOLD_NS``; return what each has used.
+
+    Other processes may have the GPU for a while too, so this is the round of five in which they used least.
+    """
     with ExitStack() as stack:
         module = stack.enter_context(closing(device.load(HOLD.read_bytes())))
         runs: list[Run] = []
@@ -37,15 +40,15 @@ def held(device: CudaDevice, number: int, blocks: int) -> list[int]:
             launch = Launch(module.kernels["holdKern"], (blocks, 1, 1), (1024, 1, 1), 0, (u64(HOLD_NS), *uses))
             runs.append(stack.enter_context(closing(device.prepare([launch], 1, uploads=[source]))))
         time = DeviceTime()
-        used: list[int] = []
-        for _ in range(2):  # the first loads the code
+        rounds: list[list[int]] = []
+        for _ in range(5):  # the first loads the code
             for run in runs:
                 run.start()
                 time.start(run)
             for run in runs:
                 run.wait()
-            used = [time.end(run) for run in runs]
-        return used
+            rounds.append([time.end(run) for run in runs])
+        return min(rounds, key=sum)
 
 
 def test_a_kernel_uses_what_it_takes(device: CudaDevice) -> None:
@@ -65,5 +68,5 @@ def test_kernels_that_fill_the_gpu_use_what_they_take_one_after_another(device: 
     Other processes may have the GPU meanwhile, so it takes that long at least. Counted for each that waits, it were 2.5 times as
     long.
     """
-    blocks = 2 * device.properties.multiprocessors
+    blocks = 2 * device.properties.multiprocessor_count
     assert 4 * HOLD_NS * 0.9 <= sum(held(device, 4, blocks)) < 2 * 4 * HOLD_NS
