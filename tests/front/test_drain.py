@@ -174,7 +174,7 @@ class TestDrainDevice:
     def test_what_waited_for_it_goes_elsewhere(self, tmp_path: Path) -> None:
         async def body() -> None:
             async with dispatching(tmp_path, "", "") as (dispatcher, workers):
-                held = [later(dispatcher, "hold") for _ in range(6)]
+                held = [later(dispatcher, "hold", device=device) for device in ("d0", "d1") for _ in range(3)]
                 await until(lambda: [worker.queue.load for worker in workers] == [3, 3])
                 waiting = [later(dispatcher, "look") for _ in range(20)]
                 await until(lambda: dispatcher.stats()[0].queued == 21)

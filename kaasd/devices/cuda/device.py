@@ -35,12 +35,13 @@ from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 
-_FEW_QUEUES, _MOST_QUEUES = 8, 32
-"""Hardware queues: what the driver has unless it is told otherwise, and the most that there can be. With 8, streams that share
-one wait for each other: 16 solvers of 12 graph launches each had 377 jobs done a second on an H100, and have 1049. On an H200 32
-cost 0.35 s more until there is a context, and 3 s instead of 0.5 until the driver says that a kernel has trapped."""
-_OTHER_STREAMS = 2
-"""For copies in and out, beside those of runs."""
+_FEWEST_QUEUES, _MOST_QUEUES = 8, 32
+"""Hardware queues: what the driver has unless it is told otherwise, and the most that there can be. Streams that share one wait
+for each other: with 8, 16 solvers of 12 graph launches each had 377 jobs done a second on an H100, with 32 1049; on an H200 they
+had 997 with 20, 1007 with 32. Each costs: on that, 8, 20 and 32 take 0.13, 0.37 and 0.5 s until there is a context, and 0.4, 1.4
+and 3.1 s until the driver says that a kernel has trapped."""
+_OTHER_STREAMS = 4
+"""For copies in and out, and for groups that have multiprocessors of their own, beside those of runs."""
 _KEEP_ALL_MEMORY = 2**64 - 1
 _MUCH_MEMORY = 32 << 20
 """Bytes from which on it is asked first whether there is room. The driver takes all that is free before it says that it is not
@@ -77,7 +78,7 @@ class CudaDevice:
             with suppress(OSError):  # without it all is compiled again
                 drivers.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.environ.setdefault("CUDA_CACHE_PATH", str(drivers))
-        queues = _FEW_QUEUES if runs + _OTHER_STREAMS <= _FEW_QUEUES else _MOST_QUEUES
+        queues = min(max(runs + _OTHER_STREAMS, _FEWEST_QUEUES), _MOST_QUEUES)
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(queues))
         name = name or f"cuda:{ordinal}"
         count = initialize()

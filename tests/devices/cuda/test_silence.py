@@ -133,8 +133,10 @@ def test_nothing_is_open_when_a_run_goes_on_has_ended_or_has_faulted(device: Cud
         run.wait()
 
 
-@pytest.mark.parametrize(("runs", "queues"), [(1, "8"), (6, "8"), (7, "32"), (64, "32")])
-def test_few_runs_at_once_have_few_queues(runs: int, queues: str, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("runs", "queues"), [(1, "8"), (4, "8"), (5, "9"), (16, "20"), (64, "32")])
+def test_as_many_queues_as_runs_at_once_and_a_few_more(
+    runs: int, queues: str, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import os
 
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
