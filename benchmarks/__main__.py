@@ -26,6 +26,7 @@ from benchmarks.report import Row, table
 from benchmarks.rows.callers import caller_rows
 from benchmarks.rows.devices import other_fault_rows, peer_rows, scaling_rows, several_rows
 from benchmarks.rows.dot import dot_rows
+from benchmarks.rows.emulated import emulated_rows
 from benchmarks.rows.faults import fault_rows
 from benchmarks.rows.first import first_rows
 from benchmarks.rows.kernels import graph_rows, jacobi_rows
@@ -64,7 +65,8 @@ SECTIONS = (
     Section("sharing-scaling", "Requests a second by devices", scaling_rows),
     Section("faults-devices", "Callers of one device beside another's faults", other_fault_rows),
     Section("sharing-placement", "Functions that fill two devices", placement_rows),
-    Section("emulator", "Loading PTX on the emulated device", loading_rows, emulated=True),
+    Section("emulator", "Kernels on the emulated device", emulated_rows, emulated=True),
+    Section("emulator-loading", "Loading PTX on the emulated device", loading_rows, emulated=True),
     Section("scheduling", "The scheduler of a cluster, in simulated time", scheduling_rows),
 )
 
