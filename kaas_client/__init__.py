@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from kaas_client import errors
 from kaas_client._retry import RetryPolicy
-from kaas_client.builders import (
+from kaas_client.arguments import (
     BufferSpec,
-    Kernel,
     Literal,
-    Request,
+    Packed,
     f16,
     f32,
     f64,
@@ -31,12 +30,14 @@ from kaas_client.builders import (
     inout,
     inp,
     out,
+    packed,
     tmp,
     u8,
     u16,
     u32,
     u64,
 )
+from kaas_client.builders import Kernel, Request
 from kaas_client.types import Key, Result
 from kaas_core import __version__
 
@@ -69,6 +70,8 @@ __all__ = [
     "f16",
     "f32",
     "f64",
+    "Packed",
+    "packed",
     "errors",
     "__version__",
 ]

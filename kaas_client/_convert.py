@@ -85,6 +85,8 @@ def inspection(message: library_pb2.InspectLibraryResponse) -> types.LibraryInsp
             parameter_size_bytes=tuple(kernel.parameter_size_bytes),
             static_shared_memory_bytes=kernel.static_shared_memory_bytes,
             max_threads_per_block=kernel.max_threads_per_block,
+            parameter_alignment_bytes=tuple(kernel.parameter_alignment_bytes),
+            parameter_names=tuple(kernel.parameter_names),
         )
         for kernel in message.kernels
     )

@@ -160,6 +160,9 @@ class KernelInfo:
     """Of each parameter, in order. Empty for a function of host code: it declares none."""
     static_shared_memory_bytes: int
     max_threads_per_block: int
+    parameter_alignment_bytes: tuple[int, ...] = ()
+    """What each parameter's place is a multiple of. Empty where the server knows machine code alone, as the next one."""
+    parameter_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ place that names a buffer is a *mention*, and the mentions of one name are merge
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+from kaas_core.json_arguments import argument_to_json, paired_argument, read_argument, read_literal
 from kaas_core.json_buffers import BufferMentions
 from kaas_core.json_reader import ObjectReader, decode, integer, items, text
-from kaas_core.request import INTEGER_TYPES, Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Literal, Request
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Request, buffer_arguments
 from kaas_core.uses import with_implied_ephemeral
 from kaas_core.validation import validate
-from kaas_core.violations import Violations, shown
+from kaas_core.violations import Violations
 
 _ITERATIONS = ("iterations", "nIter")
 _NAME = ("name", "kernel")
@@ -26,13 +26,6 @@ _USES = {"inputs": Access.INPUT, "temps": Access.TEMPORARY, "outputs": Access.OU
 """The original format's lists of buffers by use: its first version has only these; in its last they repeat ``arguments``."""
 _REQUEST_FIELDS = ("kernels", "buffers", *_ITERATIONS)
 _KERNEL_FIELDS = ("library", *_NAME, *_GRID, *_BLOCK, *_SHARED, "literals", "arguments", "type_list", *_USES)
-_LITERAL_FIELDS = ("type", "val")
-
-_ACCESS_LETTERS: Mapping[object, Access] = {access.value: access for access in Access}
-_LITERAL_LETTER = "l"
-_LETTERS = "i, o, io, t, or l for a literal"
-_FLOAT_NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""JSON has no such numbers; these strings stand for them, as in the JSON form of protobuf."""
 
 
 def request_from_json(source: str | bytes | dict[str, object]) -> Request:
@@ -83,7 +76,7 @@ def _without_idle_keys(request: Request) -> Request:
 def _kernel(found: Violations, path: str, value: object, mentions: BufferMentions) -> KernelSpec:
     reader = ObjectReader(found, path, value, _KERNEL_FIELDS, "a kernel")
     literals = [
-        _literal(found, f"{path}.literals[{index}]", literal)
+        read_literal(found, f"{path}.literals[{index}]", literal)
         for index, literal in enumerate(reader.optional(("literals",), items) or ())
     ]
     buffers_by_use = {field: _buffers_of(reader, field, mentions) for field in _USES if field in reader}
@@ -112,34 +105,15 @@ def _arguments(found: Violations, reader: ObjectReader, mentions: BufferMentions
         return [
             argument
             for index, element in enumerate(elements)
-            if (argument := _paired_argument(found, f"{path}[{index}]", element, mentions)) is not None
+            if (argument := paired_argument(found, f"{path}[{index}]", element, mentions)) is not None
         ]
     if len(letters) != len(elements):
         found.add(f"{reader.path}.type_list", f"has {len(letters)} entries for {len(elements)} arguments")
     return [
         argument
         for index, (element, letter) in enumerate(zip(elements, letters, strict=False))
-        if (argument := _argument(found, f"{path}[{index}]", element, letter, mentions)) is not None
+        if (argument := read_argument(found, f"{path}[{index}]", element, letter, mentions)) is not None
     ]
-
-
-def _paired_argument(found: Violations, path: str, pair: object, mentions: BufferMentions) -> Argument | None:
-    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-        found.add(path, f"must be a pair of a buffer or literal and one of {_LETTERS}")
-        return None
-    value, letter = pair
-    return _argument(found, path, value, letter, mentions)
-
-
-def _argument(found: Violations, path: str, value: object, letter: object, mentions: BufferMentions) -> Argument | None:
-    if letter == _LITERAL_LETTER:
-        return _literal(found, path, value)
-    access = _ACCESS_LETTERS.get(letter) if isinstance(letter, str) else None
-    if access is None:
-        found.add(path, f"unknown access {shown(letter)}; expected {_LETTERS}")
-        return None
-    name = mentions.mention(path, value)
-    return None if name is None else BufferArgument(name, access)
 
 
 def _buffers_of(reader: ObjectReader, field: str, mentions: BufferMentions) -> list[str]:
@@ -163,36 +137,9 @@ def _arguments_by_use(buffers_by_use: Mapping[str, list[str]]) -> list[Argument]
 def _check_repeated(found: Violations, path: str, buffers_by_use: Mapping[str, list[str]], arguments: list[Argument]) -> None:
     for field, names in buffers_by_use.items():
         letter = _USES[field].value
-        expected = {a.buffer for a in arguments if isinstance(a, BufferArgument) and letter in a.access.value}
+        expected = {use.buffer for each in arguments for use in buffer_arguments(each) if letter in use.access.value}
         if set(names) != expected:
             found.add(f"{path}.{field}", "must name the same buffers as the arguments")
-
-
-def _literal(found: Violations, path: str, value: object) -> Literal:
-    reader = ObjectReader(found, path, value, _LITERAL_FIELDS, "a literal")
-    letter = reader.required(("type",), text) or ""
-
-    def number(found: Violations, path: str, value: object) -> int | float | None:
-        return integer(found, path, value) if letter in INTEGER_TYPES else _float(found, path, value)
-
-    given = reader.required(("val",), number)
-    return Literal(letter, 0 if given is None else given)
-
-
-def _float(found: Violations, path: str, value: object) -> float | None:
-    if isinstance(value, str) and value in _FLOAT_NAMES:
-        return _FLOAT_NAMES[value]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        found.add(path, f"must be a number, not {shown(value)}")
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        found.add(path, f"must be finite; NaN and infinities are written as the strings {', '.join(map(repr, _FLOAT_NAMES))}")
-        return None
-    return number
 
 
 def _dim3(found: Violations, path: str, value: object) -> Dim3 | None:
@@ -218,17 +165,8 @@ def _kernel_to_json(kernel: KernelSpec) -> dict[str, object]:
     }
     if kernel.shared_memory_bytes:
         fields["shared_memory_bytes"] = kernel.shared_memory_bytes
-    fields["arguments"] = [_argument_to_json(argument) for argument in kernel.arguments]
+    fields["arguments"] = [argument_to_json(argument) for argument in kernel.arguments]
     return fields
-
-
-def _argument_to_json(argument: Argument) -> list[object]:
-    if isinstance(argument, BufferArgument):
-        return [argument.buffer, argument.access.value]
-    value: object = argument.value
-    if isinstance(value, float) and not math.isfinite(value):
-        value = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return [{"type": argument.type, "val": value}, _LITERAL_LETTER]
 
 
 def _buffer_to_json(spec: BufferSpec) -> dict[str, object]:

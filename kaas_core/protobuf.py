@@ -15,6 +15,8 @@ from kaas_core.request import (
     Dim3,
     KernelSpec,
     Literal,
+    Packed,
+    PackedBuffer,
     Request,
 )
 from kaas_core.uses import with_implied_ephemeral
@@ -113,8 +115,10 @@ def _argument_from_proto(found: Violations, path: str, message: types_pb2.Argume
     kind = message.WhichOneof("kind")
     if kind == "buffer":
         return _buffer_argument_from_proto(found, path, message.buffer)
+    if kind == "packed":
+        return _packed_from_proto(found, path, message.packed)
     if kind is None:
-        found.add(path, "is neither a buffer nor a literal")
+        found.add(path, "is neither a buffer nor a literal, nor packed")
     return _literal_from_proto(found, path, message.literal)
 
 
@@ -124,6 +128,16 @@ def _buffer_argument_from_proto(found: Violations, path: str, message: types_pb2
         what = "is not set" if message.access == types_pb2.ACCESS_UNSPECIFIED else f"has the unknown value {message.access}"
         found.add(path, f"access {what}; expected INPUT, OUTPUT, INOUT or TEMPORARY")
     return BufferArgument(message.buffer, access or Access.INPUT)
+
+
+def _packed_from_proto(found: Violations, path: str, message: types_pb2.Packed) -> Packed:
+    return Packed(
+        message.data,
+        tuple(
+            PackedBuffer(each.offset_bytes, _buffer_argument_from_proto(found, f"{path}.buffers[{i}]", each.argument))
+            for i, each in enumerate(message.buffers)
+        ),
+    )
 
 
 def _literal_from_proto(found: Violations, path: str, message: types_pb2.Literal) -> Literal:
@@ -152,11 +166,19 @@ def dim3_to_proto(size: Dim3) -> types_pb2.Dim3:
     return types_pb2.Dim3(x=x, y=y, z=z)
 
 
+def _buffer_argument_to_proto(argument: BufferArgument) -> types_pb2.BufferArgument:
+    return types_pb2.BufferArgument(buffer=argument.buffer, access=_ACCESS_TO_PROTO[argument.access])
+
+
 def _argument_to_proto(argument: Argument) -> types_pb2.Argument:
     if isinstance(argument, BufferArgument):
-        return types_pb2.Argument(
-            buffer=types_pb2.BufferArgument(buffer=argument.buffer, access=_ACCESS_TO_PROTO[argument.access])
-        )
+        return types_pb2.Argument(buffer=_buffer_argument_to_proto(argument))
+    if isinstance(argument, Packed):
+        buffers = [
+            types_pb2.PackedBuffer(offset_bytes=each.offset_bytes, argument=_buffer_argument_to_proto(each.argument))
+            for each in argument.buffers
+        ]
+        return types_pb2.Argument(packed=types_pb2.Packed(data=argument.data, buffers=buffers))
     literal = types_pb2.Literal(type=argument.type)
     setattr(literal, _VALUE_FIELD[argument.type], argument.value)
     return types_pb2.Argument(literal=literal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -48,7 +48,34 @@ class BufferArgument:
     access: Access
 
 
-Argument = BufferArgument | Literal
+@dataclass(frozen=True, slots=True)
+class PackedBuffer:
+    """A buffer whose address stands among the bytes of a packed argument."""
+
+    offset_bytes: int
+    """Where: the 8 bytes from there on are the address, whatever they were."""
+    argument: BufferArgument
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Bytes passed by value, such as a struct, with addresses of buffers among them."""
+
+    data: bytes
+    """As long as the parameter."""
+    buffers: tuple[PackedBuffer, ...] = ()
+
+
+Argument = BufferArgument | Literal | Packed
+
+
+def buffer_arguments(argument: Argument) -> Iterator[BufferArgument]:
+    """Yield each use of a buffer that an argument is, or has among its bytes."""
+    if isinstance(argument, BufferArgument):
+        yield argument
+    elif isinstance(argument, Packed):
+        for packed in argument.buffers:
+            yield packed.argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +126,9 @@ class Request:
     buffers: tuple[BufferSpec, ...] = ()
     iterations: int = 1
 
+
+ADDRESS_BYTES = 8
+"""A buffer's address as a kernel's parameter, or as a part of one."""
 
 INTEGER_TYPES = frozenset("bBhHiIqQ")
 """8 to 64 bits; lower case is signed."""

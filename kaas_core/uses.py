@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from kaas_core.request import Access, BufferArgument, BufferSpec, Request
+from kaas_core.request import Access, BufferSpec, Request, buffer_arguments
 
 
 @dataclass(slots=True)
@@ -34,9 +34,8 @@ def buffer_uses(request: Request) -> dict[str, Use]:
     """Return the use of every buffer that a kernel names, by name, in the order of first use."""
     uses: dict[str, Use] = {}
     for index, kernel in enumerate(request.kernels):
-        for position, argument in enumerate(kernel.arguments):
-            if not isinstance(argument, BufferArgument):
-                continue
+        uses_here = ((position, use) for position, argument in enumerate(kernel.arguments) for use in buffer_arguments(argument))
+        for position, argument in uses_here:
             access = argument.access
             use = uses.get(argument.buffer)
             if use is None:

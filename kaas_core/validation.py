@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import re
 
-from kaas_core.request import BufferSpec, Dim3, KernelSpec, Literal, Request, literal_problem
+from kaas_core.request import (
+    ADDRESS_BYTES,
+    BufferArgument,
+    BufferSpec,
+    Dim3,
+    KernelSpec,
+    Literal,
+    Packed,
+    Request,
+    literal_problem,
+)
 from kaas_core.uses import Use, buffer_uses, write_conflicts
 from kaas_core.violations import Violations, shown
 
@@ -14,8 +24,10 @@ MAX_KERNELS = 10_000
 MAX_BUFFERS = 10_000
 MAX_ARGUMENTS = 4096
 """CUDA's parameter space is 32764 bytes, which 4096 addresses already exceed."""
+MAX_PARAMETER_BYTES = 32_764
+"""Of a kernel's parameters together, from PTX 8.1 and sm_70 on; before, they are 4352."""
 MAX_ALL_ARGUMENTS = 100_000
-"""Of a request's kernels together."""
+"""Of a request's kernels together; buffers in packed arguments count too."""
 MAX_DTYPE_BYTES = 4096
 MAX_DIMENSIONS = 64
 """NumPy's limit."""
@@ -70,11 +82,47 @@ def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: set[s
     if not _count(found, f"{path}.arguments", len(kernel.arguments), MAX_ARGUMENTS):
         return
     for index, argument in enumerate(kernel.arguments):
+        place = f"{path}.arguments[{index}]"
         if isinstance(argument, Literal):
             if problem := literal_problem(argument):
-                found.add(f"{path}.arguments[{index}]", problem)
-        elif argument.buffer not in known:
-            found.add(f"{path}.arguments[{index}]", f"the request has no buffer {shown(argument.buffer)}")
+                found.add(place, problem)
+        elif isinstance(argument, BufferArgument):
+            _check_use(found, place, argument, known)
+        else:
+            _check_packed(found, place, argument, known)
+    size = sum(len(argument.data) for argument in kernel.arguments if isinstance(argument, Packed))
+    if size > MAX_PARAMETER_BYTES:
+        found.add(
+            f"{path}.arguments", f"all parameters of a kernel together have at most {MAX_PARAMETER_BYTES} bytes, not {size}"
+        )
+
+
+def _check_use(found: Violations, path: str, argument: BufferArgument, known: set[str]) -> None:
+    if argument.buffer not in known:
+        found.add(path, f"the request has no buffer {shown(argument.buffer)}")
+
+
+def _check_packed(found: Violations, path: str, packed: Packed, known: set[str]) -> None:
+    if not packed.data:
+        found.add(f"{path}.packed", "must not be empty")
+    if not _count(found, f"{path}.buffers", len(packed.buffers), MAX_ARGUMENTS):
+        return
+    at: dict[int, int] = {}
+    for index, buffer in enumerate(packed.buffers):
+        place, offset = f"{path}.buffers[{index}]", buffer.offset_bytes
+        _check_use(found, place, buffer.argument, known)
+        if not _integer(found, f"{place}.offset_bytes", offset, 0, _U32_MAX):
+            continue
+        if offset % ADDRESS_BYTES:
+            found.add(f"{place}.offset_bytes", f"an address is aligned to {ADDRESS_BYTES} bytes, which {offset} is not")
+        elif offset + ADDRESS_BYTES > len(packed.data):
+            found.add(
+                f"{place}.offset_bytes",
+                f"an address of {ADDRESS_BYTES} bytes at {offset} ends behind the {len(packed.data)} bytes",
+            )
+        first = at.setdefault(offset, index)
+        if first != index:
+            found.add(f"{place}.offset_bytes", f"buffers[{first}] has its address there")
 
 
 def _check_buffers(found: Violations, request: Request) -> None:

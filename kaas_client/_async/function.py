@@ -9,7 +9,7 @@ from typing import Protocol
 from kaas_client._convert import FunctionFields
 from kaas_client._rpcs import Binding
 from kaas_client.types import Result
-from kaas_core.request import BufferArgument
+from kaas_core.request import buffer_arguments
 
 
 class Invoker(Protocol):
@@ -61,10 +61,11 @@ class Function:
         self.damaged = fields.damaged
         """Only its name is known, and calling it fails; only in a list."""
         written = (
-            argument.buffer
+            use.buffer
             for kernel in fields.request.spec.kernels
             for argument in kernel.arguments
-            if isinstance(argument, BufferArgument) and argument.access.writes
+            for use in buffer_arguments(argument)
+            if use.access.writes
         )
         self.outputs = tuple(dict.fromkeys(written))
         """The buffers that a kernel writes, temporary uses aside: what a call returns by default."""

@@ -28,6 +28,7 @@ _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 """Wire types."""
 _REQUEST = types_pb2.Request.DESCRIPTOR.full_name
 _KERNEL = types_pb2.KernelSpec.DESCRIPTOR.full_name
+_PACKED = types_pb2.Packed.DESCRIPTOR.full_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def field_limits(limits: RequestLimits) -> dict[str, tuple[str, int]]:
         f"{_REQUEST}.kernels": ("kernels", limits.kernels),
         f"{_REQUEST}.buffers": ("buffers", limits.buffers),
         f"{_KERNEL}.arguments": ("kernels[].arguments", limits.arguments),
+        f"{_PACKED}.buffers": ("kernels[].arguments", limits.arguments),
     }
 
 

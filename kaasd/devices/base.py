@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kaas_core import ReadableBuffer
-from kaas_core.request import Access, Dim3
+from kaas_core.request import ADDRESS_BYTES, Access, Dim3
 from kaasd.devices.trace import Tracer
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
@@ -48,6 +48,22 @@ class BufferRef:
     """For reports."""
     buffer: DeviceBuffer
     access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRefs:
+    """Bytes as a kernel's argument, with addresses of buffers among them."""
+
+    data: bytes
+    buffers: tuple[tuple[int, BufferRef], ...]
+    """Each with the offset of its address, a multiple of 8."""
+
+    def filled(self, address_of: Callable[[BufferRef], int]) -> bytes:
+        """Return the bytes with the addresses in their places."""
+        filled = bytearray(self.data)
+        for offset, reference in self.buffers:
+            filled[offset : offset + ADDRESS_BYTES] = address_of(reference).to_bytes(ADDRESS_BYTES, "little")
+        return bytes(filled)
 
 
 class LoadedKernel(Protocol):
@@ -101,14 +117,22 @@ class Launch:
     grid: Dim3
     block: Dim3
     shared_memory_bytes: int
-    arguments: tuple[BufferRef | bytes, ...]
-    """A buffer's address, or the bytes of a literal (as long as its parameter, where the kernel declares any)."""
+    arguments: tuple[BufferRef | PackedRefs | bytes, ...]
+    """A buffer's address, addresses among bytes, or bytes alone; as long as its parameter, where the kernel declares any."""
+
+    @property
+    def references(self) -> Iterator[BufferRef]:
+        """Every use of a buffer."""
+        for argument in self.arguments:
+            if isinstance(argument, BufferRef):
+                yield argument
+            elif isinstance(argument, PackedRefs):
+                yield from (reference for _, reference in argument.buffers)
 
 
 def buffer_names(launches: Iterable[Launch]) -> dict[DeviceBuffer, str]:
     """Return what a request calls the buffers of its launches."""
-    references = (argument for launch in launches for argument in launch.arguments if isinstance(argument, BufferRef))
-    return {reference.buffer: reference.name for reference in references}
+    return {reference.buffer: reference.name for launch in launches for reference in launch.references}
 
 
 class Awaited(Protocol):

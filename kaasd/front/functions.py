@@ -66,6 +66,7 @@ class RequestLimits(NamedTuple):
         """Raises ``InvalidRequestError``."""
         found = Violations()
         arguments = sum(len(kernel.arguments) for kernel in message.kernels)
+        arguments += sum(len(argument.packed.buffers) for kernel in message.kernels for argument in kernel.arguments)
         counts = {"kernels": len(message.kernels), "buffers": len(message.buffers), "kernels[].arguments": arguments}
         for (path, number), most in zip(counts.items(), self, strict=True):
             if number > most:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kaas_core.request import Dim3, KernelSpec, Literal, literal_size
+from kaas_core.request import ADDRESS_BYTES, Dim3, KernelSpec, Literal, Packed, literal_size
 from kaas_core.violations import Violations, shown
-
-ADDRESS_BYTES = 8
-"""A buffer's address as a kernel's parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +41,10 @@ class KernelAttributes:
     max_threads_per_block: int
     required_block: Dim3 | None = None
     """``.reqntid``, where the kernel has one."""
+    parameter_alignment_bytes: tuple[int, ...] = ()
+    """What each parameter's place is a multiple of; empty where only machine code is known."""
+    parameter_names: tuple[str, ...] = ()
+    """Of each; empty where only machine code is known."""
 
 
 def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes) -> None:
@@ -59,6 +60,9 @@ def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature:
     for index, (argument, size) in enumerate(zip(kernel.arguments, sizes, strict=True)):
         if isinstance(argument, Literal):
             given, what = literal_size(argument.type), f"a literal of type '{argument.type}'"
+        elif isinstance(argument, Packed):
+            given, what = len(argument.data), "the packed argument"
+            _check_alignment(found, f"{path}.arguments[{index}]", kernel, argument, signature.parameter_alignment_bytes[index:])
         else:
             given, what = ADDRESS_BYTES, f"the address of buffer {shown(argument.buffer)}"
         if given != size:
@@ -66,6 +70,15 @@ def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature:
                 f"{path}.arguments[{index}]",
                 f"kernel {shown(kernel.name)} takes {size} bytes here, but {what} has {given}",
             )
+
+
+def _check_alignment(found: Violations, path: str, kernel: KernelSpec, packed: Packed, alignments: tuple[int, ...]) -> None:
+    """Check that addresses are where a kernel can read them as such; ``alignments`` begin with the parameter's, if known."""
+    if packed.buffers and alignments and alignments[0] % ADDRESS_BYTES:
+        found.add(
+            f"{path}.buffers[0]",
+            f"kernel {shown(kernel.name)} aligns its parameter to {alignments[0]} bytes here, so that no address can be in it",
+        )
 
 
 def check_shape(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from kaas_core.request import Access, BufferArgument, BufferSpec, Dim3, KernelSpec, Request, pack_literal
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Packed, Request, pack_literal
 from kaas_core.uses import buffer_uses, write_conflicts
 from kaas_core.validation import key_problem
 from kaas_core.violations import Violations, shown
@@ -47,6 +47,15 @@ class SlotArgument:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedSlots:
+    """Bytes with addresses of buffers among them as an argument."""
+
+    data: bytes
+    slots: tuple[tuple[int, SlotArgument], ...]
+    """Each with the offset of its address."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedLaunch:
     """One launch, known to fit the kernel's signature and the device's limits."""
 
@@ -55,8 +64,17 @@ class PlannedLaunch:
     block: Dim3
     shared_memory_bytes: int
     """Dynamic."""
-    arguments: tuple[SlotArgument | bytes, ...]
-    """A slot, or the bytes of a literal; each as long as its parameter."""
+    arguments: tuple[SlotArgument | PackedSlots | bytes, ...]
+    """A slot, slots among bytes, or bytes alone; each as long as its parameter."""
+
+    @property
+    def slots(self) -> Iterator[SlotArgument]:
+        """Every use of a slot."""
+        for argument in self.arguments:
+            if isinstance(argument, SlotArgument):
+                yield argument
+            elif isinstance(argument, PackedSlots):
+                yield from (slot for _, slot in argument.slots)
 
 
 @dataclass(frozen=True)
@@ -125,18 +143,9 @@ class Layout:
 
         ``keep_stored`` says that large buffers that are stored stay on the device as what they were stored as.
         """
-        written = {
-            argument.slot
-            for launch in plan.launches
-            for argument in launch.arguments
-            if isinstance(argument, SlotArgument) and argument.access is not Access.INPUT
-        }
-        outputs = {
-            argument.slot
-            for launch in plan.launches
-            for argument in launch.arguments
-            if isinstance(argument, SlotArgument) and argument.access.writes
-        }
+        uses = [use for launch in plan.launches for use in launch.slots]
+        written = {use.slot for use in uses if use.access is not Access.INPUT}
+        outputs = {use.slot for use in uses if use.access.writes}
         uploaded, shared, copied, zeroed, downloaded, kept = [], [], [], [], [], []
         for index, slot in enumerate(plan.slots):
             small = slot.spec.size_bytes <= SMALL_BYTES
@@ -224,10 +233,16 @@ def _lower(kernel: KernelSpec, index_of: Mapping[str, int]) -> PlannedLaunch:
         grid=kernel.grid,
         block=kernel.block,
         shared_memory_bytes=kernel.shared_memory_bytes,
-        arguments=tuple(
-            SlotArgument(index_of[argument.buffer], argument.access)
-            if isinstance(argument, BufferArgument)
-            else pack_literal(argument)
-            for argument in kernel.arguments
-        ),
+        arguments=tuple(_lower_argument(argument, index_of) for argument in kernel.arguments),
     )
+
+
+def _lower_argument(argument: Argument, index_of: Mapping[str, int]) -> SlotArgument | PackedSlots | bytes:
+    def slot(use: BufferArgument) -> SlotArgument:
+        return SlotArgument(index_of[use.buffer], use.access)
+
+    if isinstance(argument, BufferArgument):
+        return slot(argument)
+    if isinstance(argument, Packed):
+        return PackedSlots(argument.data, tuple((each.offset_bytes, slot(each.argument)) for each in argument.buffers))
+    return pack_literal(argument)

@@ -58,6 +58,8 @@ def inspect(
                 parameter_size_bytes=attributes.parameter_size_bytes or (),
                 static_shared_memory_bytes=attributes.static_shared_memory_bytes,
                 max_threads_per_block=attributes.max_threads_per_block,
+                parameter_alignment_bytes=attributes.parameter_alignment_bytes,
+                parameter_names=attributes.parameter_names,
             )
             for attributes in kernels
         ],

@@ -27,6 +27,7 @@ from kaasd.devices.base import (
     LoadedKernel,
     Module,
     OutOfMemory,
+    PackedRefs,
     Run,
 )
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
@@ -34,7 +35,7 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
 from kaasd.libraries.image import read_image
 from kaasd.libraries.registry import LibrarySource, ResolvedLibrary
-from kaasd.request.plan import Layout, Plan, make_plan, rebind
+from kaasd.request.plan import Layout, PackedSlots, Plan, SlotArgument, make_plan, rebind
 from kaasd.worker.device_memory import DeviceMemory, Holding
 from kaasd.worker.residency import NOBODY, Owner
 
@@ -149,6 +150,10 @@ class Program:
     def launches(self, buffers: Mapping[int, DeviceBuffer]) -> list[Launch]:
         """Return the launches with these buffers in the slots."""
         slots = self.plan.slots
+
+        def reference(use: SlotArgument) -> BufferRef:
+            return BufferRef(slots[use.slot].spec.name, buffers[use.slot], use.access)
+
         return [
             Launch(
                 kernel,
@@ -158,7 +163,9 @@ class Program:
                 tuple(
                     argument
                     if isinstance(argument, bytes)
-                    else BufferRef(slots[argument.slot].spec.name, buffers[argument.slot], argument.access)
+                    else PackedRefs(argument.data, tuple((offset, reference(use)) for offset, use in argument.slots))
+                    if isinstance(argument, PackedSlots)
+                    else reference(argument)
                     for argument in launch.arguments
                 ),
             )

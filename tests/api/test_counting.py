@@ -31,6 +31,12 @@ def submits(draw: st.DrawFn) -> executor_pb2.SubmitRequest:
     arguments = st.builds(
         types_pb2.Argument,
         buffer=st.none() | st.builds(types_pb2.BufferArgument, buffer=TEXT, access=st.integers(0, 4)),
+        packed=st.none()
+        | st.builds(
+            types_pb2.Packed,
+            data=st.binary(max_size=9),
+            buffers=st.lists(st.builds(types_pb2.PackedBuffer, offset_bytes=st.integers(0, 2**32 - 1)), max_size=3),
+        ),
     )
     dim = st.builds(types_pb2.Dim3, x=st.integers(0, 2**31 - 1), y=st.integers(0, 3))
     kernels = st.builds(types_pb2.KernelSpec, name=TEXT, grid=dim, block=dim, arguments=st.lists(arguments, max_size=3))
@@ -96,10 +102,13 @@ def test_it_pauses_so_that_others_go_on() -> None:
     assert len(list(counting.count(data, SUBMIT, {}))) == 10
 
 
-def kernel(arguments: int = 0) -> types_pb2.KernelSpec:
+def kernel(arguments: int = 0, packed: int = 0) -> types_pb2.KernelSpec:
     one = types_pb2.Dim3(x=1)
-    argument = types_pb2.Argument(literal=types_pb2.Literal(type="i", int_value=1))
-    return types_pb2.KernelSpec(library=LIBRARY, name="k", grid=one, block=one, arguments=[argument] * arguments)
+    given = [types_pb2.Argument(literal=types_pb2.Literal(type="i", int_value=1))] * arguments
+    if packed:
+        buffers = [types_pb2.PackedBuffer(argument=types_pb2.BufferArgument(buffer="b0"))] * packed
+        given.append(types_pb2.Argument(packed=types_pb2.Packed(data=bytes(8), buffers=buffers)))
+    return types_pb2.KernelSpec(library=LIBRARY, name="k", grid=one, block=one, arguments=given)
 
 
 def buffers(number: int) -> list[types_pb2.BufferSpec]:
@@ -112,7 +121,12 @@ REQUESTS: dict[str, Callable[[RequestLimits], types_pb2.Request]] = {
     "kernels[].arguments": lambda limits: types_pb2.Request(
         kernels=[*[kernel(arguments=1000)] * (limits.arguments // 1000), kernel(arguments=limits.arguments % 1000 + 1)]
     ),
+    "kernels[].arguments[].packed.buffers": lambda limits: types_pb2.Request(
+        kernels=[*[kernel(packed=1000)] * (limits.arguments // 1000), kernel(packed=limits.arguments % 1000 + 1)]
+    ),
 }
+PATHS = {"kernels[].arguments[].packed.buffers": "kernels[].arguments"}
+"""They count as arguments."""
 FEW = RequestLimits(kernels=3, buffers=3, arguments=3)
 
 
@@ -131,7 +145,11 @@ def test_a_request_has_at_most_so_many(
     server: Running, field: str, send: Callable[[Running, types_pb2.Request], Failure]
 ) -> None:
     found = send(server, REQUESTS[field](DEFAULT_LIMITS))
-    assert (found.code, found.reason, found.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", [field])
+    assert (found.code, found.reason, found.fields) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_REQUEST",
+        [PATHS.get(field, field)],
+    )
 
 
 @pytest.mark.parametrize("field", REQUESTS)
@@ -140,7 +158,7 @@ def test_the_limits_are_settings(tmp_path: Path, field: str, send: Callable[[Run
     settings = {f"max_{name}": most for name, most in FEW._asdict().items()}
     with running_server(tmp_path, FakeDispatcher(), **settings) as server:
         found = send(server, REQUESTS[field](FEW))
-    assert (found.reason, found.fields) == ("INVALID_REQUEST", [field])
+    assert (found.reason, found.fields) == ("INVALID_REQUEST", [PATHS.get(field, field)])
     assert "at most 3 are allowed" in found.message
 
 

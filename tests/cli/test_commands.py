@@ -148,7 +148,12 @@ def test_library_upload_prints_the_id(kaasctl: Kaasctl, server: FakeServer) -> N
 
 def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
     kernel = library_pb2.KernelInfo(
-        name="prodKern", parameter_size_bytes=[8, 4], static_shared_memory_bytes=2048, max_threads_per_block=1024
+        name="prodKern",
+        parameter_size_bytes=[8, 4],
+        static_shared_memory_bytes=2048,
+        max_threads_per_block=1024,
+        parameter_alignment_bytes=[8, 4],
+        parameter_names=["x", "n"],
     )
     reply = library_pb2.InspectLibraryResponse(
         id=LIBRARY_ID, kind=library_pb2.LIBRARY_KIND_PTX, kernels=[kernel], device="emulator"
@@ -158,8 +163,8 @@ def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
     lines = succeed(kaasctl("library", "inspect", LIBRARY_ID)).text.splitlines()
     assert [line.split() for line in lines[:3]] == [["id", LIBRARY_ID], ["kind", "ptx"], ["device", "emulator"]]
     assert lines[4:] == [
-        "NAME      PARAMETER SIZE  STATIC SHARED MEMORY  MAX THREADS PER BLOCK",
-        "prodKern  8, 4            2.0 KiB               1024",
+        "NAME      PARAMETER SIZE  STATIC SHARED MEMORY  MAX THREADS PER BLOCK  PARAMETER ALIGNMENT  PARAMETER NAMES",
+        "prodKern  8, 4            2.0 KiB               1024                   8, 4                 x, n",
     ]
     assert json.loads(succeed(kaasctl("-o", "json", "library", "inspect", LIBRARY_ID)).text) == {
         "id": LIBRARY_ID,
@@ -170,6 +175,8 @@ def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
                 "parameter_size_bytes": [8, 4],
                 "static_shared_memory_bytes": 2048,
                 "max_threads_per_block": 1024,
+                "parameter_alignment_bytes": [8, 4],
+                "parameter_names": ["x", "n"],
             }
         ],
         "device": "emulator",

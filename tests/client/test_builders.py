@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 import kaas_client
-from kaas_client import Kernel, Request, f16, f32, f64, i8, i16, i32, i64, inout, inp, out, tmp, u8, u16, u32, u64
+from kaas_client import Kernel, Request, f16, f32, f64, i8, i16, i32, i64, inout, inp, out, packed, tmp, u8, u16, u32, u64
 from kaas_client.errors import InvalidRequestError
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer
 from kaas_core.request import Request as Spec
 
 LIBRARY = "sha256:" + "0f" * 32
@@ -204,3 +205,68 @@ def test_dtype_and_shape_give_the_size() -> None:
 def test_a_dtype_that_does_not_fit_is_refused(build: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+class Inner(ctypes.Structure):
+    _fields_ = [("count", ctypes.c_int), ("data", ctypes.c_void_p)]
+
+
+class Outer(Inner):
+    _fields_ = [("inner", Inner), ("factor", ctypes.c_float)]
+
+
+def arguments(*args: Any) -> tuple[Any, ...]:
+    return only_kernel(*args).spec.kernels[0].arguments
+
+
+def test_packed_bytes() -> None:
+    request = only_kernel(packed(bytearray(b"0123456789abcdefg"), {8: inp("x", 4), 0: out("y", 8)}), packed(b"z"))
+    uses = (PackedBuffer(8, BufferArgument("x", Access.INPUT)), PackedBuffer(0, BufferArgument("y", Access.OUTPUT)))
+    assert request.spec.kernels[0].arguments == (Packed(b"0123456789abcdefg", uses), Packed(b"z"))
+    assert request.spec.buffers == (BufferSpec("x", 4), BufferSpec("y", 8))
+    assert Request.from_json(request.to_json()) == request
+
+
+def test_packed_structures_of_ctypes() -> None:
+    value = Outer(1, 2, Inner(3, 4), 0.5)
+    (argument,) = arguments(packed(value, {"inner.data": inp("x", 4), "data": inout("y", 4)}))
+    assert argument.data == bytes(value)
+    assert len(argument.data) == 40
+    assert [(each.offset_bytes, each.argument.buffer) for each in argument.buffers] == [(24, "x"), (8, "y")]
+
+
+def test_packed_elements_of_numpy() -> None:
+    inner = np.dtype([("data", "u8"), ("flag", "?")], align=True)
+    dtype = np.dtype([("count", "i4"), ("inner", inner), ("data", "u8")], align=True)
+    array = np.array([(7, (8, True), 9)] * 2, dtype)
+    for value in (array[1], array[0]):
+        (argument,) = arguments(packed(value, {"inner.data": inp("x", 4), "data": inout("y", 4)}))
+        assert argument.data == value.tobytes()
+        assert len(argument.data) == 32
+        assert [(each.offset_bytes, each.argument.buffer) for each in argument.buffers] == [(8, "x"), (24, "y")]
+
+
+@pytest.mark.parametrize(
+    ("data", "buffers", "error", "text"),
+    [
+        (Outer(), {"inner": inp("x", 4)}, InvalidRequestError, r"buffers\['inner'\]: an address has 8 bytes, and this field 16"),
+        (Outer(), {"factor": inp("x", 4)}, InvalidRequestError, r"buffers\['factor'\]: an address has 8 bytes, and this field 4"),
+        (Outer(), {"inner.none": inp("x", 4)}, KeyError, "no field 'inner.none'"),
+        (Outer(), {"factor.data": inp("x", 4)}, KeyError, "no field 'factor.data'"),
+        (b"12345678", {"data": inp("x", 4)}, KeyError, "no field 'data'"),
+        (b"12345678", {0: u64(1)}, TypeError, "has at 0 is Literal"),
+        (b"12345678", {0.5: inp("x", 4)}, TypeError, "float"),
+        ("text", {}, TypeError, "packed.* takes bytes"),
+        (np.float32(1), {}, TypeError, "packed.* takes bytes"),
+        (np.zeros(2, "u8,u8"), {}, TypeError, "takes one element"),
+        (np.array((1, None), "u8,O")[()], {}, TypeError, "made of bytes"),
+    ],
+)
+def test_what_cannot_be_packed(data: Any, buffers: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        packed(data, buffers)
+
+
+def test_a_packed_argument_that_is_too_short() -> None:
+    with pytest.raises(InvalidRequestError, match=r"kernels\[0\].arguments\[1\].buffers\[0\].offset_bytes: .*ends behind the 12"):
+        only_kernel(u64(1), packed(bytes(12), {8: inp("x", 4)}))

@@ -10,7 +10,7 @@ import pytest
 
 from kaas_core.errors import InvalidRequestError
 from kaas_core.json_form import request_from_json, request_to_json
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "requests"
 
@@ -59,6 +59,11 @@ EVERY_FIELD = Request(
                 Literal("d", -math.inf),
                 Literal("Q", 2**64 - 1),
                 BufferArgument("error", Access.OUTPUT),
+                Packed(
+                    bytes(8) + b"\1" + bytes(7) + b"\0\0\x80\x3f",
+                    (PackedBuffer(0, BufferArgument("x", Access.INPUT)), PackedBuffer(8, BufferArgument("A", Access.INPUT))),
+                ),
+                Packed(b"\xff"),
             ),
             shared_memory_bytes=2048,
         ),
@@ -208,6 +213,29 @@ def test_numbers_that_json_lacks_are_strings(text: str, value: float) -> None:
     assert repr(literal) == repr(Literal("f", value))
 
 
+PACKED = {
+    "packed": "AAECAwAAAAAAAAAAAAAAAAAAAAD/",
+    "buffers": [[8, {"name": "y", "size": 16, "key": "k"}, "io"], [0, "x", "i"]],
+}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"arguments": [["x", "i"], [PACKED, "p"]]}, {"arguments": ["x", PACKED], "type_list": ["i", "p"]}]
+)
+def test_packed_arguments(fields: dict[str, object]) -> None:
+    request = request_from_json(one_kernel(**fields) | {"buffers": [{"name": "x", "size": 4}]})
+    packed = Packed(
+        b"\0\1\2\3" + bytes(16) + b"\xff",
+        (PackedBuffer(8, BufferArgument("y", Access.INOUT)), PackedBuffer(0, BufferArgument("x", Access.INPUT))),
+    )
+    assert request.kernels[0].arguments == (BufferArgument("x", Access.INPUT), packed)
+    assert request.buffers == (BufferSpec("x", 4), BufferSpec("y", 16, key="k"))
+    assert request_to_json(request)["kernels"][0]["arguments"][1] == [  # type: ignore[index]
+        PACKED | {"buffers": [[8, "y", "io"], [0, "x", "i"]]},
+        "p",
+    ]
+
+
 BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     ("empty", b"", [("", "not JSON: line 1, column 1")]),
     ("cut off", b'{"kernels": [\n  {"library": ', [("", "not JSON: line 2, column 15")]),
@@ -247,6 +275,40 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     ("arguments as object", one_kernel(arguments={}), [("kernels[0].arguments", "must be a list")]),
     ("argument not a pair", one_kernel(arguments=["x"]), [("kernels[0].arguments[0]", "must be a pair")]),
     ("argument of three", one_kernel(arguments=[["x", "i", "o"]]), [("kernels[0].arguments[0]", "must be a pair")]),
+    (
+        "packed without data",
+        one_kernel(arguments=[[{"buffers": []}, "p"]]),
+        [("kernels[0].arguments[0].packed", "is missing")],
+    ),
+    ("packed as number", one_kernel(arguments=[[{"packed": 1}, "p"]]), [("kernels[0].arguments[0].packed", "must be a string")]),
+    ("packed not base64", one_kernel(arguments=[[{"packed": "=A"}, "p"]]), [("kernels[0].arguments[0].packed", "is not base64")]),
+    ("packed not ASCII", one_kernel(arguments=[[{"packed": "ö"}, "p"]]), [("kernels[0].arguments[0].packed", "is not base64")]),
+    ("packed as text", one_kernel(arguments=[["x", "p"]]), [("kernels[0].arguments[0]", "a packed argument must be an object")]),
+    (
+        "packed pairs",
+        one_kernel(arguments=[[{"packed": "AAAA", "buffers": [["x", "i"]]}, "p"]]),
+        [("kernels[0].arguments[0].buffers[0]", "must be an offset in bytes, a buffer, and one of i, o, io, t")],
+    ),
+    (
+        "packed offset as text",
+        one_kernel(arguments=[[{"packed": "AAAA", "buffers": [["0", {"name": "x", "size": 1}, "i"]]}, "p"]]),
+        [("kernels[0].arguments[0].buffers[0].offset_bytes", "must be an integer")],
+    ),
+    (
+        "packed literal in it",
+        one_kernel(arguments=[[{"packed": "AAAA", "buffers": [[0, {"name": "x", "size": 1}, "l"]]}, "p"]]),
+        [("kernels[0].arguments[0].buffers[0]", "unknown access 'l'; expected i, o, io, t")],
+    ),
+    (
+        "packed size differs",
+        one_kernel(
+            arguments=[
+                [{"name": "x", "size": 2}, "i"],
+                [{"packed": "AAAA", "buffers": [[0, {"name": "x", "size": 1}, "i"]]}, "p"],
+            ]
+        ),
+        [("kernels[0].arguments[1].buffers[0].size", "buffer 'x' has size 1 here, but 2 at kernels[0].arguments[0]")],
+    ),
     ("access unknown", one_kernel(arguments=[["x", "oi"]]), [("kernels[0].arguments[0]", "unknown access 'oi'")]),
     ("access as list", one_kernel(arguments=[["x", ["i"]]]), [("kernels[0].arguments[0]", "unknown access a list")]),
     (

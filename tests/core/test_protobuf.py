@@ -9,7 +9,14 @@ import pytest
 from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidRequestError
 from kaas_core.protobuf import request_from_proto, request_to_proto
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+
+PACKED = types_pb2.Packed(
+    data=bytes(range(17)),
+    buffers=[
+        types_pb2.PackedBuffer(offset_bytes=8, argument=types_pb2.BufferArgument(buffer="x", access=types_pb2.ACCESS_INPUT))
+    ],
+)
 
 
 def message() -> types_pb2.Request:
@@ -28,6 +35,7 @@ def message() -> types_pb2.Request:
                     types_pb2.Argument(literal=types_pb2.Literal(type="e", float_value=0.5)),
                     types_pb2.Argument(buffer=types_pb2.BufferArgument(buffer="x", access=types_pb2.ACCESS_INOUT)),
                     types_pb2.Argument(buffer=types_pb2.BufferArgument(buffer="t", access=types_pb2.ACCESS_TEMPORARY)),
+                    types_pb2.Argument(packed=PACKED),
                 ],
             )
         ],
@@ -51,6 +59,7 @@ REQUEST = Request(
                 Literal("e", 0.5),
                 BufferArgument("x", Access.INOUT),
                 BufferArgument("t", Access.TEMPORARY),
+                Packed(bytes(range(17)), (PackedBuffer(8, BufferArgument("x", Access.INPUT)),)),
             ),
             shared_memory_bytes=16,
         ),
@@ -111,6 +120,14 @@ def unknown_type(request: types_pb2.Request) -> None:
     request.kernels[0].arguments[1].literal.type = "uint"
 
 
+def forget_packed_buffer(request: types_pb2.Request) -> None:
+    request.kernels[0].arguments[5].packed.buffers[0].argument.buffer = "y"
+
+
+def clear_packed_access(request: types_pb2.Request) -> None:
+    request.kernels[0].arguments[5].packed.buffers[0].argument.ClearField("access")
+
+
 def clear_kernels(request: types_pb2.Request) -> None:
     request.ClearField("kernels")
 
@@ -125,6 +142,7 @@ def repeat_buffer(request: types_pb2.Request) -> None:
 
 def forget_buffer(request: types_pb2.Request) -> None:
     del request.buffers[0]
+    request.kernels[0].arguments[5].packed.buffers[0].argument.buffer = "t"
 
 
 @pytest.mark.parametrize(
@@ -138,6 +156,8 @@ def forget_buffer(request: types_pb2.Request) -> None:
         (clear_value, "kernels[0].arguments[0]", "needs int_value, but no value is set"),
         (wrong_value, "kernels[0].arguments[1]", "needs uint_value, but int_value is set"),
         (unknown_type, "kernels[0].arguments[1]", "unknown literal type 'uint'"),
+        (forget_packed_buffer, "kernels[0].arguments[5].buffers[0]", "no buffer 'y'"),
+        (clear_packed_access, "kernels[0].arguments[5].buffers[0]", "access is not set"),
         (clear_kernels, "kernels", "at least one kernel"),
         (clear_size, "buffers[0].size", "at least 1, not 0"),
         (repeat_buffer, "buffers[2].name", "already the name of buffers[0]"),

@@ -13,7 +13,7 @@ from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidRequestError
 from kaas_core.json_form import request_from_json, request_to_json
 from kaas_core.protobuf import request_from_proto, request_to_proto
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
 
 GOLDEN = sorted((Path(__file__).parent.parent / "testdata" / "requests").glob("*.json"))
 
@@ -61,11 +61,20 @@ def buffers(draw: st.DrawFn) -> tuple[BufferSpec, tuple[Access, ...]]:
 
 
 @st.composite
+def packed(draw: st.DrawFn, use: st.SearchStrategy[BufferArgument]) -> Packed:
+    places = [] if use.is_empty else draw(st.lists(st.integers(0, 3), unique=True, max_size=3))
+    size = 8 * (max(places, default=-1) + 1)
+    data = draw(st.binary(min_size=max(size, 1), max_size=size + 9))
+    return Packed(data, tuple(PackedBuffer(8 * place, draw(use)) for place in places))
+
+
+@st.composite
 def requests(draw: st.DrawFn) -> Request:
     """Draw a valid request, of every shape that one may have but for several buffers on one key."""
     drawn = draw(st.lists(buffers(), max_size=5, unique_by=lambda buffer: buffer[0].name))
     uses = [BufferArgument(spec.name, access) for spec, allowed in drawn for access in allowed]
-    arguments: st.SearchStrategy[Argument] = st.one_of(literals(), st.sampled_from(uses)) if uses else literals()
+    use = st.sampled_from(uses) if uses else st.nothing()
+    arguments: st.SearchStrategy[Argument] = st.one_of(literals(), use, packed(use))
     dim3 = st.tuples(*[st.integers(1, 2**31 - 1)] * 3)
     kernels = st.builds(
         KernelSpec,
@@ -119,7 +128,7 @@ def only_refused(source: str | bytes | dict[str, object]) -> None:
 WORDS = [
     *("kernels", "buffers", "iterations", "nIter", "library", "kernel", "name", "grid", "nGrid", "gridDim", "block", "nBlock"),
     *("blockDim", "sharedSize", "shared_memory_bytes", "literals", "arguments", "type_list", "inputs", "temps", "outputs"),
-    *("type", "val", "size", "offset", "key", "const", "ephemeral"),
+    *("packed", "type", "val", "size", "offset", "key", "const", "ephemeral"),
 ]
 anything = st.recursive(
     st.one_of(
@@ -129,7 +138,7 @@ anything = st.recursive(
         st.integers(-3, 3),
         st.floats(),
         st.text(max_size=5),
-        st.sampled_from(["i", "o", "io", "t", "l", "x", "/k", "f", "Q", "NaN", "\ud800"]),
+        st.sampled_from(["i", "o", "io", "t", "l", "p", "AAAAAAAAAAAA", "x", "/k", "f", "Q", "NaN", "\ud800"]),
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=4), st.dictionaries(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), inner, max_size=6)

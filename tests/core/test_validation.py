@@ -9,7 +9,7 @@ import pytest
 
 from kaas_core import validation
 from kaas_core.errors import InvalidRequestError
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
 from kaas_core.validation import validate
 
 I, O, IO, T = Access.INPUT, Access.OUTPUT, Access.INOUT, Access.TEMPORARY  # noqa: E741
@@ -30,6 +30,12 @@ def uses(*buffers: tuple[BufferSpec, str]) -> Request:
     """Return a request that uses each buffer once in one launch, by the letter of its access."""
     arguments = [BufferArgument(spec.name, Access(letter)) for spec, letter in buffers]
     return Request((kernel(arguments),), tuple(spec for spec, _ in buffers))
+
+
+def packs(*places: int, name: str = "x", access: Access = I, size: int = 24, **fields: object) -> Request:
+    """Return a request of one packed argument with the address of a buffer in each of some places."""
+    packed = Packed(bytes(size), tuple(PackedBuffer(place, BufferArgument(name, access)) for place in places))
+    return Request((kernel([packed]),), (x(**fields),))
 
 
 def problems(request: Request) -> list[tuple[str, str]]:
@@ -65,6 +71,12 @@ def x(**fields: object) -> BufferSpec:
         Request((kernel([BufferArgument("x", I)]), kernel([BufferArgument("x", T)])), (x(),)),
         Request(tuple(kernel([Literal("i", n)]) for n in range(validation.MAX_KERNELS))),
         Request((kernel([Literal("i", 0)] * validation.MAX_ARGUMENTS),)),
+        packs(),
+        packs(0, 16, 8),
+        packs(16, access=O),
+        packs(0, access=T, ephemeral=True),
+        packs(32_752, size=32_764),
+        Request((kernel([Packed(b"1"), Packed(b"2", ())]),)),
     ],
     ids=lambda request: "",
 )
@@ -142,6 +154,33 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
             (x(name="two", key="k", offset_bytes=90), "o"),
         ),
         [("buffers[1].key", "'whole' and 'one'"), ("buffers[2].key", "'whole' and 'two'")],
+    ),
+    ("nothing packed", packs(size=0), [("kernels[0].arguments[0].packed", "must not be empty")]),
+    ("packed too much", packs(size=32_765), [("kernels[0].arguments", "at most 32764 bytes, not 32765")]),
+    (
+        "packed too much together",
+        Request((kernel([Packed(bytes(30_000)), Packed(bytes(3_000))]),)),
+        [("kernels[0].arguments", "at most 32764 bytes, not 33000")],
+    ),
+    ("packed unknown", packs(0, 8, name="y"), [(f"kernels[0].arguments[0].buffers[{i}]", "no buffer 'y'") for i in (0, 1)]),
+    (
+        "packed past the end",
+        packs(0, 24),
+        [("kernels[0].arguments[0].buffers[1].offset_bytes", "8 bytes at 24 ends behind the 24")],
+    ),
+    ("packed half past the end", packs(16, size=20), [("kernels[0].arguments[0].buffers[0].offset_bytes", "ends behind the 20")]),
+    ("packed askew", packs(4), [("kernels[0].arguments[0].buffers[0].offset_bytes", "aligned to 8 bytes, which 4 is not")]),
+    ("packed before the start", packs(-8), [("kernels[0].arguments[0].buffers[0].offset_bytes", "at least 0, not -8")]),
+    ("packed twice", packs(8, 0, 8), [("kernels[0].arguments[0].buffers[2].offset_bytes", "buffers[0] has its address there")]),
+    ("packed and constant", packs(0, access=O, constant=True), [("kernels[0].arguments[0]", "'x' is constant")]),
+    ("packed scratch not ephemeral", packs(0, access=T), [("buffers[0]", "must be ephemeral")]),
+    (
+        "packed and not, to a key",
+        Request(
+            (kernel([Packed(bytes(8), (PackedBuffer(0, BufferArgument("x", O)),)), BufferArgument("y", O)]),),
+            (x(key="k"), x(name="y", key="k")),
+        ),
+        [("buffers[1].key", "same bytes of key 'k'")],
     ),
     (
         "several at once",

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
 from kaas_client import Client, Kernel, Request, inout
-from kaas_client.builders import Literal
+from kaas_client.arguments import Literal
 from kaas_core.errors import BY_REASON, KaasError
 from tests.faults.support import as_kaas_error, dot_request
 from tests.fuzz.mutate import mutated, noise

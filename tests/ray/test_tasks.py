@@ -12,11 +12,13 @@ import pytest
 import ray
 
 import kaas_client.ray as kaas_ray
-from kaas_client import Kernel, Request, inout, inp, out, u64
+from kaas_client import Kernel, Request, inout, inp, out, packed, u64
 from kaas_client.errors import FunctionNotFoundError, InvalidRequestError, LibraryNotFoundError
 from tests.ray.support import DOT, N, Words, dot_request, product_and_dot_request, product_request, vectors
 
 pytestmark = pytest.mark.usefixtures("cluster")
+
+PACKED = Path(__file__).parents[1] / "conformance/data/packed.ptx"
 
 
 def dot_of(a: Words, b: Words) -> int:
@@ -72,6 +74,21 @@ def test_a_task_of_python_calls_ours() -> None:
         return int(ray.get(dot.remote(a=a, b=b)))
 
     assert ray.get(caller.remote()) == dot_of(a, b)
+
+
+def test_buffers_in_structs_are_given_and_returned_as_others() -> None:
+    view = np.dtype([("data", "u8"), ("rows", "i4"), ("columns", "i4"), ("row_stride", "i8")], align=True)
+    shape = np.array((0, 4, 8, 8), view)[()]
+    arguments = [
+        packed(shape, {"data": inp("x", 128)}),
+        packed(bytes(3)),
+        packed(np.float32([2, 1, 0, 0]).tobytes()),
+        packed(shape, {"data": out("y", dtype="f4", shape=(4, 8))}),
+    ]
+    affine = kaas_ray.remote(Request([Kernel(str(PACKED), "affineKern", grid=(1, 4), block=8, args=arguments)]))
+    x = np.arange(32, dtype=np.float32).reshape(4, 8)
+    np.testing.assert_array_equal(ray.get(affine.remote(x=x)), 2 * x + 1)
+    np.testing.assert_array_equal(ray.get(affine.remote(x=affine.remote(x=x))), 4 * x + 3)
 
 
 def test_several_outputs_are_a_tuple_in_the_order_of_first_writes_or_as_asked_for() -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from kaas_core.errors import InvalidRequestError
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Request
+from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
-from kaasd.request.plan import KernelKey, Plan, PlannedLaunch, Slot, SlotArgument, make_plan, rebind
+from kaasd.request.plan import KernelKey, Layout, PackedSlots, Plan, PlannedLaunch, Slot, SlotArgument, make_plan, rebind
 
 DEVICE = DeviceProperties(
     name="test",
@@ -25,6 +25,8 @@ SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "q": 8, "Q": 8, "e": 2,
 
 
 def size_of(argument: Argument) -> int:
+    if isinstance(argument, Packed):
+        return len(argument.data)
     return SIZES[argument.type] if isinstance(argument, Literal) else 8
 
 
@@ -34,6 +36,16 @@ def fitting(request: Request) -> dict[KernelKey, KernelAttributes]:
         (kernel.library, kernel.name): KernelAttributes(kernel.name, tuple(map(size_of, kernel.arguments)), 0, 256)
         for kernel in request.kernels
     }
+
+
+def in_structs(request: Request) -> Request:
+    """Return the request with the buffers of each launch in one packed argument."""
+    kernels = []
+    for kernel in request.kernels:
+        uses = [argument for argument in kernel.arguments if isinstance(argument, BufferArgument)]
+        packed = Packed(bytes(8 * len(uses)), tuple(PackedBuffer(8 * index, use) for index, use in enumerate(uses)))
+        kernels.append(replace(kernel, arguments=(packed,)))
+    return replace(request, kernels=tuple(kernels))
 
 
 def launches(buffers: Sequence[BufferSpec], *accesses: str) -> Request:
@@ -67,10 +79,12 @@ def plan_of(request: Request, attributes: Mapping[KernelKey, KernelAttributes] |
     ],
 )
 def test_first_use_decides(accesses: list[str], offset: int, load: bool, store: bool, whole: bool | None) -> None:
-    (slot,) = plan_of(launches([BufferSpec("x", 16, offset_bytes=offset)], *accesses)).slots
+    request = launches([BufferSpec("x", 16, offset_bytes=offset)], *accesses)
+    (slot,) = plan_of(request).slots
     assert (slot.load, slot.store) == (load, store)
     if store:
         assert slot.whole is whole
+    assert plan_of(in_structs(request)).slots == (slot,)
 
 
 @pytest.mark.parametrize("accesses", [["x:t"], ["x:i"], ["x:o"], ["x:io"], ["x:t", "x:io"]])
@@ -190,6 +204,20 @@ def test_host_code_takes_any_arguments() -> None:
             ],
         ),
         (FITTING, replace(TAKES, parameter_size_bytes=(4, 320)), [("arguments[1]", "takes 320 bytes")]),
+        (
+            replace(
+                FITTING, arguments=(Packed(bytes(4)), Packed(bytes(16), (PackedBuffer(8, BufferArgument("x", Access.INPUT)),)))
+            ),
+            replace(TAKES, parameter_size_bytes=(4, 24), parameter_alignment_bytes=(1, 8)),
+            [("arguments[1]", "takes 24 bytes here, but the packed argument has 16")],
+        ),
+        (
+            replace(
+                FITTING, arguments=(Packed(bytes(4)), Packed(bytes(8), (PackedBuffer(0, BufferArgument("x", Access.INPUT)),)))
+            ),
+            replace(TAKES, parameter_alignment_bytes=(4, 4)),
+            [("arguments[1].buffers[0]", "aligns its parameter to 4 bytes here, so that no address can be in it")],
+        ),
         (replace(FITTING, grid=(1001, 1, 1)), replace(TAKES, parameter_size_bytes=None), [("grid[0]", "at most 1000, not 1001")]),
         (replace(FITTING, grid=(1001, 1, 11)), TAKES, [("grid[0]", "at most 1000, not 1001"), ("grid[2]", "at most 10")]),
         (
@@ -223,6 +251,27 @@ def test_what_does_not_fit(kernel: KernelSpec, attributes: KernelAttributes, exp
     assert [violation.field for violation in caught.value.violations] == [f"kernels[1].{path}" for path, _ in expected]
     for violation, (_, fragment) in zip(caught.value.violations, expected, strict=True):
         assert fragment in violation.description
+
+
+def test_packed_arguments_are_lowered_to_slots_among_bytes() -> None:
+    buffers = (PackedBuffer(8, BufferArgument("y", Access.OUTPUT)), PackedBuffer(0, BufferArgument("x", Access.INPUT)))
+    arguments = (Packed(b"0123456789abcdefg", buffers), Packed(b"z"))
+    request = Request((replace(FITTING, arguments=arguments),), (BufferSpec("x", 1), BufferSpec("y", 1)))
+    attributes = replace(TAKES, parameter_size_bytes=(17, 1), parameter_alignment_bytes=(8, 1))
+    plan = plan_of(request, {("/k.ptx", "k"): attributes})
+    y, x = SlotArgument(0, Access.OUTPUT), SlotArgument(1, Access.INPUT)
+    assert plan.launches[0].arguments == (PackedSlots(b"0123456789abcdefg", ((8, y), (0, x))), PackedSlots(b"z", ()))
+    assert list(plan.launches[0].slots) == [y, x]
+
+
+@pytest.mark.parametrize("keep_stored", [False, True])
+def test_buffers_in_structs_are_laid_out_as_others(keep_stored: bool) -> None:
+    sizes = {"small": 16, "large": 1 << 20, "out": 1 << 20, "both": 1 << 20, "tiny": 4}
+    request = launches(
+        [BufferSpec(name, size) for name, size in sizes.items()], "small:i large:i out:o both:io tiny:o", "out:i small:i"
+    )
+    packed = in_structs(request)
+    assert Layout.of(plan_of(packed), keep_stored=keep_stored) == Layout.of(plan_of(request), keep_stored=keep_stored)
 
 
 SEVERAL = launches(

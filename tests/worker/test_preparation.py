@@ -49,7 +49,12 @@ def test_a_library_is_described(stored: bool, bench: Bench) -> None:
     job = Job(inspect(bench.executor, library_id if stored else "", None if stored else PTX, Cancellation()))
     bare = library_pb2.KernelInfo(name="bare", max_threads_per_block=1024)
     narrow = library_pb2.KernelInfo(
-        name="narrow", parameter_size_bytes=[8, 2], static_shared_memory_bytes=48, max_threads_per_block=192
+        name="narrow",
+        parameter_size_bytes=[8, 2],
+        static_shared_memory_bytes=48,
+        max_threads_per_block=192,
+        parameter_alignment_bytes=[8, 2],
+        parameter_names=["a", "b"],
     )
     assert finish([job]) == [
         library_pb2.InspectLibraryResponse(

@@ -9,7 +9,7 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaas_core.request import Dim3
-from kaasd.devices.base import Launch
+from kaasd.devices.base import BufferRef, Launch, PackedRefs
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.kernel import CudaKernel
@@ -127,7 +127,7 @@ class HostCall:
 
 def call_of(launch: Launch) -> KernelCall | HostCall:
     """Return a launch for the driver, or a call of a wrapper. Raises ``CudaError``."""
-    parameters = [argument if isinstance(argument, bytes) else _address(argument.buffer) for argument in launch.arguments]
+    parameters = [argument if isinstance(argument, bytes) else _bytes_of(argument) for argument in launch.arguments]
     if isinstance(launch.kernel, HostFunction):
         return HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
     assert isinstance(launch.kernel, CudaKernel)
@@ -139,13 +139,17 @@ def update_call(call: KernelCall | HostCall, launch: Launch) -> bool:
     changed = False
     for index, argument in enumerate(launch.arguments):
         if not isinstance(argument, bytes):
-            changed |= call.parameters.set(index, _address(argument.buffer))
+            changed |= call.parameters.set(index, _bytes_of(argument))
     return changed
 
 
-def _address(buffer: Any) -> bytes:
-    assert isinstance(buffer, CudaBuffer)
-    return buffer.address.to_bytes(8, "little")
+def _bytes_of(argument: BufferRef | PackedRefs) -> bytes:
+    return argument.filled(_address) if isinstance(argument, PackedRefs) else _address(argument).to_bytes(8, "little")
+
+
+def _address(reference: BufferRef) -> int:
+    assert isinstance(reference.buffer, CudaBuffer)
+    return reference.buffer.address
 
 
 MARKED_LAUNCHES = 64

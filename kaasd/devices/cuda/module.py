@@ -19,6 +19,7 @@ from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode, Unit, find_variabl
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
+from kaasd.libraries.parameters import Parameter, parameters_of
 from kaasd.libraries.variables import Form, forms
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
@@ -51,7 +52,7 @@ class CudaModule:
         self._host_code = host_code
         image = read_image(data)
         self.host_functions = image.host_functions
-        required_blocks = _required_blocks(image)
+        required_blocks, parameters = _required_blocks(image), parameters_of(image.ptx)
         kernels: dict[str, CudaKernel] = {}
         with undone_on_failure() as undo:
             undo.callback(forget, self)
@@ -59,7 +60,7 @@ class CudaModule:
                 form, loaded = _load(code, image, properties.compute_capability, context, compiled)
                 with undone_on_failure() as undo_unit:
                     undo_unit.callback(loaded.unload, context.release)
-                    found = _kernels(loaded.module, required_blocks, context.check)
+                    found = _kernels(loaded.module, required_blocks, parameters, context.check)
                     unit = None
                     if form.variables:
                         undo_unit.pop_all()  # it is the unit's
@@ -147,26 +148,36 @@ def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, in
     return f"{error}: {log}" if log else str(error)
 
 
-def _kernels(module: Any, required_blocks: Mapping[str, Dim3], check: Check) -> list[tuple[KernelAttributes, Any]]:
+def _kernels(
+    module: Any, required_blocks: Mapping[str, Dim3], parameters: Mapping[str, tuple[Parameter, ...]], check: Check
+) -> list[tuple[KernelAttributes, Any]]:
     """Return the entry points of a module of the driver."""
     try:
         count = check(driver.cuModuleGetFunctionCount, module)
         functions = check(driver.cuModuleEnumerateFunctions, count, module) if count else []
-        return [(_attributes(function, required_blocks, check), function) for function in functions]
+        return [(_attributes(function, required_blocks, parameters, check), function) for function in functions]
     except CudaError as error:
         raise UnsupportedLibrary(f"the driver cannot load its kernels: {error}") from error
 
 
-def _attributes(function: Any, required_blocks: Mapping[str, Dim3], check: Check) -> KernelAttributes:
+def _attributes(
+    function: Any, required_blocks: Mapping[str, Dim3], parameters: Mapping[str, tuple[Parameter, ...]], check: Check
+) -> KernelAttributes:
     attribute = driver.CUfunction_attribute
     check(driver.cuFuncLoad, function)  # modules load lazily, and what is not loaded has no attributes
     name = check(driver.cuFuncGetName, function).decode()
+    sizes = tuple(_parameter_sizes(function, check))
+    declared = parameters.get(name, ())
+    if len(declared) != len(sizes):  # PTX for another architecture than the code that was loaded
+        declared = ()
     return KernelAttributes(
         name=name,
-        parameter_size_bytes=tuple(_parameter_sizes(function, check)),
+        parameter_size_bytes=sizes,
         static_shared_memory_bytes=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function),
         max_threads_per_block=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function),
         required_block=required_blocks.get(name),
+        parameter_alignment_bytes=tuple(each.alignment_bytes for each in declared),
+        parameter_names=tuple(each.name for each in declared),
     )
 
 

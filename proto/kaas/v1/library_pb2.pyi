@@ -74,16 +74,20 @@ class InspectLibraryRequest(_message.Message):
     def __init__(self, library: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class KernelInfo(_message.Message):
-    __slots__ = ("name", "parameter_size_bytes", "static_shared_memory_bytes", "max_threads_per_block")
+    __slots__ = ("name", "parameter_size_bytes", "static_shared_memory_bytes", "max_threads_per_block", "parameter_alignment_bytes", "parameter_names")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATIC_SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_THREADS_PER_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_ALIGNMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_NAMES_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameter_size_bytes: _containers.RepeatedScalarFieldContainer[int]
     static_shared_memory_bytes: int
     max_threads_per_block: int
-    def __init__(self, name: _Optional[str] = ..., parameter_size_bytes: _Optional[_Iterable[int]] = ..., static_shared_memory_bytes: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ...) -> None: ...
+    parameter_alignment_bytes: _containers.RepeatedScalarFieldContainer[int]
+    parameter_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., parameter_size_bytes: _Optional[_Iterable[int]] = ..., static_shared_memory_bytes: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., parameter_alignment_bytes: _Optional[_Iterable[int]] = ..., parameter_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InspectLibraryResponse(_message.Message):
     __slots__ = ("id", "kind", "kernels", "device")

@@ -50,13 +50,31 @@ class BufferArgument(_message.Message):
     access: Access
     def __init__(self, buffer: _Optional[str] = ..., access: _Optional[_Union[Access, str]] = ...) -> None: ...
 
+class PackedBuffer(_message.Message):
+    __slots__ = ("offset_bytes", "argument")
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENT_FIELD_NUMBER: _ClassVar[int]
+    offset_bytes: int
+    argument: BufferArgument
+    def __init__(self, offset_bytes: _Optional[int] = ..., argument: _Optional[_Union[BufferArgument, _Mapping]] = ...) -> None: ...
+
+class Packed(_message.Message):
+    __slots__ = ("data", "buffers")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    buffers: _containers.RepeatedCompositeFieldContainer[PackedBuffer]
+    def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[_Union[PackedBuffer, _Mapping]]] = ...) -> None: ...
+
 class Argument(_message.Message):
-    __slots__ = ("buffer", "literal")
+    __slots__ = ("buffer", "literal", "packed")
     BUFFER_FIELD_NUMBER: _ClassVar[int]
     LITERAL_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     buffer: BufferArgument
     literal: Literal
-    def __init__(self, buffer: _Optional[_Union[BufferArgument, _Mapping]] = ..., literal: _Optional[_Union[Literal, _Mapping]] = ...) -> None: ...
+    packed: Packed
+    def __init__(self, buffer: _Optional[_Union[BufferArgument, _Mapping]] = ..., literal: _Optional[_Union[Literal, _Mapping]] = ..., packed: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
 
 class KernelSpec(_message.Message):
     __slots__ = ("library", "name", "grid", "block", "shared_memory_bytes", "arguments")

@@ -10,14 +10,14 @@ import pytest
 from cuda.bindings import driver
 
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch
+from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch, PackedRefs
 from kaasd.devices.cuda import driver as cuda_driver
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError, check, initialize, see_only
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
-from kaasd.devices.cuda.launch import call_of, faulted_launch
+from kaasd.devices.cuda.launch import call_of, faulted_launch, update_call
 from kaasd.request.device_checks import KernelAttributes
 
 CODE = LoadedCode("library", "module")
@@ -114,6 +114,24 @@ def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ..
         (0x1000).to_bytes(8, "little"),
     ]
     assert all(pointer % 8 == 0 for pointer in pointers)
+
+
+def test_addresses_among_bytes_follow_their_buffers(calls: list[tuple[Any, ...]]) -> None:
+    def launch(address: int, other: int) -> Launch:
+        inner = ((8, BufferRef("a", buffer(address), Access.INPUT)), (16, BufferRef("b", buffer(other), Access.OUTPUT)))
+        return Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, (PackedRefs(bytes(range(25)), inner), b"next"))
+
+    def given() -> tuple[bytes, bytes]:
+        call.enqueue("stream")
+        pointers = (ctypes.c_uint64 * 2).from_address(calls[-1][-2])
+        return ctypes.string_at(pointers[0], 25), ctypes.string_at(pointers[1], 4)
+
+    call = call_of(launch(0x1122, 0x3344))
+    expected = bytes(range(8)) + (0x1122).to_bytes(8, "little") + (0x3344).to_bytes(8, "little") + b"\x18"
+    assert given() == (expected, b"next")
+    assert not update_call(call, launch(0x1122, 0x3344))
+    assert update_call(call, launch(0x1122, 0x5566))
+    assert given() == (expected.replace(b"\x44\x33", b"\x66\x55"), b"next")
 
 
 def test_a_kernel_without_parameters(calls: list[tuple[Any, ...]]) -> None:

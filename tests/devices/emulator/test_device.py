@@ -291,6 +291,7 @@ def test_attributes(device: EmulatedDevice) -> None:
     kernels = device.load(text.encode()).kernels
     a, b = kernels["a"].attributes, kernels["b"].attributes
     assert (a.parameter_size_bytes, a.static_shared_memory_bytes, a.max_threads_per_block) == ((4, 24, 1), 112, 128)
+    assert (a.parameter_alignment_bytes, a.parameter_names) == ((4, 8, 1), ("x", "s", "c"))
     assert a.required_block == (64, 2, 1)
     assert (b.parameter_size_bytes, b.static_shared_memory_bytes, b.max_threads_per_block) == ((), 0, 128)
     assert b.required_block is None

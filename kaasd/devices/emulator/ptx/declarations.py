@@ -77,6 +77,8 @@ def _declaration_head(cursor: Cursor, linkage: str) -> Variable:
             skip_parentheses(cursor)
         elif token.text == "ptr":
             cursor.accept_dot("global", "const", "shared", "local", "generic")
+            if cursor.accept_dot("align"):  # of what it points to
+                parse_integer(cursor)
         else:
             kind = token.text
     if not kind:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kaas.worker.v1 import compiler_pb2
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, KernelFault, Launch
+from kaasd.devices.base import KernelFault, Launch
 from kaasd.devices.emulator.codegen.structures import (
     LAUNCH,
     OFFSET_BITS,
@@ -152,15 +152,15 @@ def _judge(what: str, size: int, offset: int, limit: int, place: str, kind: Faul
 
 
 def _name(allocation: Allocation, launch: Launch) -> str:
-    for argument in launch.arguments:
-        if isinstance(argument, BufferRef) and argument.buffer is allocation:
-            return f"buffer {argument.name!r} of"
+    for reference in launch.references:
+        if reference.buffer is allocation:
+            return f"buffer {reference.name!r} of"
     return f"variable {allocation.name} of" if allocation.name else "a buffer that is not an argument, of"
 
 
 def _access_of(allocation: Allocation, launch: Launch) -> str:
     """``input`` or ``constant`` where writes are not allowed, else nothing."""
-    accesses = {a.access for a in launch.arguments if isinstance(a, BufferRef) and a.buffer is allocation}
+    accesses = {each.access for each in launch.references if each.buffer is allocation}
     if accesses == {Access.INPUT}:
         return "input"
     return "constant" if allocation.read_only else ""

@@ -45,6 +45,8 @@ class EmulatedKernel:
             static_shared_memory_bytes=description.static_shared_bytes,
             max_threads_per_block=description.max_threads,
             required_block=tuple(description.required_block) or None,  # type: ignore[arg-type]
+            parameter_alignment_bytes=tuple(place.alignment_bytes for place in description.parameters),
+            parameter_names=tuple(place.name for place in description.parameters),
         )
 
     @property

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, Launch
+from kaasd.devices.base import BufferRef, Launch, PackedRefs
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
@@ -70,7 +70,7 @@ class Prepared:
     @property
     def temporaries(self) -> set[int]:
         """The segments of buffers that are temporary."""
-        references = [a for launch in self.launches for a in launch.arguments if isinstance(a, BufferRef)]
+        references = (reference for launch in self.launches for reference in launch.references)
         return {_segment(reference) for reference in references if reference.access is Access.TEMPORARY}
 
     def _fill(self, struct: Any, launch: Launch) -> None:
@@ -124,22 +124,31 @@ def _differ_by_lane(launch: Launch, pointers: Sequence[int]) -> bool:
     width, height, depth = launch.block
     if width % WARP_SIZE and height * depth > 1:
         return False
-    arguments = {place[1]: argument for place, argument in zip(launch.kernel.parameters, launch.arguments, strict=True)}
-    return all(isinstance(arguments.get(offset), BufferRef) for offset in pointers)
+    buffers: set[int] = set()
+    for (_, offset, _), argument in zip(launch.kernel.parameters, launch.arguments, strict=True):
+        if isinstance(argument, BufferRef):
+            buffers.add(offset)
+        elif isinstance(argument, PackedRefs):
+            buffers.update(offset + inner for inner, _ in argument.buffers)
+    return buffers.issuperset(pointers)
 
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:
     assert isinstance(launch.kernel, EmulatedKernel)
     for (name, offset, size), argument in zip(launch.kernel.parameters, launch.arguments, strict=True):
-        data = _address(argument).to_bytes(8, "little") if isinstance(argument, BufferRef) else argument
+        data = argument if isinstance(argument, bytes) else _bytes_of(argument)
         if len(data) != size:
             raise ValueError(f"argument {name} has {size} bytes, not {len(data)}")
         memory.view[offset : offset + size] = data
 
 
+def _bytes_of(argument: BufferRef | PackedRefs) -> bytes:
+    return argument.filled(_address) if isinstance(argument, PackedRefs) else _address(argument).to_bytes(8, "little")
+
+
 def _read_only_segments(launch: Launch) -> list[int]:
     """Return the segments that a launch may not write: buffers that it gets as input only."""
-    references = [argument for argument in launch.arguments if isinstance(argument, BufferRef)]
+    references = list(launch.references)
     written = {_segment(reference) for reference in references if reference.access is not Access.INPUT}
     return sorted({_segment(reference) for reference in references} - written)
 

@@ -136,7 +136,9 @@ def _describe_kernel(entry: ast.FunctionDeclaration, static_shared: int) -> comp
     return compiler_pb2.EmulatedKernel(
         name=entry.name,
         parameters=[
-            compiler_pb2.EmulatedParameter(name=place.name, offset_bytes=place.offset, size_bytes=place.size)
+            compiler_pb2.EmulatedParameter(
+                name=place.name, offset_bytes=place.offset, size_bytes=place.size, alignment_bytes=max(place.align, 1)
+            )
             for place in signature.parameters
         ],
         parameters_size_bytes=signature.size,

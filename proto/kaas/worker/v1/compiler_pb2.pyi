@@ -131,14 +131,16 @@ class EmulatedKernel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[EmulatedParameter, _Mapping]]] = ..., parameters_size_bytes: _Optional[int] = ..., static_shared_bytes: _Optional[int] = ..., required_block: _Optional[_Iterable[int]] = ..., max_threads: _Optional[int] = ...) -> None: ...
 
 class EmulatedParameter(_message.Message):
-    __slots__ = ("name", "offset_bytes", "size_bytes")
+    __slots__ = ("name", "offset_bytes", "size_bytes", "alignment_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     offset_bytes: int
     size_bytes: int
-    def __init__(self, name: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    alignment_bytes: int
+    def __init__(self, name: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., alignment_bytes: _Optional[int] = ...) -> None: ...
 
 class EmulatedCode(_message.Message):
     __slots__ = ("object", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers")

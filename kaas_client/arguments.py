@@ -1,0 +1,294 @@
+"""The arguments of a kernel: buffers, numbers, and bytes with buffers among them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
+
+from kaas_core.errors import InvalidRequestError
+from kaas_core.request import ADDRESS_BYTES, Access
+from kaas_core.violations import shown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import DTypeLike
+
+Size: TypeAlias = "SupportsIndex | Sequence[SupportsIndex]"
+"""Of a grid or block: one to three numbers, x first."""
+Shape: TypeAlias = Size
+"""Of a buffer: one dimension, or all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BufferSpec:
+    """One use of a buffer by a kernel; made by ``inp``, ``inout``, ``out`` and ``tmp``."""
+
+    name: str
+    size: int | None
+    """In bytes; None: given by another mention."""
+    access: Access
+    key: str | None = None
+    offset: int | None = None
+    ephemeral: bool = False
+    constant: bool | None = None
+    dtype: str | None = None
+    """NumPy's name of what its elements are, or that of ml_dtypes, or the ``descr`` of a structured type as JSON."""
+    shape: tuple[int, ...] | None = None
+    fortran_order: bool | None = None
+
+    def to_json(self) -> list[object]:
+        """Return the argument as it stands in the JSON form."""
+        said: dict[str, object] = {"size": self.size, "key": self.key, "offset": self.offset, "constant": self.constant}
+        said |= {"dtype": self.dtype, "shape": self.shape, "fortran_order": self.fortran_order}
+        mention: dict[str, object] = {"name": self.name} | {name: value for name, value in said.items() if value is not None}
+        return [mention | {"ephemeral": True} if self.ephemeral else mention, self.access.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A scalar passed by value; made by ``u64`` and the like."""
+
+    type: str
+    """A letter of Python's ``struct``."""
+    value: int | float
+
+    def to_json(self) -> list[object]:
+        """Return the argument as it stands in the JSON form, which has strings for infinities and NaN."""
+        value = self.value
+        if isinstance(value, float) and not math.isfinite(value):
+            return [{"type": self.type, "val": "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"}, "l"]
+        return [{"type": self.type, "val": value}, "l"]
+
+
+def inp(
+    name: str,
+    size: SupportsIndex | None = None,
+    *,
+    key: str | None = None,
+    offset: SupportsIndex | None = None,
+    ephemeral: bool = False,
+    constant: bool | None = None,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
+) -> BufferSpec:
+    """Return a buffer that a kernel only reads: loaded at its first use, unless ephemeral.
+
+    ``size`` and ``offset`` in bytes; ``key`` in the store, by default the name; ``constant`` promises that the key's value does
+    not change. ``dtype``, whatever ``np.dtype`` takes, and ``shape`` say what the bytes are to their users, and so what size they
+    have; without a shape it is one element. Raises ``InvalidRequestError`` where they do not fit a size that is given,
+    ``TypeError`` where no device could hold the type.
+    """
+    return _buffer(Access.INPUT, name, size, key, offset, ephemeral, constant, (dtype, shape, fortran_order))
+
+
+def inout(
+    name: str,
+    size: SupportsIndex | None = None,
+    *,
+    key: str | None = None,
+    offset: SupportsIndex | None = None,
+    ephemeral: bool = False,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
+) -> BufferSpec:
+    """Return a buffer that a kernel reads and writes: loaded at its first use and stored at the end, unless ephemeral.
+
+    Parameters as for ``inp``.
+    """
+    return _buffer(Access.INOUT, name, size, key, offset, ephemeral, None, (dtype, shape, fortran_order))
+
+
+def out(
+    name: str,
+    size: SupportsIndex | None = None,
+    *,
+    key: str | None = None,
+    offset: SupportsIndex | None = None,
+    ephemeral: bool = False,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+    fortran_order: bool | None = None,
+) -> BufferSpec:
+    """Return a buffer that a kernel writes: zeros at its first use, stored at the end, unless ephemeral.
+
+    Parameters as for ``inp``.
+    """
+    return _buffer(Access.OUTPUT, name, size, key, offset, ephemeral, None, (dtype, shape, fortran_order))
+
+
+def tmp(
+    name: str,
+    size: SupportsIndex | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    shape: Shape | None = None,
+) -> BufferSpec:
+    """Return a scratch buffer: zeros at its first use, never stored. ``dtype`` and ``shape`` as for ``inp``."""
+    return _buffer(Access.TEMPORARY, name, size, None, None, True, None, (dtype, shape, None))
+
+
+def i8(value: SupportsIndex) -> Literal:
+    """Return a signed 8-bit integer."""
+    return Literal("b", index(value))
+
+
+def u8(value: SupportsIndex) -> Literal:
+    """Return an unsigned 8-bit integer."""
+    return Literal("B", index(value))
+
+
+def i16(value: SupportsIndex) -> Literal:
+    """Return a signed 16-bit integer."""
+    return Literal("h", index(value))
+
+
+def u16(value: SupportsIndex) -> Literal:
+    """Return an unsigned 16-bit integer."""
+    return Literal("H", index(value))
+
+
+def i32(value: SupportsIndex) -> Literal:
+    """Return a signed 32-bit integer."""
+    return Literal("i", index(value))
+
+
+def u32(value: SupportsIndex) -> Literal:
+    """Return an unsigned 32-bit integer."""
+    return Literal("I", index(value))
+
+
+def i64(value: SupportsIndex) -> Literal:
+    """Return a signed 64-bit integer."""
+    return Literal("q", index(value))
+
+
+def u64(value: SupportsIndex) -> Literal:
+    """Return an unsigned 64-bit integer."""
+    return Literal("Q", index(value))
+
+
+def f16(value: SupportsFloat) -> Literal:
+    """Return a half-precision floating-point number."""
+    return Literal("e", float(value))
+
+
+def f32(value: SupportsFloat) -> Literal:
+    """Return a single-precision floating-point number."""
+    return Literal("f", float(value))
+
+
+def f64(value: SupportsFloat) -> Literal:
+    """Return a double-precision floating-point number."""
+    return Literal("d", float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Bytes passed by value, with addresses of buffers among them; made by ``packed``."""
+
+    data: bytes
+    buffers: tuple[tuple[int, BufferSpec], ...] = ()
+    """Each with the offset of its address in bytes."""
+
+    def to_json(self) -> list[object]:
+        """Return the argument as it stands in the JSON form."""
+        fields: dict[str, object] = {"packed": b64encode(self.data).decode()}
+        if self.buffers:
+            fields["buffers"] = [[offset, *buffer.to_json()] for offset, buffer in self.buffers]
+        return [fields, "p"]
+
+
+def packed(
+    data: bytes | bytearray | memoryview | np.void | ctypes.Structure, buffers: Mapping[str | int, BufferSpec] | None = None
+) -> Packed:
+    """Return a parameter that is passed by value, such as a struct: its bytes, with addresses of ``buffers`` in their places.
+
+    ``data`` is of any length: bytes, a structure of ctypes, or an element of a structured NumPy array, whose dtype is made with
+    ``align=True``, as C++ lays a struct out. ``buffers`` are by offset in bytes, a multiple of 8, or by the name of a field of 8
+    bytes, in a struct within a struct as ``"outer.inner"``; what ``data`` has there does not matter. Raises ``KeyError`` where
+    there is no such field, ``InvalidRequestError`` where it does not hold an address, ``TypeError``.
+    """
+    places = tuple((_offset(data, place), buffer) for place, buffer in (buffers or {}).items())
+    for place, buffer in (buffers or {}).items():
+        if not isinstance(buffer, BufferSpec):
+            raise TypeError(f"what packed(…) has at {place!r} is {buffer!r:.60}: expected inp(…), inout(…), out(…) or tmp(…)")
+    return Packed(_bytes_of(data), places)
+
+
+def _bytes_of(data: Any) -> bytes:
+    if isinstance(data, ctypes.Structure | bytes | bytearray | memoryview):
+        return bytes(data)
+    if getattr(getattr(data, "dtype", None), "fields", None) is None:
+        raise TypeError(f"packed(…) takes bytes, a structured element of NumPy or a structure of ctypes, not {data!r:.60}")
+    if data.dtype.hasobject or data.shape != ():
+        raise TypeError(f"packed(…) takes one element that is made of bytes, not {data!r:.60}")
+    content: bytes = data.tobytes()
+    return content
+
+
+def _offset(data: Any, place: str | int) -> int:
+    """Return where an address is to stand in ``data``."""
+    if not isinstance(place, str):
+        return index(place)
+    kind: Any = type(data) if isinstance(data, ctypes.Structure) else getattr(data, "dtype", None)
+    offset = size = 0
+    for name in place.split("."):
+        found = _field(kind, name)
+        if found is None:
+            raise KeyError(f"packed data has no field {place!r}")
+        start, size, kind = found
+        offset += start
+    if size != ADDRESS_BYTES:
+        raise InvalidRequestError.at(f"buffers[{shown(place)}]", f"an address has {ADDRESS_BYTES} bytes, and this field {size}")
+    return offset
+
+
+def _field(kind: Any, name: str) -> tuple[int, int, Any] | None:
+    """Return where a field of a struct begins, its size in bytes, and what it is; None where there is no such field."""
+    if isinstance(kind, type) and issubclass(kind, ctypes.Structure):
+        fields = {each[0]: each[1] for base in kind.__mro__ for each in vars(base).get("_fields_", ())}
+        place = getattr(kind, name, None)
+        return None if name not in fields or place is None else (place.offset, ctypes.sizeof(fields[name]), fields[name])
+    fields = getattr(kind, "fields", None) or {}
+    return None if name not in fields else (fields[name][1], fields[name][0].itemsize, fields[name][0])
+
+
+def _buffer(
+    access: Access,
+    name: str,
+    size: SupportsIndex | None,
+    key: str | None,
+    offset: SupportsIndex | None,
+    ephemeral: bool,
+    constant: bool | None,
+    form: tuple[DTypeLike | None, Shape | None, bool | None],
+) -> BufferSpec:
+    dtype, shape, fortran_order = form
+    dimensions = None if shape is None else tuple(numbers(shape))
+    size_bytes, text = _optional(size), None
+    if dtype is not None:
+        from kaas_client import _dtypes
+
+        text = _dtypes.dtype_to_text(dtype)
+        form_bytes = math.prod(dimensions or ()) * _dtypes.dtype_from_text(text).itemsize
+        if size_bytes is not None and size_bytes != form_bytes:
+            described = f"{text} of shape {list(dimensions or ())}"
+            raise InvalidRequestError.at("size", f"buffer {shown(name)} is {described}: {form_bytes} bytes, not {size_bytes}")
+        size_bytes = form_bytes
+    return BufferSpec(name, size_bytes, access, key, _optional(offset), ephemeral, constant, text, dimensions, fortran_order)
+
+
+def _optional(number: SupportsIndex | None) -> int | None:
+    return None if number is None else index(number)
+
+
+def numbers(size: Size) -> list[int]:
+    """Return one to three numbers as a list."""
+    return [index(number) for number in size] if isinstance(size, Sequence) else [index(size)]
