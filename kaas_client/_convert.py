@@ -122,6 +122,8 @@ def device(message: admin_pb2.Device) -> types.DeviceInfo:
         max_block=_dim3(message.max_block),
         max_grid=_dim3(message.max_grid),
         multiprocessors=message.multiprocessors,
+        max_ptx_version=message.max_ptx_version,
+        targets=tuple(message.targets),
     )
 
 

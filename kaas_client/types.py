@@ -5,7 +5,7 @@ A state or kind that only a newer server knows is ``unknown (7)``, with its numb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
+
+    from kaas_client.forms import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,34 @@ class Result:
         return np.frombuffer(self.outputs[buffer], dtype=dtype)
 
 
+class Arrays(Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]):
+    """What a bound function wrote, by buffer: read-only arrays that share the bytes of ``result``."""
+
+    def __init__(self, result: Result, forms: Mapping[str, Form]) -> None:
+        self.result = result
+        """How it ran."""
+        self._forms = forms
+
+    def __getitem__(self, buffer: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return a buffer; one-dimensional and of bytes where nobody told what it is. Raises ``KeyError``."""
+        import numpy as np
+
+        content = self.result.outputs[buffer]
+        form = self._forms.get(buffer)
+        if form is None:
+            return np.frombuffer(content, np.uint8)
+        return np.ndarray(form.shape, form.dtype, content, order="F" if form.fortran_order else "C")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.result.outputs)
+
+    def __len__(self) -> int:
+        return len(self.result.outputs)
+
+    def __repr__(self) -> str:
+        return f"Arrays({', '.join(self)})"
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """An uploaded library."""
@@ -213,6 +243,10 @@ class DeviceInfo:
     max_block: tuple[int, int, int]
     max_grid: tuple[int, int, int]
     multiprocessors: int
+    max_ptx_version: int
+    """87 for 8.7; 0 where the server does not tell."""
+    targets: tuple[str, ...]
+    """Architectures whose PTX it takes, as ``sm_80``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ BELOW = {
     "kaasd.devices.emulator.codegen": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.options"},
     "kaasd.devices.emulator.isa": {"kaasd.devices.emulator.ptx", "kaasd.devices.emulator.codegen"},
     "kaasd.devices.emulator.translation": {
+        "kaas_core",
         "kaasd.libraries",
         "kaasd.devices.emulator.ptx",
         "kaasd.devices.emulator.codegen",
@@ -89,7 +90,7 @@ OWN_RULES = {"kaas_client": "kaas_client.ray"}
 PACKAGES_OF = {
     "grpc": ("kaasd.api", "kaas_client"),
     "lmdb": ("kaasd.store",),
-    "cuda": ("kaasd.devices.cuda",),
+    "cuda": ("kaasd.devices.cuda", "kaas_client.kernels"),
     "llvmlite": ("kaasd.devices.emulator",),
     "ray": ("kaas_client.ray",),
 }

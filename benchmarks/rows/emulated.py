@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from ctypes import c_float, c_uint32, c_void_p
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def _row(bench: Bench, workload: Workload, plain: Plain | None) -> Row:
 
 def _u32(value: int) -> bytes:
     return struct.pack("<I", value)
+
+
+def _repeated(times: int, *steps: Callable[[], object]) -> None:
+    for _ in range(times):
+        for step in steps:
+            step()
 
 
 def _pointer(array: Array) -> Any:
@@ -161,21 +168,27 @@ def _jacobi_row(bench: Bench, plain: Plain | None) -> Row:
     launches = bench.pick(JACOBI_LAUNCHES, 100)
     matrix, rhs = jacobi_system()
     device = EmulatedDevice()
-    contents = {"A": matrix, "b": rhs, "x": np.zeros(JACOBI_N), "y": np.zeros(JACOBI_N), "residual": np.zeros(2)}
+    contents: dict[str, Array] = {
+        "A": matrix,
+        "b": rhs,
+        "x": np.zeros(JACOBI_N),
+        "y": np.zeros(JACOBI_N),
+        "residual": np.zeros(2),
+    }
     buffers = {name: device.allocate(content.nbytes) for name, content in contents.items()}
     kernel = device.load(JACOBI_PTX.read_bytes()).kernels["jacobiKern"]
 
     def step(phase: int, before: str, after: str) -> Launch:
         modes = {"A": Access.INPUT, "b": Access.INPUT, before: Access.INPUT, after: Access.OUTPUT, "residual": Access.INOUT}
         references = [BufferRef(name, buffers[name], mode) for name, mode in modes.items()]
-        arguments = (_u32(JACOBI_N), _u32(phase), *references)
+        arguments: tuple[BufferRef | bytes, ...] = (_u32(JACOBI_N), _u32(phase), *references)
         return Launch(kernel, (JACOBI_N // 8, 1, 1), (256, 1, 1), 8 * JACOBI_N, arguments)
 
     run = device.prepare([step(0, "x", "y"), step(1, "y", "x")], launches // 2)
 
     def solve() -> None:
         for name, content in contents.items():
-            buffers[name].write(content)
+            buffers[name].write(content.data.cast("B"))
         run.start()
 
     solve()
@@ -192,9 +205,7 @@ def _jacobi_row(bench: Bench, plain: Plain | None) -> Row:
         for name, made in ((ONE_CORE, plain.on_one_core), (ALL_CORES, plain.on_all_cores)):
             forth = made("jacobi_step", JACOBI_N, *pointers, _pointer(x), _pointer(y))
             back = made("jacobi_step", JACOBI_N, *pointers, _pointer(y), _pointer(x))
-            contenders[name] = timed(
-                lambda forth=forth, back=back: [step() for _ in range(launches // 2) for step in (forth, back)]
-            )
+            contenders[name] = timed(partial(_repeated, launches // 2, forth, back))
     contenders[NUMPY] = timed(lambda: jacobi_steps(matrix, rhs, launches))
     turns = take_turns(contenders, rounds=bench.pick(5, 3), seconds=bench.pick(15, 1))
     figure, beside = compare(turns, missing=missing)

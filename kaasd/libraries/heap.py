@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kaasd.libraries import elf, fatbin, ptx_text
+from kaas_core import ptx_text
+from kaasd.libraries import elf, fatbin
 
 HEAP_FUNCTIONS = ("malloc", "__cuda_syscall_aligned_malloc", "free")
 """Of every device; ``new`` and ``delete`` call them, and so does ``cudaMalloc`` of device code."""

@@ -11,7 +11,8 @@ import re
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from kaasd.libraries import elf, fatbin, ptx_text
+from kaas_core import ptx_text
+from kaasd.libraries import elf, fatbin
 
 
 def writable_variables(unit: bytes) -> frozenset[str]:

@@ -28,6 +28,10 @@ class DeviceProperties:
     max_grid: Dim3 = (2**31 - 1, 65535, 65535)
     max_shared_memory_bytes: int = 227 * 1024
     """Most shared memory of a block, static and dynamic together, opt-in included."""
+    max_ptx_version: int = 0
+    """The newest PTX that it takes, 87 for version 8.7; 0 where that is not known."""
+    targets: tuple[str, ...] = ()
+    """Architectures whose PTX it takes, such as ``sm_80``."""
 
 
 @dataclass(frozen=True, slots=True)

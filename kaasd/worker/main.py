@@ -151,6 +151,8 @@ def _describe(properties: DeviceProperties) -> admin_pb2.Device:
         max_shared_memory_bytes=properties.max_shared_memory_bytes,
         max_block=types_pb2.Dim3(**dict(zip("xyz", properties.max_block, strict=True))),
         multiprocessors=properties.multiprocessor_count,
+        max_ptx_version=properties.max_ptx_version,
+        targets=properties.targets,
         max_grid=types_pb2.Dim3(**dict(zip("xyz", properties.max_grid, strict=True))),
     )
 

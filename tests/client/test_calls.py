@@ -82,7 +82,7 @@ METHOD_OF_RPC = {
     "CompactStore": "compact_store",
     "Check": "health",
 }
-OTHER_MEMBERS = {"close"}
+OTHER_MEMBERS = {"close", "bind"}
 HEALTH_RPCS_UNUSED = {"Watch", "List"}
 """Of ``grpc.health.v1``, which is not ours."""
 
@@ -93,7 +93,9 @@ def entry_message(key: str, size_bytes: int = 3, version: int = 9) -> kv_pb2.Ent
 
 def function_members(kind: type) -> dict[str, inspect.Signature]:
     return {
-        name: inspect.signature(member) for name, member in vars(kind).items() if callable(member) and not name.startswith("_")
+        name: inspect.signature(member)
+        for name, member in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
     }
 
 

@@ -78,7 +78,7 @@ class Troubles:
         calls = [self._executor.Submit.future(spin(KERNELS), timeout=600) for _ in range(3)]
         for call in calls:
             call.cancel()
-            self._fails(call, "CANCELLED")
+            self._fails(call, "CANCELLED", QUARANTINED)
 
     def _library(self) -> None:
         """Upload one, inspect it, register a function of it, invoke that, and delete both."""

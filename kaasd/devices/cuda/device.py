@@ -29,9 +29,11 @@ from kaasd.devices.cuda.module import CudaModule
 from kaasd.devices.cuda.moves import Moved
 from kaasd.devices.cuda.partitions import reservable
 from kaasd.devices.cuda.ptxas import compiled_codes, is_to_compile, target_text
+from kaasd.devices.cuda.ptxas import find as find_ptxas
 from kaasd.devices.cuda.run import PLAIN_STARTS, CudaRun
 from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
+from kaasd.devices.targets import newest_ptx, targets_of
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 
@@ -298,19 +300,25 @@ class CudaDevice:
 
 def _properties(handle: Any, name: str) -> DeviceProperties:
     kind = driver.CUdevice_attribute
+    version = int(check(driver.cuDriverGetVersion))
+    ptxas = find_ptxas()
+    newest = newest_ptx((version // 1000, version % 1000 // 10))
+    if ptxas is not None and ptxas.major <= version // 1000:  # what a later one makes does not run here
+        newest = max(newest, newest_ptx(ptxas.release))
 
     def attribute(which: Any) -> int:
         value: int = check(driver.cuDeviceGetAttribute, which, handle)
         return value
 
+    capability = (
+        attribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+        attribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+    )
     return DeviceProperties(
         name=name,
         model=check(driver.cuDeviceGetName, 256, handle).partition(b"\0")[0].decode(),
         memory_bytes=int(check(driver.cuDeviceTotalMem, handle)),
-        compute_capability=(
-            attribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
-            attribute(kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
-        ),
+        compute_capability=capability,
         multiprocessor_count=attribute(kind.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT),
         multiprocessor_unit=reservable(handle)[0],
         warp_size=attribute(kind.CU_DEVICE_ATTRIBUTE_WARP_SIZE),
@@ -326,4 +334,6 @@ def _properties(handle: Any, name: str) -> DeviceProperties:
             attribute(kind.CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z),
         ),
         max_shared_memory_bytes=attribute(kind.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+        max_ptx_version=newest,
+        targets=targets_of(capability),
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from kaas_core.ptx_entries import Entry, entries_of
 from kaas_core.request import Dim3
 from kaasd.devices.base import undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer
@@ -19,7 +20,6 @@ from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode, Unit, find_variabl
 from kaasd.devices.cuda.wrapper import HostCode, HostFunction
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.image import Image, ptx_version, read_image
-from kaasd.libraries.parameters import Parameter, parameters_of
 from kaasd.libraries.variables import Form, forms
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
@@ -52,7 +52,7 @@ class CudaModule:
         self._host_code = host_code
         image = read_image(data)
         self.host_functions = image.host_functions
-        required_blocks, parameters = _required_blocks(image), parameters_of(image.ptx)
+        required_blocks, entries = _required_blocks(image), entries_of(image.ptx)
         kernels: dict[str, CudaKernel] = {}
         with undone_on_failure() as undo:
             undo.callback(forget, self)
@@ -60,7 +60,7 @@ class CudaModule:
                 form, loaded = _load(code, image, properties.compute_capability, context, compiled)
                 with undone_on_failure() as undo_unit:
                     undo_unit.callback(loaded.unload, context.release)
-                    found = _kernels(loaded.module, required_blocks, parameters, context.check)
+                    found = _kernels(loaded.module, required_blocks, entries, context.check)
                     unit = None
                     if form.variables:
                         undo_unit.pop_all()  # it is the unit's
@@ -149,25 +149,26 @@ def _explain(error: CudaError, log: str, image: Image, capability: tuple[int, in
 
 
 def _kernels(
-    module: Any, required_blocks: Mapping[str, Dim3], parameters: Mapping[str, tuple[Parameter, ...]], check: Check
+    module: Any, required_blocks: Mapping[str, Dim3], entries: Mapping[str, Entry], check: Check
 ) -> list[tuple[KernelAttributes, Any]]:
     """Return the entry points of a module of the driver."""
     try:
         count = check(driver.cuModuleGetFunctionCount, module)
         functions = check(driver.cuModuleEnumerateFunctions, count, module) if count else []
-        return [(_attributes(function, required_blocks, parameters, check), function) for function in functions]
+        return [(_attributes(function, required_blocks, entries, check), function) for function in functions]
     except CudaError as error:
         raise UnsupportedLibrary(f"the driver cannot load its kernels: {error}") from error
 
 
 def _attributes(
-    function: Any, required_blocks: Mapping[str, Dim3], parameters: Mapping[str, tuple[Parameter, ...]], check: Check
+    function: Any, required_blocks: Mapping[str, Dim3], entries: Mapping[str, Entry], check: Check
 ) -> KernelAttributes:
     attribute = driver.CUfunction_attribute
     check(driver.cuFuncLoad, function)  # modules load lazily, and what is not loaded has no attributes
     name = check(driver.cuFuncGetName, function).decode()
     sizes = tuple(_parameter_sizes(function, check))
-    declared = parameters.get(name, ())
+    entry = entries.get(name)
+    declared = () if entry is None or entry.parameters is None else entry.parameters
     if len(declared) != len(sizes):  # PTX for another architecture than the code that was loaded
         declared = ()
     return KernelAttributes(

@@ -41,7 +41,13 @@ class Ptxas(NamedTuple):
     @property
     def major(self) -> int:
         """Of its CUDA. What it makes runs with drivers of this one, or a newer one."""
-        return int(self.version.partition(".")[0])
+        return self.release[0]
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Of CUDA."""
+        major, minor, _ = map(int, self.version.split("."))
+        return major, minor
 
 
 @cache

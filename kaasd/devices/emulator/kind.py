@@ -21,6 +21,7 @@ def _find(count: int) -> Found:
 def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _: int) -> Device:
     from kaasd.devices.code_directory import CodeDirectory, CodeDirectoryError
     from kaasd.devices.emulator.runtime.device import MODEL, EmulatedDevice
+    from kaasd.devices.targets import targets_of
 
     options = options or EmulatorOptions()
     code = None
@@ -36,6 +37,8 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _
         compute_capability=options.compute_capability,
         multiprocessor_count=options.multiprocessors,
         max_shared_memory_bytes=options.shared_memory_bytes,
+        max_ptx_version=10 * options.ptx_version[0] + options.ptx_version[1],
+        targets=targets_of(options.compute_capability),
     )
     return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
 

@@ -69,7 +69,7 @@ class ListDevicesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "model", "compute_capability", "memory_bytes", "memory_used_bytes", "state", "worker_pid", "restarts", "warp_size", "max_threads_per_block", "max_shared_memory_bytes", "max_block", "max_grid", "multiprocessors")
+    __slots__ = ("name", "model", "compute_capability", "memory_bytes", "memory_used_bytes", "state", "worker_pid", "restarts", "warp_size", "max_threads_per_block", "max_shared_memory_bytes", "max_block", "max_grid", "max_ptx_version", "targets", "multiprocessors")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_CAPABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,8 @@ class Device(_message.Message):
     MAX_SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_BLOCK_FIELD_NUMBER: _ClassVar[int]
     MAX_GRID_FIELD_NUMBER: _ClassVar[int]
+    MAX_PTX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     MULTIPROCESSORS_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
@@ -97,8 +99,10 @@ class Device(_message.Message):
     max_shared_memory_bytes: int
     max_block: _types_pb2.Dim3
     max_grid: _types_pb2.Dim3
+    max_ptx_version: int
+    targets: _containers.RepeatedScalarFieldContainer[str]
     multiprocessors: int
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., compute_capability: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., state: _Optional[_Union[WorkerState, str]] = ..., worker_pid: _Optional[int] = ..., restarts: _Optional[int] = ..., warp_size: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., max_shared_memory_bytes: _Optional[int] = ..., max_block: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., max_grid: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., multiprocessors: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., compute_capability: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., state: _Optional[_Union[WorkerState, str]] = ..., worker_pid: _Optional[int] = ..., restarts: _Optional[int] = ..., warp_size: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., max_shared_memory_bytes: _Optional[int] = ..., max_block: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., max_grid: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., max_ptx_version: _Optional[int] = ..., targets: _Optional[_Iterable[str]] = ..., multiprocessors: _Optional[int] = ...) -> None: ...
 
 class ListDevicesResponse(_message.Message):
     __slots__ = ("devices",)

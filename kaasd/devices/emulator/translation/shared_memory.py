@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from kaas_core.ptx_text import NAME, OUTSIDE_CODE
 from kaasd.devices.emulator.codegen.kernel_image import lay_out_shared
 from kaasd.devices.emulator.ptx import ast
 from kaasd.devices.emulator.ptx.declarations import parse_variables
 from kaasd.devices.emulator.ptx.lexer import Cursor, Piece, PtxSyntaxError
 from kaasd.devices.emulator.ptx.routine import Storage, Unsupported, storage_of
 from kaasd.devices.emulator.translation.module_variables import ModuleVariables
-from kaasd.libraries.ptx_text import NAME, OUTSIDE_CODE
 
 _DECLARED_INSIDE = re.compile(r"(?<![\w$%.:\]])\.shared(?![\w:])")
 

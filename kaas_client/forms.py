@@ -1,0 +1,31 @@
+"""What the bytes of a buffer are to its users."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the bytes of a buffer are."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool = False
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next, in each dimension."""
+        sizes = self.shape if self.fortran_order else self.shape[::-1]
+        steps = [math.prod(sizes[:i]) * self.dtype.itemsize for i in range(len(sizes))]
+        return tuple(steps if self.fortran_order else steps[::-1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole."""
+        return math.prod(self.shape) * self.dtype.itemsize

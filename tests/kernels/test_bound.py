@@ -1,0 +1,171 @@
+"""Launches as functions of arrays, through a daemon on the emulated device."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from examples.local_daemon import local_daemon
+from kaas_client import AsyncClient, Client, Key, f32, inout, inp, out, packed, u64
+from kaas_client.kernels import Compiled, CompileError, cuda, numba, ptx, triton, warp
+from kaas_core.errors import InvalidRequestError
+from tests.kernels import sources
+
+N = 1000
+X, Y = np.arange(N, dtype=np.float32), np.full(N, 3, np.float32)
+EXPECTED = 2 * X + Y
+DATA = Path(__file__).parents[1] / "conformance/data"
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with local_daemon("--device", "emulator", "--log-level", "WARNING") as address:
+        yield address
+
+
+@pytest.fixture
+def kaas(address: str) -> Iterator[Client]:
+    with Client(address, timeout=100) as client:
+        yield client
+
+
+def saxpy(kind: str) -> Any:
+    """Return a launch of the same computation, by one compiler."""
+    if kind == "cuda":
+        return cuda(source=sources.CUDA)["saxpy<float>"][8, 128](f32(2), inp("x"), inout("y"), u64(N))
+    if kind == "triton":
+        return triton(sources.triton_saxpy, sources.TRITON_TYPES, {"BLOCK": 128})[8](2.0, inp("x"), inout("y"), N)
+    if kind == "numba":
+        return numba(sources.numba_saxpy, sources.NUMBA_TYPES)[8, 128](2.0, inp("x"), inout("y"))
+    return warp(sources.warp_saxpy)[N](2.0, inp("x"), inout("y"))
+
+
+@pytest.mark.parametrize("kind", ["cuda", "triton", "numba", "warp"])
+def test_a_kernel_of_each_compiler(kind: str, kaas: Client) -> None:
+    f = kaas.bind(saxpy(kind))
+    for _ in range(2):
+        results = f(x=X, y=Y)
+        assert list(results) == ["y"] and len(results) == 1
+        assert results["y"].dtype == np.float32 and np.array_equal(results["y"], EXPECTED)
+    assert results.result.device == "emulator"
+
+
+def test_kernels_of_all_compilers_are_one_request(kaas: Client) -> None:
+    f = kaas.bind([saxpy(kind) for kind in ("cuda", "triton", "numba", "warp")], name="four")
+    assert np.array_equal(f(x=X, y=Y)["y"], 8 * X + Y)
+    assert [kernel.name for kernel in kaas.function("four").request.spec.kernels][1] == "triton_saxpy"
+
+
+def test_other_shapes_are_other_functions(kaas: Client) -> None:
+    f = kaas.bind(numba(sources.numba_saxpy, sources.NUMBA_TYPES)[8, 128](2.0, inp("x"), inout("y")))
+    for n in (10, 1000, 10):
+        assert np.array_equal(f(x=X[:n], y=Y[:n])["y"], EXPECTED[:n])
+
+
+def test_two_dimensions_in_both_orders(kaas: Client) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    transpose = numba(sources.numba_transpose, "void(float32[:,::1], float32[:,:])")
+    f = kaas.bind(transpose[1, (4, 4)](inp("x"), inout("y")))
+    for order in ("C", "F"):
+        y = f(x=x, y=np.zeros((4, 3), np.float32, order=order))["y"]
+        assert y.shape == (4, 3) and np.array_equal(y, x.T)
+        assert y.flags.f_contiguous == (order == "F")
+
+
+def test_vectors_and_arrays_of_warp(kaas: Client) -> None:
+    f = kaas.bind(warp(sources.warp_fill)[5, 7](out("m", dtype="f4", shape=(5, 7)), (1.0, 2.0, 3.0), 10))
+    assert np.array_equal(f()["m"], np.repeat(np.float32([11, 12, 13, 11, 12])[:, None], 7, axis=1))
+
+
+def test_files_of_ptx_and_structs(kaas: Client) -> None:
+    prod = ptx(Path(__file__).parents[2] / "examples/kernels/dot.ptx")["prodKern"]
+    f = kaas.bind(prod[8, 128](u64(N), inp("a"), inp("b"), out("c", dtype=np.uint32, shape=N)))
+    a = np.arange(N, dtype=np.uint32)
+    assert np.array_equal(f(a=a, b=a)["c"], a * a)
+    assert isinstance(packed(b"12345678", {0: inp("x", 8)}), object)
+
+
+def test_what_lies_in_the_store_has_its_declared_form(kaas: Client) -> None:
+    kaas.put("stored", X)
+    f = kaas.bind(
+        cuda(source=sources.CUDA)["plain"][8, 128](f32(2), inp("x", dtype="f4", shape=N), inout("y"), u64(N)), "from-store"
+    )
+    assert np.array_equal(f(x=Key("stored"), y=Y)["y"], EXPECTED)
+    with pytest.raises(InvalidRequestError, match=r"buffers\['x'\]: an array has float64 of shape \[1000\], and it is declared"):
+        f(x=X.astype(float), y=Y)
+
+
+def test_nothing_tells_what_a_buffer_is(kaas: Client) -> None:
+    f = kaas.bind(cuda(source=sources.CUDA)["plain"][8, 128](f32(2), inp("x"), inout("y"), u64(N)))
+    with pytest.raises(InvalidRequestError, match=r"kernels\[0\]\.arguments\[1\]: buffer 'x' has no size"):
+        f(y=Y)
+
+
+def test_arrays_that_are_not_contiguous_are_copied_with_a_word(kaas: Client) -> None:
+    f = kaas.bind(saxpy("cuda"))
+    with pytest.warns(UserWarning, match="the array for buffer 'x' is not contiguous, and is copied"):
+        assert np.array_equal(f(x=np.repeat(X, 2)[::2], y=Y)["y"], EXPECTED)
+
+
+def test_lists_and_foreign_arrays(kaas: Client) -> None:
+    class Foreign:
+        """An array of another package, on the host."""
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return X.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+    f = kaas.bind(saxpy("cuda"))
+    assert np.array_equal(f(x=Foreign(), y=Y)["y"], EXPECTED)
+    with pytest.raises(TypeError, match="buffer 'x' takes an array or bytes, not"):
+        f(x=[1, 2, 3], y=Y)
+    with pytest.raises(TypeError, match="has no buffer 'z'; it has x, y"):
+        f(x=X, y=Y, z=Y)
+
+
+def test_options_and_timeouts_are_those_of_a_call(kaas: Client) -> None:
+    f = kaas.bind(saxpy("cuda")).options(returns=["x", "y"], trace=True)
+    results = f(x=X, y=Y)
+    assert sorted(results) == ["x", "y"] and results.result.trace is not None
+    assert np.array_equal(results["x"], X)
+
+
+def test_a_source_that_does_not_compile(kaas: Client) -> None:
+    with pytest.raises(CompileError, match="error"):
+        kaas.bind(cuda(source="nonsense")["k"][1, 1]())()
+
+
+def test_for_asyncio(address: str) -> None:
+    async def body() -> Any:
+        async with AsyncClient(address, timeout=100) as kaas:
+            f = kaas.bind(saxpy("cuda"))
+            return await asyncio.gather(*(f(x=X, y=Y) for _ in range(5)))
+
+    assert all(np.array_equal(results["y"], EXPECTED) for results in asyncio.run(body()))
+
+
+@pytest.fixture(scope="module")
+def older() -> Iterator[str]:
+    with local_daemon("--device", "emulator", "--emulator-ptx-version", "8.0", "--log-level", "WARNING") as address:
+        yield address
+
+
+def test_compilers_are_asked_for_what_the_device_takes(older: str) -> None:
+    with Client(older, timeout=100) as kaas:
+        assert kaas.devices()[0].max_ptx_version == 80
+        assert np.array_equal(kaas.bind(saxpy("triton"))(x=X, y=Y)["y"], EXPECTED)
+
+
+def test_what_was_compiled_for_a_target_stays_that(kaas: Client) -> None:
+    compiled: Compiled = cuda(source=sources.CUDA)["plain"].compile(target="sm_75")
+    f = kaas.bind(compiled[8, 128](f32(2), inp("x"), inout("y"), u64(N)))
+    assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
+    library = next(iter(f._libraries.values()))
+    assert kaas.inspect(library).kernels and compiled.target == "sm_75"
