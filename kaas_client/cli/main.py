@@ -14,7 +14,21 @@ import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from kaas_client import errors
-from kaas_client.cli import completion, device, function, group, kv, library, quarantine, request, server, store, submit, top
+from kaas_client.cli import (
+    compile,
+    completion,
+    device,
+    function,
+    group,
+    kv,
+    library,
+    quarantine,
+    request,
+    server,
+    store,
+    submit,
+    top,
+)
 from kaas_client.cli.completion import COMPLETE_VARIABLE, PROGRAM
 from kaas_client.cli.output import Format
 from kaas_client.cli.session import Session
@@ -52,6 +66,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("submit")(submit.submit)
+app.command("compile")(compile.compile_file)
+app.command("run")(compile.run)
 app.add_typer(kv.app, name="kv")
 app.add_typer(library.app, name="library")
 app.add_typer(function.app, name="function")
