@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from kaas_client.arguments import BufferSpec
+    from kaas_core import request as core
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -29,3 +32,12 @@ class Form:
     def size_bytes(self) -> int:
         """Of the whole."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def form_of(buffer: BufferSpec | core.BufferSpec) -> Form | None:
+    """Return what a request says of a buffer's bytes; None where it says nothing. Raises ``TypeError`` for an unknown dtype."""
+    if not buffer.dtype:
+        return None
+    from kaas_client import _dtypes
+
+    return Form(_dtypes.dtype_from_text(buffer.dtype), buffer.shape or (), bool(buffer.fortran_order))

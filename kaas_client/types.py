@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from kaas_client.forms import form_of
+from kaas_core import request as core
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
-
-    from kaas_client.forms import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,35 +127,40 @@ class Result:
     placement: str = "unspecified"
     """What it needed was on its device (``resident``), was brought there (``loaded``), or was on another one too, which was busy
     for longer than bringing it takes (``replicated``); ``unspecified`` where it needed nothing that stays on a device."""
+    request: core.Request | None = field(default=None, repr=False, compare=False)
+    """What ran, where the caller knew: it says what the buffers are."""
 
     def __getitem__(self, buffer: str) -> bytes:
         """Return a buffer's bytes. Raises ``KeyError`` for one that was not requested."""
         return self.outputs[buffer]
 
-    def array(self, buffer: str, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return a buffer as a one-dimensional, read-only array of ``dtype`` that shares its bytes."""
+    def array(self, buffer: str, dtype: DTypeLike | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return a buffer as a read-only array that shares its bytes: one-dimensional and of ``dtype``, or as its request says.
+
+        Raises ``KeyError`` for a buffer that was not requested, ``TypeError`` where nothing says what it is.
+        """
         import numpy as np
 
-        return np.frombuffer(self.outputs[buffer], dtype=dtype)
+        content = self.outputs[buffer]
+        if dtype is not None:
+            return np.frombuffer(content, dtype)
+        specs = () if self.request is None else self.request.buffers
+        form = next((form_of(spec) for spec in specs if spec.name == buffer and spec.dtype), None)
+        if form is None:
+            raise TypeError(f"nothing says what buffer {buffer!r} is: give array(…) a dtype, or the buffer in its request")
+        return np.ndarray(form.shape, form.dtype, content, order="F" if form.fortran_order else "C")
 
 
 class Arrays(Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]):
     """What a bound function wrote, by buffer: read-only arrays that share the bytes of ``result``."""
 
-    def __init__(self, result: Result, forms: Mapping[str, Form]) -> None:
+    def __init__(self, result: Result) -> None:
         self.result = result
         """How it ran."""
-        self._forms = forms
 
     def __getitem__(self, buffer: str) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return a buffer; one-dimensional and of bytes where nobody told what it is. Raises ``KeyError``."""
-        import numpy as np
-
-        content = self.result.outputs[buffer]
-        form = self._forms.get(buffer)
-        if form is None:
-            return np.frombuffer(content, np.uint8)
-        return np.ndarray(form.shape, form.dtype, content, order="F" if form.fortran_order else "C")
+        """As ``Result.array``."""
+        return self.result.array(buffer)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.result.outputs)

@@ -239,8 +239,8 @@ class Client(Administration):
             _rpcs.submit(request, inputs or {}, returns, device, trace, id, group, priority), timeout
         )
         if result.outputs_dropped:
-            return await self._with_outputs(result, request, {}, returns, group, timeout)
-        return result
+            result = await self._with_outputs(result, request, {}, returns, group, timeout)
+        return replace(result, request=request.spec)
 
     async def register(self, name: str, request: Request, *, group: str = "", timeout: float | None = None) -> Function:
         """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""

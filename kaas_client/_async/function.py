@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kaas_client._convert import FunctionFields
@@ -94,7 +94,7 @@ class Function:
             raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         options = self._options
         returns = options.returns if returns is None else returns
-        return await self._client.invoke(
+        result = await self._client.invoke(
             self.name,
             bindings,
             returns=self.outputs if returns is None else returns,
@@ -105,6 +105,7 @@ class Function:
             priority=options.priority,
             timeout=options.timeout if timeout is None else timeout,
         )
+        return replace(result, request=self.request.spec)
 
     def options(
         self,

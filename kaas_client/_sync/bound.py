@@ -41,7 +41,7 @@ class Bound:
         self._name = name
         self._group = group
         self._options: dict[str, Any] = {}
-        self._functions: dict[_Signature, tuple[Function, dict[str, Form]]] = {}
+        self._functions: dict[_Signature, Function] = {}
         self._libraries: dict[bytes, str] = {}
         """Of the images that were uploaded, the names."""
         self._lock = Lock()
@@ -57,13 +57,13 @@ class Bound:
         for name, value in arrays.items():
             sent[name], known[name] = _arrays.sendable(name, value)
         signature = tuple(sorted(known.items()))
-        made = self._functions.get(signature)
-        if made is None:
-            made = self._functions[signature] = self.prepare({name: form for name, form in known.items() if form})
-        function, forms = made
+        function = self._functions.get(signature)
+        if function is None:
+            function = self._prepare({name: form for name, form in known.items() if form})
+            self._functions[signature] = function
         if self._options:
             function = function.options(**self._options)
-        return Arrays(function(inputs=sent), forms)
+        return Arrays(function(inputs=sent))
 
     def options(
         self,
@@ -90,8 +90,8 @@ class Bound:
         }
         return other
 
-    def prepare(self, arrays: dict[str, Form]) -> tuple[Function, dict[str, Form]]:
-        """Compile, upload and register what is called with arrays of these forms; return it, and the forms of all its buffers."""
+    def _prepare(self, arrays: dict[str, Form]) -> Function:
+        """Compile, upload and register what is called with arrays of these forms."""
         forms = forms_of(self._launches, arrays)
         target, ptx_version = common_target(self._client.devices())
         kernels = []
@@ -104,7 +104,7 @@ class Bound:
         request = Request(kernels)
         digest = sha256(request.to_json().encode()).hexdigest()
         name = self._name or f"bound-{kernels[0].name[:64]}-{digest[:32]}"
-        return self._client.register(name, request, group=self._group), forms
+        return self._client.register(name, request, group=self._group)
 
     def _upload(self, compiled: Compiled) -> str:
         digest = sha256(compiled.image).digest()

@@ -235,8 +235,8 @@ class Client(Administration):
         id = self._connection.request_id(request_id)
         result = self._connection.unary(_rpcs.submit(request, inputs or {}, returns, device, trace, id, group, priority), timeout)
         if result.outputs_dropped:
-            return self._with_outputs(result, request, {}, returns, group, timeout)
-        return result
+            result = self._with_outputs(result, request, {}, returns, group, timeout)
+        return replace(result, request=request.spec)
 
     def register(self, name: str, request: Request, *, group: str = "", timeout: float | None = None) -> Function:
         """Register a request under a name, replacing what was there. Raises ``InvalidArgumentError``, ``NotFoundError``."""

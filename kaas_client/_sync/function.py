@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kaas_client._convert import FunctionFields
@@ -95,7 +95,7 @@ class Function:
             raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         options = self._options
         returns = options.returns if returns is None else returns
-        return self._client.invoke(
+        result = self._client.invoke(
             self.name,
             bindings,
             returns=self.outputs if returns is None else returns,
@@ -106,6 +106,7 @@ class Function:
             priority=options.priority,
             timeout=options.timeout if timeout is None else timeout,
         )
+        return replace(result, request=self.request.spec)
 
     def options(
         self,

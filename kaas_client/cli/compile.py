@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kaas_client import Result
 from kaas_client.arguments import BufferSpec, Literal, inout, inp, out
 from kaas_client.cli.files import check_writable, open_output
 from kaas_client.cli.session import connected, session_of
@@ -92,7 +93,6 @@ def run(
     from kaas_client._arrays import sendable
     from kaas_client._sync.bound import common_target
     from kaas_client.kernels._compiled import forms_of
-    from kaas_client.types import Arrays
 
     sizes = [_size("--grid", grid), _size("--block", block) if block else None]
     arguments = parse_arguments(arg or [])
@@ -111,7 +111,7 @@ def run(
             inputs = {name: value for name, (value, _) in sent.items()}
             result = client.submit(request, inputs=inputs, returns=arguments.targets, device=device)
             print_printed(result)
-            _write(Arrays(result, forms), arguments.targets)
+            _write(result, arguments.targets)
             print_result(printer, result)
 
 
@@ -203,12 +203,12 @@ def _load(text: str, file: str) -> np.ndarray[Any, np.dtype[Any]]:
     return array
 
 
-def _write(arrays: Any, targets: dict[str, str]) -> None:
+def _write(result: Result, targets: dict[str, str]) -> None:
     import numpy as np
 
     for name, target in targets.items():
         with open_output(target) as file:
-            np.lib.format.write_array(file, arrays[name], allow_pickle=False)
+            np.lib.format.write_array(file, result.array(name), allow_pickle=False)
 
 
 def _size(option: str, text: str) -> list[int]:

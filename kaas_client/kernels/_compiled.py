@@ -14,7 +14,7 @@ from cachetools import LRUCache
 from kaas_client import _dtypes
 from kaas_client.arguments import BufferSpec, Packed, Size, numbers
 from kaas_client.builders import Kernel
-from kaas_client.forms import Form
+from kaas_client.forms import Form, form_of
 from kaas_client.kernels._passing import Argument, EntryPoint, Parameter, Passed, Situation
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import Dim3
@@ -239,9 +239,9 @@ def forms_of(launches: Sequence[Launch], arrays: Mapping[str, Form]) -> dict[str
     forms = dict(arrays)
     for launch in launches:
         for buffer in launch.buffers():
-            if buffer.dtype is None:
+            declared = form_of(buffer)
+            if declared is None:
                 continue
-            declared = Form(_dtypes.dtype_from_text(buffer.dtype), buffer.shape or (), bool(buffer.fortran_order))
             found = forms.setdefault(buffer.name, declared)
             if (found.dtype, found.shape) != (declared.dtype, declared.shape):
                 has, needs = (f"{form.dtype} of shape {list(form.shape)}" for form in (found, declared))

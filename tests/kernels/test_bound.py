@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples.local_daemon import local_daemon
-from kaas_client import AsyncClient, Client, Key, f32, inout, inp, out, packed, u64
+from kaas_client import AsyncClient, Client, Kernel, Key, Request, f32, inout, inp, out, packed, u64
 from kaas_client.kernels import Compiled, CompileError, cuda, numba, ptx, triton, warp
 from kaas_core.errors import InvalidRequestError
 from tests.kernels import sources
@@ -169,3 +169,23 @@ def test_what_was_compiled_for_a_target_stays_that(kaas: Client) -> None:
     assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
     library = next(iter(f._libraries.values()))
     assert kaas.inspect(library).kernels and compiled.target == "sm_75"
+
+
+def test_results_have_the_form_that_their_request_gives_them(kaas: Client) -> None:
+    library = kaas.upload(Path(__file__).parents[2] / "examples/kernels/dot.ptx")
+    a = np.arange(12, dtype=np.uint32)
+    buffers = [inp("a", 48), inp("b", 48), out("c", dtype="u4", shape=(3, 4), fortran_order=True), out("d", 4)]
+    request = Request(
+        [
+            Kernel(library, "prodKern", 1, 12, [u64(12), *buffers[:3]]),
+            Kernel(library, "prodKern", 1, 1, [u64(1), inp("a"), inp("b"), buffers[3]]),
+        ]
+    )
+    function = kaas.register("formed", request)
+    for result in (function(a=a, b=a), kaas.submit(request, inputs={"a": a, "b": a}, returns=["c", "d"])):
+        assert np.array_equal(result.array("c"), (a * a).reshape(3, 4, order="F"))
+        assert np.array_equal(result.array("c", "u4"), a * a)
+        with pytest.raises(TypeError, match="nothing says what buffer 'd' is"):
+            result.array("d")
+        with pytest.raises(KeyError):
+            result.array("e")
