@@ -1,4 +1,4 @@
-"""The arguments of a kernel: buffers, numbers, and bytes with buffers among them."""
+"""The arguments of a kernel: buffers by address or handle, numbers, and bytes with buffers among them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import ctypes
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from operator import index
-from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import ADDRESS_BYTES, Access
+from kaas_core.texture import AddressMode, FilterMode, Texture, texture_problems
 from kaas_core.violations import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
+E = TypeVar("E", bound=Enum)
 Size: TypeAlias = "SupportsIndex | Sequence[SupportsIndex]"
 """Of a grid or block: one to three numbers, x first."""
 Shape: TypeAlias = Size
@@ -203,6 +206,86 @@ class Packed:
         if self.buffers:
             fields["buffers"] = [[offset, *buffer.to_json()] for offset, buffer in self.buffers]
         return [fields, "p"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextureSpec:
+    """A buffer that a kernel has by a handle; made by ``texture`` and ``surface``."""
+
+    buffer: BufferSpec
+    texture: Texture
+
+    def to_json(self) -> list[object]:
+        """Return the argument as it stands in the JSON form."""
+        mention, letter = self.buffer.to_json()
+        seen = self.texture
+        fields: dict[str, object] = {"texture": mention, "dtype": seen.dtype, "channels": seen.channels, "extent": seen.extent}
+        fields |= {"layers": seen.layers, "address_mode": seen.address_mode.value, "filter_mode": seen.filter_mode.value}
+        return [fields | {"normalized_coordinates": seen.normalized_coordinates}, letter]
+
+
+def texture(
+    buffer: BufferSpec,
+    *,
+    dtype: str,
+    extent: Shape,
+    channels: SupportsIndex = 1,
+    layers: SupportsIndex = 0,
+    address_mode: str = "clamp",
+    filter_mode: str = "point",
+    normalized_coordinates: bool = False,
+) -> TextureSpec:
+    """Return a buffer that a kernel reads as a texture: its parameter is a ``cudaTextureObject_t``.
+
+    ``buffer`` is ``inp(…)``, whose size may be left out. ``extent`` are width, height and depth in texels, as many as the texture
+    has dimensions; the buffer has them in the order of C, ``(layers, depth, height, width, channels)``. ``dtype`` is ``uint8``,
+    ``int8``, ``uint16``, ``int16``, ``uint32``, ``int32``, ``float16`` or ``float32``, or for integers that the kernel reads as
+    floats of 0 to 1, or -1 to 1, ``unorm8``, ``unorm16``, ``snorm8`` or ``snorm16``; ``channels`` are 1, 2 or 4. ``address_mode``
+    is ``wrap``, ``clamp``, ``mirror`` or ``border``, ``filter_mode`` is ``point`` or ``linear``. Raises ``InvalidRequestError``.
+    """
+    if buffer.access is not Access.INPUT:
+        raise TypeError("a texture is read only: texture(inp(…), …); what a kernel writes is surface(…)")
+    return _texture(
+        buffer,
+        Texture(
+            str(dtype),
+            index(channels),
+            tuple(numbers(extent)),
+            index(layers),
+            _mode(AddressMode, "address_mode", address_mode),
+            _mode(FilterMode, "filter_mode", filter_mode),
+            bool(normalized_coordinates),
+        ),
+    )
+
+
+def surface(
+    buffer: BufferSpec, *, dtype: str, extent: Shape, channels: SupportsIndex = 1, layers: SupportsIndex = 0
+) -> TextureSpec:
+    """Return a buffer that a kernel writes, or reads and writes, as a surface: its parameter is a ``cudaSurfaceObject_t``.
+
+    ``buffer`` is ``out(…)``, ``inout(…)`` or ``tmp(…)``, whose size may be left out; the rest is as for ``texture``.
+    """
+    if buffer.access is Access.INPUT:
+        raise TypeError(
+            "a surface is written: surface(out(…), …) or surface(inout(…), …); what a kernel only reads is texture(…)"
+        )
+    return _texture(buffer, Texture(str(dtype), index(channels), tuple(numbers(extent)), index(layers)))
+
+
+def _texture(buffer: BufferSpec, seen: Texture) -> TextureSpec:
+    problem = next(texture_problems(seen, buffer.size, buffer.access is not Access.INPUT), None)
+    if problem is not None:
+        raise InvalidRequestError.at(problem[0], f"texture {shown(buffer.name)}: {problem[1]}")
+    return TextureSpec(replace(buffer, size=seen.size_bytes), seen)
+
+
+def _mode(kind: type[E], field: str, word: str) -> E:
+    try:
+        return kind(word)
+    except ValueError:
+        words = ", ".join(str(each.value) for each in kind)
+        raise InvalidRequestError.at(field, f"must be one of {words}, not {shown(word)}") from None
 
 
 def packed(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any
 
-from kaas_client.arguments import BufferSpec, Literal, Packed, Size, numbers
+from kaas_client.arguments import BufferSpec, Literal, Packed, Size, TextureSpec, numbers
 from kaas_core import request as core
 from kaas_core.json_form import request_from_json, request_to_json
 
@@ -28,17 +28,17 @@ class Kernel:
     """In blocks."""
     block: Size = 1
     """In threads."""
-    args: Sequence[BufferSpec | Literal | Packed] = ()
+    args: Sequence[BufferSpec | Literal | Packed | TextureSpec] = ()
     shared_memory_bytes: int = 0
     """Dynamic shared memory."""
 
     def to_json(self) -> dict[str, object]:
         """Return the kernel as it stands in the JSON form."""
         for position, argument in enumerate(self.args):
-            if not isinstance(argument, BufferSpec | Literal | Packed):
+            if not isinstance(argument, BufferSpec | Literal | Packed | TextureSpec):
                 raise TypeError(
                     f"argument {position} of kernel {self.name!r} is {argument!r:.60}: expected inp(…), inout(…), out(…), "
-                    "tmp(…), packed(…), or a number with its type, such as u64(…)"
+                    "tmp(…), packed(…), texture(…), surface(…), or a number with its type, such as u64(…)"
                 )
         return {
             "library": self.library,

@@ -6,14 +6,20 @@ import binascii
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from enum import Enum
+from typing import TypeVar
 
 from kaas_core.json_buffers import BufferMentions
-from kaas_core.json_reader import ObjectReader, integer, items, text
-from kaas_core.request import INTEGER_TYPES, Access, Argument, BufferArgument, Literal, Packed, PackedBuffer
+from kaas_core.json_reader import ObjectReader, boolean, integer, items, text
+from kaas_core.request import INTEGER_TYPES, Access, Argument, BufferArgument, Literal, Packed, PackedBuffer, TextureArgument
+from kaas_core.texture import AddressMode, FilterMode, Texture
 from kaas_core.violations import Violations, shown
 
+E = TypeVar("E", bound=Enum)
 _LITERAL_FIELDS = ("type", "val")
 _PACKED_FIELDS = ("packed", "buffers")
+_TEXTURE = "texture"
+_TEXTURE_FIELDS = (_TEXTURE, "dtype", "channels", "extent", "layers", "address_mode", "filter_mode", "normalized_coordinates")
 _ACCESS_LETTERS: Mapping[object, Access] = {access.value: access for access in Access}
 _LITERAL_LETTER, _PACKED_LETTER = "l", "p"
 _LETTERS = "i, o, io, t, l for a literal, or p for packed bytes"
@@ -36,6 +42,8 @@ def read_argument(found: Violations, path: str, value: object, letter: object, m
         return read_literal(found, path, value)
     if letter == _PACKED_LETTER:
         return _packed(found, path, value, mentions)
+    if isinstance(value, dict) and _TEXTURE in value:
+        return _texture(found, path, value, letter, mentions)
     return _use(found, path, value, letter, mentions, _LETTERS)
 
 
@@ -50,6 +58,8 @@ def argument_to_json(argument: Argument) -> list[object]:
                 [each.offset_bytes, each.argument.buffer, each.argument.access.value] for each in argument.buffers
             ]
         return [fields, _PACKED_LETTER]
+    if isinstance(argument, TextureArgument):
+        return [_texture_to_json(argument), argument.access.value]
     value: object = argument.value
     if isinstance(value, float) and not math.isfinite(value):
         value = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
@@ -121,3 +131,66 @@ def _bytes(found: Violations, path: str, value: object) -> bytes | None:
     except (binascii.Error, ValueError) as error:
         found.add(path, f"is not base64: {error}")
         return None
+
+
+def _texture(found: Violations, path: str, value: object, letter: object, mentions: BufferMentions) -> TextureArgument | None:
+    reader = ObjectReader(found, path, value, _TEXTURE_FIELDS, "a texture")
+
+    def use(found: Violations, _: str, buffer: object) -> BufferArgument | None:
+        return _use(found, path, buffer, letter, mentions, "i, o, io, t")
+
+    named = reader.required((_TEXTURE,), use)
+    texture = Texture(
+        dtype=reader.required(("dtype",), text) or "",
+        channels=1 if (channels := reader.optional(("channels",), integer)) is None else channels,
+        extent=reader.required(("extent",), _extent) or (),
+        layers=reader.optional(("layers",), integer) or 0,
+        address_mode=reader.optional(("address_mode",), _address_mode) or AddressMode.CLAMP,
+        filter_mode=reader.optional(("filter_mode",), _filter_mode) or FilterMode.POINT,
+        normalized_coordinates=reader.optional(("normalized_coordinates",), boolean) or False,
+    )
+    return None if named is None else TextureArgument(named.buffer, named.access, texture)
+
+
+def _texture_to_json(argument: TextureArgument) -> dict[str, object]:
+    texture = argument.texture
+    fields: dict[str, object] = {_TEXTURE: argument.buffer, "dtype": texture.dtype}
+    if texture.channels != 1:
+        fields["channels"] = texture.channels
+    fields["extent"] = list(texture.extent)
+    if texture.layers:
+        fields["layers"] = texture.layers
+    if texture.address_mode is not AddressMode.CLAMP:
+        fields["address_mode"] = texture.address_mode.value
+    if texture.filter_mode is not FilterMode.POINT:
+        fields["filter_mode"] = texture.filter_mode.value
+    if texture.normalized_coordinates:
+        fields["normalized_coordinates"] = True
+    return fields
+
+
+def _extent(found: Violations, path: str, value: object) -> tuple[int, ...] | None:
+    if not isinstance(value, (list, tuple)):
+        width = integer(found, path, value)
+        return None if width is None else (width,)
+    if not 1 <= len(value) <= 3:
+        found.add(path, f"must have one to three numbers, not {len(value)}")
+        return None
+    numbers = [integer(found, f"{path}[{axis}]", number) for axis, number in enumerate(value)]
+    return tuple(number for number in numbers if number is not None)
+
+
+def _address_mode(found: Violations, path: str, value: object) -> AddressMode | None:
+    return _word(found, path, value, AddressMode)
+
+
+def _filter_mode(found: Violations, path: str, value: object) -> FilterMode | None:
+    return _word(found, path, value, FilterMode)
+
+
+def _word(found: Violations, path: str, value: object, kind: type[E]) -> E | None:
+    words = {each.value: each for each in kind}
+    if isinstance(value, str) and value in words:
+        return words[value]
+    found.add(path, f"must be one of {', '.join(words)}, not {shown(value)}")
+    return None

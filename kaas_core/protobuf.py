@@ -18,7 +18,9 @@ from kaas_core.request import (
     Packed,
     PackedBuffer,
     Request,
+    TextureArgument,
 )
+from kaas_core.texture import AddressMode, FilterMode, Texture
 from kaas_core.uses import with_implied_ephemeral
 from kaas_core.validation import validate
 from kaas_core.violations import Violations, shown
@@ -34,6 +36,24 @@ _ACCESS_TO_PROTO: Mapping[Access, types_pb2.Access] = {
     Access.OUTPUT: types_pb2.ACCESS_OUTPUT,
     Access.INOUT: types_pb2.ACCESS_INOUT,
     Access.TEMPORARY: types_pb2.ACCESS_TEMPORARY,
+}
+_ADDRESS_MODE_TO_PROTO: Mapping[AddressMode, types_pb2.AddressMode] = {
+    AddressMode.WRAP: types_pb2.ADDRESS_MODE_WRAP,
+    AddressMode.CLAMP: types_pb2.ADDRESS_MODE_CLAMP,
+    AddressMode.MIRROR: types_pb2.ADDRESS_MODE_MIRROR,
+    AddressMode.BORDER: types_pb2.ADDRESS_MODE_BORDER,
+}
+_ADDRESS_MODES: Mapping[int, AddressMode] = {
+    types_pb2.ADDRESS_MODE_UNSPECIFIED: AddressMode.CLAMP,
+    **{number: mode for mode, number in _ADDRESS_MODE_TO_PROTO.items()},
+}
+_FILTER_MODE_TO_PROTO: Mapping[FilterMode, types_pb2.FilterMode] = {
+    FilterMode.POINT: types_pb2.FILTER_MODE_POINT,
+    FilterMode.LINEAR: types_pb2.FILTER_MODE_LINEAR,
+}
+_FILTER_MODES: Mapping[int, FilterMode] = {
+    types_pb2.FILTER_MODE_UNSPECIFIED: FilterMode.POINT,
+    **{number: mode for mode, number in _FILTER_MODE_TO_PROTO.items()},
 }
 _VALUE_FIELD: Mapping[str, str] = {
     **{letter: "uint_value" if letter.isupper() else "int_value" for letter in INTEGER_TYPES},
@@ -117,17 +137,41 @@ def _argument_from_proto(found: Violations, path: str, message: types_pb2.Argume
         return _buffer_argument_from_proto(found, path, message.buffer)
     if kind == "packed":
         return _packed_from_proto(found, path, message.packed)
+    if kind == "texture":
+        return _texture_from_proto(found, path, message.texture)
     if kind is None:
-        found.add(path, "is neither a buffer nor a literal, nor packed")
+        found.add(path, "is neither a buffer nor a literal, nor packed, nor a texture")
     return _literal_from_proto(found, path, message.literal)
 
 
 def _buffer_argument_from_proto(found: Violations, path: str, message: types_pb2.BufferArgument) -> BufferArgument:
-    access = _ACCESS_FROM_PROTO.get(message.access)
+    return BufferArgument(message.buffer, _access_from_proto(found, path, message.access))
+
+
+def _access_from_proto(found: Violations, path: str, value: types_pb2.Access) -> Access:
+    access = _ACCESS_FROM_PROTO.get(value)
     if access is None:
-        what = "is not set" if message.access == types_pb2.ACCESS_UNSPECIFIED else f"has the unknown value {message.access}"
+        what = "is not set" if value == types_pb2.ACCESS_UNSPECIFIED else f"has the unknown value {value}"
         found.add(path, f"access {what}; expected INPUT, OUTPUT, INOUT or TEMPORARY")
-    return BufferArgument(message.buffer, access or Access.INPUT)
+    return access or Access.INPUT
+
+
+def _texture_from_proto(found: Violations, path: str, message: types_pb2.TextureArgument) -> TextureArgument:
+    address_mode, filter_mode = _ADDRESS_MODES.get(message.address_mode), _FILTER_MODES.get(message.filter_mode)
+    for field, mode in (("address_mode", address_mode), ("filter_mode", filter_mode)):
+        if mode is None:
+            found.add(f"{path}.{field}", f"has the unknown value {getattr(message, field)}")
+    given = (message.extent.x, message.extent.y, message.extent.z)
+    texture = Texture(
+        dtype=message.dtype,
+        channels=message.channels or 1,
+        extent=given[: max((axis + 1 for axis, number in enumerate(given) if number), default=1)],
+        layers=message.layers,
+        address_mode=address_mode or AddressMode.CLAMP,
+        filter_mode=filter_mode or FilterMode.POINT,
+        normalized_coordinates=message.normalized_coordinates,
+    )
+    return TextureArgument(message.buffer, _access_from_proto(found, path, message.access), texture)
 
 
 def _packed_from_proto(found: Violations, path: str, message: types_pb2.Packed) -> Packed:
@@ -170,6 +214,24 @@ def _buffer_argument_to_proto(argument: BufferArgument) -> types_pb2.BufferArgum
     return types_pb2.BufferArgument(buffer=argument.buffer, access=_ACCESS_TO_PROTO[argument.access])
 
 
+def _texture_to_proto(argument: TextureArgument) -> types_pb2.TextureArgument:
+    texture = argument.texture
+    x, y, z = (*texture.extent, 0, 0)[:3]
+    message = types_pb2.TextureArgument(
+        buffer=argument.buffer,
+        access=_ACCESS_TO_PROTO[argument.access],
+        dtype=texture.dtype,
+        channels=texture.channels,
+        extent=types_pb2.Dim3(x=x, y=y, z=z),
+        layers=texture.layers,
+        normalized_coordinates=texture.normalized_coordinates,
+    )
+    if not argument.is_surface:
+        message.address_mode = _ADDRESS_MODE_TO_PROTO[texture.address_mode]
+        message.filter_mode = _FILTER_MODE_TO_PROTO[texture.filter_mode]
+    return message
+
+
 def _argument_to_proto(argument: Argument) -> types_pb2.Argument:
     if isinstance(argument, BufferArgument):
         return types_pb2.Argument(buffer=_buffer_argument_to_proto(argument))
@@ -179,6 +241,8 @@ def _argument_to_proto(argument: Argument) -> types_pb2.Argument:
             for each in argument.buffers
         ]
         return types_pb2.Argument(packed=types_pb2.Packed(data=argument.data, buffers=buffers))
+    if isinstance(argument, TextureArgument):
+        return types_pb2.Argument(texture=_texture_to_proto(argument))
     literal = types_pb2.Literal(type=argument.type)
     setattr(literal, _VALUE_FIELD[argument.type], argument.value)
     return types_pb2.Argument(literal=literal)

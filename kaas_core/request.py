@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from kaas_core.texture import Texture
+
 Dim3 = tuple[int, int, int]
 """A size in three dimensions, as CUDA's ``dim3``: ``(x, y, z)``."""
 
@@ -66,7 +68,22 @@ class Packed:
     buffers: tuple[PackedBuffer, ...] = ()
 
 
-Argument = BufferArgument | Literal | Packed
+@dataclass(frozen=True, slots=True)
+class TextureArgument:
+    """The handle of a texture, or of a surface where the kernel writes it, as an argument: 8 bytes."""
+
+    buffer: str
+    """Whose bytes it has."""
+    access: Access
+    texture: Texture
+
+    @property
+    def is_surface(self) -> bool:
+        """Whether the kernel may write it."""
+        return self.access is not Access.INPUT
+
+
+Argument = BufferArgument | Literal | Packed | TextureArgument
 
 
 def buffer_arguments(argument: Argument) -> Iterator[BufferArgument]:
@@ -76,6 +93,8 @@ def buffer_arguments(argument: Argument) -> Iterator[BufferArgument]:
     elif isinstance(argument, Packed):
         for packed in argument.buffers:
             yield packed.argument
+    elif isinstance(argument, TextureArgument):
+        yield BufferArgument(argument.buffer, argument.access)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 
 from kaas_core.request import (
     ADDRESS_BYTES,
@@ -13,8 +15,11 @@ from kaas_core.request import (
     Literal,
     Packed,
     Request,
+    TextureArgument,
+    buffer_arguments,
     literal_problem,
 )
+from kaas_core.texture import texture_problems
 from kaas_core.uses import Use, buffer_uses, write_conflicts
 from kaas_core.violations import Violations, shown
 
@@ -53,7 +58,7 @@ def validate(request: Request) -> None:
         found, "buffers", len(request.buffers), MAX_BUFFERS
     ):
         _check_buffers(found, request)
-        known = {spec.name for spec in request.buffers}
+        known = {spec.name: spec.size_bytes for spec in request.buffers}
         for index, kernel in enumerate(request.kernels):
             _check_kernel(found, f"kernels[{index}]", kernel, known)
     found.raise_if_any()
@@ -71,7 +76,7 @@ def is_content_id(reference: str) -> bool:
     return _CONTENT_ID.fullmatch(reference) is not None
 
 
-def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: set[str]) -> None:
+def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: Mapping[str, int]) -> None:
     if problem := _library_problem(kernel.library):
         found.add(f"{path}.library", problem)
     if problem := "must not be empty" if not kernel.name else _text_problem(kernel.name, None, "\0"):
@@ -88,8 +93,11 @@ def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: set[s
                 found.add(place, problem)
         elif isinstance(argument, BufferArgument):
             _check_use(found, place, argument, known)
+        elif isinstance(argument, TextureArgument):
+            _check_texture(found, place, argument, known)
         else:
             _check_packed(found, place, argument, known)
+    _check_surfaces(found, path, kernel)
     size = sum(len(argument.data) for argument in kernel.arguments if isinstance(argument, Packed))
     if size > MAX_PARAMETER_BYTES:
         found.add(
@@ -97,12 +105,45 @@ def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: set[s
         )
 
 
-def _check_use(found: Violations, path: str, argument: BufferArgument, known: set[str]) -> None:
+def _check_use(found: Violations, path: str, argument: BufferArgument, known: Mapping[str, int]) -> None:
     if argument.buffer not in known:
         found.add(path, f"the request has no buffer {shown(argument.buffer)}")
 
 
-def _check_packed(found: Violations, path: str, packed: Packed, known: set[str]) -> None:
+def _check_texture(found: Violations, path: str, argument: TextureArgument, known: Mapping[str, int]) -> None:
+    _check_use(found, path, BufferArgument(argument.buffer, argument.access), known)
+    texture = argument.texture
+    integers = [
+        _integer(found, f"{path}.{field}", value, low, _U32_MAX)
+        for field, value, low in (
+            ("channels", texture.channels, 1),
+            ("layers", texture.layers, 0),
+            *((f"extent[{axis}]", number, 1) for axis, number in enumerate(texture.extent)),
+        )
+    ]
+    if all(integers):
+        for field, problem in texture_problems(texture, known.get(argument.buffer), argument.is_surface):
+            found.add(f"{path}.{field}" if field else path, problem)
+
+
+def _check_surfaces(found: Violations, path: str, kernel: KernelSpec) -> None:
+    """Check that what is a surface of a launch is nothing else of it: what that would read, no device says."""
+    surfaces = [
+        (index, argument.buffer)
+        for index, argument in enumerate(kernel.arguments)
+        if isinstance(argument, TextureArgument) and argument.is_surface
+    ]
+    if not surfaces:
+        return
+    uses = Counter(use.buffer for argument in kernel.arguments for use in buffer_arguments(argument))
+    for index, name in surfaces:
+        if uses[name] > 1:
+            found.add(
+                f"{path}.arguments[{index}]", f"buffer {shown(name)} is a surface here, and no other argument may be it too"
+            )
+
+
+def _check_packed(found: Violations, path: str, packed: Packed, known: Mapping[str, int]) -> None:
     if not packed.data:
         found.add(f"{path}.packed", "must not be empty")
     if not _count(found, f"{path}.buffers", len(packed.buffers), MAX_ARGUMENTS):

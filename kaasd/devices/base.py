@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from kaas_core import ReadableBuffer
 from kaas_core.request import ADDRESS_BYTES, Access, Dim3
+from kaas_core.texture import Texture
 from kaasd.devices.trace import Tracer
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
 
@@ -64,6 +65,19 @@ class PackedRefs:
         for offset, reference in self.buffers:
             filled[offset : offset + ADDRESS_BYTES] = address_of(reference).to_bytes(ADDRESS_BYTES, "little")
         return bytes(filled)
+
+
+@dataclass(frozen=True, slots=True)
+class TextureRef:
+    """A buffer as a kernel's argument by a handle: a texture, or a surface where its access is not ``INPUT``."""
+
+    reference: BufferRef
+    texture: Texture
+
+    @property
+    def is_surface(self) -> bool:
+        """Whether the kernel may write it."""
+        return self.reference.access is not Access.INPUT
 
 
 class LoadedKernel(Protocol):
@@ -117,8 +131,8 @@ class Launch:
     grid: Dim3
     block: Dim3
     shared_memory_bytes: int
-    arguments: tuple[BufferRef | PackedRefs | bytes, ...]
-    """A buffer's address, addresses among bytes, or bytes alone; as long as its parameter, where the kernel declares any."""
+    arguments: tuple[BufferRef | PackedRefs | TextureRef | bytes, ...]
+    """A buffer's address or handle, addresses among bytes, or bytes alone; as long as its parameter, where there is one."""
 
     @property
     def references(self) -> Iterator[BufferRef]:
@@ -128,6 +142,8 @@ class Launch:
                 yield argument
             elif isinstance(argument, PackedRefs):
                 yield from (reference for _, reference in argument.buffers)
+            elif isinstance(argument, TextureRef):
+                yield argument.reference
 
 
 def buffer_names(launches: Iterable[Launch]) -> dict[DeviceBuffer, str]:
@@ -317,8 +333,11 @@ class Device(Protocol):
         Each gets whole units of ``properties.multiprocessor_unit``. Raises ``ValueError`` where that cannot be, ``OutOfMemory``.
         """
 
-    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
-        """Return about how much device memory a run of these kernels has beside its buffers, such as variables of its own."""
+    def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:
+        """Return about how much device memory a run of these kernels has beside its buffers, such as variables of its own.
+
+        ``textures`` are its textures and surfaces, each once.
+        """
 
     def upload(self, buffer: DeviceBuffer, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Transfer:
         """Begin to copy ``pieces`` to the buffer, one behind the other; they must stay until that is done.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kaas_core.request import ADDRESS_BYTES, Dim3, KernelSpec, Literal, Packed, literal_size
+from kaas_core.request import ADDRESS_BYTES, Dim3, KernelSpec, Literal, Packed, TextureArgument, literal_size
 from kaas_core.violations import Violations, shown
 
 
@@ -67,6 +67,8 @@ def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature:
         elif isinstance(argument, Packed):
             given, what = len(argument.data), "the packed argument"
             _check_alignment(found, f"{path}.arguments[{index}]", kernel, argument, signature.parameter_alignment_bytes[index:])
+        elif isinstance(argument, TextureArgument):
+            given, what = ADDRESS_BYTES, f"the handle of texture {shown(argument.buffer)}"
         else:
             given, what = ADDRESS_BYTES, f"the address of buffer {shown(argument.buffer)}"
         if given != size:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Packed, Request, pack_literal
+from kaas_core.request import (
+    Access,
+    Argument,
+    BufferArgument,
+    BufferSpec,
+    Dim3,
+    KernelSpec,
+    Packed,
+    Request,
+    TextureArgument,
+    pack_literal,
+)
+from kaas_core.texture import Texture
 from kaas_core.uses import buffer_uses, write_conflicts
 from kaas_core.validation import key_problem
 from kaas_core.violations import Violations, shown
@@ -56,6 +68,14 @@ class PackedSlots:
 
 
 @dataclass(frozen=True, slots=True)
+class TextureSlot:
+    """A buffer as a texture or surface, by a handle."""
+
+    slot: SlotArgument
+    texture: Texture
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedLaunch:
     """One launch, known to fit the kernel's signature and the device's limits."""
 
@@ -64,8 +84,8 @@ class PlannedLaunch:
     block: Dim3
     shared_memory_bytes: int
     """Dynamic."""
-    arguments: tuple[SlotArgument | PackedSlots | bytes, ...]
-    """A slot, slots among bytes, or bytes alone; each as long as its parameter."""
+    arguments: tuple[SlotArgument | PackedSlots | TextureSlot | bytes, ...]
+    """A slot, by address or handle, slots among bytes, or bytes alone; each as long as its parameter."""
 
     @property
     def slots(self) -> Iterator[SlotArgument]:
@@ -75,6 +95,8 @@ class PlannedLaunch:
                 yield argument
             elif isinstance(argument, PackedSlots):
                 yield from (slot for _, slot in argument.slots)
+            elif isinstance(argument, TextureSlot):
+                yield argument.slot
 
 
 @dataclass(frozen=True)
@@ -100,6 +122,17 @@ class Plan:
     def given(self, names: frozenset[str]) -> Plan:
         """Return the plan for calls that bring the bytes of these ``read_ephemerals``."""
         return replace(self, slots=tuple(replace(slot, load=slot.load or slot.spec.name in names) for slot in self.slots))
+
+    @cached_property
+    def textures(self) -> Sequence[Texture]:
+        """What a device that has textures beside their buffers has of them: each texture or surface of a slot once."""
+        found = {
+            (argument.slot.slot, argument.texture, argument.slot.access is Access.INPUT): argument.texture
+            for launch in self.launches
+            for argument in launch.arguments
+            if isinstance(argument, TextureSlot)
+        }
+        return tuple(found.values())
 
     @cached_property
     def device_bytes(self) -> int:
@@ -237,7 +270,7 @@ def _lower(kernel: KernelSpec, index_of: Mapping[str, int]) -> PlannedLaunch:
     )
 
 
-def _lower_argument(argument: Argument, index_of: Mapping[str, int]) -> SlotArgument | PackedSlots | bytes:
+def _lower_argument(argument: Argument, index_of: Mapping[str, int]) -> SlotArgument | PackedSlots | TextureSlot | bytes:
     def slot(use: BufferArgument) -> SlotArgument:
         return SlotArgument(index_of[use.buffer], use.access)
 
@@ -245,4 +278,6 @@ def _lower_argument(argument: Argument, index_of: Mapping[str, int]) -> SlotArgu
         return slot(argument)
     if isinstance(argument, Packed):
         return PackedSlots(argument.data, tuple((each.offset_bytes, slot(each.argument)) for each in argument.buffers))
+    if isinstance(argument, TextureArgument):
+        return TextureSlot(SlotArgument(index_of[argument.buffer], argument.access), argument.texture)
     return pack_literal(argument)

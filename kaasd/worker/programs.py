@@ -29,13 +29,14 @@ from kaasd.devices.base import (
     OutOfMemory,
     PackedRefs,
     Run,
+    TextureRef,
 )
 from kaasd.ipc.messages import MAX_KNOWN_REQUESTS, SerializedRequest
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.heap import heap_users
 from kaasd.libraries.image import read_image
 from kaasd.libraries.registry import LibrarySource, ResolvedLibrary
-from kaasd.request.plan import Layout, PackedSlots, Plan, SlotArgument, make_plan, rebind
+from kaasd.request.plan import Layout, PackedSlots, Plan, SlotArgument, TextureSlot, make_plan, rebind
 from kaasd.worker.device_memory import DeviceMemory, Holding
 from kaasd.worker.residency import NOBODY, Owner
 
@@ -165,6 +166,8 @@ class Program:
                     if isinstance(argument, bytes)
                     else PackedRefs(argument.data, tuple((offset, reference(use)) for offset, use in argument.slots))
                     if isinstance(argument, PackedSlots)
+                    else TextureRef(reference(argument.slot), argument.texture)
+                    if isinstance(argument, TextureSlot)
                     else reference(argument)
                     for argument in launch.arguments
                 ),
@@ -189,7 +192,7 @@ class Program:
                 while key in memory:
                     key = (*key[:2], key[2] + 1)
                 sizes = [self.plan.slots[slot].spec.size_bytes for slot in self.layout.own]
-                extra = device.run_bytes(self.kernels)
+                extra = device.run_bytes(self.kernels, self.plan.textures)
                 return memory.make(key, sizes, PREPARE_COST_S, partial(Instance, key, self, device), extra, owner)
             instance = self.idle[-1]
         memory.give(instance, owner)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from kaas_core.request import Access, Dim3
-from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, Module
+from kaas_core.texture import Texture
+from kaasd.devices.base import BufferRef, Device, DeviceBuffer, Launch, Module, TextureRef
 
 KERNELS = Path(__file__).parents[2] / "examples" / "kernels"
 DATA = Path(__file__).parents[1] / "libraries" / "data"
@@ -55,13 +56,21 @@ def tmp(buffer: str) -> Use:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A buffer as a texture, or as a surface where its use writes."""
+
+    use: Use
+    texture: Texture
+
+
+@dataclass(frozen=True)
 class Call:
     """One launch, its buffers by name."""
 
     kernel: str
     grid: Dim3 | int
     block: Dim3 | int
-    arguments: Sequence[Use | bytes]
+    arguments: Sequence[Use | Seen | bytes]
     shared_memory_bytes: int = 0
 
 
@@ -95,10 +104,7 @@ def launch(
                     grid=_dim3(call.grid),
                     block=_dim3(call.block),
                     shared_memory_bytes=call.shared_memory_bytes,
-                    arguments=tuple(
-                        each if isinstance(each, bytes) else BufferRef(each.buffer, on_device[each.buffer], each.access)
-                        for each in call.arguments
-                    ),
+                    arguments=tuple(each if isinstance(each, bytes) else _reference(each, on_device) for each in call.arguments),
                 )
                 for call in calls
             ],
@@ -116,6 +122,12 @@ def launch(
             on_device[name].read(raw)
             results[name] = np.frombuffer(raw, content.dtype).reshape(content.shape)
         return results
+
+
+def _reference(argument: Use | Seen, buffers: Mapping[str, DeviceBuffer]) -> BufferRef | TextureRef:
+    use = argument.use if isinstance(argument, Seen) else argument
+    reference = BufferRef(use.buffer, buffers[use.buffer], use.access)
+    return TextureRef(reference, argument.texture) if isinstance(argument, Seen) else reference
 
 
 def _dim3(size: Dim3 | int) -> Dim3:

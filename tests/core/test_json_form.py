@@ -10,7 +10,18 @@ import pytest
 
 from kaas_core.errors import InvalidRequestError
 from kaas_core.json_form import request_from_json, request_to_json
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+from kaas_core.request import (
+    Access,
+    BufferArgument,
+    BufferSpec,
+    KernelSpec,
+    Literal,
+    Packed,
+    PackedBuffer,
+    Request,
+    TextureArgument,
+)
+from kaas_core.texture import AddressMode, FilterMode, Texture
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "requests"
 
@@ -236,6 +247,30 @@ def test_packed_arguments(fields: dict[str, object]) -> None:
     ]
 
 
+TEXTURE: dict[str, object] = {"texture": {"name": "x", "size": 4}, "dtype": "uint8", "extent": 4}
+
+
+def test_textures() -> None:
+    full = TEXTURE | {
+        "channels": 2,
+        "extent": [1, 2],
+        "address_mode": "mirror",
+        "filter_mode": "point",
+        "normalized_coordinates": True,
+    }
+    request = request_from_json(one_kernel(arguments=[[TEXTURE, "i"], [full | {"texture": "x"}, "i"]]))
+    assert request.kernels[0].arguments == (
+        TextureArgument("x", Access.INPUT, Texture("uint8", 1, (4,))),
+        TextureArgument("x", Access.INPUT, Texture("uint8", 2, (1, 2), 0, AddressMode.MIRROR, FilterMode.POINT, True)),
+    )
+    request = request_from_json(one_kernel(arguments=[TEXTURE | {"extent": [1, 2], "layers": 2}], type_list=["t"]))
+    assert request.kernels[0].arguments == (TextureArgument("x", Access.TEMPORARY, Texture("uint8", 1, (1, 2), 2)),)
+    assert request.buffers[0].ephemeral
+    assert request_to_json(request)["kernels"][0]["arguments"] == [  # type: ignore[index]
+        [{"texture": "x", "dtype": "uint8", "extent": [1, 2], "layers": 2}, "t"]
+    ]
+
+
 BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
     ("empty", b"", [("", "not JSON: line 1, column 1")]),
     ("cut off", b'{"kernels": [\n  {"library": ', [("", "not JSON: line 2, column 15")]),
@@ -308,6 +343,35 @@ BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
             ]
         ),
         [("kernels[0].arguments[1].buffers[0].size", "buffer 'x' has size 1 here, but 2 at kernels[0].arguments[0]")],
+    ),
+    (
+        "texture without what it needs",
+        one_kernel(arguments=[[{"texture": {"name": "x", "size": 4}}, "i"]]),
+        [("kernels[0].arguments[0].dtype", "is missing"), ("kernels[0].arguments[0].extent", "is missing")],
+    ),
+    (
+        "texture of unknown modes",
+        one_kernel(arguments=[[TEXTURE | {"address_mode": "edge", "filter_mode": 1, "normalized_coordinates": 1}, "i"]]),
+        [
+            ("kernels[0].arguments[0].address_mode", "must be one of wrap, clamp, mirror, border, not 'edge'"),
+            ("kernels[0].arguments[0].filter_mode", "must be one of point, linear, not 1"),
+            ("kernels[0].arguments[0].normalized_coordinates", "must be true or false"),
+        ],
+    ),
+    (
+        "texture of four dimensions",
+        one_kernel(arguments=[[TEXTURE | {"extent": [1, 2, 3, 4]}, "i"]]),
+        [("kernels[0].arguments[0].extent", "must have one to three numbers, not 4")],
+    ),
+    (
+        "texture of unknown access",
+        one_kernel(arguments=[[TEXTURE, "s"]]),
+        [("kernels[0].arguments[0]", "unknown access 's'; expected i, o, io, t")],
+    ),
+    (
+        "texture with more",
+        one_kernel(arguments=[[TEXTURE | {"width": 4}, "i"]]),
+        [("kernels[0].arguments[0].width", "no such field")],
     ),
     ("access unknown", one_kernel(arguments=[["x", "oi"]]), [("kernels[0].arguments[0]", "unknown access 'oi'")]),
     ("access as list", one_kernel(arguments=[["x", ["i"]]]), [("kernels[0].arguments[0]", "unknown access a list")]),

@@ -9,7 +9,18 @@ import pytest
 from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidRequestError
 from kaas_core.protobuf import request_from_proto, request_to_proto
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+from kaas_core.request import (
+    Access,
+    BufferArgument,
+    BufferSpec,
+    KernelSpec,
+    Literal,
+    Packed,
+    PackedBuffer,
+    Request,
+    TextureArgument,
+)
+from kaas_core.texture import AddressMode, Texture
 
 PACKED = types_pb2.Packed(
     data=bytes(range(17)),
@@ -143,6 +154,52 @@ def repeat_buffer(request: types_pb2.Request) -> None:
 def forget_buffer(request: types_pb2.Request) -> None:
     del request.buffers[0]
     request.kernels[0].arguments[5].packed.buffers[0].argument.buffer = "t"
+
+
+def seen(**fields: object) -> types_pb2.Request:
+    request = message()
+    argument = types_pb2.TextureArgument(
+        **{"buffer": "x", "access": types_pb2.ACCESS_INPUT, "dtype": "uint8", "extent": types_pb2.Dim3(x=8), **fields}  # type: ignore[arg-type]
+    )
+    request.kernels[0].arguments[4].texture.CopyFrom(argument)
+    request.kernels[0].arguments[3].texture.CopyFrom(argument)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Texture("uint8", 1, (8,))),
+        ({"extent": types_pb2.Dim3(x=4, y=1), "channels": 2}, Texture("uint8", 2, (4, 1))),
+        ({"extent": types_pb2.Dim3(x=4, y=1, z=2)}, Texture("uint8", 1, (4, 1, 2))),
+        ({"extent": types_pb2.Dim3(x=4), "layers": 2}, Texture("uint8", 1, (4,), 2)),
+        (
+            {"address_mode": types_pb2.ADDRESS_MODE_WRAP, "normalized_coordinates": True},
+            Texture("uint8", 1, (8,), 0, AddressMode.WRAP, normalized_coordinates=True),
+        ),
+    ],
+)
+def test_textures(fields: dict[str, object], expected: Texture) -> None:
+    request = request_from_proto(seen(**fields))
+    assert request.kernels[0].arguments[3] == TextureArgument("x", Access.INPUT, expected)
+    assert request_from_proto(request_to_proto(request)) == request
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "fragment"),
+    [
+        ({"access": 0}, "", "access is not set"),
+        ({"address_mode": 9}, ".address_mode", "has the unknown value 9"),
+        ({"filter_mode": 9}, ".filter_mode", "has the unknown value 9"),
+        ({"extent": None}, ".extent[0]", "must be at least 1, not 0"),
+        ({"extent": types_pb2.Dim3(x=4, z=2)}, ".extent[1]", "must be at least 1, not 0"),
+    ],
+)
+def test_bad_textures(fields: dict[str, object], path: str, fragment: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_proto(seen(**fields))
+    assert [violation.field for violation in caught.value.violations] == [f"kernels[0].arguments[{i}]{path}" for i in (3, 4)]
+    assert all(fragment in violation.description for violation in caught.value.violations)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,19 @@ from kaas.v1 import types_pb2
 from kaas_core.errors import InvalidRequestError
 from kaas_core.json_form import request_from_json, request_to_json
 from kaas_core.protobuf import request_from_proto, request_to_proto
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+from kaas_core.request import (
+    Access,
+    Argument,
+    BufferArgument,
+    BufferSpec,
+    KernelSpec,
+    Literal,
+    Packed,
+    PackedBuffer,
+    Request,
+    TextureArgument,
+)
+from kaas_core.texture import ELEMENTS, AddressMode, FilterMode, Texture
 
 GOLDEN = sorted((Path(__file__).parent.parent / "testdata" / "requests").glob("*.json"))
 
@@ -69,12 +81,33 @@ def packed(draw: st.DrawFn, use: st.SearchStrategy[BufferArgument]) -> Packed:
 
 
 @st.composite
+def textures(draw: st.DrawFn) -> Texture:
+    dtype, normalized = draw(st.sampled_from([*ELEMENTS])), draw(st.booleans())
+    extent = tuple(draw(st.lists(st.integers(1, 16_384), min_size=1, max_size=3)))
+    return Texture(
+        dtype,
+        draw(st.sampled_from([1, 2, 4])),
+        extent,
+        draw(st.integers(0, 2048)) if len(extent) < 3 else 0,
+        draw(st.sampled_from([*AddressMode] if normalized else [AddressMode.CLAMP, AddressMode.BORDER])),
+        draw(st.sampled_from([*FilterMode] if ELEMENTS[dtype].is_float else [FilterMode.POINT])),
+        normalized,
+    )
+
+
+@st.composite
 def requests(draw: st.DrawFn) -> Request:
     """Draw a valid request, of every shape that one may have but for several buffers on one key."""
-    drawn = draw(st.lists(buffers(), max_size=5, unique_by=lambda buffer: buffer[0].name))
+    drawn = draw(
+        st.lists(buffers().filter(lambda drawn: drawn[0].name != "seen"), max_size=5, unique_by=lambda drawn: drawn[0].name)
+    )
     uses = [BufferArgument(spec.name, access) for spec, allowed in drawn for access in allowed]
     use = st.sampled_from(uses) if uses else st.nothing()
-    arguments: st.SearchStrategy[Argument] = st.one_of(literals(), use, packed(use))
+    texture = draw(textures())
+    seen = BufferSpec("seen", texture.size_bytes)
+    arguments: st.SearchStrategy[Argument] = st.one_of(
+        literals(), use, packed(use), st.just(TextureArgument("seen", Access.INPUT, texture))
+    )
     dim3 = st.tuples(*[st.integers(1, 2**31 - 1)] * 3)
     kernels = st.builds(
         KernelSpec,
@@ -87,7 +120,7 @@ def requests(draw: st.DrawFn) -> Request:
     )
     return Request(
         kernels=tuple(draw(st.lists(kernels, min_size=1, max_size=4))),
-        buffers=tuple(spec for spec, _ in drawn),
+        buffers=(*(spec for spec, _ in drawn), seen),
         iterations=draw(st.integers(1, 2**32 - 1)),
     )
 
@@ -128,7 +161,7 @@ def only_refused(source: str | bytes | dict[str, object]) -> None:
 WORDS = [
     *("kernels", "buffers", "iterations", "nIter", "library", "kernel", "name", "grid", "nGrid", "gridDim", "block", "nBlock"),
     *("blockDim", "sharedSize", "shared_memory_bytes", "literals", "arguments", "type_list", "inputs", "temps", "outputs"),
-    *("packed", "type", "val", "size", "offset", "key", "const", "ephemeral"),
+    *("packed", "texture", "dtype", "extent", "channels", "type", "val", "size", "offset", "key", "const", "ephemeral"),
 ]
 anything = st.recursive(
     st.one_of(

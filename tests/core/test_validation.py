@@ -9,7 +9,19 @@ import pytest
 
 from kaas_core import validation
 from kaas_core.errors import InvalidRequestError
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+from kaas_core.request import (
+    Access,
+    Argument,
+    BufferArgument,
+    BufferSpec,
+    KernelSpec,
+    Literal,
+    Packed,
+    PackedBuffer,
+    Request,
+    TextureArgument,
+)
+from kaas_core.texture import AddressMode, FilterMode, Texture
 from kaas_core.validation import validate
 
 I, O, IO, T = Access.INPUT, Access.OUTPUT, Access.INOUT, Access.TEMPORARY  # noqa: E741
@@ -36,6 +48,12 @@ def packs(*places: int, name: str = "x", access: Access = I, size: int = 24, **f
     """Return a request of one packed argument with the address of a buffer in each of some places."""
     packed = Packed(bytes(size), tuple(PackedBuffer(place, BufferArgument(name, access)) for place in places))
     return Request((kernel([packed]),), (x(**fields),))
+
+
+def sees(access: Access = I, size: int = 64, further: Sequence[Argument] = (), **fields: object) -> Request:
+    """Return a request of a texture, or surface, of 8 x 4 texels of 2 bytes unless ``fields`` say otherwise."""
+    texture = Texture(**{"dtype": "uint8", "channels": 2, "extent": (8, 4), **fields})  # type: ignore[arg-type]
+    return Request((kernel([TextureArgument("x", access, texture), *further]),), (x(size_bytes=size),))
 
 
 def problems(request: Request) -> list[tuple[str, str]]:
@@ -77,6 +95,14 @@ def x(**fields: object) -> BufferSpec:
         packs(0, access=T, ephemeral=True),
         packs(32_752, size=32_764),
         Request((kernel([Packed(b"1"), Packed(b"2", ())]),)),
+        sees(),
+        sees(O),
+        sees(IO, layers=3, size=192),
+        sees(extent=(131_072, 1), size=1 << 18),
+        sees(dtype="unorm16", channels=4, extent=(8,), filter_mode=FilterMode.LINEAR),
+        sees(address_mode=AddressMode.WRAP, normalized_coordinates=True),
+        sees(address_mode=AddressMode.BORDER),
+        sees(further=[BufferArgument("x", I), TextureArgument("x", I, Texture("float32", 1, (16,)))]),
     ],
     ids=lambda request: "",
 )
@@ -84,6 +110,7 @@ def test_good_requests(request_: Request) -> None:
     assert problems(request_) == []
 
 
+TEXTURE = "kernels[0].arguments[0]"
 BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
     ("no kernel", Request(()), [("kernels", "at least one")]),
     ("too many kernels", Request((kernel(),) * 10_001), [("kernels", "at most 10000 are allowed, not 10001")]),
@@ -181,6 +208,38 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
             (x(key="k"), x(name="y", key="k")),
         ),
         [("buffers[1].key", "same bytes of key 'k'")],
+    ),
+    ("texture of another size", sees(size=65), [(f"{TEXTURE}.extent", "8 x 4 x 2 x 1 bytes are 64, but the buffer has 65")]),
+    ("layers of another size", sees(layers=2), [(f"{TEXTURE}.extent", "8 x 4 x 2 layers x 2 x 1 bytes are 128, but")]),
+    ("unknown dtype", sees(dtype="float64"), [(f"{TEXTURE}.dtype", "is none of uint8, uint16")]),
+    ("three channels", sees(channels=3, size=96), [(f"{TEXTURE}.channels", "must be 1, 2 or 4, not 3")]),
+    ("no extent", sees(extent=()), [(f"{TEXTURE}.extent", "must have one to three numbers, not 0")]),
+    ("zero extent", sees(extent=(8, 0)), [(f"{TEXTURE}.extent[1]", "must be at least 1, not 0")]),
+    ("wide texture", sees(extent=(131_073, 1)), [(f"{TEXTURE}.extent[0]", "must be 1 to 131072, not 131073")]),
+    ("deep texture", sees(extent=(8, 4, 16_385)), [(f"{TEXTURE}.extent[2]", "must be 1 to 16384, not 16385")]),
+    ("wide layers", sees(extent=(32_769,), layers=2), [(f"{TEXTURE}.extent[0]", "must be 1 to 32768, not 32769")]),
+    ("long surface", sees(O, extent=(32_769,)), [(f"{TEXTURE}.extent[0]", "must be 1 to 32768, not 32769")]),
+    ("many layers", sees(layers=2049), [(f"{TEXTURE}.layers", "must be 0 to 2048, not 2049")]),
+    ("layers in depth", sees(extent=(8, 2, 2), layers=2), [(f"{TEXTURE}.layers", "of three dimensions has none")]),
+    ("layers as text", sees(layers="2"), [(f"{TEXTURE}.layers", "must be an integer")]),
+    ("wrap in texels", sees(address_mode=AddressMode.WRAP), [(f"{TEXTURE}.address_mode", "wrap needs normalized_coordinates")]),
+    (
+        "linear integers",
+        sees(filter_mode=FilterMode.LINEAR),
+        [(f"{TEXTURE}.filter_mode", "linear needs elements that are read as")],
+    ),
+    ("normalised surface", sees(O, dtype="snorm8"), [(f"{TEXTURE}.dtype", "a surface has integers as they are: int8")]),
+    ("surface with a filter", sees(O, address_mode=AddressMode.BORDER), [(TEXTURE, "is written, so it is a surface")]),
+    ("surface and buffer", sees(O, further=[BufferArgument("x", I)]), [(TEXTURE, "'x' is a surface here, and no other")]),
+    (
+        "surface and packed",
+        sees(O, further=[Packed(bytes(8), (PackedBuffer(0, BufferArgument("x", I)),))]),
+        [(TEXTURE, "'x' is a surface here, and no other")],
+    ),
+    (
+        "texture of nothing",
+        Request((kernel([TextureArgument("y", I, Texture("uint8", 1, (8,)))]),), (x(),)),
+        [(TEXTURE, "the request has no buffer 'y'")],
     ),
     (
         "several at once",

@@ -112,7 +112,7 @@ class SmallDevice:
         if groups:
             raise ValueError("it has no multiprocessors")
 
-    def run_bytes(self, kernels: Iterable[Any]) -> int:
+    def run_bytes(self, kernels: Iterable[Any], textures: Iterable[Any] = ()) -> int:
         return 0
 
     def upload(self, buffer: Any, pieces: Iterable[memoryview], mapped: MappedFile | None = None) -> Ended:

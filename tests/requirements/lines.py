@@ -86,6 +86,9 @@ def lines(match: Match) -> Iterator[str]:
         head = "{ targets: .branchtargets E; " if match.mnemonic.startswith("brx") else ""
         yield from (f"{head}{match.mnemonic} {operands};{' }' * bool(head)}" for operands in by_hand)
         return
+    if any(operand.name == "texel" for operand in match.form.operands):
+        yield _texture(match)
+        return
     optional = [operand for operand in match.form.operands if operand.optional]
     for count in range(len(optional) + 1):
         given = optional[:count]
@@ -97,6 +100,20 @@ def lines(match: Match) -> Iterator[str]:
                 yield line.replace("%r9;", "%p9;")
     if "hint" in match and match.mnemonic.startswith("cp."):
         yield _line(match, [operand for operand in optional if operand.name == "policy"])
+
+
+def _texture(match: Match) -> str:
+    """An instruction that reads or writes a texel."""
+    opcode, geometry = match.mnemonic.partition(".")[0], match.text("geom")
+    coordinates = int(geometry[-2]) + (geometry[0] == "a")
+    place = f"[%d9, {_vector('%r', 4 if coordinates == 3 else coordinates)}]"  # a vector has two or four elements
+    if opcode.startswith("su"):
+        content = _vector(REGISTERS[max(16, match.type.bits)], int((match["vec"] or "v1")[1:]))
+        return f"{match.mnemonic} {f'{content}, {place}' if opcode == 'suld' else f'{place}, {content}'};"
+    further = ", %r9" * match.mnemonic.startswith("tex.level")
+    if match.mnemonic.startswith("tex.grad"):
+        further = f", {_vector('%r', (1, 2, 4)[int(geometry[-2]) - 1])}" * 2
+    return f"{match.mnemonic} {_vector('%r', 4)}, {place}{further};"
 
 
 def extras(line: str) -> tuple[str, ...]:

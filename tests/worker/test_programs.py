@@ -261,7 +261,7 @@ def test_what_a_run_takes_beside_its_buffers_counts(
     bench: Bench, device: CountingDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(bench, "a", 3)
-    monkeypatch.setattr(device, "run_bytes", lambda kernels: 1 << 20)
+    monkeypatch.setattr(device, "run_bytes", lambda kernels, textures: 1 << 20)
     before = bench.executor.memory.held_bytes
     bench.run(square(bench, bench.library))
     assert 1 << 20 < bench.executor.memory.held_bytes - before < 2 << 20

@@ -10,6 +10,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from kaas_core.texture import Texture
 from kaasd.devices.base import (
     DeviceBuffer,
     DeviceLost,
@@ -18,6 +19,7 @@ from kaasd.devices.base import (
     LoadedKernel,
     MappedFile,
     OutOfMemory,
+    TextureRef,
     undone_on_failure,
 )
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, Words, address_of
@@ -160,9 +162,7 @@ class CudaDevice:
             address = int(context.check(driver.cuMemAllocAsync, size_bytes, stream))
         except OutOfMemory as error:
             # A failed allocation has filled the pool with what there was, which would be lost to all others of this GPU.
-            with suppress(CudaError):
-                check(driver.cuStreamSynchronize, stream)
-                check(driver.cuMemPoolTrimTo, self._pool, 0)
+            self._trim()
             raise OutOfMemory(f"{size_bytes} bytes asked of {self._describe_memory()}") from error
         try:
             # Other streams may use the memory once this one has come to it.
@@ -184,6 +184,12 @@ class CudaDevice:
         free, total = ask(driver.cuMemGetInfo)
         return used, reserved - used, int(free), int(total)
 
+    def _trim(self) -> None:
+        """Give back what the pool has and no buffer."""
+        with suppress(CudaError):
+            check(driver.cuStreamSynchronize, self._stream)
+            check(driver.cuMemPoolTrimTo, self._pool, 0)
+
     def _describe_memory(self) -> str:
         name = self._properties.name
         try:
@@ -200,10 +206,10 @@ class CudaDevice:
         """Give groups multiprocessors of their own, in green contexts. Raises ``ValueError``, ``OutOfMemory``, ``CudaError``."""
         self._context.partitions.reserve(groups)
 
-    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
-        """Return about how much device memory a run has for copies of code whose kernels write module variables."""
+    def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:
+        """Return about how much device memory a run has for copies of code whose kernels write module variables, and arrays."""
         units = {kernel.unit for kernel in kernels if isinstance(kernel, CudaKernel) and kernel.unit is not None}
-        return sum(unit.copy_bytes for unit in units)
+        return sum(unit.copy_bytes for unit in units) + sum(texture.size_bytes for texture in textures)
 
     def prepare(
         self,
@@ -230,7 +236,16 @@ class CudaDevice:
                 self._open.discard(run)
                 copies.close()
 
-            run = CudaRun(self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, forget)
+            def make() -> CudaRun:
+                return CudaRun(self._context, self._mover, arrived, launches, iterations, moved, self._plain_starts, forget)
+
+            try:
+                run = make()
+            except OutOfMemory:
+                if not any(isinstance(argument, TextureRef) for launch in launches for argument in launch.arguments):
+                    raise
+                self._trim()  # arrays are not of the pool
+                run = make()
         self._open.add(run)
         return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cuda.bindings import driver
@@ -11,6 +11,7 @@ from kaasd.devices.base import undone_on_failure
 from kaasd.devices.cuda.context import LaneKind
 from kaasd.devices.cuda.driver import CudaError, Release, check
 from kaasd.devices.cuda.launch import KernelCall
+from kaasd.devices.cuda.textures import ArrayCopy
 
 MAX_REPEATED_LAUNCHES = 256
 """In one graph, where iterations could make it longer. Building costs 6 microseconds a launch on an H100; launched 12 times, a
@@ -32,7 +33,7 @@ class CallRefused(Exception):
 class CudaGraph:
     """A chain of calls, ready to be launched."""
 
-    def __init__(self, calls: Sequence[KernelCall], release: Release, kind: LaneKind) -> None:
+    def __init__(self, calls: Sequence[KernelCall | ArrayCopy], release: Release, kind: LaneKind) -> None:
         """Of which kind its kernels are, each node says itself: for a graph its stream's does not count.
 
         Raises ``CallRefused``, ``CudaError``.
@@ -47,13 +48,19 @@ class CudaGraph:
             before: list[Any] = []
             for index, call in enumerate(calls):
                 try:
-                    node = check(driver.cuGraphAddKernelNode, graph, before, len(before), call.node_parameters(kind.partition))
+                    for part in _parts(call):
+                        if isinstance(part, ArrayCopy):
+                            before = [part.add_to(graph, before)]
+                            continue
+                        node = check(
+                            driver.cuGraphAddKernelNode, graph, before, len(before), part.node_parameters(kind.partition)
+                        )
+                        self._nodes.setdefault(part, []).append(node)
+                        before = [node]
+                        if kind.level:
+                            check(driver.cuGraphKernelNodeSetAttribute, node, PRIORITY, value)
                 except CudaError as error:
                     raise CallRefused(index, error) from error
-                if kind.level:
-                    check(driver.cuGraphKernelNodeSetAttribute, node, PRIORITY, value)
-                self._nodes.setdefault(call, []).append(node)
-                before = [node]
             self._executable = check(driver.cuGraphInstantiate, graph, 0)
             undo.callback(release, driver.cuGraphExecDestroy, self._executable)
         self._undo = undo
@@ -67,7 +74,10 @@ class CudaGraph:
         check(driver.cuGraphUpload, self._executable, stream)
 
     def update(self, call: KernelCall) -> None:
-        """Take over a call's new parameters, for launches to come. 2 microseconds for each time that the call is in it."""
+        """Take over a call's new parameters, for launches to come. 2 microseconds for each time that the call is in it.
+
+        Copies of arrays stay as they are: the driver changes none of several dimensions in a graph that is made.
+        """
         for node in self._nodes.get(call, ()):
             check(driver.cuGraphExecKernelNodeSetParams, self._executable, node, call.node_parameters(self._partition))
 
@@ -86,3 +96,13 @@ def split_iterations(launches: int, iterations: int) -> tuple[int, int, int]:
         return 0, iterations, 1
     inside = min(range(most, max(0, most // 2 - 1), -1), key=lambda n: iterations % n)
     return iterations % inside, inside, iterations // inside
+
+
+def _parts(call: KernelCall | ArrayCopy) -> Iterator[KernelCall | ArrayCopy]:
+    """Yield what goes into a graph for a call, in order."""
+    if isinstance(call, KernelCall):
+        yield from call.before
+        yield call
+        yield from call.behind
+    else:
+        yield call

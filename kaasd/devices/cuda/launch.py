@@ -9,11 +9,12 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaas_core.request import Dim3
-from kaasd.devices.base import BufferRef, Launch, PackedRefs
+from kaasd.devices.base import BufferRef, Launch, PackedRefs, TextureRef
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.partitions import Partition
+from kaasd.devices.cuda.textures import ArrayCopy, RunTextures
 from kaasd.devices.cuda.wrapper import HostFunction
 
 
@@ -70,12 +71,23 @@ class KernelCall:
         self._configuration = (*grid, *block, shared_memory_bytes)
         self.parameters = Parameters(parameters)
         """The driver copies the values when it launches or adds a node."""
+        self.before: Sequence[ArrayCopy] = ()
+        """What is copied to its textures and surfaces first."""
+        self.behind: Sequence[ArrayCopy] = ()
+        """What is copied from its surfaces then."""
         self._nodes: dict[Partition | None, Any] = {}
 
     def enqueue(self, stream: Any) -> None:
-        """Put the launch into a stream. Raises ``CudaError``, which can also be that of a launch before."""
+        """Put the launch into a stream, with its copies.
+
+        Raises ``CudaError``, which can also be that of a launch before.
+        """
+        for copy in self.before:
+            copy.enqueue(stream)
         *dimensions, shared = self._configuration
         check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
+        for copy in self.behind:
+            copy.enqueue(stream)
 
     def node_parameters(self, partition: Partition | None) -> Any:
         """Return the launch as a node of a graph that keeps to a partition. Raises ``CudaError``."""
@@ -105,12 +117,16 @@ class HostCall:
         self, kernel: HostFunction, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
     ) -> None:
         self.parameters = Parameters(parameters)
+        self.before: Sequence[ArrayCopy] = ()
+        self.behind: Sequence[ArrayCopy] = ()
         self._kernel = kernel
         self._grid, self._block = (ctypes.c_uint32 * 3)(*grid), (ctypes.c_uint32 * 3)(*block)
         self._shared_memory_bytes = shared_memory_bytes
 
     def enqueue(self, stream: Any) -> None:
         """Have the wrapper put what it launches into a stream. Raises ``WrapperFailed``, ``CudaError``."""
+        for copy in self.before:
+            copy.enqueue(stream)
         context = check(driver.cuCtxGetCurrent)
         code = self._kernel.function(
             ctypes.addressof(self._grid),
@@ -123,22 +139,35 @@ class HostCall:
         check(driver.cuCtxSetCurrent, context)  # whatever it has left behind
         if code:
             raise WrapperFailed(self._kernel.attributes.name, code)
+        for copy in self.behind:
+            copy.enqueue(stream)
 
 
-def call_of(launch: Launch) -> KernelCall | HostCall:
-    """Return a launch for the driver, or a call of a wrapper. Raises ``CudaError``."""
-    parameters = [argument if isinstance(argument, bytes) else _bytes_of(argument) for argument in launch.arguments]
+def call_of(launch: Launch, textures: RunTextures) -> KernelCall | HostCall:
+    """Return a launch for the driver, or a call of a wrapper, with the ``textures`` of its run. Raises ``CudaError``."""
+    parameters = [
+        argument
+        if isinstance(argument, bytes)
+        else textures.handle(argument)
+        if isinstance(argument, TextureRef)
+        else _bytes_of(argument)
+        for argument in launch.arguments
+    ]
+    call: KernelCall | HostCall
     if isinstance(launch.kernel, HostFunction):
-        return HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
-    assert isinstance(launch.kernel, CudaKernel)
-    return KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+        call = HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+    else:
+        assert isinstance(launch.kernel, CudaKernel)
+        call = KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+    call.before, call.behind = textures.before(launch), textures.behind(launch)
+    return call
 
 
 def update_call(call: KernelCall | HostCall, launch: Launch) -> bool:
-    """Give a call of ``call_of`` the buffers of another launch; return whether they are others."""
+    """Give a call of ``call_of`` the buffers of another launch; return whether the kernel gets others."""
     changed = False
     for index, argument in enumerate(launch.arguments):
-        if not isinstance(argument, bytes):
+        if isinstance(argument, BufferRef | PackedRefs):
             changed |= call.parameters.set(index, _bytes_of(argument))
     return changed
 

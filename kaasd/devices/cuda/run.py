@@ -22,6 +22,7 @@ from kaasd.devices.cuda.graph import CallRefused, CudaGraph, split_iterations
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.launch import MARKED_LAUNCHES, HostCall, KernelCall, WrapperFailed, call_of, faulted_launch, update_call
 from kaasd.devices.cuda.moves import TIMED, Moved, Moves
+from kaasd.devices.cuda.textures import ArrayCopy, RunTextures
 from kaasd.devices.cuda.tracer import CudaTracer, stream_of
 from kaasd.devices.cuda.wrapper import HostFunction
 from kaasd.devices.trace import Tracer
@@ -92,6 +93,8 @@ class CudaRun:
             undo.callback(memory.close)
             self._moves = moves = Moves(mover, moved, memory, arrived)
             self._flag, self._times, self.uploads, self.downloads = moves.flag, moves.times, moves.uploads, moves.downloads
+            self._textures = RunTextures(launches, context)
+            undo.callback(self._textures.close)
             self._calls = [self._call_of(index, launch) for index, launch in enumerate(launches)]
             undo.callback(self._drop_graphs)
         self._undo = undo
@@ -100,6 +103,8 @@ class CudaRun:
         """Run these launches from now on, which differ from those before in their buffers only."""
         self._launches = launches
         changed = [call for call, launch in zip(self._calls, launches, strict=True) if update_call(call, launch)]
+        if self._textures.update(launches):
+            self._drop_graphs()
         try:
             for graph in self._graphs.values():
                 for call in changed:
@@ -174,8 +179,10 @@ class CudaRun:
         if self._graph is not None and self._all_in_graph:
             self._graph.launch(lane.stream)
             return
-        for call in self._moves.before:
-            call.enqueue(lane.stream)
+        for move in self._moves.before:
+            move.enqueue(lane.stream)
+        for copy in self._textures.first:
+            copy.enqueue(lane.stream)
         if self._graph is None:
             self._enqueue_plain(lane, self._single + self._inside * self._repeats)
             self._enqueue_behind(lane)
@@ -239,6 +246,8 @@ class CudaRun:
             for kind, buffer, move in self._moves.singly_before():
                 with tracer.span(kind, stream, name=names[buffer], size_bytes=buffer.size_bytes):
                     move.enqueue(lane.stream)
+            for copy in self._textures.first:
+                copy.enqueue(lane.stream)
             for iteration in range(self._single + self._inside * self._repeats):
                 for index, call in enumerate(self._calls):
                     if 0 < self._enqueued <= MARKED_LAUNCHES:
@@ -331,13 +340,14 @@ class CudaRun:
 
     def _call_of(self, index: int, launch: Launch) -> KernelCall | HostCall:
         try:
-            return call_of(launch)
+            return call_of(launch, self._textures)
         except CudaError as refused:
             raise self._refusal(index, refused) from refused
 
     def _build_graph(self, kind: LaneKind) -> CudaGraph:
         calls = [call for call in self._calls if isinstance(call, KernelCall)] * self._inside
-        before, behind = (self._moves.before, self._moves.behind) if self._all_in_graph else ([], [])
+        before: list[KernelCall | ArrayCopy] = [*self._moves.before, *self._textures.first] if self._all_in_graph else []
+        behind = self._moves.behind if self._all_in_graph else []
         try:
             return CudaGraph([*before, *calls, *behind], self._context.release, kind)
         except CallRefused as refused:

@@ -14,11 +14,33 @@ class Access(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCESS_OUTPUT: _ClassVar[Access]
     ACCESS_INOUT: _ClassVar[Access]
     ACCESS_TEMPORARY: _ClassVar[Access]
+
+class AddressMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADDRESS_MODE_UNSPECIFIED: _ClassVar[AddressMode]
+    ADDRESS_MODE_WRAP: _ClassVar[AddressMode]
+    ADDRESS_MODE_CLAMP: _ClassVar[AddressMode]
+    ADDRESS_MODE_MIRROR: _ClassVar[AddressMode]
+    ADDRESS_MODE_BORDER: _ClassVar[AddressMode]
+
+class FilterMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FILTER_MODE_UNSPECIFIED: _ClassVar[FilterMode]
+    FILTER_MODE_POINT: _ClassVar[FilterMode]
+    FILTER_MODE_LINEAR: _ClassVar[FilterMode]
 ACCESS_UNSPECIFIED: Access
 ACCESS_INPUT: Access
 ACCESS_OUTPUT: Access
 ACCESS_INOUT: Access
 ACCESS_TEMPORARY: Access
+ADDRESS_MODE_UNSPECIFIED: AddressMode
+ADDRESS_MODE_WRAP: AddressMode
+ADDRESS_MODE_CLAMP: AddressMode
+ADDRESS_MODE_MIRROR: AddressMode
+ADDRESS_MODE_BORDER: AddressMode
+FILTER_MODE_UNSPECIFIED: FilterMode
+FILTER_MODE_POINT: FilterMode
+FILTER_MODE_LINEAR: FilterMode
 
 class Dim3(_message.Message):
     __slots__ = ("x", "y", "z")
@@ -66,15 +88,39 @@ class Packed(_message.Message):
     buffers: _containers.RepeatedCompositeFieldContainer[PackedBuffer]
     def __init__(self, data: _Optional[bytes] = ..., buffers: _Optional[_Iterable[_Union[PackedBuffer, _Mapping]]] = ...) -> None: ...
 
+class TextureArgument(_message.Message):
+    __slots__ = ("buffer", "access", "dtype", "channels", "extent", "layers", "address_mode", "filter_mode", "normalized_coordinates")
+    BUFFER_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    EXTENT_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_MODE_FIELD_NUMBER: _ClassVar[int]
+    FILTER_MODE_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_COORDINATES_FIELD_NUMBER: _ClassVar[int]
+    buffer: str
+    access: Access
+    dtype: str
+    channels: int
+    extent: Dim3
+    layers: int
+    address_mode: AddressMode
+    filter_mode: FilterMode
+    normalized_coordinates: bool
+    def __init__(self, buffer: _Optional[str] = ..., access: _Optional[_Union[Access, str]] = ..., dtype: _Optional[str] = ..., channels: _Optional[int] = ..., extent: _Optional[_Union[Dim3, _Mapping]] = ..., layers: _Optional[int] = ..., address_mode: _Optional[_Union[AddressMode, str]] = ..., filter_mode: _Optional[_Union[FilterMode, str]] = ..., normalized_coordinates: bool = ...) -> None: ...
+
 class Argument(_message.Message):
-    __slots__ = ("buffer", "literal", "packed")
+    __slots__ = ("buffer", "literal", "packed", "texture")
     BUFFER_FIELD_NUMBER: _ClassVar[int]
     LITERAL_FIELD_NUMBER: _ClassVar[int]
     PACKED_FIELD_NUMBER: _ClassVar[int]
+    TEXTURE_FIELD_NUMBER: _ClassVar[int]
     buffer: BufferArgument
     literal: Literal
     packed: Packed
-    def __init__(self, buffer: _Optional[_Union[BufferArgument, _Mapping]] = ..., literal: _Optional[_Union[Literal, _Mapping]] = ..., packed: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+    texture: TextureArgument
+    def __init__(self, buffer: _Optional[_Union[BufferArgument, _Mapping]] = ..., literal: _Optional[_Union[Literal, _Mapping]] = ..., packed: _Optional[_Union[Packed, _Mapping]] = ..., texture: _Optional[_Union[TextureArgument, _Mapping]] = ...) -> None: ...
 
 class KernelSpec(_message.Message):
     __slots__ = ("library", "name", "grid", "block", "shared_memory_bytes", "arguments")

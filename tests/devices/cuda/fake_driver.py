@@ -27,6 +27,9 @@ FREED_BY = {
     "cuMemAllocAsync": "cuMemFreeAsync",
     "cuMemHostAlloc": "cuMemFreeHost",
     "cuMemHostRegister": "cuMemHostUnregister",
+    "cuArray3DCreate": "cuArrayDestroy",
+    "cuTexObjectCreate": "cuTexObjectDestroy",
+    "cuSurfObjectCreate": "cuSurfObjectDestroy",
     "cuGraphCreate": "cuGraphDestroy",
     "cuGraphInstantiate": "cuGraphExecDestroy",
 }
@@ -57,6 +60,8 @@ ANSWERS: dict[str, tuple[Any, ...]] = {
     "cuStreamGetId": (7,),
     "cuCtxGetStreamPriorityRange": (0, -5),
     "cuGraphAddKernelNode": ("node",),
+    "cuGraphAddMemcpyNode": ("copy",),
+    "cuCtxGetCurrent": (driver.CUcontext(7),),
     "cuCtxGetDevice": ("device",),
     "cuCtxFromGreenCtx": (driver.CUcontext(7),),
     "cuDeviceGetDevResource": (multiprocessors(132),),
@@ -67,7 +72,8 @@ SILENT = (
     "cuInit", "cuDevicePrimaryCtxSetFlags", "cuCtxSetCurrent", "cuMemPoolSetAttribute", "cuMemPoolTrimTo", "cuFuncLoad",
     "cuStreamSynchronize", "cuStreamQuery", "cuStreamWaitEvent", "cuEventRecord", "cuEventSynchronize", "cuEventQuery",
     "cuMemsetD8Async", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchKernel", "cuStreamWriteValue32", "cuGraphUpload",
-    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync", "cuGraphKernelNodeSetAttribute", "cuKernelSetAttribute",
+    "cuGraphLaunch", "cuMemHostRegister", "cuMemcpyDtoDAsync", "cuMemcpy3DAsync", "cuGraphKernelNodeSetAttribute",
+    "cuKernelSetAttribute",
 )  # fmt: skip
 """Functions that return their status alone."""
 

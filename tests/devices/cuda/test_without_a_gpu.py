@@ -18,10 +18,12 @@ from kaasd.devices.cuda.device import CudaDevice
 from kaasd.devices.cuda.driver import CudaError, check, initialize, see_only
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.launch import call_of, faulted_launch, update_call
+from kaasd.devices.cuda.textures import RunTextures
 from kaasd.request.device_checks import KernelAttributes
 
 CODE = LoadedCode("library", "module")
 SUCCESS = driver.CUresult.CUDA_SUCCESS
+NO_TEXTURES = RunTextures((), cast(CudaContext, None))
 
 
 @pytest.fixture
@@ -101,7 +103,7 @@ def test_parameters_are_laid_out_as_pointers_to_values(calls: list[tuple[Any, ..
         b"\x05\x06",
         BufferRef("b", buffer(0x1000), Access.OUTPUT),
     )
-    launch = call_of(Launch(kernel(), (5, 6, 7), (2, 3, 4), 100, arguments))
+    launch = call_of(Launch(kernel(), (5, 6, 7), (2, 3, 4), 100, arguments), NO_TEXTURES)
     launch.enqueue("stream")
     ((name, *given, parameters, extra),) = calls
     assert (name, given, extra) == ("cuLaunchKernel", ["function", 5, 6, 7, 2, 3, 4, 100, "stream"], 0)
@@ -126,7 +128,7 @@ def test_addresses_among_bytes_follow_their_buffers(calls: list[tuple[Any, ...]]
         pointers = (ctypes.c_uint64 * 2).from_address(calls[-1][-2])
         return ctypes.string_at(pointers[0], 25), ctypes.string_at(pointers[1], 4)
 
-    call = call_of(launch(0x1122, 0x3344))
+    call = call_of(launch(0x1122, 0x3344), NO_TEXTURES)
     expected = bytes(range(8)) + (0x1122).to_bytes(8, "little") + (0x3344).to_bytes(8, "little") + b"\x18"
     assert given() == (expected, b"next")
     assert not update_call(call, launch(0x1122, 0x3344))
@@ -135,7 +137,7 @@ def test_addresses_among_bytes_follow_their_buffers(calls: list[tuple[Any, ...]]
 
 
 def test_a_kernel_without_parameters(calls: list[tuple[Any, ...]]) -> None:
-    call_of(Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, ())).enqueue("stream")
+    call_of(Launch(kernel(), (1, 1, 1), (1, 1, 1), 0, ()), NO_TEXTURES).enqueue("stream")
     assert [call[0] for call in calls] == ["cuLaunchKernel"]
 
 
@@ -148,7 +150,7 @@ def test_dynamic_shared_memory_is_asked_for_once_and_only_beyond_48_kib(
 ) -> None:
     k = kernel(static)
     for size in sizes:
-        call_of(Launch(k, (1, 1, 1), (1, 1, 1), size, ())).enqueue("stream")
+        call_of(Launch(k, (1, 1, 1), (1, 1, 1), size, ()), NO_TEXTURES).enqueue("stream")
     assert [call[-1] for call in calls if call[0] == "cuFuncSetAttribute"] == asked
 
 

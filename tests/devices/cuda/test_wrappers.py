@@ -14,6 +14,7 @@ from kaasd.devices.base import Launch
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.launch import WrapperFailed, call_of
 from kaasd.devices.cuda.module import CudaModule
+from kaasd.devices.cuda.textures import RunTextures
 from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
@@ -22,6 +23,7 @@ from tests.conformance.launching import u32, u64
 DATA = Path(__file__).parents[2] / "libraries" / "data"
 PROPERTIES = DeviceProperties("cuda:0", "a GPU", 1 << 30, max_threads_per_block=512)
 SUCCESS = driver.CUresult.CUDA_SUCCESS
+NO_TEXTURES = RunTextures((), cast(CudaContext, None))
 STREAM = 0x7F00_1234_5678
 
 
@@ -47,7 +49,7 @@ def contexts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def call(name: str, *arguments: bytes) -> Any:
     kernel = module("convention.so").load_host_function(name)
-    return call_of(Launch(kernel, (5, 6, 7), (2, 3, 4), 100, arguments))
+    return call_of(Launch(kernel, (5, 6, 7), (2, 3, 4), 100, arguments), NO_TEXTURES)
 
 
 def test_the_calling_convention(contexts: list[str]) -> None:

@@ -27,6 +27,8 @@ class Segment(IntEnum):
     LOCAL = 2
     PARAM = 3
     FUNCTION = 4
+    TEXTURE = 5
+    """Handles: the number of a texture or surface in its launch."""
     FIRST_FREE = 16
     HEAP = SEGMENT_COUNT // 2
     """From here on: what device code gets from ``malloc``, each with a segment of its own."""
@@ -84,6 +86,8 @@ class Fault(IntEnum):
     FREE = 12
     RACE = 13
     UNINITIALIZED = 14
+    TEXTURE = 15
+    SURFACE = 16
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")
@@ -119,10 +123,71 @@ LAUNCH = Struct(
     resident_limit="i64",
     first_block="i64",
     block_step="i64",
+    textures="ptr",
+    texture_count="i64",
 )
 """One launch, ready to run. Offsets are from the start of a block's part of the arena.
 
 Blocks begin in the order ``first_block``, ``first_block + block_step``, … modulo their number."""
+
+TEXTURE = Struct(
+    "Texture",
+    base="ptr",
+    width="i32",
+    height="i32",
+    depth="i32",
+    layers="i32",
+    slices="i32",
+    dimensions="i32",
+    geometry="i32",
+    element="i32",
+    element_bytes="i32",
+    channels="i32",
+    texel_bytes="i32",
+    address="i32",
+    is_linear="i32",
+    is_normalized="i32",
+    is_surface="i32",
+    pad="i32",
+)
+"""A texture or surface of a launch. Extents that it lacks are 1; ``slices`` are its layers, or its depth."""
+
+
+class TextureGeometry(IntEnum):
+    """What a handle's instructions call ``1d`` to ``a2d``."""
+
+    ONE = 1
+    TWO = 2
+    THREE = 3
+    LAYERED_ONE = 4
+    LAYERED_TWO = 5
+
+
+class TextureElement(IntEnum):
+    """The elements of texels, named as their dtypes."""
+
+    UINT8 = 0
+    UINT16 = 1
+    UINT32 = 2
+    INT8 = 3
+    INT16 = 4
+    INT32 = 5
+    FLOAT16 = 6
+    FLOAT32 = 7
+    UNORM8 = 8
+    UNORM16 = 9
+    SNORM8 = 10
+    SNORM16 = 11
+
+
+class TextureAddress(IntEnum):
+    """Address modes; the numbers are those that ``txq`` answers with."""
+
+    WRAP = 0
+    MIRROR = 1
+    CLAMP = 3
+    BORDER = 4
+
 
 CONTEXT = Struct(
     "Context",

@@ -11,7 +11,9 @@ from kaasd.devices.emulator.ptx.routine import LabelName, Memory, Operation, Sto
 
 _READS = ("ld", "ldu", "ldmatrix")
 _ATOMIC = ("atom", "red")
-_NONE = ("prefetch", "prefetchu", "applypriority", "discard", "createpolicy", "cvta", "isspacep")
+_SURFACE = ("suld", "sust")
+"""A launch has no buffer both as a surface and otherwise, so that they meet each other only."""
+_NONE = ("prefetch", "prefetchu", "applypriority", "discard", "createpolicy", "cvta", "isspacep", "tex", "tld4", "txq", "suq")
 _COMMUTING = ("add", "min", "max", "and", "or", "xor")
 _LIBRARY = {"vprintf": "printed", "malloc": "heap", "__cuda_syscall_aligned_malloc": "heap", "free": "heap"}
 """What functions of the device library change besides, as a space of its own."""
@@ -43,6 +45,8 @@ def accesses(operation: Operation) -> Iterator[Access]:
             yield Access(_LIBRARY[target.name], True)
     elif opcode in _NONE or not memories:
         return
+    elif opcode in _SURFACE:
+        yield Access("surface", opcode == "sust")
     elif opcode in (*_READS, "st", *_ATOMIC):
         space = _space(space_of(match), memories[0])
         if space is None:

@@ -30,6 +30,7 @@ FAMILIES = (
     "quads",
     "sparse",
     "wmma",
+    "texture",
 )
 
 for _family in FAMILIES:

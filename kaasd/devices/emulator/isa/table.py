@@ -27,7 +27,7 @@ MOST_REMEMBERED = 4096
 _FORMS: dict[str, list[Form]] = {}
 
 _REFUSED = {
-    **dict.fromkeys(("tex", "tld4", "txq", "istypep", "suld", "sust", "sured", "suq"), "textures and surfaces are not"),
+    "sured": "reductions on surfaces are not",
     "wgmma": "warpgroup operations are not",
     "tcgen05": "fifth-generation tensor cores are not",
     **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),

@@ -240,6 +240,8 @@ class Resolver:
             if (formal.kind == "address") != isinstance(operand, ast.Address) and formal.kind != "raw":
                 raise self._error(f"does not take an operand like its operand {formal.name}")
             result.append(self._operand(operand))
+            if isinstance(operand, ast.Address) and bool(operand.rest) != (formal.name == "texel"):
+                raise self._error("does not take an operand like its operand " + formal.name)
             if isinstance(result[-1], Part | Negative) and not parts:
                 raise self._error("takes neither parts of registers nor negated ones")
         if next(taken, None) is not None:
@@ -293,8 +295,9 @@ class Resolver:
         if isinstance(operand, ast.Vector | ast.Group):
             return Elements(tuple(self._operand(element) for element in operand.elements))
         if isinstance(operand, ast.Address):
-            if operand.rest:
-                raise self._error("textures, surfaces and tensor maps are not supported on the emulated device")
+            if len(operand.rest) > 1:
+                raise self._error("samplers apart from their textures are not supported on the emulated device")
+            rest = tuple(self._operand(each) for each in operand.rest)
             if operand.base is None:
                 return Memory(None, operand.offset)
             base = self._lookup(operand.base)
@@ -302,7 +305,7 @@ class Resolver:
                 raise self._error(f"{operand.base} is not declared")
             if isinstance(base, Elements):
                 raise self._error(f"vector register {operand.base} cannot hold an address")
-            return Memory(self._storage(base) if isinstance(base, Storage) else base, operand.offset)
+            return Memory(self._storage(base) if isinstance(base, Storage) else base, operand.offset, rest)
         raise self._error("a pair d|p cannot stand here")
 
     def _identifier(self, operand: ast.Identifier) -> Operand:

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from kaas_core.texture import Texture
 from kaasd.devices.base import DeviceBuffer, Launch, LoadedKernel, MappedFile
 from kaasd.devices.code_directory import CodeDirectory
 from kaasd.devices.emulator.codegen.structures import SEGMENT_COUNT
@@ -96,8 +97,8 @@ class EmulatedDevice:
         if groups:
             raise ValueError("an emulated device's multiprocessors cannot be reserved")
 
-    def run_bytes(self, kernels: Iterable[LoadedKernel]) -> int:
-        """Nothing: one run at a time is under way, and all have the same variables."""
+    def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:
+        """Nothing: one run at a time is under way, all have the same variables, and textures are the buffers themselves."""
         return 0
 
     def prepare(

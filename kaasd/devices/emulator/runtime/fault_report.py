@@ -36,6 +36,11 @@ OTHERS = {
     Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
     Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
     Fault.RACE: ("KAAS_ERROR_DATA_RACE", "a data race"),
+    Fault.TEXTURE: (
+        ILLEGAL_ADDRESS,
+        "the handle is not that of a texture or surface of this launch that the instruction can use",
+    ),
+    Fault.SURFACE: (ILLEGAL_ADDRESS, "an access outside of a surface, or not aligned to its size"),
     Fault.UNINITIALIZED: ("KAAS_ERROR_UNINITIALIZED_READ", "a read of memory that nothing wrote"),
 }
 _WINDOWS = {Segment.SHARED: "shared memory", Segment.LOCAL: "local memory", Segment.PARAM: "the kernel's parameters"}

@@ -9,13 +9,14 @@ from random import Random
 from typing import Any
 
 from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, Launch, PackedRefs
+from kaasd.devices.base import BufferRef, Launch, PackedRefs, TextureRef
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
 from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.devices.emulator.runtime.host_memory import HostMemory
 from kaasd.devices.emulator.runtime.module import EmulatedKernel
+from kaasd.devices.emulator.runtime.textures import describe_textures, texture_handles
 from kaasd.request.device_checks import DeviceProperties
 
 ARENA_LIMIT = 1 << 30
@@ -60,12 +61,16 @@ class Prepared:
         """Run these launches from now on, which differ from those before in their buffers only."""
         self.launches = launches
         self._read_only = []
+        self._textures = []
         for launch, struct, memory in zip(launches, self.structs, self._arguments, strict=True):
             _place_arguments(launch, memory)
             segments = _read_only_segments(launch)
             array = (ctypes.c_uint64 * len(segments))(*segments)
             self._read_only.append(array)
             struct.read_only, struct.read_only_count = ctypes.addressof(array), len(segments)
+            textures = describe_textures(launch)
+            self._textures.append(textures)
+            struct.textures, struct.texture_count = ctypes.addressof(textures), len(textures)
 
     @property
     def temporaries(self) -> set[int]:
@@ -135,8 +140,12 @@ def _differ_by_lane(launch: Launch, pointers: Sequence[int]) -> bool:
 
 def _place_arguments(launch: Launch, memory: HostMemory) -> None:
     assert isinstance(launch.kernel, EmulatedKernel)
+    handles = texture_handles()
     for (name, offset, size), argument in zip(launch.kernel.parameters, launch.arguments, strict=True):
-        data = argument if isinstance(argument, bytes) else _bytes_of(argument)
+        if isinstance(argument, TextureRef):
+            data = next(handles)
+        else:
+            data = argument if isinstance(argument, bytes) else _bytes_of(argument)
         if len(data) != size:
             raise ValueError(f"argument {name} has {size} bytes, not {len(data)}")
         memory.view[offset : offset + size] = data
