@@ -11,10 +11,32 @@ import numpy as np
 import pytest
 
 import kaas_client
-from kaas_client import Kernel, Request, f16, f32, f64, i8, i16, i32, i64, inout, inp, out, packed, tmp, u8, u16, u32, u64
+from kaas_client import (
+    Kernel,
+    Request,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    inout,
+    inp,
+    out,
+    packed,
+    surface,
+    texture,
+    tmp,
+    u8,
+    u16,
+    u32,
+    u64,
+)
 from kaas_client.errors import InvalidRequestError
-from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer
+from kaas_core.request import Access, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, TextureArgument
 from kaas_core.request import Request as Spec
+from kaas_core.texture import AddressMode, FilterMode, Texture
 
 LIBRARY = "sha256:" + "0f" * 32
 
@@ -270,3 +292,56 @@ def test_what_cannot_be_packed(data: Any, buffers: Any, error: type[Exception], 
 def test_a_packed_argument_that_is_too_short() -> None:
     with pytest.raises(InvalidRequestError, match=r"kernels\[0\].arguments\[1\].buffers\[0\].offset_bytes: .*ends behind the 12"):
         only_kernel(u64(1), packed(bytes(12), {8: inp("x", 4)}))
+
+
+def test_textures_and_surfaces() -> None:
+    image = texture(
+        inp("image"),
+        dtype="unorm8",
+        extent=(8, 4),
+        channels=4,
+        address_mode="wrap",
+        filter_mode="linear",
+        normalized_coordinates=True,
+    )
+    request = only_kernel(
+        image,
+        surface(out("result", 64), dtype="float16", extent=[8, 2], layers=2),
+        texture(inp("image"), dtype="int32", extent=32),
+    )
+    assert request.spec.kernels[0].arguments == (
+        TextureArgument(
+            "image",
+            Access.INPUT,
+            Texture("unorm8", 4, (8, 4), 0, AddressMode.WRAP, FilterMode.LINEAR, normalized_coordinates=True),
+        ),
+        TextureArgument("result", Access.OUTPUT, Texture("float16", 1, (8, 2), 2)),
+        TextureArgument("image", Access.INPUT, Texture("int32", 1, (32,))),
+    )
+    assert request.spec.buffers == (BufferSpec("image", 128), BufferSpec("result", 64))
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: texture(out("x"), dtype="uint8", extent=4), TypeError, "what a kernel writes is surface"),
+        (lambda: surface(inp("x"), dtype="uint8", extent=4), TypeError, "what a kernel only reads is texture"),
+        (lambda: texture(inp("x"), dtype="float64", extent=4), InvalidRequestError, "dtype: texture 'x': is none of uint8"),
+        (
+            lambda: texture(inp("x", 5), dtype="uint8", extent=4),
+            InvalidRequestError,
+            "extent: texture 'x': 4 x 1 x 1 bytes are 4, but",
+        ),
+        (lambda: texture(inp("x"), dtype="uint8", extent=(1,) * 4), InvalidRequestError, "one to three numbers"),
+        (
+            lambda: texture(inp("x"), dtype="uint8", extent=4, filter_mode="cubic"),
+            InvalidRequestError,
+            "filter_mode: must be one of point, linear, not 'cubic'",
+        ),
+        (lambda: surface(out("x"), dtype="unorm8", extent=4), InvalidRequestError, "a surface has integers as they are: uint8"),
+    ],
+)
+def test_what_cannot_be_a_texture(make: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        make()

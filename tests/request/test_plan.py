@@ -8,9 +8,32 @@ from dataclasses import replace
 import pytest
 
 from kaas_core.errors import InvalidRequestError
-from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, KernelSpec, Literal, Packed, PackedBuffer, Request
+from kaas_core.request import (
+    Access,
+    Argument,
+    BufferArgument,
+    BufferSpec,
+    KernelSpec,
+    Literal,
+    Packed,
+    PackedBuffer,
+    Request,
+    TextureArgument,
+)
+from kaas_core.texture import Texture
 from kaasd.request.device_checks import DeviceProperties, KernelAttributes
-from kaasd.request.plan import KernelKey, Layout, PackedSlots, Plan, PlannedLaunch, Slot, SlotArgument, make_plan, rebind
+from kaasd.request.plan import (
+    KernelKey,
+    Layout,
+    PackedSlots,
+    Plan,
+    PlannedLaunch,
+    Slot,
+    SlotArgument,
+    TextureSlot,
+    make_plan,
+    rebind,
+)
 
 DEVICE = DeviceProperties(
     name="test",
@@ -262,6 +285,24 @@ def test_packed_arguments_are_lowered_to_slots_among_bytes() -> None:
     y, x = SlotArgument(0, Access.OUTPUT), SlotArgument(1, Access.INPUT)
     assert plan.launches[0].arguments == (PackedSlots(b"0123456789abcdefg", ((8, y), (0, x))), PackedSlots(b"z", ()))
     assert list(plan.launches[0].slots) == [y, x]
+
+
+def test_textures_are_lowered_to_slots_that_are_seen() -> None:
+    image, other = Texture("uint8", 4, (4,)), Texture("float32", 1, (4,))
+    arguments = (
+        TextureArgument("x", Access.INPUT, image),
+        TextureArgument("x", Access.INPUT, other),
+        TextureArgument("y", Access.INOUT, image),
+    )
+    kernel = replace(FITTING, arguments=arguments)
+    request = Request((kernel, kernel), (BufferSpec("x", 16), BufferSpec("y", 16)))
+    plan = plan_of(request, {("/k.ptx", "k"): replace(TAKES, parameter_size_bytes=(8, 8, 8))})
+    x, y = SlotArgument(0, Access.INPUT), SlotArgument(1, Access.INOUT)
+    assert plan.launches[1].arguments == (TextureSlot(x, image), TextureSlot(x, other), TextureSlot(y, image))
+    assert list(plan.launches[0].slots) == [x, x, y]
+    assert plan.textures == (image, other, image)
+    assert [(slot.load, slot.store) for slot in plan.slots] == [(True, False), (True, True)]
+    assert Layout.of(plan).downloaded == (1,)
 
 
 @pytest.mark.parametrize("keep_stored", [False, True])

@@ -14,18 +14,22 @@ TABLE = """
 -   sm_90   : mbarrier cluster, mbarrier relaxed, mbarrier release #3 !noComplete
 3.0 -       : %pm4, %pm5, %pm6, %pm7, .target sm_30, mad cc, madc, pmevent mask
 3.0 sm_30   : shfl, vabsdiff2, vabsdiff4, vadd2, vadd4, vavrg2, vavrg4, vmax2, vmax4, vmin2, vmin4, vset2, vset4, vsub2, vsub4
-3.1 -       : .generic, .target sm_35, .weak, cvta const, isspacep const
+3.1 -       : .generic, .target sm_35, .weak, cvta const, isspacep const, suld, suq, sust, tex, tld4, txq
 3.1 sm_30   : %globaltimer, %globaltimer_hi, %globaltimer_lo
 3.1 sm_32   : atom and b64, atom max u64, atom min u64, atom or b64, atom s64, atom xor b64, ld nc, red b64, red max u64
 3.1 sm_32   : red min u64, red s64, shf
 4.0 -       : .target sm_32, .target sm_50, rsqrt ftz f64
+4.0 sm_30   : istypep
 4.0 sm_50   : %pm0_64, %pm1_64, %pm2_64, %pm3_64, %pm4_64, %pm5_64, %pm6_64, %pm7_64
-4.1 -       : %dynamic_smem_size, %total_smem_size, .target sm_37, .target sm_52
+4.1 -       : %dynamic_smem_size, %total_smem_size, .target sm_37, .target sm_52, suq array_size, txq array_size
+4.1 -       : txq num_mipmap_levels
+4.1 sm_30   : sust p a1d, sust p a2d
 4.2 -       : .target sm_53
 4.2 sm_53   : .f16x2, add f16, add f16x2, fma f16, fma f16x2, mul f16, mul f16x2, set f16, set f16x2, setp f16, setp f16x2
 4.2 sm_53   : sub f16, sub f16x2
 4.3 -       : add cc s64, add cc u64, addc cc s64, addc cc u64, mad cc s64, mad cc u64, madc cc s64, madc cc u64, sub cc s64
 4.3 -       : sub cc u64, subc cc s64, subc cc u64
+4.3 sm_30   : tld4 a2d
 4.3 sm_50   : lop3
 5.0 -       : %clock_hi, .common, .target sm_60, .target sm_61, .target sm_62
 5.0 sm_60   : atom cta, atom f64, atom gpu, atom sys, red cta, red f64, red gpu, red sys
