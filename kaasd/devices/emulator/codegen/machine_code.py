@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from functools import cache
 
@@ -12,9 +13,26 @@ _LOCK = threading.Lock()
 """LLVM's global state, which llvmlite shares between threads."""
 
 
+PROCESSOR_VARIABLE = "KAAS_EMULATOR_PROCESSOR"
+"""In the environment: LLVM's name of a kind of processor, such as ``x86-64``, to make code for in place of this machine's."""
+
+
+@cache
+def processor() -> tuple[str, str]:
+    """Return LLVM's name of the processor that code is made for, and its features."""
+    if name := os.environ.get(PROCESSOR_VARIABLE):
+        return name, ""
+    return binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+
+
+def has_half() -> bool:
+    """Whether that converts half precision. Where it does not, LLVM would call a function that a process need not have."""
+    return _target().triple.startswith(("aarch64", "arm64")) or "+f16c" in processor()[1].split(",")
+
+
 def host() -> str:
     """Return what tells this machine's kind of processor from those whose machine code may be another."""
-    return f"{binding.get_default_triple()} {binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    return f"{binding.get_default_triple()} {' '.join(processor())}"
 
 
 @cache
@@ -22,10 +40,8 @@ def _target() -> binding.TargetMachine:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     target = binding.Target.from_default_triple()
-    features = binding.get_host_cpu_features().flatten()
-    return target.create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=features, opt=2, reloc="default", codemodel="jitdefault"
-    )
+    name, features = processor()
+    return target.create_target_machine(cpu=name, features=features, opt=2, reloc="default", codemodel="jitdefault")
 
 
 def _few_passes() -> binding.ModulePassManager:

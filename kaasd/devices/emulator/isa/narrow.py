@@ -13,7 +13,8 @@ from typing import Any
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.emitter import Emitter
-from kaasd.devices.emulator.codegen.llvm_builder import I64, Builder, const, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I64, Builder, const, i32, i64
+from kaasd.devices.emulator.codegen.machine_code import has_half
 from kaasd.devices.emulator.ptx.types import F64, Type
 
 _DOUBLE_BIAS = 1023
@@ -54,9 +55,20 @@ def one(name: str) -> int:
     return FORMATS[name].bias << FORMATS[name].fraction
 
 
+def half_to_single(b: Builder, bits: Any) -> Any:
+    """Return the 32 bits of a half-precision number, given as as many, with no instruction of half precision."""
+    sign, size = b.shl(b.and_(bits, i32(0x8000)), i32(16)), b.and_(bits, i32(0x7FFF))
+    moved = b.shl(size, i32(13))
+    # As a single this is 2**112 too small; so are subnormals, which the product makes normal.
+    finite = b.bitcast(b.fmul(b.bitcast(moved, ir.FloatType()), const(ir.FloatType(), 2.0**112)), ir.IntType(32))
+    return b.or_(sign, b.select(b.is_(">=", size, 0x7C00), b.or_(moved, i32(0x7F800000)), finite))
+
+
 def to_double(t: Emitter, value: Any, name: str) -> Any:
     """Return a narrow number in double precision."""
     b = t.b
+    if name == "f16" and not has_half():
+        return b.fpext(b.bitcast(half_to_single(b, b.zext(value, ir.IntType(32))), ir.FloatType()), F64.ir)
     if name == "f16":
         return b.fpext(b.bitcast(value, ir.HalfType()), F64.ir)
     if name in ("bf16", "tf32"):

@@ -1,7 +1,7 @@
 """What texture and surface instructions do, as functions of a kernel's module: where texels are, what they hold, and filters.
 
 They read the descriptions that a launch has of its textures (``TEXTURE``), of any kind, so that a kernel has each function once.
-Results and sources are four 32-bit words in memory, one for each channel. They use no function of a library of the processor.
+Results and sources are four 32-bit words in memory, one for each channel.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from kaasd.devices.emulator.codegen.structures import (
     TextureElement,
     TextureGeometry,
 )
+from kaasd.devices.emulator.isa.narrow import half_to_single
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 WORDS = ir.ArrayType(I32, 4)
@@ -339,7 +340,7 @@ def _decoder(element: TextureElement, source: Any, word: Any) -> Callable[[Build
         if element is TextureElement.FLOAT32:
             b.store(b.load_as(I32, source, "memory", 1), word)
         elif element is TextureElement.FLOAT16:
-            b.store(_half_to_single(b, b.zext(b.load_as(I16, source, "memory", 1), I32)), word)
+            b.store(half_to_single(b, b.zext(b.load_as(I16, source, "memory", 1), I32)), word)
         elif element in _INTEGERS:
             kind, signed = _INTEGERS[element]
             value = b.load_as(kind, source, "memory", 1)
@@ -374,15 +375,6 @@ def _encoder(element: TextureElement, word: Any, target: Any) -> Callable[[Build
             b.store_as(b.resize(value, kind), target, "memory", 1)
 
     return emit
-
-
-def _half_to_single(b: Builder, bits: Any) -> Any:
-    """Return the 32 bits of a half-precision number, with no instruction of half precision."""
-    sign, size = b.shl(b.and_(bits, i32(0x8000)), i32(16)), b.and_(bits, i32(0x7FFF))
-    moved = b.shl(size, i32(13))
-    finite = b.bitcast(b.fmul(b.bitcast(moved, F32), ir.Constant(F32, 2.0**112)), I32)
-    special = b.or_(moved, i32(0x7F800000))
-    return b.or_(sign, b.select(b.is_(">=", size, 0x7C00), special, finite))
 
 
 def _single_to_half(b: Builder, bits: Any) -> Any:
