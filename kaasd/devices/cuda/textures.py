@@ -191,7 +191,7 @@ def _description(texture: Texture, *, is_surface: bool) -> Any:
     description.Format = _FORMATS[texture.dtype]
     description.NumChannels = texture.channels
     description.Flags = (_LAYERED if texture.layers else 0) | (_SURFACE if is_surface else 0)
-    if not is_surface and len(texture.extent) == 2 and max(texture.extent) <= _MOST_GATHERED:
+    if not is_surface and not texture.layers and len(texture.extent) == 2 and max(texture.extent) <= _MOST_GATHERED:
         description.Flags |= _GATHER
     return description
 

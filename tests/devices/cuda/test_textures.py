@@ -136,7 +136,7 @@ def test_other_buffers_make_another_graph_with_the_same_arrays(
         (IMAGE, "o", (16, 8, 0), "UNSIGNED_INT8", 2),
         (Texture("float16", 1, (512,)), "i", (512, 0, 0), "HALF", 0),
         (Texture("int32", 2, (8,), 8), "i", (8, 0, 8), "SIGNED_INT32", 1),
-        (Texture("float32", 4, (8, 2), 2), "i", (8, 2, 2), "FLOAT", 9),
+        (Texture("float32", 4, (8, 2), 2), "i", (8, 2, 2), "FLOAT", 1),
         (Texture("uint8", 4, (8, 2), 8), "io", (8, 2, 8), "UNSIGNED_INT8", 3),
         (Texture("uint16", 1, (8, 8, 4)), "i", (8, 8, 4), "UNSIGNED_INT16", 0),
     ],
