@@ -86,8 +86,8 @@ class Fault(IntEnum):
     FREE = 12
     RACE = 13
     UNINITIALIZED = 14
-    TEXTURE = 15
-    SURFACE = 16
+    TEXTURE = 17
+    SURFACE = 18
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")
