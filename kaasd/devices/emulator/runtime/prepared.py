@@ -74,9 +74,11 @@ class Prepared:
 
     @property
     def temporaries(self) -> set[int]:
-        """The segments of buffers that are temporary."""
+        """The segments of buffers that are temporary, but for those that are written as surfaces too, which no check sees."""
         references = (reference for launch in self.launches for reference in launch.references)
-        return {_segment(reference) for reference in references if reference.access is Access.TEMPORARY}
+        arguments = (argument for launch in self.launches for argument in launch.arguments)
+        surfaces = {_segment(each.reference) for each in arguments if isinstance(each, TextureRef) and each.is_surface}
+        return {_segment(reference) for reference in references if reference.access is Access.TEMPORARY} - surfaces
 
     def _fill(self, struct: Any, launch: Launch) -> None:
         kernel = launch.kernel

@@ -11,7 +11,7 @@ import pytest
 from kaas_core.texture import AddressMode, FilterMode, Texture
 from kaasd.devices.base import KernelFault
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
-from tests.conformance.launching import Call, Seen, Use, execute, inout, inp, out
+from tests.conformance.launching import Call, Seen, Use, execute, inout, inp, out, tmp
 from tests.devices.emulator.runner import HEADER
 
 IMAGE = Texture("float32", 4, (5, 4))
@@ -174,6 +174,29 @@ def test_an_access_that_is_not_aligned_or_not_all_within_is_a_fault(device: Emul
 def test_a_surface_that_is_smaller_than_an_access(device: EmulatedDevice) -> None:
     with pytest.raises(KernelFault, match="an access outside of a surface"):
         run(device, "suld.b.1d.b32.clamp %r1, [%t, {0}];", Texture("uint8", 1, (3,)), inout("s"), np.zeros(3, np.uint8))
+
+
+def test_the_checks_leave_surfaces_alone() -> None:
+    """They do not see what a surface's stores have written, and say nothing of it."""
+    body = """
+        shl.b32 %r1, %r0, 2;
+        sust.b.1d.b32.trap [%t, {%r1}], %r0;"""
+    read = f"""{HEADER}
+    .visible .entry read(.param .u64 from, .param .u64 to)
+    {{
+        {REGISTERS}
+        ld.param.u64 %t, [from];
+        ld.param.u64 %o, [to];
+        ld.global.u32 %r1, [%t+4];
+        st.global.u32 [%o], %r1;
+        ret;
+    }}"""
+    surface = Texture("uint32", 1, (32,))
+    with closing(EmulatedDevice(checks=["races", "init"])) as device:
+        code = kernel(body) + read.removeprefix(HEADER).encode()
+        calls = [Call("k", 1, 32, [Seen(tmp("s"), surface), out("out")]), Call("read", 1, 1, [tmp("s"), out("out")])]
+        found = execute(device, code, calls, {"s": np.zeros(32, np.uint32), "out": np.zeros(1, np.uint32)})
+    assert found["out"].tolist() == [1]
 
 
 def test_threads_of_a_warp_see_what_others_stored_before(device: EmulatedDevice) -> None:
