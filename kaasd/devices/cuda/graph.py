@@ -8,6 +8,7 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaasd.devices.base import undone_on_failure
+from kaasd.devices.cuda.attributes import PROGRAMMATIC_EDGE, set_node_attributes
 from kaasd.devices.cuda.context import LaneKind
 from kaasd.devices.cuda.driver import CudaError, Release, check
 from kaasd.devices.cuda.launch import KernelCall
@@ -46,8 +47,13 @@ class CudaGraph:
             undo.callback(release, driver.cuGraphDestroy, graph)  # the nodes are needed for as long as they may be changed
             before: list[Any] = []
             for index, call in enumerate(calls):
+                programmatic = call.attributes.programmatic and before
+                ahead = [] if programmatic else before
                 try:
-                    node = check(driver.cuGraphAddKernelNode, graph, before, len(before), call.node_parameters(kind.partition))
+                    node = check(driver.cuGraphAddKernelNode, graph, ahead, len(ahead), call.node_parameters(kind.partition))
+                    set_node_attributes(node, call.attributes)
+                    if programmatic:
+                        check(driver.cuGraphAddDependencies, graph, before, [node], [PROGRAMMATIC_EDGE], 1)
                 except CudaError as error:
                     raise CallRefused(index, error) from error
                 if kind.level:

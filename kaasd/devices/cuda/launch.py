@@ -10,11 +10,13 @@ from cuda.bindings import driver
 
 from kaas_core.request import Dim3
 from kaasd.devices.base import BufferRef, Launch, PackedRefs
+from kaasd.devices.cuda.attributes import launch_configuration
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.partitions import Partition
 from kaasd.devices.cuda.wrapper import HostFunction
+from kaasd.request.device_checks import PLAIN, LaunchAttributes
 
 
 class Parameters:
@@ -61,11 +63,19 @@ class KernelCall:
     """A launch whose parameters are laid out for the driver, to go into a stream or a graph any number of times."""
 
     def __init__(
-        self, kernel: CudaKernel, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
+        self,
+        kernel: CudaKernel,
+        grid: Dim3,
+        block: Dim3,
+        shared_memory_bytes: int,
+        parameters: Sequence[bytes],
+        attributes: LaunchAttributes = PLAIN,
     ) -> None:
-        """Raises ``CudaError`` where so much shared memory is refused."""
+        """Raises ``CudaError`` where so much shared memory, or so large a cluster, is refused."""
         kernel.allow_dynamic_shared_memory(shared_memory_bytes)
+        kernel.allow_cluster(attributes.cluster or kernel.attributes.cluster)
         self._kernel = kernel
+        self.attributes = attributes
         self._function = kernel.function
         self._configuration = (*grid, *block, shared_memory_bytes)
         self.parameters = Parameters(parameters)
@@ -74,6 +84,10 @@ class KernelCall:
 
     def enqueue(self, stream: Any) -> None:
         """Put the launch into a stream. Raises ``CudaError``, which can also be that of a launch before."""
+        if self.attributes != PLAIN:
+            configuration = launch_configuration(self._configuration, stream, self.attributes)
+            check(driver.cuLaunchKernelEx, configuration, self._function, self.parameters.address, 0)
+            return
         *dimensions, shared = self._configuration
         check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
 
@@ -89,7 +103,8 @@ class KernelCall:
         if partition is None:
             node.func = self._function
         else:
-            node.kern = self._kernel.without_context(self._configuration[-1])
+            cluster = self.attributes.cluster or self._kernel.attributes.cluster
+            node.kern = self._kernel.without_context(self._configuration[-1], cluster)
             node.ctx = partition.context
         node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ, node.sharedMemBytes = (
             self._configuration
@@ -131,7 +146,7 @@ def call_of(launch: Launch) -> KernelCall | HostCall:
     if isinstance(launch.kernel, HostFunction):
         return HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
     assert isinstance(launch.kernel, CudaKernel)
-    return KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+    return KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters, launch.attributes)
 
 
 def update_call(call: KernelCall | HostCall, launch: Launch) -> bool:

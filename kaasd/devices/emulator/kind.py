@@ -39,6 +39,7 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _
         max_shared_memory_bytes=options.shared_memory_bytes,
         max_ptx_version=10 * options.ptx_version[0] + options.ptx_version[1],
         targets=targets_of(options.compute_capability),
+        max_cluster_blocks=1,
     )
     return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
 

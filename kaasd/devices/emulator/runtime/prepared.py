@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 from random import Random
 from typing import Any
 
-from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, Launch, PackedRefs
+from kaas_core.request import Access, KernelSpec
+from kaasd.devices.base import BufferRef, Launch, LoadedKernel, PackedRefs
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
 from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
@@ -22,6 +22,8 @@ ARENA_LIMIT = 1 << 30
 """Most address space for resident blocks, in bytes, once there is more than one."""
 THREADS_PER_MULTIPROCESSOR = 2048
 BLOCKS_PER_MULTIPROCESSOR = 32
+RESERVED_SHARED_BYTES = 1024
+"""Of a GPU's shared memory, for each block."""
 
 
 class Prepared:
@@ -103,8 +105,8 @@ class Prepared:
         struct.locals_offset = align(struct.frames_offset + held * struct.frame_stride, 64)
         struct.shared_offset = align(struct.locals_offset + held * struct.local_stride, 256)
         struct.block_stride = align(struct.shared_offset + struct.shared_size, 256)
-        per_multiprocessor = min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
-        limit = min(self._properties.multiprocessor_count * per_multiprocessor, ARENA_LIMIT // struct.block_stride)
+        most = self._properties.multiprocessor_count * _blocks_per_multiprocessor(threads)
+        limit = min(most, ARENA_LIMIT // struct.block_stride)
         struct.resident_limit = max(1, limit) if scheduled else 1
         struct.first_block, struct.block_step = self._block_order(launch.grid[0] * launch.grid[1] * launch.grid[2])
 
@@ -116,6 +118,19 @@ class Prepared:
         while gcd(step, blocks) != 1:
             step -= 1
         return self._order.randrange(blocks), step
+
+
+def _blocks_per_multiprocessor(threads: int) -> int:
+    return min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
+
+
+def active_blocks(kernel: LoadedKernel, launch: KernelSpec, properties: DeviceProperties) -> int:
+    """Return how many blocks of a launch a GPU of these properties would run at once, in whole clusters."""
+    cluster = prod(launch.cluster or kernel.attributes.cluster or (1, 1, 1))
+    shared = kernel.attributes.static_shared_memory_bytes + launch.shared_memory_bytes + RESERVED_SHARED_BYTES
+    fitting = (properties.max_shared_memory_bytes + RESERVED_SHARED_BYTES) // shared
+    a_multiprocessor = min(_blocks_per_multiprocessor(prod(launch.block)), fitting)
+    return a_multiprocessor * properties.multiprocessor_count // cluster * cluster
 
 
 def _differ_by_lane(launch: Launch, pointers: Sequence[int]) -> bool:

@@ -133,6 +133,7 @@ def _describe_kernel(entry: ast.FunctionDeclaration, static_shared: int) -> comp
     signature = signature_of(entry.results, entry.parameters)
     required = entry.directives.get("reqntid")
     limit = entry.directives.get("maxntid") or required
+    cluster = entry.directives.get("reqnctapercluster")
     return compiler_pb2.EmulatedKernel(
         name=entry.name,
         parameters=[
@@ -145,6 +146,9 @@ def _describe_kernel(entry: ast.FunctionDeclaration, static_shared: int) -> comp
         static_shared_bytes=static_shared,
         required_block=(*required, 1, 1)[:3] if required else (),
         max_threads=min(MAX_THREADS, prod(limit)) if limit else MAX_THREADS,
+        cluster=(*cluster, 1, 1)[:3] if cluster else (),
+        needs_cluster="explicitcluster" in entry.directives and not cluster,
+        max_cluster_blocks=(*entry.directives.get("maxclusterrank", ()), 0)[0],
     )
 
 

@@ -115,20 +115,26 @@ class EmulatedAddress(_message.Message):
     def __init__(self, offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., variable: _Optional[int] = ..., addend: _Optional[int] = ..., shift: _Optional[int] = ...) -> None: ...
 
 class EmulatedKernel(_message.Message):
-    __slots__ = ("name", "parameters", "parameters_size_bytes", "static_shared_bytes", "required_block", "max_threads")
+    __slots__ = ("name", "parameters", "parameters_size_bytes", "static_shared_bytes", "required_block", "max_threads", "cluster", "needs_cluster", "max_cluster_blocks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATIC_SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     MAX_THREADS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    MAX_CLUSTER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedCompositeFieldContainer[EmulatedParameter]
     parameters_size_bytes: int
     static_shared_bytes: int
     required_block: _containers.RepeatedScalarFieldContainer[int]
     max_threads: int
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[EmulatedParameter, _Mapping]]] = ..., parameters_size_bytes: _Optional[int] = ..., static_shared_bytes: _Optional[int] = ..., required_block: _Optional[_Iterable[int]] = ..., max_threads: _Optional[int] = ...) -> None: ...
+    cluster: _containers.RepeatedScalarFieldContainer[int]
+    needs_cluster: bool
+    max_cluster_blocks: int
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[EmulatedParameter, _Mapping]]] = ..., parameters_size_bytes: _Optional[int] = ..., static_shared_bytes: _Optional[int] = ..., required_block: _Optional[_Iterable[int]] = ..., max_threads: _Optional[int] = ..., cluster: _Optional[_Iterable[int]] = ..., needs_cluster: bool = ..., max_cluster_blocks: _Optional[int] = ...) -> None: ...
 
 class EmulatedParameter(_message.Message):
     __slots__ = ("name", "offset_bytes", "size_bytes", "alignment_bytes")
