@@ -11,7 +11,7 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel, load_all
 
-CLUSTERS = "thread block clusters are not"
+STORES = "asynchronous stores are not"
 COPIES = "bulk and tensor-map copies are not"
 TEXTURES = "textures and surfaces are not"
 WARPGROUPS = "warpgroup operations are not"
@@ -37,17 +37,7 @@ INSTRUCTIONS = {
     "fence.proxy.tensormap::generic.acquire.gpu [%p0], 128;": COPIES,
     "multimem.ld_reduce.add.u32 %n, [%p0];": "memory that several devices share is not",
     "fma.rn.oob.f16x2 %n, %n, %n, %n;": "out-of-bounds NaNs, which only tensor-map copies make, are not",
-    "mapa.shared::cluster.u32 %n, %n, 0;": CLUSTERS,
-    "getctarank.shared::cluster.u32 %n, %n;": CLUSTERS,
-    "barrier.cluster.arrive;": CLUSTERS,
-    "barrier.cluster.wait.acquire.aligned;": CLUSTERS,
-    "ld.shared::cluster.u32 %n, [%n];": CLUSTERS,
-    "st.shared::cluster.u32 [%n], %n;": CLUSTERS,
-    "red.relaxed.cluster.shared::cluster.add.u32 [%n], %n;": CLUSTERS,
-    "cvta.shared::cluster.u64 %p0, %p0;": CLUSTERS,
-    "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%n];": CLUSTERS,
-    "fence.acquire.sync_restrict::shared::cluster.cluster;": CLUSTERS,
-    "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": CLUSTERS,
+    "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": STORES,
     "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",
     "mov.u64 %p0, k;": "k is a kernel: its address is for dynamic parallelism, which is not",
     "call (%n), cudaLaunchDeviceV2, (%p0);": "dynamic parallelism is not",
@@ -62,7 +52,7 @@ INSTRUCTIONS = {
     "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%n], [%n], %n, [%n];": COPIES,
     "mov.u32 %n, %tid.x+1;": "%tid.x plus a constant cannot be an operand",
     "mov.b32 %n+1, %n;": "%n plus a constant cannot be an operand",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];": CLUSTERS,
+    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];": STORES,
     "tcgen05.wait::ld.sync.aligned;": TENSOR_CORES,
     "add.u33 %n, %n, %n;": "no form of 'add'",
     "frobnicate %n;": "no instruction 'frobnicate'",
@@ -72,15 +62,18 @@ INSTRUCTIONS = {
     "add.u64 %p0, %n, %p0;": "does not fit",
     "ld.global.u32 %n, %p0;": "does not take an operand",
     "bra NOWHERE;": "NOWHERE is not declared",
+    "mov.u32 %n, %envreg0;": "%envreg0 is set by no launch",
+    "mov.u32 %n, %pm0;": "%pm0 counts what a GPU's profiler is set to",
+    "mov.u64 %p0, %pm1_64;": "%pm1_64 counts what a GPU's profiler is set to",
     "mov.u32 %n, %temperature;": "neither declared nor a special register",
 }
 
 DECLARATIONS = {
+    ".visible .entry e() .reqntid 32 .reqnctapercluster 2 .blocksareclusters { ret; }": "grids in clusters are not",
     ".global .texref t;": TEXTURES,
     ".global .surfref t;": TEXTURES,
     ".global .samplerref t = {addr_mode_0 = wrap, filter_mode = linear};": TEXTURES,
     ".extern .global .u32 t;": "defined in another module",
-    ".visible .entry e() .explicitcluster .reqnctapercluster 2 { ret; }": CLUSTERS,
     ".visible .entry e() { ret; } .global .u64 t = e;": "not a variable or function",
 }
 

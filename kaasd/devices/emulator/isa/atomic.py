@@ -18,7 +18,7 @@ from kaasd.devices.emulator.ptx.routine import Memory
 from kaasd.devices.emulator.ptx.types import F32, F64
 
 ORDER = "relaxed acquire release acq_rel"
-SPACE = "global shared shared::cta"
+SPACE = "global shared shared::cta shared::cluster"
 OPERATIONS = "and or xor exch add inc dec min max"
 INTEGERS = "b32 b64 u32 u64 s32 s64"
 WORDS: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": SPACE}

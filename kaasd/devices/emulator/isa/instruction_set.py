@@ -25,6 +25,7 @@ FAMILIES = (
     "warp",
     "barrier",
     "asynchronous",
+    "cluster",
     "matrix",
     "tensor",
     "quads",

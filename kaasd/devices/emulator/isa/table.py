@@ -32,16 +32,13 @@ _REFUSED = {
     "tcgen05": "fifth-generation tensor cores are not",
     **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),
     "multimem": "memory that several devices share is not",
-    **dict.fromkeys(("mapa", "getctarank", "barrier.cluster", "clusterlaunchcontrol"), "thread block clusters are not"),
-    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "thread block clusters are not"),
+    "clusterlaunchcontrol": "launches that take over the clusters of others are not",
+    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "asynchronous stores are not"),
     "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 
 _REFUSED_WORDS = {
-    **dict.fromkeys(
-        ("shared::cluster", "sync_restrict::shared::cluster", "sync_restrict::shared::cta"), "thread block clusters are not"
-    ),
     "tensormap": "bulk and tensor-map copies are not",
     "oob": "out-of-bounds NaNs, which only tensor-map copies make, are not",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from kaas.worker.v1 import compiler_pb2
@@ -11,6 +12,7 @@ from kaas_core.request import Access
 from kaasd.devices.base import KernelFault, Launch
 from kaasd.devices.emulator.codegen.structures import (
     LAUNCH,
+    MOST_CLUSTER_BLOCKS,
     OFFSET_BITS,
     OFFSET_MASK,
     THREAD,
@@ -61,6 +63,8 @@ def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) 
             lines.append(f"device address {context.address:#018x}")
         else:
             fault, message = OTHERS[kind]
+            if kind is Fault.TRAP and kernel.code.description.meets_as_grid and not launch.attributes.cooperative:
+                message += ": its blocks wait for one another, which needs a launch that is cooperative"
             if kind in (Fault.RACE, Fault.UNINITIALIZED):
                 message += f": {_where(context.address, site.size_bytes, launch, kernel, space)}"
             if kind is Fault.RACE:
@@ -97,6 +101,12 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
     """Say what is wrong with an access."""
     what = f"{ACCESSES[kind]} of {size} bytes"
     segment, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    rank = segment - Segment.CLUSTER
+    if 0 <= rank < prod(launch.attributes.cluster or kernel.attributes.cluster or (1, 1, 1)):
+        limit = kernel.description.static_shared_bytes + launch.shared_memory_bytes
+        return _judge(what, size, offset, limit, f"shared memory of block {rank} of the cluster, of", kind, "")
+    if Segment.NOWHERE <= segment < Segment.CLUSTER + MOST_CLUSTER_BLOCKS:
+        return ILLEGAL_ADDRESS, f"{what} at {address:#x}, which is in no block of the cluster"
     if segment in _WINDOWS:
         limits = {
             Segment.SHARED: kernel.description.static_shared_bytes + launch.shared_memory_bytes,
@@ -118,6 +128,8 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
 def _where(address: int, size: int, launch: Launch, kernel: EmulatedKernel, space: AddressSpace) -> str:
     """Say where an access is that is within bounds."""
     segment, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    if Segment.CLUSTER <= segment < Segment.CLUSTER + MOST_CLUSTER_BLOCKS:
+        return f"{size} bytes at offset {offset} of shared memory of block {segment - Segment.CLUSTER} of the cluster"
     if segment in _WINDOWS:
         return f"{size} bytes at offset {offset} of {_WINDOWS[Segment(segment)]}"
     allocation = space.find(address)[0]
