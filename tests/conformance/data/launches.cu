@@ -14,8 +14,9 @@ extern "C" __global__ void gridSumKern(unsigned n, const unsigned *in, unsigned 
   unsigned total = 0;
   for (unsigned b = 0; b < gridDim.x; ++b) total += static_cast<volatile unsigned *>(partial)[b];
   grid.sync();
+  if (threadIdx.x) return;
   partial[blockIdx.x] = 0;
-  if (threadIdx.x == 0) out[blockIdx.x] = total * (blockIdx.x + 1);
+  out[blockIdx.x] = total * (blockIdx.x + 1);
 }
 
 // Each block leaves numbers in its shared memory, and adds up those of all blocks of its cluster. Then all of its threads count

@@ -39,7 +39,7 @@ def run(
     out = buffer_of(device, np.zeros(blocks, "u4"))
     launch = Launch(module.kernels["k"], (blocks, 1, 1), (threads, 1, 1), 0, (BufferRef("o", out, Access.OUTPUT),), attributes)
     run_launches(device, [launch])
-    return array_of(out, "u4").tolist()
+    return list(map(int, array_of(out, "u4")))
 
 
 def of(x: int, y: int = 1, z: int = 1) -> LaunchAttributes:
@@ -140,7 +140,8 @@ def test_a_grid_meets_often(device: EmulatedDevice, launches: int) -> None:
     module = load_all(device, PTX.read_bytes())
     buffers: Sequence[Array] = (x, np.zeros(40, "u4"), np.zeros(40, "u4"))
     on_device = [buffer_of(device, each) for each in buffers]
-    arguments = (len(x).to_bytes(4, "little"), *(BufferRef(f"b{i}", each, Access.INOUT) for i, each in enumerate(on_device)))
+    references = (BufferRef(f"b{i}", each, Access.INOUT) for i, each in enumerate(on_device))
+    arguments = (len(x).to_bytes(4, "little"), *references)
     one = Launch(module.kernels["gridSumKern"], (40, 1, 1), (64, 1, 1), 0, arguments, LaunchAttributes(cooperative=True))
     for _ in range(2):
         run_launches(device, [one] * launches, 2)
@@ -152,7 +153,10 @@ def test_a_report_says_what_a_grid_that_waits_needs() -> None:
     device = EmulatedDevice()
     module = load_all(device, PTX.read_bytes())
     buffers = [buffer_of(device, np.zeros(64, "u4")) for _ in range(3)]
-    arguments = (bytes(4), *(BufferRef(f"b{i}", each, Access.INOUT) for i, each in enumerate(buffers)))
+    arguments: tuple[BufferRef | bytes, ...] = (
+        bytes(4),
+        *(BufferRef(f"b{i}", each, Access.INOUT) for i, each in enumerate(buffers)),
+    )
     with pytest.raises(KernelFault, match="its blocks wait for one another, which needs a launch that is cooperative"):
         run_launches(device, [Launch(module.kernels["gridSumKern"], (2, 1, 1), (64, 1, 1), 0, arguments)])
     device.close()
