@@ -118,3 +118,13 @@ def test_launches_that_begin_early_wait_themselves(kaas: Client, launches: str, 
 def test_a_grid_that_waits_without_being_cooperative(kaas: Client, launches: str) -> None:
     with pytest.raises(KernelFaultError, match="gridSumKern"):
         kaas.submit(Request([grid_sum(launches, 2, cooperative=False)]), inputs={"x": numbers(0)})
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_bulk_copies_to_all_blocks_of_a_cluster(kaas: Client, launches: str, blocks: int) -> None:
+    args = [inp("x", 4 * N, ephemeral=True), out("y", 4 * N * blocks, ephemeral=True)]
+    bulk = Kernel(launches, "bulkKern", grid=N // 256 * blocks, block=128, args=args, cluster=blocks)
+    for seed in range(RUNS):
+        x = numbers(seed)
+        y = kaas.submit(Request([bulk]), inputs={"x": x}, returns=["y"]).array("y", "u4").reshape(blocks, N)
+        np.testing.assert_array_equal(y, np.broadcast_to(2 * x + 1, (blocks, N)))

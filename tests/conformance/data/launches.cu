@@ -1,8 +1,10 @@
 // Kernels that need more of a launch than a grid and a block: see test_launch_attributes.py.
 
 #include <cooperative_groups.h>
+#include <cuda/ptx>
 
 namespace cg = cooperative_groups;
+namespace ptx = cuda::ptx;
 
 // out[b] = (b + 1) * the sum of all of in, for which every block waits for all others.
 extern "C" __global__ void gridSumKern(unsigned n, const unsigned *in, unsigned *partial, unsigned *out) {
@@ -63,4 +65,31 @@ extern "C" __global__ void stepKern(unsigned n, unsigned a, unsigned *x) {
   asm volatile("griddepcontrol.launch_dependents;");
   asm volatile("griddepcontrol.wait;" ::: "memory");
   if (i < n) x[i] = a * x[i] + 1;
+}
+
+// out = 2 * in + 1, through bulk copies of 256 numbers. The first block of each cluster brings them to all of its blocks, and each
+// leaves them in a part of out of its own: blocks of 128 threads, and out has a part for each rank.
+extern "C" __global__ void bulkKern(const unsigned *in, unsigned *out) {
+  __shared__ alignas(16) unsigned tile[256];
+  __shared__ alignas(8) uint64_t arrived;
+  cg::cluster_group cluster = cg::this_cluster();
+  unsigned rank = cluster.block_rank(), blocks = cluster.num_blocks(), number = blockIdx.x / blocks;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&arrived, 1);
+    ptx::fence_mbarrier_init(ptx::sem_release, ptx::scope_cluster);
+    ptx::mbarrier_arrive_expect_tx(ptx::sem_release, ptx::scope_cta, ptx::space_shared, &arrived, sizeof tile);
+  }
+  cluster.sync();
+  if (threadIdx.x == 0 && rank == 0)
+    ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, tile, in + 256 * number, sizeof tile, &arrived,
+                       static_cast<uint16_t>((1 << blocks) - 1));
+  while (!ptx::mbarrier_try_wait_parity(&arrived, 0)) {}
+  for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) tile[i] = 2 * tile[i] + 1;
+  ptx::fence_proxy_async(ptx::space_shared);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::cp_async_bulk(ptx::space_global, ptx::space_shared, out + 256 * (rank * (gridDim.x / blocks) + number), tile, sizeof tile);
+    ptx::cp_async_bulk_commit_group();
+    ptx::cp_async_bulk_wait_group(ptx::n32_t<0>());
+  }
 }

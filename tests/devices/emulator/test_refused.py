@@ -11,7 +11,6 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel, load_all
 
-STORES = "asynchronous stores are not"
 COPIES = "bulk and tensor-map copies are not"
 TEXTURES = "textures and surfaces are not"
 WARPGROUPS = "warpgroup operations are not"
@@ -29,15 +28,13 @@ INSTRUCTIONS = {
     "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%n, %n, %n, %n}, %p0, %p0, 1, 1, 1, 0, 0;": WARPGROUPS,
     "wgmma.wait_group.sync.aligned 0;": WARPGROUPS,
     "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%n], 32;": TENSOR_CORES,
-    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%n], [%p0], 16, [%n];": COPIES,
     "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%n], [%p0, {%n}], [%n];": COPIES,
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%p0], [%n], 16;": COPIES,
+    "st.bulk.weak [%p0], 128, 0;": "such stores are not",
     "tensormap.replace.tile.global_address.global.b1024.b64 [%p0], %p0;": COPIES,
     "prefetch.tensormap [%p0];": COPIES,
     "fence.proxy.tensormap::generic.acquire.gpu [%p0], 128;": COPIES,
     "multimem.ld_reduce.add.u32 %n, [%p0];": "memory that several devices share is not",
     "fma.rn.oob.f16x2 %n, %n, %n, %n;": "out-of-bounds NaNs, which only tensor-map copies make, are not",
-    "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": STORES,
     "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",
     "mov.u64 %p0, k;": "k is a kernel: its address is for dynamic parallelism, which is not",
     "call (%n), cudaLaunchDeviceV2, (%p0);": "dynamic parallelism is not",
@@ -49,10 +46,8 @@ INSTRUCTIONS = {
     "vmad.s32.s32.s32.po %n, %n, -%n, %n;": "nothing with .po",
     "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is not a part of a register",
     "wgmma.fence.sync.aligned;": WARPGROUPS,
-    "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%n], [%n], %n, [%n];": COPIES,
     "mov.u32 %n, %tid.x+1;": "%tid.x plus a constant cannot be an operand",
     "mov.b32 %n+1, %n;": "%n plus a constant cannot be an operand",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];": STORES,
     "tcgen05.wait::ld.sync.aligned;": TENSOR_CORES,
     "add.u33 %n, %n, %n;": "no form of 'add'",
     "frobnicate %n;": "no instruction 'frobnicate'",

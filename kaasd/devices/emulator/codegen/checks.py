@@ -89,7 +89,13 @@ def note_written(t: InstructionCode, pointer: Any, size: int) -> None:
 def order(t: InstructionCode) -> None:
     """Emit, before an instruction that may order the accesses of threads, that the thread has come to one."""
     source = t.operation.source
-    if RACES in t.image.checks and (source.opcode in _ORDERING or t.operation.match["order"] in _STRONG_ORDERS):
+    if source.opcode in _ORDERING or t.operation.match["order"] in _STRONG_ORDERS:
+        put_in_order(t)
+
+
+def put_in_order(t: InstructionCode) -> None:
+    """Emit the same where something besides has ordered them, such as a copy that an mbarrier counts."""
+    if RACES in t.image.checks:
         function = t.image.helper("order", ir.FunctionType(I32, [PTR, PTR]), _build_order)
         time = t.b.call(function, [t.context, t.thread])
         if t.operation.match["order"] not in ("volatile", "mmio"):  # which orders nothing between threads of a warp

@@ -91,6 +91,7 @@ class Fault(IntEnum):
     FREE = 12
     RACE = 13
     UNINITIALIZED = 14
+    BULK = 15
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")

@@ -43,6 +43,8 @@ def accesses(operation: Operation) -> Iterator[Access]:
             yield Access(_LIBRARY[target.name], True)
     elif opcode in _NONE or not memories:
         return
+    elif "bulk" in match.mnemonic or (opcode in ("st", "red") and "async" in match.mnemonic):
+        yield Access("", True)
     elif opcode in (*_READS, "st", *_ATOMIC):
         space = _space(space_of(match).removesuffix("::cluster"), memories[0])
         if space is None:
@@ -53,8 +55,6 @@ def accesses(operation: Operation) -> Iterator[Access]:
         size = match.type.bytes * VECTORS.get(match["vec"] or "", 1)
         operator = match["op"] if opcode == "red" and match["op"] in _COMMUTING else None
         yield Access(space, opcode not in _READS, memories[0], size, f"{operator}.{match.type.name}" if operator else "")
-    elif match.mnemonic.startswith("cp.async.bulk"):
-        yield Access("", True)
     elif match.mnemonic.startswith("cp.async"):
         yield Access("shared", True)
         if len(memories) > 1:

@@ -116,6 +116,11 @@ def _arrive(t: Emitter, pointer: Any, count: Any, drop: bool = False, expected: 
     return old
 
 
+def complete_transactions(t: Emitter, pointer: Any, size: Any) -> None:
+    """Take bytes that have come off those that an mbarrier waits for."""
+    _arrive(t, pointer, i64(0), expected=t.b.neg(size))
+
+
 @instruction("mbarrier.expect_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_REMOTE)
 @instruction("mbarrier.complete_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_REMOTE)
 def transactions(t: Emitter, m: Match, a: Memory, c: Any) -> None:

@@ -25,6 +25,7 @@ FAMILIES = (
     "warp",
     "barrier",
     "asynchronous",
+    "bulk",
     "cluster",
     "matrix",
     "tensor",

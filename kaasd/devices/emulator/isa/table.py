@@ -33,7 +33,7 @@ _REFUSED = {
     **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),
     "multimem": "memory that several devices share is not",
     "clusterlaunchcontrol": "launches that take over the clusters of others are not",
-    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "asynchronous stores are not"),
+    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "such stores are not"),
     "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
 }
 """Why what is left out is left out, by how its mnemonic starts."""
