@@ -81,8 +81,10 @@ extern "C" __global__ void bulkKern(const unsigned *in, unsigned *out) {
   }
   cluster.sync();
   if (threadIdx.x == 0 && rank == 0)
-    ptx::cp_async_bulk(ptx::space_cluster, ptx::space_global, tile, in + 256 * number, sizeof tile, &arrived,
-                       static_cast<uint16_t>((1 << blocks) - 1));
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], 1024, [%2], %3;"
+                 ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(tile))), "l"(__cvta_generic_to_global(in + 256 * number)),
+                 "r"(static_cast<unsigned>(__cvta_generic_to_shared(&arrived))), "h"(static_cast<uint16_t>((1 << blocks) - 1))
+                 : "memory");
   while (!ptx::mbarrier_try_wait_parity(&arrived, 0)) {}
   for (unsigned i = threadIdx.x; i < 256; i += blockDim.x) tile[i] = 2 * tile[i] + 1;
   ptx::fence_proxy_async(ptx::space_shared);

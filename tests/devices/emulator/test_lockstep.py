@@ -12,7 +12,7 @@ from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from tests.conformance.launching import Call, execute, inout, inp, out
 from tests.conformance.lockstep_programs import check
 from tests.conformance.test_lockstep import BLOCKS, CODE, words
-from tests.devices.emulator.runner import Array, array_of, buffer_of, evaluate, kernel, launch, read_write, run_launches
+from tests.devices.emulator.runner import Array, array_of, buffer_of, kernel, launch, read_write, run_launches
 
 
 def run(body: str, data: Array, *, block: tuple[int, int, int] = (32, 1, 1), seed: int | None = None, before: str = "") -> Array:
@@ -165,13 +165,3 @@ def test_votes_of_those_that_are_there(seed: int) -> None:
     """Within branches and loops, those that take part are those that came there together."""
     with closing(EmulatedDevice()) as device:
         check(device, seed + 1000, "shared", most_depth=3)
-
-
-def test_threads_meet_between_a_guarded_store_and_a_loop() -> None:
-    code = """
-    .shared .b32 cells[32]; .reg .b32 %a, %l, %s; and.b32 %l, %n, 31; shl.b32 %s, %l, 2; mov.u32 %a, cells; add.u32 %a, %a, %s;
-    mov.u32 %d, 0; setp.lt.u32 %q, %l, 16; @%q st.shared.u32 [%a], %n;
-    LOOP: xor.b32 %s, %l, 15; and.b32 %s, %s, 15; shl.b32 %s, %s, 2; mov.u32 %a, cells; add.u32 %a, %a, %s;
-    ld.shared.u32 %a, [%a]; add.u32 %d, %d, %a; xor.b32 %l, %l, 3; and.b32 %s, %d, 1024; setp.ne.u32 %q, %s, 0; @%q bra LOOP;"""
-    n = np.arange(32, dtype="u4")
-    np.testing.assert_array_equal(evaluate(code, "u4", n), (n ^ 15) & 15)

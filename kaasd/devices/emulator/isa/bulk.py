@@ -11,6 +11,7 @@ from kaasd.devices.emulator.codegen import checks
 from kaasd.devices.emulator.codegen.emitter import Emitter
 from kaasd.devices.emulator.codegen.llvm_builder import I1, I32, I64, PTR, VOID, const, i32, i64
 from kaasd.devices.emulator.codegen.structures import CONTEXT, LAUNCH, RANK_SHIFT, Fault
+from kaasd.devices.emulator.isa import special_registers
 from kaasd.devices.emulator.isa.asynchronous import complete_transactions
 from kaasd.devices.emulator.isa.atomic import combine_halves, combine_integers
 from kaasd.devices.emulator.isa.load_store import load, space_of, store
@@ -40,7 +41,9 @@ def checked_range(t: Emitter, space: str, address: Any, size: Any, fault: Fault)
 def at_rank(t: Emitter, address: Any, rank: Any) -> Any:
     """Return the address in a cluster's shared memory of the place of this address, in the block of this rank."""
     b = t.b
-    return b.or_(b.and_(address, i64((1 << RANK_SHIFT) - 1)), b.shl(b.add(rank, i64(1)), i64(RANK_SHIFT)))
+    own = b.is_("==", rank, b.zext(special_registers.cluster_rank(t), I64))
+    place = b.select(own, i64(0), b.shl(b.add(rank, i64(1)), i64(RANK_SHIFT)))
+    return b.or_(b.and_(address, i64((1 << RANK_SHIFT) - 1)), place)
 
 
 def each_target(t: Emitter, mask: Any, addresses: list[Any], body: Any) -> None:
