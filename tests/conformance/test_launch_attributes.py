@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kaas_client import Client, Kernel, Request, inout, inp, out, tmp, u32
+from kaas_client.builders import BufferSpec, Literal
 from kaas_core.errors import InvalidRequestError, KernelFaultError
 
 PTX = Path(__file__).parent / "data/launches.ptx"
@@ -27,7 +28,12 @@ def numbers(seed: int) -> np.ndarray:
 
 
 def grid_sum(library: str, blocks: int, cooperative: bool = True) -> Kernel:
-    args = [u32(N), inp("x", 4 * N, ephemeral=True), tmp("partial", 4 * blocks), out("sums", 4 * blocks, ephemeral=True)]
+    args: list[BufferSpec | Literal] = [
+        u32(N),
+        inp("x", 4 * N, ephemeral=True),
+        tmp("partial", 4 * blocks),
+        out("sums", 4 * blocks, ephemeral=True),
+    ]
     return Kernel(library, "gridSumKern", grid=blocks, block=64, args=args, cooperative=cooperative)
 
 
@@ -104,7 +110,7 @@ def test_a_cluster_that_does_not_fit(
 
 @pytest.mark.parametrize("iterations", [1, 5, 300])
 def test_launches_that_begin_early_wait_themselves(kaas: Client, launches: str, iterations: int) -> None:
-    args = [u32(N), u32(3), inout("x", 4 * N, ephemeral=True)]
+    args: list[BufferSpec | Literal] = [u32(N), u32(3), inout("x", 4 * N, ephemeral=True)]
     step = Kernel(launches, "stepKern", grid=N // 128, block=128, args=args, programmatic_dependent_launch=True)
     request = Request([step, step], iterations=iterations)
     for seed in range(RUNS):

@@ -13,7 +13,6 @@ from tests.devices.emulator.runner import HEADER, kernel, load_all
 
 COPIES = "bulk and tensor-map copies are not"
 TEXTURES = "textures and surfaces are not"
-WARPGROUPS = "warpgroup operations are not"
 TENSOR_CORES = "fifth-generation tensor cores are not"
 
 INSTRUCTIONS = {
@@ -25,8 +24,6 @@ INSTRUCTIONS = {
     "sured.b.add.1d.u32.trap [s, {%n}], %n;": TEXTURES,
     "suq.width.b32 %n, [s];": TEXTURES,
     "istypep.texref %q, %p0;": TEXTURES,
-    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%n, %n, %n, %n}, %p0, %p0, 1, 1, 1, 0, 0;": WARPGROUPS,
-    "wgmma.wait_group.sync.aligned 0;": WARPGROUPS,
     "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%n], 32;": TENSOR_CORES,
     "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%n], [%p0, {%n}], [%n];": COPIES,
     "st.bulk.weak [%p0], 128, 0;": "such stores are not",
@@ -45,7 +42,6 @@ INSTRUCTIONS = {
     "vadd4.u32.u32.u32 %n.b12, %n, %n, %n;": ".b12 is not a mask of 4 lanes",
     "vmad.s32.s32.s32.po %n, %n, -%n, %n;": "nothing with .po",
     "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is not a part of a register",
-    "wgmma.fence.sync.aligned;": WARPGROUPS,
     "mov.u32 %n, %tid.x+1;": "%tid.x plus a constant cannot be an operand",
     "mov.b32 %n+1, %n;": "%n plus a constant cannot be an operand",
     "tcgen05.wait::ld.sync.aligned;": TENSOR_CORES,

@@ -92,6 +92,7 @@ class Fault(IntEnum):
     RACE = 13
     UNINITIALIZED = 14
     BULK = 15
+    MATRIX = 16
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")

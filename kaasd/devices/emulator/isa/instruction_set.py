@@ -32,6 +32,7 @@ FAMILIES = (
     "quads",
     "sparse",
     "wmma",
+    "warpgroup",
 )
 
 for _family in FAMILIES:

@@ -92,7 +92,7 @@ TABLE = """
 8.0 sm_90   : max s16x2, max u16x2, mbarrier complete_tx, mbarrier expect_tx, min relu, min s16x2, min u16x2
 8.0 sm_90   : barrier cluster acquire, barrier cluster relaxed, barrier cluster release, mbarrier shared::cluster
 8.0 sm_90   : cp async bulk, cp reduce
-8.0 sm_90a  : setmaxnreg
+8.0 sm_90a  : setmaxnreg, wgmma
 8.1 -       : cvt relu satfinite, cvt rz satfinite, cvt satfinite bf16, cvt satfinite bf16x2, cvt satfinite f16
 8.1 -       : cvt satfinite f16x2 f32, cvt satfinite tf32
 8.1 sm_70   : .param 4353

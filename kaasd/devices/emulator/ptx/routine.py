@@ -148,7 +148,8 @@ class Operation:
 
     def _registers(self, results: bool) -> Iterator[Register]:
         for formal, operand in zip(self.match.form.operands, self.operands, strict=True):
-            if formal.name.startswith("d") == results or (results is False and isinstance(operand, Memory)):
+            is_read = not formal.name.startswith("d") or formal.name.startswith("d_") or isinstance(operand, Memory)
+            if formal.name.startswith("d") if results else is_read:
                 yield from _registers_of(operand)
 
     @property
