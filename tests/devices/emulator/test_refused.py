@@ -11,7 +11,7 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel, load_all
 
-COPIES = "bulk and tensor-map copies are not"
+COPIES = "such copies are not"
 TEXTURES = "textures and surfaces are not"
 TENSOR_CORES = "fifth-generation tensor cores are not"
 
@@ -25,11 +25,11 @@ INSTRUCTIONS = {
     "suq.width.b32 %n, [s];": TEXTURES,
     "istypep.texref %q, %p0;": TEXTURES,
     "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%n], 32;": TENSOR_CORES,
-    "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%n], [%p0, {%n}], [%n];": COPIES,
+    "cp.reduce.async.bulk.tensor.1d.global.shared::cta.add.tile.bulk_group [%p0, {%n}], [%n];": COPIES,
+    "cp.async.bulk.tensor.3d.global.shared::cta.im2col_no_offs.bulk_group [%p0, {%n, %n, %n}], [%n];": COPIES,
+    "tensormap.replace.tile.swizzle_atomicity.global.b1024.b32 [%p0], 0;": COPIES,
+    "ld.global.u32 %n, [%p0, {%n}];": "takes no coordinates in its operand a",
     "st.bulk.weak [%p0], 128, 0;": "such stores are not",
-    "tensormap.replace.tile.global_address.global.b1024.b64 [%p0], %p0;": COPIES,
-    "prefetch.tensormap [%p0];": COPIES,
-    "fence.proxy.tensormap::generic.acquire.gpu [%p0], 128;": COPIES,
     "multimem.ld_reduce.add.u32 %n, [%p0];": "memory that several devices share is not",
     "fma.rn.oob.f16x2 %n, %n, %n, %n;": "out-of-bounds NaNs, which only tensor-map copies make, are not",
     "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",

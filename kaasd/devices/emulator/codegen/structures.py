@@ -93,6 +93,7 @@ class Fault(IntEnum):
     UNINITIALIZED = 14
     BULK = 15
     MATRIX = 16
+    TENSOR = 17
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")

@@ -65,7 +65,7 @@ def _size(t: Emitter, size: Operand) -> Any:
     return value
 
 
-def _mask(t: Emitter, m: Match, rest: tuple[Operand | None, ...]) -> Any:
+def mask_of(t: Emitter, m: Match, rest: tuple[Operand | None, ...]) -> Any:
     """Return which blocks a copy goes to; None where it goes to one. It comes before a cache policy."""
     if "multicast" not in m:
         return None
@@ -79,13 +79,13 @@ def _copy(t: Emitter, target: Any, source: Any, size: Any) -> None:
 
 
 @instruction(
-    f"cp.async.bulk.to.space.{_COUNTED}{{.multicast}}{{.hint}} [d], [a], *size, [bar]{{, *x}}{{, *y}}",
+    f"cp.async.bulk.to.space.{_COUNTED}{{.multicast}}{{.hint}} [to], [a], *size, [bar]{{, *x}}{{, *y}}",
     to="shared::cluster shared::cta", space="global shared::cta", multicast=["multicast::cluster"], hint=_HINT,
 )  # fmt: skip
 def copy_to_shared(
     t: Emitter, m: Match, target: Memory, source: Memory, size: Operand, bar: Memory, *rest: Operand | None
 ) -> None:
-    b, mask = t.b, _mask(t, m, rest)
+    b, mask = t.b, mask_of(t, m, rest)
     amount = _size(t, size)
     (from_space, from_address), to, barrier = t.address(space_of(m), source), _in_cluster(t, target), _in_cluster(t, bar)
 
@@ -106,7 +106,7 @@ def _in_cluster(t: Emitter, memory: Memory) -> Any:
 
 
 @instruction(
-    "cp.async.bulk.global.shared::cta.bulk_group{.hint} [d], [a], *size{, *policy}", hint=_HINT
+    "cp.async.bulk.global.shared::cta.bulk_group{.hint} [to], [a], *size{, *policy}", hint=_HINT
 )  # fmt: skip
 def copy_to_global(t: Emitter, m: Match, target: Memory, source: Memory, size: Operand, policy: Any = None) -> None:
     b, amount = t.b, _size(t, size)
@@ -141,17 +141,17 @@ _HALF_REDUCTIONS: dict[str, Any] = {"op": "add min max", "type": "f16 bf16"}
 
 
 @instruction(
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op.type [d], [a], *size{, *policy}",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op.type [to], [a], *size{, *policy}",
     hint=_HINT,
     **_INTEGER_REDUCTIONS,
 )
 @instruction(
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op.type [d], [a], *size{, *policy}",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op.type [to], [a], *size{, *policy}",
     hint=_HINT,
     **_FLOAT_REDUCTIONS,
 )
 @instruction(
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op{.noftz}.type [d], [a], *size{, *policy}",
+    "cp.reduce.async.bulk.global.shared::cta.bulk_group{.hint}.op{.noftz}.type [to], [a], *size{, *policy}",
     hint=_HINT,
     **_HALF_REDUCTIONS,
 )
@@ -163,7 +163,9 @@ def reduce_to_global(t: Emitter, m: Match, target: Memory, source: Memory, size:
         reduce_elements(t, m, checked_range(t, to_space, to_address, amount, Fault.ATOMIC), read, amount, m.type)
 
 
-@instruction(f"cp.reduce.async.bulk.shared::cluster.shared::cta.{_COUNTED}.op.type [d], [a], *size, [bar]", **_INTEGER_REDUCTIONS)
+@instruction(
+    f"cp.reduce.async.bulk.shared::cluster.shared::cta.{_COUNTED}.op.type [to], [a], *size, [bar]", **_INTEGER_REDUCTIONS
+)
 def reduce_to_shared(t: Emitter, m: Match, target: Memory, source: Memory, size: Operand, bar: Memory) -> None:
     b, amount = t.b, _size(t, size)
     (from_space, from_address), place, cell = t.address("shared", source), _in_cluster(t, target), _in_cluster(t, bar)

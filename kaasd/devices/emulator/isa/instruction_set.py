@@ -26,6 +26,7 @@ FAMILIES = (
     "barrier",
     "asynchronous",
     "bulk",
+    "tensor_map",
     "cluster",
     "matrix",
     "tensor",

@@ -29,16 +29,14 @@ _FORMS: dict[str, list[Form]] = {}
 _REFUSED = {
     **dict.fromkeys(("tex", "tld4", "txq", "istypep", "suld", "sust", "sured", "suq"), "textures and surfaces are not"),
     "tcgen05": "fifth-generation tensor cores are not",
-    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),
+    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "such copies are not"),
     "multimem": "memory that several devices share is not",
     "clusterlaunchcontrol": "launches that take over the clusters of others are not",
     **dict.fromkeys(("st.async", "red.async", "st.bulk"), "such stores are not"),
-    "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 
 _REFUSED_WORDS = {
-    "tensormap": "bulk and tensor-map copies are not",
     "oob": "out-of-bounds NaNs, which only tensor-map copies make, are not",
 }
 """The same by a modifier."""

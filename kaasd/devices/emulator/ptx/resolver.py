@@ -239,6 +239,8 @@ class Resolver:
                 operand = self._sum(operand)
             if (formal.kind == "address") != isinstance(operand, ast.Address) and formal.kind != "raw":
                 raise self._error(f"does not take an operand like its operand {formal.name}")
+            if isinstance(operand, ast.Address) and bool(operand.rest) != (formal.name == "map"):
+                raise self._error(f"{'takes no' if operand.rest else 'needs'} coordinates in its operand {formal.name}")
             result.append(self._operand(operand))
             if isinstance(result[-1], Part | Negative) and not parts:
                 raise self._error("takes neither parts of registers nor negated ones")
@@ -293,16 +295,15 @@ class Resolver:
         if isinstance(operand, ast.Vector | ast.Group):
             return Elements(tuple(self._operand(element) for element in operand.elements))
         if isinstance(operand, ast.Address):
-            if operand.rest:
-                raise self._error("textures, surfaces and tensor maps are not supported on the emulated device")
+            rest = tuple(self._operand(each) for each in operand.rest)
             if operand.base is None:
-                return Memory(None, operand.offset)
+                return Memory(None, operand.offset, rest)
             base = self._lookup(operand.base)
             if base is None:
                 raise self._error(f"{operand.base} is not declared")
             if isinstance(base, Elements):
                 raise self._error(f"vector register {operand.base} cannot hold an address")
-            return Memory(self._storage(base) if isinstance(base, Storage) else base, operand.offset)
+            return Memory(self._storage(base) if isinstance(base, Storage) else base, operand.offset, rest)
         raise self._error("a pair d|p cannot stand here")
 
     def _identifier(self, operand: ast.Identifier) -> Operand:

@@ -90,10 +90,12 @@ class Special:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """``[base+offset]``."""
+    """``[base+offset]``, or ``[base+offset, rest]``."""
 
     base: Register | Storage | None
     offset: int
+    rest: tuple[Operand, ...] = ()
+    """What follows a comma inside the brackets: coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +174,11 @@ def _registers_of(operand: Operand | None) -> Iterator[Register]:
         yield operand.register
     elif isinstance(operand, Negative):
         yield from _registers_of(operand.operand)
-    elif isinstance(operand, Memory) and isinstance(operand.base, Register):
-        yield operand.base
+    elif isinstance(operand, Memory):
+        if isinstance(operand.base, Register):
+            yield operand.base
+        for item in operand.rest:
+            yield from _registers_of(item)
     elif isinstance(operand, Elements):
         for item in operand.items:
             yield from _registers_of(item)

@@ -36,6 +36,12 @@ OTHERS = {
     Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
     Fault.MATRIX: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a matrix descriptor has a base offset, which is not supported"),
+    Fault.TENSOR: (
+        "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+        "a tensor map is not one that the kernel made, field by field, with tensormap.replace; or it has another rank, "
+        "interleaving, steps between elements, elements of less than a byte, NaN as fill, or rows that are no multiple of 16 "
+        "bytes",
+    ),
     Fault.BULK: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the size of a bulk copy is no multiple of 16 bytes"),
     Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
     Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
