@@ -104,7 +104,7 @@ ptx: ## Rebuild the PTX that is committed beside its CUDA C++ sources (needs nvc
 	@$(MAKE) --no-print-directory -B -C examples/kernels
 	@$(MAKE) --no-print-directory -B -C kaasd/devices/cuda -f $(CURDIR)/examples/kernels/Makefile
 	@$(MAKE) --no-print-directory -B -C tests/corpus/cuda
-	@$(MAKE) --no-print-directory -B -C tests/conformance/data variables.ptx heap.ptx
+	@$(MAKE) --no-print-directory -B -C tests/conformance/data variables.ptx heap.ptx launches.ptx warpgroup.ptx
 	@$(MAKE) --no-print-directory -B -C benchmarks/kernels -f $(CURDIR)/examples/kernels/Makefile
 
 clean: ## Remove the virtual environment and everything that was built

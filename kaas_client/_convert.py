@@ -87,6 +87,8 @@ def inspection(message: library_pb2.InspectLibraryResponse) -> types.LibraryInsp
             max_threads_per_block=kernel.max_threads_per_block,
             parameter_alignment_bytes=tuple(kernel.parameter_alignment_bytes),
             parameter_names=tuple(kernel.parameter_names),
+            required_block=_dim3(kernel.required_block) if kernel.HasField("required_block") else None,
+            cluster=_dim3(kernel.cluster) if kernel.HasField("cluster") else None,
         )
         for kernel in message.kernels
     )

@@ -31,6 +31,12 @@ class Kernel:
     args: Sequence[BufferSpec | Literal | Packed | TextureSpec] = ()
     shared_memory_bytes: int = 0
     """Dynamic shared memory."""
+    cluster: Size | None = None
+    """Blocks in a thread block cluster; None: the kernel's own, or none. The grid is a multiple of it in each dimension."""
+    cooperative: bool = False
+    """All blocks run at once, so that they may wait for each other."""
+    programmatic_dependent_launch: bool = False
+    """May begin before the launch before it has ended: the kernel itself waits before it touches what that one uses."""
 
     def to_json(self) -> dict[str, object]:
         """Return the kernel as it stands in the JSON form."""
@@ -40,12 +46,15 @@ class Kernel:
                     f"argument {position} of kernel {self.name!r} is {argument!r:.60}: expected inp(…), inout(…), out(…), "
                     "tmp(…), packed(…), texture(…), surface(…), or a number with its type, such as u64(…)"
                 )
-        return {
+        cluster = {} if self.cluster is None else {"cluster": numbers(self.cluster)}
+        return cluster | {
             "library": self.library,
             "name": self.name,
             "grid": numbers(self.grid),
             "block": numbers(self.block),
             "shared_memory_bytes": index(self.shared_memory_bytes),
+            "cooperative": self.cooperative,
+            "programmatic_dependent_launch": self.programmatic_dependent_launch,
             "arguments": [argument.to_json() for argument in self.args],
         }
 

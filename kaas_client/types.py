@@ -199,6 +199,10 @@ class KernelInfo:
     parameter_alignment_bytes: tuple[int, ...] = ()
     """What each parameter's place is a multiple of. Empty where the server knows machine code alone, as the next one."""
     parameter_names: tuple[str, ...] = ()
+    required_block: tuple[int, int, int] | None = None
+    """The only size of block that it takes; None: any."""
+    cluster: tuple[int, int, int] | None = None
+    """The cluster that it is compiled for; None: any that is given, or none."""
 
 
 @dataclass(frozen=True, slots=True)

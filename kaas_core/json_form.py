@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kaas_core.json_arguments import argument_to_json, paired_argument, read_argument, read_literal
 from kaas_core.json_buffers import BufferMentions
-from kaas_core.json_reader import ObjectReader, decode, integer, items, text
+from kaas_core.json_reader import ObjectReader, boolean, decode, integer, items, text
 from kaas_core.request import Access, Argument, BufferArgument, BufferSpec, Dim3, KernelSpec, Request, buffer_arguments
 from kaas_core.uses import with_implied_ephemeral
 from kaas_core.validation import validate
@@ -25,7 +25,10 @@ _SHARED = ("shared_memory_bytes", "sharedSize")
 _USES = {"inputs": Access.INPUT, "temps": Access.TEMPORARY, "outputs": Access.OUTPUT}
 """The original format's lists of buffers by use: its first version has only these; in its last they repeat ``arguments``."""
 _REQUEST_FIELDS = ("kernels", "buffers", *_ITERATIONS)
-_KERNEL_FIELDS = ("library", *_NAME, *_GRID, *_BLOCK, *_SHARED, "literals", "arguments", "type_list", *_USES)
+_KERNEL_FIELDS = (
+    *("library", *_NAME, *_GRID, *_BLOCK, *_SHARED, "cluster", "cooperative", "programmatic_dependent_launch"),
+    *("literals", "arguments", "type_list", *_USES),
+)
 
 
 def request_from_json(source: str | bytes | dict[str, object]) -> Request:
@@ -94,6 +97,9 @@ def _kernel(found: Violations, path: str, value: object, mentions: BufferMention
         block=reader.required(_BLOCK, _dim3) or (1, 1, 1),
         arguments=(*literals, *arguments),
         shared_memory_bytes=reader.optional(_SHARED, integer) or 0,
+        cluster=reader.optional(("cluster",), _dim3),
+        cooperative=reader.optional(("cooperative",), boolean) or False,
+        programmatic_dependent_launch=reader.optional(("programmatic_dependent_launch",), boolean) or False,
     )
 
 
@@ -165,6 +171,12 @@ def _kernel_to_json(kernel: KernelSpec) -> dict[str, object]:
     }
     if kernel.shared_memory_bytes:
         fields["shared_memory_bytes"] = kernel.shared_memory_bytes
+    if kernel.cluster is not None:
+        fields["cluster"] = list(kernel.cluster)
+    if kernel.cooperative:
+        fields["cooperative"] = True
+    if kernel.programmatic_dependent_launch:
+        fields["programmatic_dependent_launch"] = True
     fields["arguments"] = [argument_to_json(argument) for argument in kernel.arguments]
     return fields
 

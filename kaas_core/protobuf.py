@@ -124,6 +124,9 @@ def _kernel_from_proto(found: Violations, path: str, message: types_pb2.KernelSp
             _argument_from_proto(found, f"{path}.arguments[{i}]", argument) for i, argument in enumerate(message.arguments)
         ),
         shared_memory_bytes=message.shared_memory_bytes,
+        cluster=_dim3_from_proto(message.cluster) if message.HasField("cluster") else None,
+        cooperative=message.cooperative,
+        programmatic_dependent_launch=message.programmatic_dependent_launch,
     )
 
 
@@ -201,6 +204,9 @@ def _kernel_to_proto(kernel: KernelSpec) -> types_pb2.KernelSpec:
         block=dim3_to_proto(kernel.block),
         shared_memory_bytes=kernel.shared_memory_bytes,
         arguments=[_argument_to_proto(argument) for argument in kernel.arguments],
+        cluster=None if kernel.cluster is None else dim3_to_proto(kernel.cluster),
+        cooperative=kernel.cooperative,
+        programmatic_dependent_launch=kernel.programmatic_dependent_launch,
     )
 
 

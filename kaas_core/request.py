@@ -135,6 +135,12 @@ class KernelSpec:
     arguments: tuple[Argument, ...] = ()
     shared_memory_bytes: int = 0
     """Dynamic shared memory."""
+    cluster: Dim3 | None = None
+    """Blocks in a thread block cluster; None: the kernel's own, or none."""
+    cooperative: bool = False
+    """All blocks run at once."""
+    programmatic_dependent_launch: bool = False
+    """May begin before the launch before it has ended."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ def _check_kernel(found: Violations, path: str, kernel: KernelSpec, known: Mappi
         found.add(f"{path}.name", problem)
     _check_dim3(found, f"{path}.grid", kernel.grid)
     _check_dim3(found, f"{path}.block", kernel.block)
+    if kernel.cluster is not None:
+        _check_dim3(found, f"{path}.cluster", kernel.cluster)
     _integer(found, f"{path}.shared_memory_bytes", kernel.shared_memory_bytes, 0, _U32_MAX)
     if not _count(found, f"{path}.arguments", len(kernel.arguments), MAX_ARGUMENTS):
         return

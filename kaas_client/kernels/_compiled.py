@@ -191,9 +191,23 @@ class Launcher:
         self._sizes = grid, block
         self._shared_memory_bytes = shared_memory_bytes
 
-    def __call__(self, *arguments: Argument) -> Launch:
-        """Return the launch, to be bound by a client. Nothing is compiled yet."""
-        return Launch(self._compiled, *self._sizes, arguments, self._shared_memory_bytes)
+    def __call__(
+        self,
+        *arguments: Argument,
+        cluster: Size | None = None,
+        cooperative: bool = False,
+        programmatic_dependent_launch: bool = False,
+    ) -> Launch:
+        """Return the launch, to be bound by a client. Nothing is compiled yet. The keywords are those of ``Kernel``."""
+        return Launch(
+            self._compiled,
+            *self._sizes,
+            arguments,
+            self._shared_memory_bytes,
+            cluster,
+            cooperative,
+            programmatic_dependent_launch,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +219,10 @@ class Launch:
     block: Size | None
     arguments: tuple[Argument, ...]
     shared_memory_bytes: int | None = None
+    cluster: Size | None = None
+    """None: what the compiler says."""
+    cooperative: bool = False
+    programmatic_dependent_launch: bool = False
 
     def buffers(self) -> Iterator[BufferSpec]:
         """Yield every mention of a buffer."""
@@ -228,7 +246,17 @@ class Launch:
                 f"{place}.arguments", f"it has {len(entry.parameters)} parameters, and gets {len(passed)}"
             )
         shared = entry.shared_memory_bytes if self.shared_memory_bytes is None else self.shared_memory_bytes
-        return Kernel(library, entry.name, grid, block, [_sized(each, forms) for each in passed], shared)
+        return Kernel(
+            library,
+            entry.name,
+            grid,
+            block,
+            [_sized(each, forms) for each in passed],
+            shared,
+            cluster=entry.cluster if self.cluster is None else self.cluster,
+            cooperative=self.cooperative,
+            programmatic_dependent_launch=self.programmatic_dependent_launch,
+        )
 
 
 def forms_of(launches: Sequence[Launch], arrays: Mapping[str, Form]) -> dict[str, Form]:

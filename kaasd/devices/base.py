@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from kaas_core import ReadableBuffer
-from kaas_core.request import ADDRESS_BYTES, Access, Dim3
+from kaas_core.request import ADDRESS_BYTES, Access, Dim3, KernelSpec
 from kaas_core.texture import Texture
 from kaasd.devices.trace import Tracer
-from kaasd.request.device_checks import DeviceProperties, KernelAttributes
+from kaasd.request.device_checks import PLAIN, DeviceProperties, KernelAttributes, LaunchAttributes
 
 
 class DeviceBuffer(Protocol):
@@ -133,6 +133,7 @@ class Launch:
     shared_memory_bytes: int
     arguments: tuple[BufferRef | PackedRefs | TextureRef | bytes, ...]
     """A buffer's address or handle, addresses among bytes, or bytes alone; as long as its parameter, where there is one."""
+    attributes: LaunchAttributes = PLAIN
 
     @property
     def references(self) -> Iterator[BufferRef]:
@@ -331,6 +332,12 @@ class Device(Protocol):
         """Give groups so many multiprocessors of their own, in place of those that they had; runs under way stay where they are.
 
         Each gets whole units of ``properties.multiprocessor_unit``. Raises ``ValueError`` where that cannot be, ``OutOfMemory``.
+        """
+
+    def active_blocks(self, kernel: LoadedKernel, launch: KernelSpec) -> int:
+        """Return how many blocks of such a launch the device runs at once: of one with clusters, in whole ones.
+
+        It is asked of launches that are cooperative or have clusters, and that are within the limits of ``properties``.
         """
 
     def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:

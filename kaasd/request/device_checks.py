@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from kaas_core.request import ADDRESS_BYTES, Dim3, KernelSpec, Literal, Packed, TextureArgument, literal_size
 from kaas_core.violations import Violations, shown
@@ -32,6 +34,15 @@ class DeviceProperties:
     """The newest PTX that it takes, 87 for version 8.7; 0 where that is not known."""
     targets: tuple[str, ...] = ()
     """Architectures whose PTX it takes, such as ``sm_80``."""
+    max_cluster_blocks: int = 16
+    """Most blocks of a thread block cluster, opt-in included; 1: it has no clusters."""
+
+
+def max_cluster_blocks(compute_capability: tuple[int, int]) -> int:
+    """Return the most blocks of a cluster, opt-in included: the GPUs of data centres with clusters run 16, others 8."""
+    if compute_capability < (9, 0):
+        return 1
+    return 16 if compute_capability[0] in (9, 10) else 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +60,37 @@ class KernelAttributes:
     """What each parameter's place is a multiple of; empty where only machine code is known."""
     parameter_names: tuple[str, ...] = ()
     """Of each; empty where only machine code is known."""
+    cluster: Dim3 | None = None
+    """``.reqnctapercluster``, where the kernel has one: the cluster that it is compiled for."""
+    needs_cluster: bool = False
+    """``.explicitcluster`` without such a size: a launch must give one."""
+    max_cluster_blocks: int | None = None
+    """``.maxclusterrank``, where the kernel has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchAttributes:
+    """How a launch differs from a plain one."""
+
+    cluster: Dim3 | None = None
+    """Blocks in a cluster, where the kernel is not compiled for one."""
+    cooperative: bool = False
+    """All blocks run at once."""
+    programmatic: bool = False
+    """May begin before the launch before it has ended."""
+
+
+PLAIN = LaunchAttributes()
+ActiveBlocks: TypeAlias = Callable[[KernelSpec], int]
+"""Tells how many blocks of a launch, in whole clusters, a device runs at once."""
 
 
 def check_arguments(found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes) -> None:
     sizes = signature.parameter_size_bytes
     if sizes is None:
+        for field in ("cluster", "cooperative", "programmatic_dependent_launch"):
+            if getattr(kernel, field):
+                found.add(f"{path}.{field}", f"function {shown(kernel.name)} is host code, which launches its kernels itself")
         return
     if len(kernel.arguments) != len(sizes):
         found.add(
@@ -112,6 +149,12 @@ def check_shape(
         found.add(
             f"{path}.block", f"kernel {shown(kernel.name)} requires a block of {signature.required_block}, not {kernel.block}"
         )
+    _check_cluster(found, path, kernel, signature, properties)
+    if kernel.programmatic_dependent_launch and properties.compute_capability < (9, 0):
+        found.add(
+            f"{path}.programmatic_dependent_launch",
+            "needs compute capability 9.0, and device {} has {}.{}".format(properties.name, *properties.compute_capability),
+        )
     shared = signature.static_shared_memory_bytes + kernel.shared_memory_bytes
     if shared > properties.max_shared_memory_bytes:
         found.add(
@@ -119,3 +162,56 @@ def check_shape(
             f"device {properties.name} allows at most {properties.max_shared_memory_bytes} bytes of shared memory in a block, "
             f"not {shared} ({signature.static_shared_memory_bytes} static and {kernel.shared_memory_bytes} dynamic)",
         )
+
+
+def _check_cluster(
+    found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes, properties: DeviceProperties
+) -> None:
+    cluster = kernel.cluster or signature.cluster
+    if cluster is None:
+        if signature.needs_cluster:
+            found.add(f"{path}.cluster", f"is required: kernel {shown(kernel.name)} is compiled for clusters, of any size")
+        return
+    if signature.cluster not in (None, cluster):
+        found.add(
+            f"{path}.cluster", f"kernel {shown(kernel.name)} is compiled for a cluster of {signature.cluster}, not {cluster}"
+        )
+        return
+    for axis, (blocks, number) in enumerate(zip(kernel.grid, cluster, strict=True)):
+        if blocks % number:
+            found.add(f"{path}.grid[{axis}]", f"{blocks} blocks are no multiple of the {number} of a cluster")
+    size = math.prod(cluster)
+    if size > properties.max_cluster_blocks:
+        found.add(
+            f"{path}.cluster",
+            f"device {properties.name} allows at most {properties.max_cluster_blocks} blocks in a cluster, not {size}"
+            if properties.max_cluster_blocks > 1
+            else f"device {properties.name} has no thread block clusters, which need compute capability 9.0",
+        )
+    elif signature.max_cluster_blocks is not None and size > signature.max_cluster_blocks:
+        found.add(
+            f"{path}.cluster",
+            f"kernel {shown(kernel.name)} allows at most {signature.max_cluster_blocks} blocks in a cluster, not {size}",
+        )
+
+
+def check_residency(
+    found: Violations, path: str, kernel: KernelSpec, signature: KernelAttributes, name: str, active_blocks: ActiveBlocks
+) -> None:
+    """Check that what has to run at once can, of a launch whose shape is right. ``name`` is the device's."""
+    cluster = kernel.cluster or signature.cluster
+    if cluster is None and not kernel.cooperative:
+        return
+    active, blocks = active_blocks(kernel), math.prod(kernel.grid)
+    if active == 0 and cluster is not None:
+        found.add(
+            f"{path}.cluster", f"device {name} cannot run {math.prod(cluster)} blocks of this size and shared memory at once"
+        )
+    elif kernel.cooperative and blocks > active:
+        found.add(f"{path}.grid", f"device {name} runs at most {active} blocks of this cooperative launch at once, not {blocks}")
+
+
+def launch_attributes(kernel: KernelSpec, signature: KernelAttributes) -> LaunchAttributes:
+    """Return what a launch has to ask for: a cluster that the kernel is compiled for comes by itself."""
+    cluster = kernel.cluster if signature.cluster is None else None
+    return LaunchAttributes(cluster, kernel.cooperative, kernel.programmatic_dependent_launch)

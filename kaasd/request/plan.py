@@ -23,7 +23,17 @@ from kaas_core.texture import Texture
 from kaas_core.uses import buffer_uses, write_conflicts
 from kaas_core.validation import key_problem
 from kaas_core.violations import Violations, shown
-from kaasd.request.device_checks import DeviceProperties, KernelAttributes, check_arguments, check_shape
+from kaasd.request.device_checks import (
+    PLAIN,
+    ActiveBlocks,
+    DeviceProperties,
+    KernelAttributes,
+    LaunchAttributes,
+    check_arguments,
+    check_residency,
+    check_shape,
+    launch_attributes,
+)
 
 KernelKey: TypeAlias = tuple[str, str]
 """Library and kernel name, as they stand in the request."""
@@ -86,6 +96,7 @@ class PlannedLaunch:
     """Dynamic."""
     arguments: tuple[SlotArgument | PackedSlots | TextureSlot | bytes, ...]
     """A slot, by address or handle, slots among bytes, or bytes alone; each as long as its parameter."""
+    attributes: LaunchAttributes = PLAIN
 
     @property
     def slots(self) -> Iterator[SlotArgument]:
@@ -201,10 +212,16 @@ class Layout:
         return cls(tuple(uploaded), tuple(shared), tuple(copied), tuple(zeroed), tuple(downloaded), own, tuple(kept))
 
 
-def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes], properties: DeviceProperties) -> Plan:
+def make_plan(
+    request: Request,
+    attributes: Mapping[KernelKey, KernelAttributes],
+    properties: DeviceProperties,
+    active_blocks: ActiveBlocks,
+) -> Plan:
     """Check a valid request against its kernels and the device, and lower it.
 
-    ``attributes`` has every kernel that the request names. Raises ``InvalidRequestError`` with every violation.
+    ``attributes`` has every kernel that the request names; ``active_blocks`` is asked where it matters.
+    Raises ``InvalidRequestError`` with every violation.
     """
     found = Violations()
     for index, kernel in enumerate(request.kernels):
@@ -212,6 +229,10 @@ def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes]
         signature = attributes[kernel.library, kernel.name]
         check_arguments(found, path, kernel, signature)
         check_shape(found, path, kernel, signature, properties)
+    found.raise_if_any()
+    for index, kernel in enumerate(request.kernels):
+        signature = attributes[kernel.library, kernel.name]
+        check_residency(found, f"kernels[{index}]", kernel, signature, properties.name, active_blocks)
     found.raise_if_any()
 
     specs = {spec.name: spec for spec in request.buffers}
@@ -226,7 +247,8 @@ def make_plan(request: Request, attributes: Mapping[KernelKey, KernelAttributes]
         for name, use in buffer_uses(request).items()
     )
     index_of = {slot.spec.name: index for index, slot in enumerate(slots)}
-    return Plan(slots, tuple(_lower(kernel, index_of) for kernel in request.kernels), request.iterations)
+    launches = (_lower(kernel, attributes[kernel.library, kernel.name], index_of) for kernel in request.kernels)
+    return Plan(slots, tuple(launches), request.iterations)
 
 
 def rebind(plan: Plan, keys: Mapping[str, str]) -> Plan:
@@ -260,13 +282,14 @@ def rebind(plan: Plan, keys: Mapping[str, str]) -> Plan:
     return replace(plan, slots=tuple(slots))
 
 
-def _lower(kernel: KernelSpec, index_of: Mapping[str, int]) -> PlannedLaunch:
+def _lower(kernel: KernelSpec, signature: KernelAttributes, index_of: Mapping[str, int]) -> PlannedLaunch:
     return PlannedLaunch(
         kernel=(kernel.library, kernel.name),
         grid=kernel.grid,
         block=kernel.block,
         shared_memory_bytes=kernel.shared_memory_bytes,
         arguments=tuple(_lower_argument(argument, index_of) for argument in kernel.arguments),
+        attributes=launch_attributes(kernel, signature),
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from kaas.v1 import library_pb2
 from kaas_core.errors import KeyNotFoundError, ValueTooShortError
+from kaas_core.protobuf import dim3_to_proto
 from kaasd.devices.base import KernelFault, OutOfMemory
 from kaasd.ipc.messages import SerializedRequest
 from kaasd.libraries.registry import ResolvedLibrary, content_id, describe_library
@@ -60,6 +61,8 @@ def inspect(
                 max_threads_per_block=attributes.max_threads_per_block,
                 parameter_alignment_bytes=attributes.parameter_alignment_bytes,
                 parameter_names=attributes.parameter_names,
+                required_block=attributes.required_block and dim3_to_proto(attributes.required_block),
+                cluster=attributes.cluster and dim3_to_proto(attributes.cluster),
             )
             for attributes in kernels
         ],

@@ -171,6 +171,7 @@ class Program:
                     else reference(argument)
                     for argument in launch.arguments
                 ),
+                launch.attributes,
             )
             for launch, kernel in zip(self.plan.launches, self.kernels, strict=True)
         ]
@@ -372,7 +373,12 @@ class Programs:
                 )
             self._check_heap(libraries[spec.library], spec, index)
             kernels[spec.library, spec.name] = kernel
-        plan = make_plan(request, {key: kernel.attributes for key, kernel in kernels.items()}, self._device.properties)
+        plan = make_plan(
+            request,
+            {key: kernel.attributes for key, kernel in kernels.items()},
+            self._device.properties,
+            lambda spec: self._device.active_blocks(kernels[spec.library, spec.name], spec),
+        )
         loaded = tuple(kernels[launch.kernel] for launch in plan.launches)
         files = tuple(library for library in libraries.values() if library.stamp is not None)
         return Program(plan, Layout.of(plan, keep_stored=self._keep_stored), loaded, tuple(libraries.values()), files)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2
+from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2, trace_pb2, types_pb2
 from kaas_client import Kernel, Request, inp, out
 from tests.cli.conftest import Done, succeed
 from tests.client.fake_server import FakeServer
@@ -154,6 +154,7 @@ def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
         max_threads_per_block=1024,
         parameter_alignment_bytes=[8, 4],
         parameter_names=["x", "n"],
+        cluster=types_pb2.Dim3(x=2, y=1, z=1),
     )
     reply = library_pb2.InspectLibraryResponse(
         id=LIBRARY_ID, kind=library_pb2.LIBRARY_KIND_PTX, kernels=[kernel], device="emulator"
@@ -163,8 +164,10 @@ def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
     lines = succeed(kaasctl("library", "inspect", LIBRARY_ID)).text.splitlines()
     assert [line.split() for line in lines[:3]] == [["id", LIBRARY_ID], ["kind", "ptx"], ["device", "emulator"]]
     assert lines[4:] == [
-        "NAME      PARAMETER SIZE  STATIC SHARED MEMORY  MAX THREADS PER BLOCK  PARAMETER ALIGNMENT  PARAMETER NAMES",
-        "prodKern  8, 4            2.0 KiB               1024                   8, 4                 x, n",
+        "NAME      PARAMETER SIZE  STATIC SHARED MEMORY  MAX THREADS PER BLOCK  PARAMETER ALIGNMENT  PARAMETER NAMES  "
+        "REQUIRED BLOCK  CLUSTER",
+        "prodKern  8, 4            2.0 KiB               1024                   8, 4                 x, n             "
+        "-               2, 1, 1",
     ]
     assert json.loads(succeed(kaasctl("-o", "json", "library", "inspect", LIBRARY_ID)).text) == {
         "id": LIBRARY_ID,
@@ -177,6 +180,8 @@ def test_library_inspect(kaasctl: Kaasctl, server: FakeServer) -> None:
                 "max_threads_per_block": 1024,
                 "parameter_alignment_bytes": [8, 4],
                 "parameter_names": ["x", "n"],
+                "required_block": None,
+                "cluster": [2, 1, 1],
             }
         ],
         "device": "emulator",

@@ -152,6 +152,21 @@ def test_sizes_of_grids_and_blocks(size: Any) -> None:
     assert (kernel.grid, kernel.block, kernel.shared_memory_bytes) == (expected, expected, 64)
 
 
+@pytest.mark.parametrize("size", [2, (2,), [2, 3], (2, 3, 4), np.int32(2)])
+def test_launch_attributes(size: Any) -> None:
+    expected = {1: (2, 1, 1), 2: (2, 3, 1), 3: (2, 3, 4)}[len(size) if isinstance(size, (list, tuple)) else 1]
+    (kernel,) = only_kernel(cluster=size, cooperative=True, programmatic_dependent_launch=True).spec.kernels
+    assert (kernel.cluster, kernel.cooperative, kernel.programmatic_dependent_launch) == (expected, True, True)
+    (plain,) = only_kernel().spec.kernels
+    assert (plain.cluster, plain.cooperative, plain.programmatic_dependent_launch) == (None, False, False)
+
+
+def test_a_bad_cluster_is_named() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        only_kernel(cluster=(2, 0))
+    assert [violation.field for violation in caught.value.violations] == ["kernels[0].cluster[1]"]
+
+
 def test_the_json_form_loses_nothing() -> None:
     request = Request([Kernel(LIBRARY, "k", grid=(2, 3), args=[f32(math.inf), inp("a", 8, key="x"), tmp("t", 4)])], iterations=7)
     assert Request.from_json(request.to_json()) == request

@@ -77,6 +77,9 @@ EVERY_FIELD = Request(
                 Packed(b"\xff"),
             ),
             shared_memory_bytes=2048,
+            cluster=(2, 1, 2),
+            cooperative=True,
+            programmatic_dependent_launch=True,
         ),
     ),
     buffers=(
@@ -146,6 +149,26 @@ def test_one_to_three_numbers_make_a_grid(field: str, value: object, expected: t
 @pytest.mark.parametrize("field", ["block", "nBlock", "blockDim"])
 def test_names_of_the_block(field: str) -> None:
     assert request_from_json(one_kernel(**{"block": None, field: [4, 2]})).kernels[0].block == (4, 2, 1)
+
+
+@pytest.mark.parametrize(("written", "cluster"), [(2, (2, 1, 1)), ([2], (2, 1, 1)), ([1, 2], (1, 2, 1)), ([1, 1, 4], (1, 1, 4))])
+def test_a_cluster_is_one_to_three_numbers(written: object, cluster: tuple[int, int, int]) -> None:
+    assert request_from_json(one_kernel(cluster=written)).kernels[0].cluster == cluster
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "problem"),
+    [
+        ("cluster", [1, 1, 1, 1], "must have one to three numbers, not 4"),
+        ("cluster", "2", "must be an integer, not '2'"),
+        ("cooperative", 1, "must be true or false, not 1"),
+        ("programmatic_dependent_launch", "yes", "must be true or false, not 'yes'"),
+    ],
+)
+def test_a_malformed_launch_attribute(field: str, value: object, problem: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request_from_json(one_kernel(**{field: value}))
+    assert [(each.field, each.description) for each in caught.value.violations] == [(f"kernels[0].{field}", problem)]
 
 
 @pytest.mark.parametrize("field", ["sharedSize", "shared_memory_bytes"])

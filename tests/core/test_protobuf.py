@@ -40,6 +40,9 @@ def message() -> types_pb2.Request:
                 grid=types_pb2.Dim3(x=3),
                 block=types_pb2.Dim3(x=32, y=2),
                 shared_memory_bytes=16,
+                cluster=types_pb2.Dim3(x=3),
+                cooperative=True,
+                programmatic_dependent_launch=True,
                 arguments=[
                     types_pb2.Argument(literal=types_pb2.Literal(type="h", int_value=-2)),
                     types_pb2.Argument(literal=types_pb2.Literal(type="I", uint_value=7)),
@@ -73,6 +76,9 @@ REQUEST = Request(
                 Packed(bytes(range(17)), (PackedBuffer(8, BufferArgument("x", Access.INPUT)),)),
             ),
             shared_memory_bytes=16,
+            cluster=(3, 1, 1),
+            cooperative=True,
+            programmatic_dependent_launch=True,
         ),
     ),
     buffers=(BufferSpec("x", 8, key="key", offset_bytes=16), BufferSpec("t", 4, ephemeral=True)),
@@ -88,7 +94,7 @@ def test_written_message() -> None:
     expected = message()
     expected.iterations = 1
     expected.buffers[1].ephemeral = True
-    for size in (expected.kernels[0].grid, expected.kernels[0].block):
+    for size in (expected.kernels[0].grid, expected.kernels[0].block, expected.kernels[0].cluster):
         size.y, size.z = size.y or 1, size.z or 1
     assert request_to_proto(REQUEST) == expected
 

@@ -117,6 +117,9 @@ def requests(draw: st.DrawFn) -> Request:
         block=dim3,
         arguments=st.lists(arguments, max_size=6).map(tuple),
         shared_memory_bytes=st.integers(0, 2**32 - 1),
+        cluster=st.none() | dim3,
+        cooperative=st.booleans(),
+        programmatic_dependent_launch=st.booleans(),
     )
     return Request(
         kernels=tuple(draw(st.lists(kernels, min_size=1, max_size=4))),
@@ -160,6 +163,7 @@ def only_refused(source: str | bytes | dict[str, object]) -> None:
 
 WORDS = [
     *("kernels", "buffers", "iterations", "nIter", "library", "kernel", "name", "grid", "nGrid", "gridDim", "block", "nBlock"),
+    *("cluster", "cooperative", "programmatic_dependent_launch"),
     *("blockDim", "sharedSize", "shared_memory_bytes", "literals", "arguments", "type_list", "inputs", "temps", "outputs"),
     *("packed", "texture", "dtype", "extent", "channels", "type", "val", "size", "offset", "key", "const", "ephemeral"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -134,6 +135,7 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
     ("block zero", Request((kernel(block=(1, 1, 0)),)), [("kernels[0].block[2]", "at least 1")]),
     ("block as float", Request((kernel(block=(1.5, 1, 1)),)), [("kernels[0].block[0]", "an integer, not 1.5")]),  # type: ignore[arg-type]
     ("block as boolean", Request((kernel(block=(True, 1, 1)),)), [("kernels[0].block[0]", "an integer, not true")]),
+    ("no cluster at all", Request((replace(kernel(), cluster=(0, 1, 1)),)), [("kernels[0].cluster[0]", "at least 1")]),
     ("shared negative", Request((kernel(shared=-1),)), [("kernels[0].shared_memory_bytes", "at least 0")]),
     ("shared huge", Request((kernel(shared=2**32),)), [("kernels[0].shared_memory_bytes", "at most 4294967295")]),
     ("unknown buffer", Request((kernel([BufferArgument("y", I)]),), (x(),)), [("kernels[0].arguments[0]", "no buffer 'y'")]),

@@ -238,3 +238,17 @@ def test_parameters_and_arguments_are_as_many() -> None:
 def test_a_block_is_needed_where_the_kernel_has_none() -> None:
     with pytest.raises(InvalidRequestError, match=r"block: say how many threads a block has"):
         cuda(source=sources.CUDA)["plain"][1](f32(1), inp("x"), inout("y"), u64(1)).kernel("library", {})
+
+
+def test_launch_attributes_are_keywords() -> None:
+    data = Path(__file__).parents[1] / "conformance/data/launches.ptx"
+    exchange, place = (ptx(data)[name] for name in ("exchangeKern", "placeKern"))
+    plain = exchange[16, 64](inp("x", 4096), inout("y", 4096)).kernel("library", {})
+    assert (plain.cluster, plain.cooperative, plain.programmatic_dependent_launch) == (None, False, False)
+    launch = exchange[16, 64](
+        inp("x", 4096), inout("y", 4096), cluster=(2, 1), cooperative=True, programmatic_dependent_launch=True
+    )
+    kernel = launch.kernel("library", {})
+    assert (kernel.cluster, kernel.cooperative, kernel.programmatic_dependent_launch) == ((2, 1), True, True)
+    # What a kernel is compiled for is what a launch has by itself.
+    assert place[(4, 4), 32](inout("p", 4096)).kernel("library", {}).cluster == (2, 2, 1)

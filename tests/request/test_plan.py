@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from kaas_core.request import (
     TextureArgument,
 )
 from kaas_core.texture import Texture
-from kaasd.request.device_checks import DeviceProperties, KernelAttributes
+from kaasd.request.device_checks import DeviceProperties, KernelAttributes, LaunchAttributes, max_cluster_blocks
 from kaasd.request.plan import (
     KernelKey,
     Layout,
@@ -82,7 +83,7 @@ def launches(buffers: Sequence[BufferSpec], *accesses: str) -> Request:
 
 
 def plan_of(request: Request, attributes: Mapping[KernelKey, KernelAttributes] | None = None) -> Plan:
-    return make_plan(request, attributes or fitting(request), DEVICE)
+    return make_plan(request, attributes or fitting(request), DEVICE, lambda kernel: 24)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,82 @@ def test_the_limits_themselves_are_allowed() -> None:
     kernel = replace(FITTING, grid=(1000, 100, 10))
     plan = plan_of(Request((kernel,), (BufferSpec("x", 1),)), {("/k.ptx", "k"): TAKES})
     assert plan.launches[0].grid == (1000, 100, 10)
+
+
+def plan_of_one(kernel: KernelSpec, attributes: KernelAttributes, device: DeviceProperties = DEVICE, active: int = 24) -> Plan:
+    request = Request((kernel,), (BufferSpec("x", 1),))
+    return make_plan(request, {("/k.ptx", "k"): attributes}, device, lambda kernel: active)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "expected"),
+    [
+        ({}, {}, LaunchAttributes()),
+        ({"cluster": (5, 2, 1)}, {}, LaunchAttributes(cluster=(5, 2, 1))),
+        ({"cluster": (1, 1, 1)}, {"needs_cluster": True}, LaunchAttributes(cluster=(1, 1, 1))),
+        ({"cluster": (2, 1, 1)}, {"max_cluster_blocks": 2}, LaunchAttributes(cluster=(2, 1, 1))),
+        # A cluster that the kernel is compiled for comes by itself.
+        ({}, {"cluster": (5, 1, 1)}, LaunchAttributes()),
+        ({"cluster": (5, 1, 1)}, {"cluster": (5, 1, 1)}, LaunchAttributes()),
+        ({"cooperative": True, "grid": (24, 1, 1)}, {}, LaunchAttributes(cooperative=True)),
+        ({"programmatic_dependent_launch": True}, {}, LaunchAttributes(programmatic=True)),
+    ],
+)
+def test_launch_attributes(kernel: dict[str, Any], attributes: dict[str, Any], expected: LaunchAttributes) -> None:
+    plan = plan_of_one(replace(FITTING, **kernel), replace(TAKES, **attributes))
+    assert plan.launches[0].attributes == expected
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "device", "field", "fragment"),
+    [
+        ({}, {"needs_cluster": True}, {}, "cluster", "is required: kernel 'k' is compiled for clusters, of any size"),
+        ({"cluster": (2, 1, 1)}, {"cluster": (5, 1, 1)}, {}, "cluster", "compiled for a cluster of (5, 1, 1), not (2, 1, 1)"),
+        ({"cluster": (1, 3, 1)}, {}, {}, "grid[1]", "10 blocks are no multiple of the 3 of a cluster"),
+        ({}, {"cluster": (1, 1, 4)}, {}, "grid[2]", "10 blocks are no multiple of the 4 of a cluster"),
+        ({"cluster": (10, 2, 1)}, {}, {}, "cluster", "device test allows at most 16 blocks in a cluster, not 20"),
+        ({"cluster": (5, 1, 1)}, {"max_cluster_blocks": 4}, {}, "cluster", "allows at most 4 blocks in a cluster, not 5"),
+        (
+            {"cluster": (2, 1, 1)}, {}, {"max_cluster_blocks": 1}, "cluster",
+            "device test has no thread block clusters, which need compute capability 9.0",
+        ),
+        (
+            {"programmatic_dependent_launch": True}, {}, {"compute_capability": (8, 6)}, "programmatic_dependent_launch",
+            "needs compute capability 9.0, and device test has 8.6",
+        ),
+        (
+            {"cooperative": True}, {}, {}, "grid",
+            "device test runs at most 24 blocks of this cooperative launch at once, not 1000",
+        ),
+        ({"cluster": (5, 1, 1)}, {"parameter_size_bytes": None}, {}, "cluster", "function 'k' is host code"),
+        ({"cooperative": True}, {"parameter_size_bytes": None}, {}, "cooperative", "function 'k' is host code"),
+        (
+            {"programmatic_dependent_launch": True}, {"parameter_size_bytes": None}, {}, "programmatic_dependent_launch",
+            "function 'k' is host code",
+        ),
+    ],
+)  # fmt: skip
+def test_launch_attributes_that_do_not_fit(
+    kernel: dict[str, Any], attributes: dict[str, Any], device: dict[str, Any], field: str, fragment: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plan_of_one(replace(FITTING, **kernel), replace(TAKES, **attributes), replace(DEVICE, **device))
+    (violation,) = caught.value.violations
+    assert violation.field == f"kernels[0].{field}"
+    assert fragment in violation.description
+
+
+@pytest.mark.parametrize(("capability", "blocks"), [((7, 5), 1), ((8, 9), 1), ((9, 0), 16), ((10, 0), 16), ((12, 0), 8)])
+def test_most_blocks_of_a_cluster(capability: tuple[int, int], blocks: int) -> None:
+    assert max_cluster_blocks(capability) == blocks
+
+
+def test_a_cluster_that_the_device_has_no_room_for() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        plan_of_one(replace(FITTING, cluster=(5, 1, 1)), TAKES, active=0)
+    (violation,) = caught.value.violations
+    assert violation.field == "kernels[0].cluster"
+    assert "cannot run 5 blocks of this size and shared memory at once" in violation.description
 
 
 def test_host_code_takes_any_arguments() -> None:

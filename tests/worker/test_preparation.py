@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from kaas.v1 import library_pb2
+from kaas.v1 import library_pb2, types_pb2
 from kaasd.devices.emulator.runtime.device import EmulatedDevice
 from kaasd.devices.emulator.runtime.run import EmulatedRun
 from kaasd.libraries.registry import Libraries, describe_library
@@ -21,7 +21,7 @@ PTX = b"""//
 .version 8.0
 .target sm_90
 .address_size 64
-.visible .entry narrow(.param .u64 a, .param .u16 b) .maxntid 96, 2, 1
+.visible .entry narrow(.param .u64 a, .param .u16 b) .reqntid 64, 3 .reqnctapercluster 2, 2
 {
     .reg .b32 %r<2>;
     .shared .align 4 .b8 scratch[48];
@@ -56,6 +56,8 @@ def test_a_library_is_described(stored: bool, bench: Bench) -> None:
         parameter_alignment_bytes=[8, 2],
         parameter_names=["a", "b"],
     )
+    narrow.required_block.CopyFrom(types_pb2.Dim3(x=64, y=3, z=1))
+    narrow.cluster.CopyFrom(types_pb2.Dim3(x=2, y=2, z=1))
     assert finish([job]) == [
         library_pb2.InspectLibraryResponse(
             id=library_id, kind=library_pb2.LIBRARY_KIND_PTX, kernels=[bare, narrow], device="emulator"

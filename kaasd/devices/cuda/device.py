@@ -10,6 +10,7 @@ from typing import Any
 
 from cuda.bindings import driver
 
+from kaas_core.request import KernelSpec
 from kaas_core.texture import Texture
 from kaasd.devices.base import (
     DeviceBuffer,
@@ -22,6 +23,7 @@ from kaasd.devices.base import (
     TextureRef,
     undone_on_failure,
 )
+from kaasd.devices.cuda.attributes import active_blocks
 from kaasd.devices.cuda.buffers import CudaBuffer, CudaDownload, CudaTransfer, Words, address_of
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.driver import CudaError, check, initialize
@@ -37,7 +39,7 @@ from kaasd.devices.cuda.tracer import CudaTracer
 from kaasd.devices.cuda.wrapper import HostCode
 from kaasd.devices.targets import newest_ptx, targets_of
 from kaasd.libraries import UnsupportedLibrary
-from kaasd.request.device_checks import DeviceProperties
+from kaasd.request.device_checks import DeviceProperties, max_cluster_blocks
 
 _FEWEST_QUEUES, _MOST_QUEUES = 8, 32
 """Hardware queues: what the driver has unless it is told otherwise, and the most that there can be. Streams that share one wait
@@ -206,6 +208,11 @@ class CudaDevice:
         """Give groups multiprocessors of their own, in green contexts. Raises ``ValueError``, ``OutOfMemory``, ``CudaError``."""
         self._context.partitions.reserve(groups)
 
+    def active_blocks(self, kernel: LoadedKernel, launch: KernelSpec) -> int:
+        """Return how many blocks of a launch the whole GPU runs at once. Raises as ``CudaContext.check``."""
+        assert isinstance(kernel, CudaKernel)
+        return active_blocks(kernel, launch, self.properties.multiprocessor_count, self._context.check)
+
     def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:
         """Return about how much device memory a run has for copies of code whose kernels write module variables, and arrays."""
         units = {kernel.unit for kernel in kernels if isinstance(kernel, CudaKernel) and kernel.unit is not None}
@@ -351,4 +358,5 @@ def _properties(handle: Any, name: str) -> DeviceProperties:
         max_shared_memory_bytes=attribute(kind.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
         max_ptx_version=newest,
         targets=targets_of(capability),
+        max_cluster_blocks=max_cluster_blocks(capability),
     )

@@ -8,6 +8,7 @@ from typing import Any
 from cuda.bindings import driver
 
 from kaasd.devices.base import undone_on_failure
+from kaasd.devices.cuda.attributes import PROGRAMMATIC_EDGE, set_node_attributes
 from kaasd.devices.cuda.context import LaneKind
 from kaasd.devices.cuda.driver import CudaError, Release, check
 from kaasd.devices.cuda.launch import KernelCall
@@ -46,17 +47,22 @@ class CudaGraph:
             graph = check(driver.cuGraphCreate, 0)
             undo.callback(release, driver.cuGraphDestroy, graph)  # the nodes are needed for as long as they may be changed
             before: list[Any] = []
+            behind_kernel = False
+            """Whether it is a kernel that a launch which may begin early comes behind: no copy has an edge for that."""
             for index, call in enumerate(calls):
                 try:
                     for part in _parts(call):
                         if isinstance(part, ArrayCopy):
-                            before = [part.add_to(graph, before)]
+                            before, behind_kernel = [part.add_to(graph, before)], False
                             continue
-                        node = check(
-                            driver.cuGraphAddKernelNode, graph, before, len(before), part.node_parameters(kind.partition)
-                        )
+                        early = part.attributes.programmatic and behind_kernel
+                        ahead = [] if early else before
+                        node = check(driver.cuGraphAddKernelNode, graph, ahead, len(ahead), part.node_parameters(kind.partition))
+                        set_node_attributes(node, part.attributes)
+                        if early:
+                            check(driver.cuGraphAddDependencies, graph, before, [node], [PROGRAMMATIC_EDGE], 1)
                         self._nodes.setdefault(part, []).append(node)
-                        before = [node]
+                        before, behind_kernel = [node], True
                         if kind.level:
                             check(driver.cuGraphKernelNodeSetAttribute, node, PRIORITY, value)
                 except CudaError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cuda.bindings import driver
 
+from kaas_core.request import Dim3
 from kaasd.devices.base import Launch, undone_on_failure
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
@@ -18,6 +20,9 @@ from kaasd.request.device_checks import KernelAttributes
 
 _SHARED_WITHOUT_OPT_IN = 48 << 10
 """Static and dynamic shared memory that every kernel may have; more must be asked for."""
+_CLUSTER_WITHOUT_OPT_IN = 8
+"""Blocks of a cluster that every GPU with clusters runs; more must be asked for."""
+_LARGE_CLUSTERS = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _ALIGNMENT = 16
 """Of what is moved."""
 
@@ -58,6 +63,7 @@ class CudaKernel:
         self._dynamic_limit = max(0, _SHARED_WITHOUT_OPT_IN - attributes.static_shared_memory_bytes)
         self._anywhere: Any = None
         self._anywhere_limit = self._dynamic_limit
+        self._takes_large_clusters = self._takes_them_anywhere = False
 
     needs_code = False
 
@@ -76,8 +82,17 @@ class CudaKernel:
             check(driver.cuFuncSetAttribute, self.function, attribute, size_bytes)
             self._dynamic_limit = size_bytes
 
-    def without_context(self, shared_memory_bytes: int) -> Any:
-        """Return its handle for any context, for launches with so much dynamic shared memory. Raises ``CudaError``."""
+    def allow_cluster(self, cluster: Dim3 | None) -> None:
+        """Let launches have clusters of this size. Raises ``CudaError``."""
+        if _is_large(cluster) and not self._takes_large_clusters:
+            check(driver.cuFuncSetAttribute, self.function, _LARGE_CLUSTERS, 1)
+            self._takes_large_clusters = True
+
+    def without_context(self, shared_memory_bytes: int, cluster: Dim3 | None = None) -> Any:
+        """Return its handle for any context, for launches with so much dynamic shared memory and such clusters.
+
+        Raises ``CudaError``.
+        """
         if self._anywhere is None:
             self._anywhere = check(driver.cuLibraryGetKernel, self._code.library, self.attributes.name.encode())
         if shared_memory_bytes > self._anywhere_limit:
@@ -85,7 +100,14 @@ class CudaKernel:
             device = check(driver.cuCtxGetDevice)
             check(driver.cuKernelSetAttribute, attribute, shared_memory_bytes, self._anywhere, device)
             self._anywhere_limit = shared_memory_bytes
+        if _is_large(cluster) and not self._takes_them_anywhere:
+            check(driver.cuKernelSetAttribute, _LARGE_CLUSTERS, 1, self._anywhere, check(driver.cuCtxGetDevice))
+            self._takes_them_anywhere = True
         return self._anywhere
+
+
+def _is_large(cluster: Dim3 | None) -> bool:
+    return cluster is not None and math.prod(cluster) > _CLUSTER_WITHOUT_OPT_IN
 
 
 MAX_IDLE_COPIES = 4

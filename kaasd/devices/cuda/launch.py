@@ -10,12 +10,14 @@ from cuda.bindings import driver
 
 from kaas_core.request import Dim3
 from kaasd.devices.base import BufferRef, Launch, PackedRefs, TextureRef
+from kaasd.devices.cuda.attributes import launch_configuration
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.driver import CudaError, check
 from kaasd.devices.cuda.kernel import CudaKernel
 from kaasd.devices.cuda.partitions import Partition
 from kaasd.devices.cuda.textures import ArrayCopy, RunTextures
 from kaasd.devices.cuda.wrapper import HostFunction
+from kaasd.request.device_checks import PLAIN, LaunchAttributes
 
 
 class Parameters:
@@ -62,11 +64,19 @@ class KernelCall:
     """A launch whose parameters are laid out for the driver, to go into a stream or a graph any number of times."""
 
     def __init__(
-        self, kernel: CudaKernel, grid: Dim3, block: Dim3, shared_memory_bytes: int, parameters: Sequence[bytes]
+        self,
+        kernel: CudaKernel,
+        grid: Dim3,
+        block: Dim3,
+        shared_memory_bytes: int,
+        parameters: Sequence[bytes],
+        attributes: LaunchAttributes = PLAIN,
     ) -> None:
-        """Raises ``CudaError`` where so much shared memory is refused."""
+        """Raises ``CudaError`` where so much shared memory, or so large a cluster, is refused."""
         kernel.allow_dynamic_shared_memory(shared_memory_bytes)
+        kernel.allow_cluster(attributes.cluster or kernel.attributes.cluster)
         self._kernel = kernel
+        self.attributes = attributes
         self._function = kernel.function
         self._configuration = (*grid, *block, shared_memory_bytes)
         self.parameters = Parameters(parameters)
@@ -84,8 +94,12 @@ class KernelCall:
         """
         for copy in self.before:
             copy.enqueue(stream)
-        *dimensions, shared = self._configuration
-        check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
+        if self.attributes == PLAIN:
+            *dimensions, shared = self._configuration
+            check(driver.cuLaunchKernel, self._function, *dimensions, shared, stream, self.parameters.address, 0)
+        else:
+            configuration = launch_configuration(self._configuration, stream, self.attributes)
+            check(driver.cuLaunchKernelEx, configuration, self._function, self.parameters.address, 0)
         for copy in self.behind:
             copy.enqueue(stream)
 
@@ -101,7 +115,8 @@ class KernelCall:
         if partition is None:
             node.func = self._function
         else:
-            node.kern = self._kernel.without_context(self._configuration[-1])
+            cluster = self.attributes.cluster or self._kernel.attributes.cluster
+            node.kern = self._kernel.without_context(self._configuration[-1], cluster)
             node.ctx = partition.context
         node.gridDimX, node.gridDimY, node.gridDimZ, node.blockDimX, node.blockDimY, node.blockDimZ, node.sharedMemBytes = (
             self._configuration
@@ -158,7 +173,8 @@ def call_of(launch: Launch, textures: RunTextures) -> KernelCall | HostCall:
         call = HostCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
     else:
         assert isinstance(launch.kernel, CudaKernel)
-        call = KernelCall(launch.kernel, launch.grid, launch.block, launch.shared_memory_bytes, parameters)
+        sizes = launch.grid, launch.block, launch.shared_memory_bytes
+        call = KernelCall(launch.kernel, *sizes, parameters, launch.attributes)
     call.before, call.behind = textures.before(launch), textures.behind(launch)
     return call
 

@@ -171,14 +171,26 @@ def _attributes(
     declared = () if entry is None or entry.parameters is None else entry.parameters
     if len(declared) != len(sizes):  # PTX for another architecture than the code that was loaded
         declared = ()
+
+    def get(which: Any) -> int:
+        value: int = check(driver.cuFuncGetAttribute, which, function)
+        return value
+
+    cluster = (
+        get(attribute.CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_WIDTH),
+        get(attribute.CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_HEIGHT),
+        get(attribute.CU_FUNC_ATTRIBUTE_REQUIRED_CLUSTER_DEPTH),
+    )
     return KernelAttributes(
         name=name,
         parameter_size_bytes=sizes,
-        static_shared_memory_bytes=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function),
-        max_threads_per_block=check(driver.cuFuncGetAttribute, attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, function),
+        static_shared_memory_bytes=get(attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES),
+        max_threads_per_block=get(attribute.CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK),
         required_block=required_blocks.get(name),
         parameter_alignment_bytes=tuple(each.alignment_bytes for each in declared),
         parameter_names=tuple(each.name for each in declared),
+        cluster=cluster if all(cluster) else None,
+        needs_cluster=not all(cluster) and bool(get(attribute.CU_FUNC_ATTRIBUTE_CLUSTER_SIZE_MUST_BE_SET)),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kaasd.devices.base import Device, DeviceKind, Found, LibraryCompiler
 from kaasd.devices.emulator.options import EmulatorOptions
-from kaasd.request.device_checks import DeviceProperties
+from kaasd.request.device_checks import DeviceProperties, max_cluster_blocks
 
 _NAME = "emulator"
 
@@ -39,6 +39,7 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _
         max_shared_memory_bytes=options.shared_memory_bytes,
         max_ptx_version=10 * options.ptx_version[0] + options.ptx_version[1],
         targets=targets_of(options.compute_capability),
+        max_cluster_blocks=max_cluster_blocks(options.compute_capability),
     )
     return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
 

@@ -23,39 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from kaas.v1 import types_pb2 as kaas_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kaas/v1/library.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n\x07Library\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\"\n\x04kind\x18\x04 \x01(\x0e\x32\x14.kaas.v1.LibraryKind\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x61maged\x18\x06 \x01(\x08\"_\n\x14UploadLibraryRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.kaas.v1.UploadLibraryHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"K\n\x13UploadLibraryHeader\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\":\n\x15UploadLibraryResponse\x12!\n\x07library\x18\x01 \x01(\x0b\x32\x10.kaas.v1.Library\"7\n\x15InspectLibraryRequest\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\xb7\x01\n\nKernelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x14parameter_size_bytes\x18\x02 \x03(\r\x12\"\n\x1astatic_shared_memory_bytes\x18\x03 \x01(\r\x12\x1d\n\x15max_threads_per_block\x18\x04 \x01(\r\x12!\n\x19parameter_alignment_bytes\x18\x05 \x03(\r\x12\x17\n\x0fparameter_names\x18\x08 \x03(\t\"~\n\x16InspectLibraryResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.kaas.v1.LibraryKind\x12$\n\x07kernels\x18\x03 \x03(\x0b\x32\x13.kaas.v1.KernelInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"L\n\x14ListLibrariesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"U\n\x15ListLibrariesResponse\x12#\n\tlibraries\x18\x01 \x03(\x0b\x32\x10.kaas.v1.Library\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x14\x44\x65leteLibraryRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteLibraryResponse*\xac\x01\n\x0bLibraryKind\x12\x1c\n\x18LIBRARY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10LIBRARY_KIND_PTX\x10\x01\x12\x16\n\x12LIBRARY_KIND_CUBIN\x10\x02\x12\x17\n\x13LIBRARY_KIND_FATBIN\x10\x03\x12\x1e\n\x1aLIBRARY_KIND_SHARED_OBJECT\x10\x04\x12\x18\n\x14LIBRARY_KIND_WRAPPER\x10\x05\x32\xd5\x02\n\x0eLibraryService\x12P\n\rUploadLibrary\x12\x1d.kaas.v1.UploadLibraryRequest\x1a\x1e.kaas.v1.UploadLibraryResponse(\x01\x12Q\n\x0eInspectLibrary\x12\x1e.kaas.v1.InspectLibraryRequest\x1a\x1f.kaas.v1.InspectLibraryResponse\x12N\n\rListLibraries\x12\x1d.kaas.v1.ListLibrariesRequest\x1a\x1e.kaas.v1.ListLibrariesResponse\x12N\n\rDeleteLibrary\x12\x1d.kaas.v1.DeleteLibraryRequest\x1a\x1e.kaas.v1.DeleteLibraryResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15kaas/v1/library.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13kaas/v1/types.proto\"\xa2\x01\n\x07Library\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tfile_name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\"\n\x04kind\x18\x04 \x01(\x0e\x32\x14.kaas.v1.LibraryKind\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x64\x61maged\x18\x06 \x01(\x08\"_\n\x14UploadLibraryRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.kaas.v1.UploadLibraryHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"K\n\x13UploadLibraryHeader\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\":\n\x15UploadLibraryResponse\x12!\n\x07library\x18\x01 \x01(\x0b\x32\x10.kaas.v1.Library\"7\n\x15InspectLibraryRequest\x12\x0f\n\x07library\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\xfe\x01\n\nKernelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1c\n\x14parameter_size_bytes\x18\x02 \x03(\r\x12\"\n\x1astatic_shared_memory_bytes\x18\x03 \x01(\r\x12\x1d\n\x15max_threads_per_block\x18\x04 \x01(\r\x12!\n\x19parameter_alignment_bytes\x18\x05 \x03(\r\x12\x17\n\x0fparameter_names\x18\x08 \x03(\t\x12%\n\x0erequired_block\x18\x06 \x01(\x0b\x32\r.kaas.v1.Dim3\x12\x1e\n\x07\x63luster\x18\x07 \x01(\x0b\x32\r.kaas.v1.Dim3\"~\n\x16InspectLibraryResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\"\n\x04kind\x18\x02 \x01(\x0e\x32\x14.kaas.v1.LibraryKind\x12$\n\x07kernels\x18\x03 \x03(\x0b\x32\x13.kaas.v1.KernelInfo\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\"L\n\x14ListLibrariesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\"U\n\x15ListLibrariesResponse\x12#\n\tlibraries\x18\x01 \x03(\x0b\x32\x10.kaas.v1.Library\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x14\x44\x65leteLibraryRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteLibraryResponse*\xac\x01\n\x0bLibraryKind\x12\x1c\n\x18LIBRARY_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10LIBRARY_KIND_PTX\x10\x01\x12\x16\n\x12LIBRARY_KIND_CUBIN\x10\x02\x12\x17\n\x13LIBRARY_KIND_FATBIN\x10\x03\x12\x1e\n\x1aLIBRARY_KIND_SHARED_OBJECT\x10\x04\x12\x18\n\x14LIBRARY_KIND_WRAPPER\x10\x05\x32\xd5\x02\n\x0eLibraryService\x12P\n\rUploadLibrary\x12\x1d.kaas.v1.UploadLibraryRequest\x1a\x1e.kaas.v1.UploadLibraryResponse(\x01\x12Q\n\x0eInspectLibrary\x12\x1e.kaas.v1.InspectLibraryRequest\x1a\x1f.kaas.v1.InspectLibraryResponse\x12N\n\rListLibraries\x12\x1d.kaas.v1.ListLibrariesRequest\x1a\x1e.kaas.v1.ListLibrariesResponse\x12N\n\rDeleteLibrary\x12\x1d.kaas.v1.DeleteLibraryRequest\x1a\x1e.kaas.v1.DeleteLibraryResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kaas.v1.library_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LIBRARYKIND']._serialized_start=1079
-  _globals['_LIBRARYKIND']._serialized_end=1251
-  _globals['_LIBRARY']._serialized_start=68
-  _globals['_LIBRARY']._serialized_end=230
-  _globals['_UPLOADLIBRARYREQUEST']._serialized_start=232
-  _globals['_UPLOADLIBRARYREQUEST']._serialized_end=327
-  _globals['_UPLOADLIBRARYHEADER']._serialized_start=329
-  _globals['_UPLOADLIBRARYHEADER']._serialized_end=404
-  _globals['_UPLOADLIBRARYRESPONSE']._serialized_start=406
-  _globals['_UPLOADLIBRARYRESPONSE']._serialized_end=464
-  _globals['_INSPECTLIBRARYREQUEST']._serialized_start=466
-  _globals['_INSPECTLIBRARYREQUEST']._serialized_end=521
-  _globals['_KERNELINFO']._serialized_start=524
-  _globals['_KERNELINFO']._serialized_end=707
-  _globals['_INSPECTLIBRARYRESPONSE']._serialized_start=709
-  _globals['_INSPECTLIBRARYRESPONSE']._serialized_end=835
-  _globals['_LISTLIBRARIESREQUEST']._serialized_start=837
-  _globals['_LISTLIBRARIESREQUEST']._serialized_end=913
-  _globals['_LISTLIBRARIESRESPONSE']._serialized_start=915
-  _globals['_LISTLIBRARIESRESPONSE']._serialized_end=1000
-  _globals['_DELETELIBRARYREQUEST']._serialized_start=1002
-  _globals['_DELETELIBRARYREQUEST']._serialized_end=1051
-  _globals['_DELETELIBRARYRESPONSE']._serialized_start=1053
-  _globals['_DELETELIBRARYRESPONSE']._serialized_end=1076
-  _globals['_LIBRARYSERVICE']._serialized_start=1254
-  _globals['_LIBRARYSERVICE']._serialized_end=1595
+  _globals['_LIBRARYKIND']._serialized_start=1171
+  _globals['_LIBRARYKIND']._serialized_end=1343
+  _globals['_LIBRARY']._serialized_start=89
+  _globals['_LIBRARY']._serialized_end=251
+  _globals['_UPLOADLIBRARYREQUEST']._serialized_start=253
+  _globals['_UPLOADLIBRARYREQUEST']._serialized_end=348
+  _globals['_UPLOADLIBRARYHEADER']._serialized_start=350
+  _globals['_UPLOADLIBRARYHEADER']._serialized_end=425
+  _globals['_UPLOADLIBRARYRESPONSE']._serialized_start=427
+  _globals['_UPLOADLIBRARYRESPONSE']._serialized_end=485
+  _globals['_INSPECTLIBRARYREQUEST']._serialized_start=487
+  _globals['_INSPECTLIBRARYREQUEST']._serialized_end=542
+  _globals['_KERNELINFO']._serialized_start=545
+  _globals['_KERNELINFO']._serialized_end=799
+  _globals['_INSPECTLIBRARYRESPONSE']._serialized_start=801
+  _globals['_INSPECTLIBRARYRESPONSE']._serialized_end=927
+  _globals['_LISTLIBRARIESREQUEST']._serialized_start=929
+  _globals['_LISTLIBRARIESREQUEST']._serialized_end=1005
+  _globals['_LISTLIBRARIESRESPONSE']._serialized_start=1007
+  _globals['_LISTLIBRARIESRESPONSE']._serialized_end=1092
+  _globals['_DELETELIBRARYREQUEST']._serialized_start=1094
+  _globals['_DELETELIBRARYREQUEST']._serialized_end=1143
+  _globals['_DELETELIBRARYRESPONSE']._serialized_start=1145
+  _globals['_DELETELIBRARYRESPONSE']._serialized_end=1168
+  _globals['_LIBRARYSERVICE']._serialized_start=1346
+  _globals['_LIBRARYSERVICE']._serialized_end=1687
 # @@protoc_insertion_point(module_scope)

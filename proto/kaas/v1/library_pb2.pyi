@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from kaas.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -74,20 +75,24 @@ class InspectLibraryRequest(_message.Message):
     def __init__(self, library: _Optional[str] = ..., group: _Optional[str] = ...) -> None: ...
 
 class KernelInfo(_message.Message):
-    __slots__ = ("name", "parameter_size_bytes", "static_shared_memory_bytes", "max_threads_per_block", "parameter_alignment_bytes", "parameter_names")
+    __slots__ = ("name", "parameter_size_bytes", "static_shared_memory_bytes", "max_threads_per_block", "parameter_alignment_bytes", "parameter_names", "required_block", "cluster")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATIC_SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_THREADS_PER_BLOCK_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_ALIGNMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_NAMES_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_BLOCK_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameter_size_bytes: _containers.RepeatedScalarFieldContainer[int]
     static_shared_memory_bytes: int
     max_threads_per_block: int
     parameter_alignment_bytes: _containers.RepeatedScalarFieldContainer[int]
     parameter_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., parameter_size_bytes: _Optional[_Iterable[int]] = ..., static_shared_memory_bytes: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., parameter_alignment_bytes: _Optional[_Iterable[int]] = ..., parameter_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    required_block: _types_pb2.Dim3
+    cluster: _types_pb2.Dim3
+    def __init__(self, name: _Optional[str] = ..., parameter_size_bytes: _Optional[_Iterable[int]] = ..., static_shared_memory_bytes: _Optional[int] = ..., max_threads_per_block: _Optional[int] = ..., parameter_alignment_bytes: _Optional[_Iterable[int]] = ..., parameter_names: _Optional[_Iterable[str]] = ..., required_block: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ..., cluster: _Optional[_Union[_types_pb2.Dim3, _Mapping]] = ...) -> None: ...
 
 class InspectLibraryResponse(_message.Message):
     __slots__ = ("id", "kind", "kernels", "device")

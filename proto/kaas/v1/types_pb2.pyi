@@ -123,20 +123,26 @@ class Argument(_message.Message):
     def __init__(self, buffer: _Optional[_Union[BufferArgument, _Mapping]] = ..., literal: _Optional[_Union[Literal, _Mapping]] = ..., packed: _Optional[_Union[Packed, _Mapping]] = ..., texture: _Optional[_Union[TextureArgument, _Mapping]] = ...) -> None: ...
 
 class KernelSpec(_message.Message):
-    __slots__ = ("library", "name", "grid", "block", "shared_memory_bytes", "arguments")
+    __slots__ = ("library", "name", "grid", "block", "shared_memory_bytes", "arguments", "cluster", "cooperative", "programmatic_dependent_launch")
     LIBRARY_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    COOPERATIVE_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMMATIC_DEPENDENT_LAUNCH_FIELD_NUMBER: _ClassVar[int]
     library: str
     name: str
     grid: Dim3
     block: Dim3
     shared_memory_bytes: int
     arguments: _containers.RepeatedCompositeFieldContainer[Argument]
-    def __init__(self, library: _Optional[str] = ..., name: _Optional[str] = ..., grid: _Optional[_Union[Dim3, _Mapping]] = ..., block: _Optional[_Union[Dim3, _Mapping]] = ..., shared_memory_bytes: _Optional[int] = ..., arguments: _Optional[_Iterable[_Union[Argument, _Mapping]]] = ...) -> None: ...
+    cluster: Dim3
+    cooperative: bool
+    programmatic_dependent_launch: bool
+    def __init__(self, library: _Optional[str] = ..., name: _Optional[str] = ..., grid: _Optional[_Union[Dim3, _Mapping]] = ..., block: _Optional[_Union[Dim3, _Mapping]] = ..., shared_memory_bytes: _Optional[int] = ..., arguments: _Optional[_Iterable[_Union[Argument, _Mapping]]] = ..., cluster: _Optional[_Union[Dim3, _Mapping]] = ..., cooperative: bool = ..., programmatic_dependent_launch: bool = ...) -> None: ...
 
 class BufferSpec(_message.Message):
     __slots__ = ("name", "size_bytes", "key", "offset_bytes", "ephemeral", "constant", "dtype", "shape", "fortran_order")

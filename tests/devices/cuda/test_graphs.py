@@ -15,7 +15,7 @@ from kaasd.devices.cuda.graph import MAX_REPEATED_LAUNCHES, CallRefused, CudaGra
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.launch import KernelCall
 from kaasd.devices.cuda.moves import RANGES, move_calls
-from kaasd.request.device_checks import KernelAttributes
+from kaasd.request.device_checks import PLAIN, KernelAttributes, LaunchAttributes
 
 CODE = LoadedCode("library", "module")
 KERNEL = CudaKernel("function", KernelAttributes("k", (768, 8, 8), 0, 1024), CODE)
@@ -103,14 +103,16 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (success, b""))
     record("cuGraphInstantiate", "executable")
     record("cuGraphExecKernelNodeSetParams")
+    record("cuGraphKernelNodeSetAttribute")
+    record("cuGraphAddDependencies")
     record("cuGraphDestroy")
     record("cuGraphExecDestroy")
     return done
 
 
-def call(grid: int) -> KernelCall:
+def call(grid: int, attributes: LaunchAttributes = PLAIN) -> KernelCall:
     kernel = CudaKernel(driver.CUfunction(1), KernelAttributes("k", (8,), 0, 1024), CODE)
-    return KernelCall(kernel, (grid, 1, 1), (1, 1, 1), 0, [bytes(8)])
+    return KernelCall(kernel, (grid, 1, 1), (1, 1, 1), 0, [bytes(8)], attributes)
 
 
 def test_a_graph_is_a_chain_whose_nodes_follow_their_call(nodes: list[tuple[Any, ...]]) -> None:
@@ -127,6 +129,28 @@ def test_a_graph_is_a_chain_whose_nodes_follow_their_call(nodes: list[tuple[Any,
     graph.close()
     graph.close()
     assert nodes == [("cuGraphExecDestroy", "executable"), ("cuGraphDestroy", "graph")]
+
+
+def test_nodes_have_the_attributes_of_their_launches(nodes: list[tuple[Any, ...]]) -> None:
+    early = call(2, LaunchAttributes(programmatic=True))
+    graph = CudaGraph(
+        [early, call(2, LaunchAttributes(cluster=(2, 1, 1), cooperative=True)), early],
+        lambda function, *arguments: function(*arguments),
+        LaneKind(),
+    )
+    kinds = driver.CUlaunchAttributeID
+    first, second, cluster, cooperative, third, edge, _ = nodes
+    assert (first, second) == (("add", "node0"), ("add", "node0", "node1"))
+    assert cluster[:3] == ("cuGraphKernelNodeSetAttribute", "node1", kinds.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
+    assert (cluster[3].clusterDim.x, cluster[3].clusterDim.y, cluster[3].clusterDim.z) == (2, 1, 1)
+    assert cooperative[:3] == ("cuGraphKernelNodeSetAttribute", "node1", kinds.CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
+    assert cooperative[3].cooperative == 1
+    # It does not wait for the end of the one before, but for its word.
+    assert third == ("add", "node4")
+    assert edge[:4] == ("cuGraphAddDependencies", "graph", ["node1"], ["node4"])
+    assert edge[4][0].type == driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC
+    assert edge[4][0].from_port == driver.CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
+    graph.close()
 
 
 def test_a_refused_node_is_named_and_the_graph_freed(nodes: list[tuple[Any, ...]]) -> None:

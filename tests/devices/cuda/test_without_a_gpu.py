@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 from cuda.bindings import driver
 
-from kaas_core.request import Access
+from kaas_core.request import Access, KernelSpec
 from kaasd.devices.base import BufferRef, DeviceUnavailable, Launch, PackedRefs
 from kaasd.devices.cuda import driver as cuda_driver
+from kaasd.devices.cuda.attributes import active_blocks
 from kaasd.devices.cuda.buffers import CudaBuffer
 from kaasd.devices.cuda.context import CudaContext
 from kaasd.devices.cuda.device import CudaDevice
@@ -19,7 +20,7 @@ from kaasd.devices.cuda.driver import CudaError, check, initialize, see_only
 from kaasd.devices.cuda.kernel import CudaKernel, LoadedCode
 from kaasd.devices.cuda.launch import call_of, faulted_launch, update_call
 from kaasd.devices.cuda.textures import RunTextures
-from kaasd.request.device_checks import KernelAttributes
+from kaasd.request.device_checks import KernelAttributes, LaunchAttributes
 
 CODE = LoadedCode("library", "module")
 SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -30,7 +31,7 @@ NO_TEXTURES = RunTextures((), cast(CudaContext, None))
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Record launches and function attributes, and have every call succeed."""
     made: list[tuple[Any, ...]] = []
-    for name in ("cuLaunchKernel", "cuFuncSetAttribute", "cuMemFreeAsync"):
+    for name in ("cuLaunchKernel", "cuLaunchKernelEx", "cuFuncSetAttribute", "cuMemFreeAsync"):
 
         def record(*arguments: Any, name: str = name) -> tuple[Any, ...]:
             made.append((name, *arguments))
@@ -152,6 +153,81 @@ def test_dynamic_shared_memory_is_asked_for_once_and_only_beyond_48_kib(
     for size in sizes:
         call_of(Launch(k, (1, 1, 1), (1, 1, 1), size, ()), NO_TEXTURES).enqueue("stream")
     assert [call[-1] for call in calls if call[0] == "cuFuncSetAttribute"] == asked
+
+
+def given_attributes(configuration: Any) -> list[tuple[str, Any]]:
+    """Return what a launch asks for, by the short name of each attribute."""
+    read = {
+        "CLUSTER_DIMENSION": lambda value: (value.clusterDim.x, value.clusterDim.y, value.clusterDim.z),
+        "COOPERATIVE": lambda value: value.cooperative,
+        "PROGRAMMATIC_STREAM_SERIALIZATION": lambda value: value.programmaticStreamSerializationAllowed,
+    }
+    names = [(each.id.name.removeprefix("CU_LAUNCH_ATTRIBUTE_"), each.value) for each in configuration.attrs]
+    assert configuration.numAttrs == len(names)
+    return [(name, read[name](value)) for name, value in names]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "given", "asked"),
+    [
+        (LaunchAttributes(cluster=(2, 2, 2)), [("CLUSTER_DIMENSION", (2, 2, 2))], 0),
+        (LaunchAttributes(cluster=(3, 3, 1)), [("CLUSTER_DIMENSION", (3, 3, 1))], 1),
+        (LaunchAttributes(cooperative=True), [("COOPERATIVE", 1)], 0),
+        (LaunchAttributes(programmatic=True), [("PROGRAMMATIC_STREAM_SERIALIZATION", 1)], 0),
+        (
+            LaunchAttributes((1, 2, 1), cooperative=True, programmatic=True),
+            [("CLUSTER_DIMENSION", (1, 2, 1)), ("COOPERATIVE", 1), ("PROGRAMMATIC_STREAM_SERIALIZATION", 1)],
+            0,
+        ),
+    ],
+)
+def test_launch_attributes(
+    calls: list[tuple[Any, ...]], attributes: LaunchAttributes, given: list[tuple[str, Any]], asked: int
+) -> None:
+    launch = call_of(Launch(kernel(), (6, 6, 8), (2, 3, 4), 100, (), attributes), NO_TEXTURES)
+    launch.enqueue(driver.CUstream(5))
+    launch.enqueue(driver.CUstream(5))
+    *before, (name, configuration, function, parameters, extra), _ = calls
+    assert (name, function, parameters, extra) == ("cuLaunchKernelEx", "function", launch.parameters.address, 0)
+    dimensions = [getattr(configuration, f"{of}Dim{axis}") for of in ("grid", "block") for axis in "XYZ"]
+    assert (dimensions, configuration.sharedMemBytes, int(configuration.hStream)) == ([6, 6, 8, 2, 3, 4], 100, 5)
+    assert given_attributes(configuration) == given
+    large = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    assert before == [("cuFuncSetAttribute", "function", large, 1)] * asked
+
+
+def test_a_cluster_that_a_kernel_is_compiled_for_is_allowed_and_not_asked_for(calls: list[tuple[Any, ...]]) -> None:
+    k = CudaKernel("function", KernelAttributes("k", (), 0, 1024, cluster=(16, 1, 1)), CODE)
+    for _ in range(2):
+        call_of(Launch(k, (16, 1, 1), (1, 1, 1), 0, ()), NO_TEXTURES).enqueue("stream")
+    assert [call[0] for call in calls] == ["cuFuncSetAttribute", "cuLaunchKernel", "cuLaunchKernel"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "compiled", "asked", "expected"),
+    [(None, None, None, 3 * 132), ((2, 1, 2), None, (2, 1, 2), 5 * 4), (None, (4, 2, 1), None, 5 * 8)],
+)
+def test_active_blocks(monkeypatch: pytest.MonkeyPatch, cluster: Any, compiled: Any, asked: Any, expected: int) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(driver, "cuOccupancyMaxActiveBlocksPerMultiprocessor", lambda *given: seen.append(given) or (SUCCESS, 3))
+    monkeypatch.setattr(driver, "cuOccupancyMaxActiveClusters", lambda *given: seen.append(given) or (SUCCESS, 5))
+    k = CudaKernel("function", KernelAttributes("k", (), 0, 1024, cluster=compiled), CODE)
+    spec = KernelSpec("/k", "k", (8, 2, 2), (32, 2, 1), shared_memory_bytes=100, cluster=cluster, cooperative=True)
+    assert active_blocks(k, spec, 132, check) == expected
+    ((function, *given),) = seen
+    assert function == "function"
+    if cluster is None and compiled is None:
+        assert given == [64, 100]
+    else:
+        assert given_attributes(given[0]) == ([("CLUSTER_DIMENSION", asked)] if asked else [])
+        assert (given[0].blockDimX, given[0].blockDimY, given[0].sharedMemBytes) == (32, 2, 100)
+
+
+def test_a_cluster_that_the_gpu_has_no_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "cuGetErrorString", lambda _: (SUCCESS, b""))
+    refused = driver.CUresult.CUDA_ERROR_INVALID_CLUSTER_SIZE
+    monkeypatch.setattr(driver, "cuOccupancyMaxActiveClusters", lambda *given: (refused, None))
+    assert active_blocks(kernel(), KernelSpec("/k", "k", (2, 1, 1), (1, 1, 1), cluster=(2, 1, 1)), 132, check) == 0
 
 
 @pytest.mark.parametrize(

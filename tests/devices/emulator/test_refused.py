@@ -11,10 +11,8 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.request.device_checks import DeviceProperties
 from tests.devices.emulator.runner import HEADER, kernel, load_all
 
-CLUSTERS = "thread block clusters are not"
-COPIES = "bulk and tensor-map copies are not"
+COPIES = "such copies are not"
 TEXTURES = "textures and surfaces are not"
-WARPGROUPS = "warpgroup operations are not"
 TENSOR_CORES = "fifth-generation tensor cores are not"
 
 INSTRUCTIONS = {
@@ -22,34 +20,19 @@ INSTRUCTIONS = {
     "tex.1d.v4.s32.s32 {%n, %n, %n, %n}, [%p0, %p0, {%n}];": "samplers apart from their textures are not",
     "tex.cube.v4.s32.f32 {%n, %n, %n, %n}, [%p0, {%n, %n, %n, %n}];": "no form of 'tex'",
     "tex.2d.v4.s32.s32 {%n, %n, %n, %n}, [%p0, {%n}];": "too few coordinates for .2d",
-    "tex.2d.v4.s32.s32 {%n, %n, %n, %n}, [%p0];": "does not take an operand like its operand texel",
-    "ld.global.u32 %n, [%p0, {%n}];": "does not take an operand like its operand a",
-    "txq.width.b32 %n, [%p0, {%n}];": "does not take an operand like its operand t",
+    "tex.2d.v4.s32.s32 {%n, %n, %n, %n}, [%p0];": "needs coordinates in its operand texel",
+    "txq.width.b32 %n, [%p0, {%n}];": "takes no coordinates in its operand t",
     "suld.b.1d.v4.b64.trap {%p0, %p0, %p0, %p0}, [%p0, {%n}];": "reads 16 bytes at most",
     "sust.b.1d.v2.b32.trap [%p0, {%n}], %n;": "not as many elements",
     "sured.b.add.1d.u32.trap [%p0, {%n}], %n;": "reductions on surfaces are not",
-    "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%n, %n, %n, %n}, %p0, %p0, 1, 1, 1, 0, 0;": WARPGROUPS,
-    "wgmma.wait_group.sync.aligned 0;": WARPGROUPS,
     "tcgen05.alloc.cta_group::1.sync.aligned.shared::cta.b32 [%n], 32;": TENSOR_CORES,
-    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%n], [%p0], 16, [%n];": COPIES,
-    "cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%n], [%p0, {%n}], [%n];": COPIES,
-    "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%p0], [%n], 16;": COPIES,
-    "tensormap.replace.tile.global_address.global.b1024.b64 [%p0], %p0;": COPIES,
-    "prefetch.tensormap [%p0];": COPIES,
-    "fence.proxy.tensormap::generic.acquire.gpu [%p0], 128;": COPIES,
+    "cp.reduce.async.bulk.tensor.1d.global.shared::cta.add.tile.bulk_group [%p0, {%n}], [%n];": COPIES,
+    "cp.async.bulk.tensor.3d.global.shared::cta.im2col_no_offs.bulk_group [%p0, {%n, %n, %n}], [%n];": COPIES,
+    "tensormap.replace.tile.swizzle_atomicity.global.b1024.b32 [%p0], 0;": COPIES,
+    "ld.global.u32 %n, [%p0, {%n}];": "takes no coordinates in its operand a",
+    "st.bulk.weak [%p0], 128, 0;": "such stores are not",
     "multimem.ld_reduce.add.u32 %n, [%p0];": "memory that several devices share is not",
     "fma.rn.oob.f16x2 %n, %n, %n, %n;": "out-of-bounds NaNs, which only tensor-map copies make, are not",
-    "mapa.shared::cluster.u32 %n, %n, 0;": CLUSTERS,
-    "getctarank.shared::cluster.u32 %n, %n;": CLUSTERS,
-    "barrier.cluster.arrive;": CLUSTERS,
-    "barrier.cluster.wait.acquire.aligned;": CLUSTERS,
-    "ld.shared::cluster.u32 %n, [%n];": CLUSTERS,
-    "st.shared::cluster.u32 [%n], %n;": CLUSTERS,
-    "red.relaxed.cluster.shared::cluster.add.u32 [%n], %n;": CLUSTERS,
-    "cvta.shared::cluster.u64 %p0, %p0;": CLUSTERS,
-    "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%n];": CLUSTERS,
-    "fence.acquire.sync_restrict::shared::cluster.cluster;": CLUSTERS,
-    "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.inc.u32 [%n], %n, [%n];": CLUSTERS,
     "redux.sync.min.abs.NaN.f32 %n, %n, -1;": "no form of 'redux'",
     "mov.u64 %p0, k;": "k is a kernel: its address is for dynamic parallelism, which is not",
     "call (%n), cudaLaunchDeviceV2, (%p0);": "dynamic parallelism is not",
@@ -60,11 +43,8 @@ INSTRUCTIONS = {
     "vadd4.u32.u32.u32 %n.b12, %n, %n, %n;": ".b12 is not a mask of 4 lanes",
     "vmad.s32.s32.s32.po %n, %n, -%n, %n;": "nothing with .po",
     "vadd.u32.u32.u32 %n, %n.b9, %n;": "%n.b9 is not a part of a register",
-    "wgmma.fence.sync.aligned;": WARPGROUPS,
-    "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [%n], [%n], %n, [%n];": COPIES,
     "mov.u32 %n, %tid.x+1;": "%tid.x plus a constant cannot be an operand",
     "mov.b32 %n+1, %n;": "%n plus a constant cannot be an operand",
-    "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%n], %n, [%n];": CLUSTERS,
     "tcgen05.wait::ld.sync.aligned;": TENSOR_CORES,
     "add.u33 %n, %n, %n;": "no form of 'add'",
     "frobnicate %n;": "no instruction 'frobnicate'",
@@ -74,15 +54,18 @@ INSTRUCTIONS = {
     "add.u64 %p0, %n, %p0;": "does not fit",
     "ld.global.u32 %n, %p0;": "does not take an operand",
     "bra NOWHERE;": "NOWHERE is not declared",
+    "mov.u32 %n, %envreg0;": "%envreg0 is set by no launch",
+    "mov.u32 %n, %pm0;": "%pm0 counts what a GPU's profiler is set to",
+    "mov.u64 %p0, %pm1_64;": "%pm1_64 counts what a GPU's profiler is set to",
     "mov.u32 %n, %temperature;": "neither declared nor a special register",
 }
 
 DECLARATIONS = {
+    ".visible .entry e() .reqntid 32 .reqnctapercluster 2 .blocksareclusters { ret; }": "grids in clusters are not",
     ".global .texref t;": TEXTURES,
     ".global .surfref t;": TEXTURES,
     ".global .samplerref t = {addr_mode_0 = wrap, filter_mode = linear};": TEXTURES,
     ".extern .global .u32 t;": "defined in another module",
-    ".visible .entry e() .explicitcluster .reqnctapercluster 2 { ret; }": CLUSTERS,
     ".visible .entry e() { ret; } .global .u64 t = e;": "not a variable or function",
 }
 

@@ -23,6 +23,7 @@ from kaasd.devices.emulator.codegen.structures import (
     CELL_BYTES,
     CONTEXT,
     LAUNCH,
+    MOST_CLUSTER_BLOCKS,
     NOTE,
     OFFSET_BITS,
     SHADOW,
@@ -88,7 +89,13 @@ def note_written(t: InstructionCode, pointer: Any, size: int) -> None:
 def order(t: InstructionCode) -> None:
     """Emit, before an instruction that may order the accesses of threads, that the thread has come to one."""
     source = t.operation.source
-    if RACES in t.image.checks and (source.opcode in _ORDERING or t.operation.match["order"] in _STRONG_ORDERS):
+    if source.opcode in _ORDERING or t.operation.match["order"] in _STRONG_ORDERS:
+        put_in_order(t)
+
+
+def put_in_order(t: InstructionCode) -> None:
+    """Emit the same where something besides has ordered them, such as a copy that an mbarrier counts."""
+    if RACES in t.image.checks:
         function = t.image.helper("order", ir.FunctionType(I32, [PTR, PTR]), _build_order)
         time = t.b.call(function, [t.context, t.thread])
         if t.operation.match["order"] not in ("volatile", "mmio"):  # which orders nothing between threads of a warp
@@ -152,6 +159,7 @@ def _build_observe(checks: Iterable[str], b: Builder, function: ir.Function) -> 
     block, number, warp, lane = _self(b, context, thread)
     time, began = b.get(CONTEXT, context, "time"), b.get(CONTEXT, context, "round")
     is_local, is_shared = (b.is_("==", segment, int(s)) for s in (Segment.LOCAL, Segment.SHARED))
+    is_shared = b.or_(is_shared, b.is_("<", b.sub(segment, i64(Segment.CLUSTER)), MOST_CLUSTER_BLOCKS))
     in_window = b.or_(is_local, is_shared)
     shadow = b.item(b.get(CONTEXT, context, "shadows"), SHADOW.ir, segment)
     arena_offset = b.sub(b.ptrtoint(pointer, I64), b.ptrtoint(b.get(CONTEXT, context, "arena"), I64))
@@ -186,7 +194,8 @@ def _build_observe(checks: Iterable[str], b: Builder, function: ir.Function) -> 
         met = b.and_(b.is_(">", b.get(THREAD, thread, "since"), then), b.is_(">", b.get(THREAD, other_thread, "since"), then))
         ordered = b.and_(is_of_warp(place), b.or_(met, b.is_("==", other_lane, lane)))
         same_block = b.is_("==", b.udiv(other, _warps(b, context)), number)
-        by_barrier = b.or_(is_shared, same_block)  # in shared memory another block's notes are those of one that has ended
+        # In shared memory another block's notes are those of one that has ended, or that is of the same cluster.
+        by_barrier = b.or_(is_shared, same_block)
         floor = b.select(by_barrier, b.get(BLOCK, block, "since"), b.get(CONTEXT, context, "launch_time"))
         return b.and_(b.is_(">=", then, floor), b.not_(ordered))
 

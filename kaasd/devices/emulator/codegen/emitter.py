@@ -14,8 +14,10 @@ from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, const, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
+    MOST_CLUSTER_BLOCKS,
     OFFSET_BITS,
     OFFSET_MASK,
+    RANK_SHIFT,
     SEGMENT,
     THREAD,
     Fault,
@@ -274,7 +276,17 @@ class Emitter:
                 raise self.error(f"register {memory.base.name} cannot hold an address")
             address = b.add(base, const(base.type, memory.offset)) if memory.offset else base
             address = b.zext(address, I64) if base.type.width == 32 else address
+        if space == "shared::cluster":
+            return "", self.of_cluster(address)
         return ("local" if space == "param" and not self.routine.is_entry else space), address
+
+    def of_cluster(self, address: ir.Value) -> ir.Value:
+        """Return the generic address of one in the shared memory of a cluster."""
+        b = self.b
+        place = b.lshr(address, i64(RANK_SHIFT))
+        segment = b.select(b.is_("==", place, 0), i64(Segment.SHARED), b.add(place, i64(Segment.CLUSTER - 1)))
+        segment = b.select(b.is_(">", place, MOST_CLUSTER_BLOCKS), i64(Segment.NOWHERE), segment)
+        return b.or_(b.shl(segment, i64(OFFSET_BITS)), b.and_(address, i64((1 << RANK_SHIFT) - 1)))
 
     def pointer(self, space: str, memory: Memory, size: int, access: Fault, alignment: int | None = None) -> ir.Value:
         """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""

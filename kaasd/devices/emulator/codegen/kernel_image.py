@@ -70,6 +70,8 @@ class KernelImage:
         self._address_table: ir.GlobalVariable | None = None
         self.collectives: list[ir.Function] = []
         self.exchange_size = 16
+        self.meets_as_grid = False
+        """Whether code asks where the blocks of its grid meet."""
         self._site_numbers: dict[tuple[int, int], int] = {}
         self._collective_numbers: dict[str, int] = {}
         self._collective_code: dict[Hashable, ir.Function] = {}

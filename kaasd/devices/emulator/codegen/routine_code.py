@@ -322,7 +322,10 @@ class RoutineCompiler:
             self._emit_unguarded()
             return
         then = b.append_basic_block("then")
-        after = t.blocks.get(operation.index + 1) or b.append_basic_block("after")
+        follows = (
+            None if index in self._meetings.after else t.blocks.get(index + 1)
+        )  # where threads meet first, that comes between
+        after = follows or b.append_basic_block("after")
         b.cbranch(t.read(operation.guard, PRED), then, after)
         b.position_at_end(then)
         t.go_on()

@@ -6,12 +6,15 @@ from enum import IntEnum
 
 from llvmlite import ir
 
-from kaasd.devices.emulator.codegen.llvm_builder import I32, PTR, Builder, Struct
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, Struct
 
 OFFSET_BITS = 44
 """A device address is a segment's number above an offset of this many bits (16 TiB)."""
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
 SEGMENT_COUNT = 1 << (64 - OFFSET_BITS)
+MOST_CLUSTER_BLOCKS = 16
+RANK_SHIFT = 26
+"""Addresses of shared memory of a cluster have a block's rank plus one above so many bits of offset; 0 is the thread's own."""
 
 WARP_SIZE = 32
 BARRIER_COUNT = 16
@@ -29,7 +32,11 @@ class Segment(IntEnum):
     FUNCTION = 4
     TEXTURE = 5
     """Handles: the number of a texture or surface in its launch."""
-    FIRST_FREE = 16
+    NOWHERE = 15
+    """Never mapped: where an address leads that is in no block of the cluster."""
+    CLUSTER = 16
+    """From here on: shared memory of each block of the cluster at hand, by its rank."""
+    FIRST_FREE = 33
     HEAP = SEGMENT_COUNT // 2
     """From here on: what device code gets from ``malloc``, each with a segment of its own."""
 
@@ -86,8 +93,11 @@ class Fault(IntEnum):
     FREE = 12
     RACE = 13
     UNINITIALIZED = 14
-    TEXTURE = 17
-    SURFACE = 18
+    BULK = 15
+    MATRIX = 16
+    TENSOR = 17
+    TEXTURE = 18
+    SURFACE = 19
 
 
 SEGMENT = Struct("Segment", base="ptr", size="i64", writable_size="i64", flags="i64")
@@ -121,14 +131,22 @@ LAUNCH = Struct(
     locals_offset="i64",
     shared_offset="i64",
     resident_limit="i64",
-    first_block="i64",
-    block_step="i64",
+    first_cluster="i64",
+    cluster_step="i64",
+    cluster_x="i32",
+    cluster_y="i32",
+    cluster_z="i32",
+    cluster_size="i32",
+    grid_workspace="i64",
+    is_explicit_cluster="i32",
+    pad="i32",
     textures="ptr",
     texture_count="i64",
 )
 """One launch, ready to run. Offsets are from the start of a block's part of the arena.
 
-Blocks begin in the order ``first_block``, ``first_block + block_step``, … modulo their number."""
+Clusters begin in the order ``first_cluster``, ``first_cluster + cluster_step``, … modulo their number; without any, each block is
+one by itself. ``grid_workspace`` is the device address of what blocks of a cooperative launch meet at, 0 in others."""
 
 TEXTURE = Struct(
     "Texture",
@@ -257,8 +275,11 @@ THREAD = Struct(
     trace="i64",
     spins="i32",
     since="i32",
+    phase="i32",
+    pad="i32",
 )
-"""A thread. ``trace`` sums up what it knew when it last came round a loop, and ``spins`` counts how often that was the same.
+"""A thread. ``phase`` is that of its cluster's barrier when it arrived there.
+``trace`` sums up what it knew when it last came round a loop, and ``spins`` counts how often that was the same.
 ``since`` is for the checks: when it last came to something that orders it with others. ``local`` is where the current function's
 variables start; behind them are ``allocated`` bytes of ``alloca``.
 What an operation exchanges with others follows it."""
@@ -274,10 +295,15 @@ BLOCK = Struct(
     start="i32",
     since="i32",
     thread_start="i32",
-    pad="i32",
+    members="i32",
+    leader="ptr",
+    arrived="i32",
+    phase="i32",
 )
-"""A resident block; its barriers follow. The last four are for the checks: the block's number in the grid, and the times at which
-it began, completed its last barrier, and began the thread at hand."""
+"""A resident block; its barriers follow. ``number`` to ``thread_start`` are for the checks: its number in the grid, and the times
+at which it began, completed its last barrier, and began the thread at hand. ``leader`` is the first block of its cluster,
+the others follow it; it has how many ``members`` have not ended and, of the cluster's barrier, how many threads have arrived and
+how often it was completed."""
 WARP = Struct("Warp", runnable="i32", yielded="i32", waiting="i32", present="i32", together="i32", waited="i32", pad="i64")
 """A warp of a resident block: masks of its threads that can run, let others run, wait for a warp operation, and have not ended;
 whether all that have not are at one place; and for how long some of them have waited for others."""
@@ -332,6 +358,18 @@ def enter_block(b: Builder, context: ir.Value, x: ir.Value, y: ir.Value, z: ir.V
     b.put(CONTEXT, context, block_x=x, block_y=y, block_z=z)
     size = b.get(LAUNCH, b.get(CONTEXT, context, "launch"), "shared_size")
     b.put(SEGMENT, segment_entry(b, context, Segment.SHARED), base=shared, size=size, writable_size=size)
+
+
+def enter_cluster(b: Builder, context: ir.Value, block: ir.Value) -> None:
+    """Make the shared memory of a block's cluster, if it has more than one, that which is at hand."""
+    launch = b.get(CONTEXT, context, "launch")
+    blocks, stride = b.get(LAUNCH, launch, "cluster_size"), b.get(LAUNCH, launch, "block_stride")
+    with b.when(b.is_(">", blocks, 1), likely=False):
+        first = b.at(b.get(BLOCK, block, "leader"), b.get(LAUNCH, launch, "shared_offset"))
+        size, entries = b.get(LAUNCH, launch, "shared_size"), segment_entry(b, context, Segment.CLUSTER)
+        with b.count(b.zext(blocks, I64)) as rank:
+            entry = b.item(entries, SEGMENT.ir, rank)
+            b.put(SEGMENT, entry, base=b.at(first, b.mul(rank, stride)), size=size, writable_size=size)
 
 
 def enter_thread(b: Builder, context: ir.Value, local: ir.Value) -> None:

@@ -47,8 +47,10 @@ def accesses(operation: Operation) -> Iterator[Access]:
         return
     elif opcode in _SURFACE:
         yield Access("surface", opcode == "sust")
+    elif "bulk" in match.mnemonic or (opcode in ("st", "red") and "async" in match.mnemonic):
+        yield Access("", True)
     elif opcode in (*_READS, "st", *_ATOMIC):
-        space = _space(space_of(match), memories[0])
+        space = _space(space_of(match).removesuffix("::cluster"), memories[0])
         if space is None:
             return
         if opcode == "ldmatrix":

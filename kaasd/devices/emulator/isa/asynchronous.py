@@ -74,6 +74,8 @@ def arrive_of_copies(t: Emitter, m: Match, a: Memory) -> None:
 _COUNT = (1 << 20) - 1
 _BYTES = (1 << 21) - 1
 _WORDS: dict[str, Any] = {"space": SHARED, "order": "release relaxed acquire", "scope": "cta cluster"}
+_REMOTE = _WORDS | {"space": f"{SHARED} shared::cluster"}
+"""Of what a thread may do to an mbarrier in another block of its cluster."""
 
 
 def _cell(t: Emitter, m: Match, a: Memory, access: Fault) -> Any:
@@ -114,22 +116,27 @@ def _arrive(t: Emitter, pointer: Any, count: Any, drop: bool = False, expected: 
     return old
 
 
-@instruction("mbarrier.expect_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_WORDS)
-@instruction("mbarrier.complete_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_WORDS)
+def complete_transactions(t: Emitter, pointer: Any, size: Any) -> None:
+    """Take bytes that have come off those that an mbarrier waits for."""
+    _arrive(t, pointer, i64(0), expected=t.b.neg(size))
+
+
+@instruction("mbarrier.expect_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_REMOTE)
+@instruction("mbarrier.complete_tx{.order}{.scope}{.space}.b64 [a], c:u32", **_REMOTE)
 def transactions(t: Emitter, m: Match, a: Memory, c: Any) -> None:
     by = t.b.zext(c, I64)
     _arrive(t, _cell(t, m, a, Fault.ATOMIC), i64(0), expected=by if "expect" in m.mnemonic else t.b.neg(by))
 
 
-@instruction("mbarrier.arrive.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
-@instruction("mbarrier.arrive_drop.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
+@instruction("mbarrier.arrive.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_REMOTE)
+@instruction("mbarrier.arrive_drop.expect_tx{.order}{.scope}{.space}.b64 d, [a], c:u32", **_REMOTE)
 def arrive_expecting(t: Emitter, m: Match, a: Memory, c: Any) -> Any:
     drop = "arrive_drop" in m.mnemonic
     return _arrive(t, _cell(t, m, a, Fault.ATOMIC), i64(1), drop, expected=t.b.zext(c, I64))
 
 
-@instruction("mbarrier.arrive{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_WORDS)
-@instruction("mbarrier.arrive_drop{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_WORDS)
+@instruction("mbarrier.arrive{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_REMOTE)
+@instruction("mbarrier.arrive_drop{.order}{.scope}{.space}.b64 d, [a]{, c:u32}", **_REMOTE)
 @instruction("mbarrier.arrive_drop.noComplete{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
 @instruction("mbarrier.arrive.noComplete{.order}{.scope}{.space}.b64 d, [a], c:u32", **_WORDS)
 def arrive(t: Emitter, m: Match, a: Memory, c: Any = None) -> Any:

@@ -18,7 +18,7 @@ from kaasd.devices.emulator.ptx.routine import Memory
 from kaasd.devices.emulator.ptx.types import F32, F64
 
 ORDER = "relaxed acquire release acq_rel"
-SPACE = "global shared shared::cta"
+SPACE = "global shared shared::cta shared::cluster"
 OPERATIONS = "and or xor exch add inc dec min max"
 INTEGERS = "b32 b64 u32 u64 s32 s64"
 WORDS: dict[str, Any] = {"order": ORDER, "scope": SCOPE, "space": SPACE}
@@ -37,7 +37,8 @@ def atomic(form: str, operands: str, reduces: bool = True, **groups: Any) -> Cal
     return register
 
 
-def _combine(t: Emitter, m: Match, old: Any, value: Any) -> Any:
+def combine_integers(t: Emitter, m: Match, old: Any, value: Any) -> Any:
+    """Return what an operation on integers leaves."""
     b = t.b
     match m["op"]:
         case "and":
@@ -64,7 +65,7 @@ def _combine(t: Emitter, m: Match, old: Any, value: Any) -> Any:
 def atom(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
-    store(t, _combine(t, m, old, b), pointer, m.type)
+    store(t, combine_integers(t, m, old, b), pointer, m.type)
     return old
 
 
@@ -93,7 +94,7 @@ def add_floats(t: Emitter, m: Match, memory: Memory, old: Any, value: Any) -> An
     flushed = flush(t, canonical(t, t.b.fadd(flush(t, old), flush(t, value))))
     if space:
         return flushed
-    is_shared = t.b.is_("==", t.b.lshr(address, i64(OFFSET_BITS)), Segment.SHARED)
+    is_shared = t.b.is_("<", t.b.lshr(address, i64(OFFSET_BITS)), Segment.FIRST_FREE)
     return t.b.select(is_shared, total, flushed)
 
 
@@ -108,8 +109,8 @@ def atom_add_float(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
 HALVES = "f16 f16x2 bf16 bf16x2"
 
 
-def _combine_halves(t: Emitter, m: Match, old: Any, value: Any) -> Any:
-    """Sums are rounded to nearest and keep subnormals; minimum and maximum ignore a NaN."""
+def combine_halves(t: Emitter, m: Match, old: Any, value: Any) -> Any:
+    """Return what one on f16 or bf16 leaves: sums are rounded to nearest and keep subnormals, the others ignore a NaN."""
     name = base_of(m.type)
 
     def element(x: Any, y: Any) -> Any:
@@ -125,7 +126,7 @@ def _combine_halves(t: Emitter, m: Match, old: Any, value: Any) -> Any:
 def atom_half(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
     (pointer,) = access(t, m, a, Fault.ATOMIC)
     old = load(t, pointer, m.type)
-    store(t, _combine_halves(t, m, old, b), pointer, m.type)
+    store(t, combine_halves(t, m, old, b), pointer, m.type)
     return old
 
 
@@ -149,4 +150,4 @@ def atom_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
 
 @atomic("op.noftz{.hint}.vec.type", "[a], b", op="add min max", type=HALVES, space="global", vec="v2 v4 v8")
 def atom_half_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> Any:
-    return _each_element(t, m, a, b, _combine_halves)
+    return _each_element(t, m, a, b, combine_halves)

@@ -25,12 +25,16 @@ FAMILIES = (
     "warp",
     "barrier",
     "asynchronous",
+    "bulk",
+    "tensor_map",
+    "cluster",
     "matrix",
     "tensor",
     "quads",
     "sparse",
     "wmma",
     "texture",
+    "warpgroup",
 )
 
 for _family in FAMILIES:

@@ -6,14 +6,23 @@ from typing import Any
 
 from kaasd.devices.emulator.codegen.emitter import SPACES, Emitter
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, const, i64
-from kaasd.devices.emulator.codegen.structures import CONTEXT, OFFSET_BITS, OFFSET_MASK, SEGMENT, Fault, Segment
+from kaasd.devices.emulator.codegen.structures import (
+    CONTEXT,
+    MOST_CLUSTER_BLOCKS,
+    OFFSET_BITS,
+    OFFSET_MASK,
+    RANK_SHIFT,
+    SEGMENT,
+    Fault,
+    Segment,
+)
 from kaasd.devices.emulator.isa import special_registers
 from kaasd.devices.emulator.isa.table import instruction
 from kaasd.devices.emulator.ptx.forms import Match
 from kaasd.devices.emulator.ptx.routine import Elements, Memory, Operand, Special
 from kaasd.devices.emulator.ptx.types import TYPES, Type
 
-SPACE = "const global local param param::entry param::func shared shared::cta"
+SPACE = "const global local param param::entry param::func shared shared::cta shared::cluster"
 MEMORY_TYPES = "b8 b16 b32 b64 b128 u8 u16 u32 u64 s8 s16 s32 s64 f32 f64"
 ORDER = "weak relaxed acquire release acq_rel volatile mmio"
 SCOPE = "cta cluster gpu sys"
@@ -21,13 +30,15 @@ CACHE = "ca cg cs lu cv wb wt"
 EVICTION = [f"L{level}::{word}" for level in "12" for word in ("evict_normal", "evict_unchanged", "evict_first", "evict_last")]
 EVICTION += ["L1::no_allocate", "L2::cache_hint"]
 PREFETCH = "L2::64B L2::128B L2::256B"
+RESTRICT = "sync_restrict::shared::cta sync_restrict::shared::cluster"
 VECTOR = "v2 v4 v8"
 POLICY: dict[str, Any] = {"first": EVICTION, "second": EVICTION}
 
 
 def space_of(m: Match) -> str:
-    """The state space named, without its part after ``::``; empty for a generic address."""
-    return (m["space"] or "").split("::")[0]
+    """The state space named, without its part after ``::`` unless that is a cluster; empty for a generic address."""
+    space = m["space"] or ""
+    return space if space == "shared::cluster" else space.split("::")[0]
 
 
 def access(t: Emitter, m: Match, memory: Memory, fault: Fault, count: int = 1, kind: Type | None = None) -> list[Any]:
@@ -157,17 +168,30 @@ def cvta(t: Emitter, m: Match, a: Any) -> Any:
     segment = _window(t, m)
     if m.type.bits != 64:
         raise t.error("addresses have 64 bits on the emulated device")
+    if space_of(m).startswith("shared"):  # where the window of a block is that of its cluster
+        return t.of_cluster(a)
     return a if segment is None else t.b.or_(a, i64(segment << OFFSET_BITS))
 
 
 @instruction("cvta.to.space.type d, a", space=SPACE, type="u64 u32")
 def cvta_to(t: Emitter, m: Match, a: Any) -> Any:
+    if space_of(m).startswith("shared") and m.type.bits == 64:
+        b = t.b
+        segment, offset = b.lshr(a, i64(OFFSET_BITS)), b.and_(a, i64(OFFSET_MASK))
+        rank = b.sub(segment, i64(Segment.CLUSTER))
+        far = b.shl(b.add(rank, i64(1)), i64(RANK_SHIFT))
+        return b.select(b.is_("<", rank, MOST_CLUSTER_BLOCKS), b.or_(far, offset), offset)
     return a if _window(t, m) is None else t.b.and_(a, const(a.type, OFFSET_MASK))
 
 
-@instruction("isspacep.space d:pred, a:u64", space=f"{SPACE} shared::cluster")
+@instruction("isspacep.space d:pred, a:u64", space=SPACE)
 def isspacep(t: Emitter, m: Match, a: Any) -> Any:
     b, segment = t.b, t.b.lshr(a, i64(OFFSET_BITS))
+    if space_of(m).startswith("shared"):
+        rank = b.sub(segment, i64(Segment.CLUSTER))
+        own = b.zext(special_registers.cluster_rank(t), I64)
+        far = b.is_("<", rank, MOST_CLUSTER_BLOCKS) if space_of(m) == "shared::cluster" else b.is_("==", rank, own)
+        return b.or_(b.is_("==", segment, Segment.SHARED), far)
     window = _window(t, m)
     if window is not None:
         return b.is_("==", segment, window)
@@ -190,6 +214,8 @@ def createpolicy(t: Emitter, m: Match, *operands: Any) -> Any:
 @instruction("fence{.order}.scope", order="sc acq_rel acquire release", scope=SCOPE)
 @instruction("fence.proxy.kind", kind=["alias", "async", "async.global", "async.shared::cta"])
 @instruction("fence.mbarrier_init.release.cluster")
+@instruction("fence.order.restrict.cluster", order="acquire release", restrict=RESTRICT)
+@instruction("fence.proxy.async::generic.order.restrict.cluster", order="acquire release", restrict=RESTRICT)
 def fence(t: Emitter, m: Match) -> None:
     """Threads take turns on one processor, so memory is always in order."""
 

@@ -6,9 +6,9 @@ manual leaves order and precision of that sum open. Double-precision products ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llvmlite import ir
 
@@ -78,6 +78,15 @@ class Product:
     """So many products, each by itself; the matrices of each lie below those of the one before."""
     spread: Spread | None = None
     """Where A is sparse. Each thread then has a register of metadata after those of C."""
+    in_memory: tuple[InMemory | None, InMemory] | None = None
+    """Where A, or not, and B come from elsewhere. Each thread then has what they need to be found after the registers of C."""
+    scale: int = 0
+    """Where among that is said whether there is an addend at all."""
+
+    @property
+    def extra(self) -> int:
+        """Where in the exchange that begins."""
+        return self.a.bytes + self.b.bytes + self.c.bytes
 
     @property
     def number(self) -> ir.Type:
@@ -90,19 +99,33 @@ class Product:
         return self.b.rows // self.blocks
 
 
-def multiply(t: Emitter, product: Product, operands: list[Any], d: Any, metadata: Any = None) -> None:
-    """Read A, B and C, meet the other threads, and write D."""
+class InMemory(Protocol):
+    """A factor that is not in registers."""
+
+    def load(self, operation: Operation, extra: int, rows: int, by_row: bool) -> Any:
+        """Return an array of all elements: ``rows`` rows of a factor A, or of B's columns if not ``by_row``."""
+
+
+def multiply(
+    t: Emitter, product: Product, operands: list[Any], d: Any, extra: Sequence[Any] = (), variant: tuple[Hashable, ...] = ()
+) -> Any:
+    """Read A, B and C, meet the other threads, and write D.
+
+    ``extra`` follows the registers: metadata, or where factors are in memory. Mnemonic and ``variant`` must tell what is done.
+    Returns, of factors in memory, an offset plus one that is outside, or 0.
+    """
     values = []
     for fragment, operand in zip((product.a, product.b, product.c), operands, strict=True):
         values += [t.raw(t.read(item, fragment.register_type)) for item in _items(t, fragment, operand)]
-    values += [] if metadata is None else [metadata]
-    selected = (t.routine.name, t.operation.index) if product.spread else ()  # an operand of this very place selects
-    index = t.collective(lambda b, warp, stride, mask: _Operation(t, b, product, warp, stride).emit(), *selected)
+    values += extra
+    index = t.collective(lambda b, warp, stride, mask: Operation(t, b, product, warp, stride).emit(), *variant)
     t.wait_for_warp(i32(-1), values, index)
     kind = product.d.register_type
+    problem = t.result(I64, product.d.bytes) if product.in_memory else None
     results = [t.result(kind.raw, index * product.d.register_bytes) for index in range(product.d.registers)]
     for item, value in zip(_items(t, product.d, d), results, strict=True):
         t.write(item, value, kind)
+    return problem
 
 
 def _items(t: Emitter, fragment: Fragment, operand: Any) -> tuple[Any, ...]:
@@ -112,65 +135,85 @@ def _items(t: Emitter, fragment: Fragment, operand: Any) -> tuple[Any, ...]:
     return items
 
 
-class _Operation:
+class Operation:
     """The code of the warp operation. Each thread leaves the registers of A, B and C, and the metadata, one after another."""
 
     def __init__(self, t: Emitter, b: Builder, product: Product, warp: Any, stride: Any) -> None:
-        self._t, self._b, self._product = t, b, product
-        self._warp, self._stride = warp, stride
+        self.t, self.b, self.product = t, b, product
+        self.warp, self._stride = warp, stride
+        self.problem = b.variable(I64, 0)
+        """Of factors in memory: an offset plus one that is outside."""
 
     def emit(self) -> None:
-        b, product = self._b, self._product
-        left = self._unpack(product.a, 0, product.depth, product.spread)
-        right = self._unpack(product.b, product.a.bytes, product.b.columns)
+        b, product = self.b, self.product
+        from_memory = product.in_memory or (None, None)
+        if from_memory[0]:
+            left = from_memory[0].load(self, product.extra, product.a.rows, True)
+        else:
+            left = self._unpack(product.a, 0, product.depth, product.spread)
+        if from_memory[1]:
+            right = from_memory[1].load(self, product.extra, product.b.columns, False)
+        else:
+            right = self._unpack(product.b, product.a.bytes, product.b.columns)
         addends = self._unpack(product.c, product.a.bytes + product.b.bytes, product.c.columns)
+        if product.in_memory:
+            self._scale(addends)
         element = self._integer if product.number is I32 else self._real
         with b.count(i32(WARP_SIZE)) as lane:
-            target = self._exchange(lane)
+            target = self.exchange(lane)
             for register in range(product.d.registers):
                 numbers = []
                 for index in range(product.d.per_register):
                     row, column = product.d.place(b, lane, i32(register), index)
                     numbers.append(element(left, right, addends, row, column))
-                value = _encode(self._t, b, product.d, numbers)
+                value = _encode(self.t, b, product.d, numbers)
                 b.store_as(value, b.at(target, register * product.d.register_bytes), align=4)
+            if product.in_memory:
+                b.store_as(b.load(self.problem, typ=I64), b.at(target, product.d.bytes), align=4)
 
-    def _exchange(self, lane: Any) -> Any:
-        return self._b.at(self._b.at(self._warp, self._b.mul(self._b.zext(lane, I64), self._stride)), THREAD.size)
+    def _scale(self, addends: Any) -> None:
+        """Take the addends away where it is said that there are none."""
+        b, product = self.b, self.product
+        scale = b.load_as(I32, b.at(self.exchange(i32(0)), product.extra + product.scale), align=4)
+        size = product.c.rows * product.c.columns * (4 if product.number is I32 else 8)
+        with b.when(b.is_("==", scale, 0)):
+            fill = self.t.image.declare("llvm.memset.p0.i64", ir.FunctionType(VOID, [PTR, I8, I64, I1]))
+            b.call(fill, [addends, const(I8, 0), i64(size), const(I1, 0)])
+
+    def exchange(self, lane: Any) -> Any:
+        return self.b.at(self.b.at(self.warp, self.b.mul(self.b.zext(lane, I64), self._stride)), THREAD.size)
 
     def _metadata(self, lane: Any) -> Any:
-        product = self._product
-        return self._b.load_as(
-            I32, self._b.at(self._exchange(lane), product.a.bytes + product.b.bytes + product.c.bytes), align=4
-        )
+        product = self.product
+        return self.b.load_as(I32, self.b.at(self.exchange(lane), product.extra), align=4)
 
     def _unpack(self, fragment: Fragment, start: int, columns: int, spread: Spread | None = None) -> Any:
         """Return an array of all elements, row by row, of an operand whose registers are ``start`` bytes into the exchange."""
-        b, number = self._b, self._product.number
+        b, number = self.b, self.product.number
         size = fragment.rows * columns
         array = b.alloca(ir.ArrayType(number, size))
         if spread:
-            fill = self._t.image.declare("llvm.memset.p0.i64", ir.FunctionType(VOID, [PTR, I8, I64, I1]))
+            fill = self.t.image.declare("llvm.memset.p0.i64", ir.FunctionType(VOID, [PTR, I8, I64, I1]))
             b.call(fill, [array, const(I8, 0), i64(size * (4 if number is I32 else 8)), const(I1, 0)])
         with b.count(i32(WARP_SIZE)) as lane:
-            source = b.at(self._exchange(lane), start)
+            source = b.at(self.exchange(lane), start)
             for register in range(fragment.registers):
                 value = b.load_as(fragment.register_type.raw, b.at(source, register * fragment.register_bytes), align=4)
                 for index in range(fragment.per_register):
                     row, column = fragment.place(b, lane, i32(register), index)
                     if spread:
                         column = spread(b, self._metadata, row, column)
-                    element = _decode(self._t, b, fragment, value, index)
+                    element = _decode(self.t, b, fragment, value, index)
                     b.store_as(element, self._at(array, row, columns, column))
         return array
 
     def _at(self, array: Any, row: Any, columns: int, column: Any) -> Any:
-        b = self._b
-        return b.item(array, self._product.number, b.zext(b.add(b.mul(row, i32(columns)), column), I64))
+        b = self.b
+        return b.item(array, self.product.number, b.zext(b.add(b.mul(row, i32(columns)), column), I64))
 
     def _sum(self, left: Any, right: Any, row: Any, column: Any, total: Any, step: Callable[..., Any]) -> Any:
         """Add up the products of a row of A and a column of B with ``step(total, left, right)``, from ``total`` on."""
-        b, product = self._b, self._product
+        b, product = self.b, self.product
         variable = b.variable(total.type)
         b.store(total, variable)
         first = i32(0)
@@ -183,7 +226,7 @@ class _Operation:
         return b.load(variable, typ=total.type)
 
     def _integer(self, left: Any, right: Any, addends: Any, row: Any, column: Any) -> Any:
-        b, product = self._b, self._product
+        b, product = self.b, self.product
         multiply = {"": b.mul, "and": b.and_, "xor": b.xor}[product.combine]  # sums of single bits are counts of them
         addend = b.load_as(I32, self._at(addends, row, product.c.columns, column))
         if not product.saturates:
@@ -191,11 +234,11 @@ class _Operation:
         start = b.sext(addend, I64)
         total = self._sum(left, right, row, column, start, lambda total, x, y: b.add(total, b.sext(multiply(x, y), I64)))
         for name, limit in (("smin", 2**31 - 1), ("smax", -(2**31))):
-            total = b.call(self._t.intrinsic(f"llvm.{name}.i64", I64, I64, I64), [total, i64(limit)])
+            total = b.call(self.t.intrinsic(f"llvm.{name}.i64", I64, I64, I64), [total, i64(limit)])
         return b.trunc(total, I32)
 
     def _real(self, left: Any, right: Any, addends: Any, row: Any, column: Any) -> Any:
-        b, t, product = self._b, self._t, self._product
+        b, t, product = self.b, self.t, self.product
         addend = b.load_as(F64.ir, self._at(addends, row, product.c.columns, column))
 
         def step(total: Any, x: Any, y: Any) -> Any:
@@ -222,13 +265,17 @@ def _decode(t: Emitter, b: Builder, fragment: Fragment, register: Any, index: in
         return b.fpext(b.bitcast(register, F32.ir), F64.ir)
     if fragment.kind == "s32":
         return register
-    bits = b.trunc(b.lshr(register, i32(index * width)), ir.IntType(width))
-    if fragment.kind in INTEGERS:
-        return b.sext(bits, I32) if fragment.kind[0] == "s" else b.zext(bits, I32)
-    if fragment.kind == "tf32":
+    return decode_bits(t, b, fragment.kind, b.trunc(b.lshr(register, i32(index * width)), ir.IntType(width)))
+
+
+def decode_bits(t: Emitter, b: Builder, kind: str, bits: Any) -> Any:
+    """Return an element of a narrow kind as a number to compute with."""
+    if kind in INTEGERS:
+        return b.sext(bits, I32) if kind[0] == "s" else b.zext(bits, I32)
+    if kind == "tf32":
         bits = b.and_(bits, i32(~0x1FFF))
     with t.building(b):
-        return to_double(t, bits, fragment.kind)
+        return to_double(t, bits, kind)
 
 
 def _encode(t: Emitter, b: Builder, fragment: Fragment, numbers: list[Any]) -> Any:

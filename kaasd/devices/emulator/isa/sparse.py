@@ -65,7 +65,7 @@ def _mma(t: Emitter, m: Match, operands: list[Any], metadata: Any, selector: Any
         "satfinite" in m,
         spread=_spread(left, threads * selector.value),
     )
-    multiply(t, product, [a, b, c], d, metadata)
+    multiply(t, product, [a, b, c], d, [metadata], (t.routine.name, t.operation.index))  # its operand selects
 
 
 _HEAD = "mma.sp.sync.aligned.shape.row.col"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.emitter import Emitter
-from kaasd.devices.emulator.codegen.llvm_builder import I1, I32, I64, const, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I1, I32, I64, i32, i64
 from kaasd.devices.emulator.codegen.structures import CONTEXT, LAUNCH, THREAD, WARP_SIZE
 from kaasd.devices.emulator.ptx.routine import Special
 
@@ -51,6 +51,29 @@ def _cycles(t: Emitter) -> ir.Value:
     return t.call("llvm.readcyclecounter", I64)
 
 
+def _place_in_cluster(t: Emitter, axis: str) -> ir.Value:
+    return t.b.urem(t.b.get(CONTEXT, t.context, f"block_{axis}"), _launch(t, f"cluster_{axis}"))
+
+
+def cluster_rank(t: Emitter) -> ir.Value:
+    """Return which of its cluster's blocks the thread's is."""
+    x, y, z = (_place_in_cluster(t, axis) for axis in "xyz")
+    return t.b.add(x, t.b.mul(_launch(t, "cluster_x"), t.b.add(y, t.b.mul(_launch(t, "cluster_y"), z))))
+
+
+def _environment(index: int, t: Emitter) -> ir.Value:
+    """Two hold the address of what a cooperative grid meets at, the low half in ``%envreg2``, as nvcc's code takes it."""
+    if index not in (1, 2):
+        raise t.error(f"%envreg{index} is set by no launch")
+    t.image.meets_as_grid = True
+    address = _launch(t, "grid_workspace")
+    return t.b.trunc(address if index == 2 else t.b.lshr(address, i64(32)), I32)
+
+
+def _refuse_counter(name: str, t: Emitter) -> NoReturn:
+    raise t.error(f"{name} counts what a GPU's profiler is set to, and there is none here")
+
+
 _READERS: dict[str, Callable[[Emitter], Any]] = {
     "%laneid": _lane,
     "%warpid": lambda t: t.b.lshr(t.b.get(THREAD, t.thread, "index"), i32(5)),
@@ -73,13 +96,12 @@ _READERS: dict[str, Callable[[Emitter], Any]] = {
     "%total_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
     "%aggr_smem_size": lambda t: t.b.trunc(_launch(t, "shared_size"), I32),
     "%current_graph_exec": _grid_id,
-    "%cluster_ctarank": lambda t: i32(0),
-    "%cluster_nctarank": lambda t: i32(1),
-    "%is_explicit_cluster": lambda t: const(I1, 0),
-    **{f"%envreg{index}": lambda t: i32(0) for index in range(32)},
-    **{f"%pm{index}": lambda t: i32(0) for index in range(8)},
+    "%cluster_ctarank": cluster_rank,
+    "%cluster_nctarank": lambda t: _launch(t, "cluster_size"),
+    "%is_explicit_cluster": lambda t: t.b.trunc(_launch(t, "is_explicit_cluster"), I1),
     **{f"%reserved_smem_offset_{part}": lambda t: i32(0) for part in ("begin", "end", "cap", "0", "1")},  # none is reserved
-    **{f"%pm{index}_64": _grid_id for index in range(8)},
+    **{f"%envreg{index}": partial(_environment, index) for index in range(32)},
+    **{f"%pm{index}{width}": partial(_refuse_counter, f"%pm{index}{width}") for index in range(8) for width in ("", "_64")},
 }
 
 
@@ -87,11 +109,11 @@ _VECTORS: dict[str, Callable[[Emitter, str], Any]] = {
     "%tid": lambda t, axis: t.b.get(THREAD, t.thread, axis),
     "%ntid": lambda t, axis: _launch(t, f"block_{axis}"),
     "%ctaid": lambda t, axis: t.b.get(CONTEXT, t.context, f"block_{axis}"),
-    "%clusterid": lambda t, axis: t.b.get(CONTEXT, t.context, f"block_{axis}"),  # every block is a cluster by itself
+    "%clusterid": lambda t, axis: t.b.udiv(t.b.get(CONTEXT, t.context, f"block_{axis}"), _launch(t, f"cluster_{axis}")),
     "%nctaid": lambda t, axis: _launch(t, f"grid_{axis}"),
-    "%nclusterid": lambda t, axis: _launch(t, f"grid_{axis}"),
-    "%cluster_ctaid": lambda t, axis: i32(0),
-    "%cluster_nctaid": lambda t, axis: i32(1),
+    "%nclusterid": lambda t, axis: t.b.udiv(_launch(t, f"grid_{axis}"), _launch(t, f"cluster_{axis}")),
+    "%cluster_ctaid": _place_in_cluster,
+    "%cluster_nctaid": lambda t, axis: _launch(t, f"cluster_{axis}"),
 }
 """Those that place a thread, by ``x``, ``y`` or ``z``."""
 

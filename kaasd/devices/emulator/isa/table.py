@@ -7,10 +7,10 @@ An entry is a function under ``@instruction(form, …)``. The form is written mu
     @instruction("setp.cmp.type d{|d2}, a, b", cmp="eq ne", type="f32")
 
 Modifiers: a name given as a keyword stands for its alternatives, others for themselves; braces make a part optional.
-Operands: names that start with ``d`` are results; ``[a]`` is an address and ``*a`` any operand as it stands, and both reach the
-function unread. Others are read as values of the type after their colon (a type or a group's name), by default that of the group
-``type`` or of the last modifier that names a type. The function gets the emitter, the match and the sources, and returns the
-result (or a tuple of several).
+Operands: names that start with ``d`` are results, which with ``d_`` are read before; ``[a]`` is an address and ``*a`` any operand
+as it stands, and both reach the function unread. Others are read as values of the type after their colon (a type or a group's
+name), by default that of the group ``type`` or of the last modifier that names a type. The function gets the emitter, the match
+and the sources, and returns the result (or a tuple of several).
 """
 
 from __future__ import annotations
@@ -28,21 +28,15 @@ _FORMS: dict[str, list[Form]] = {}
 
 _REFUSED = {
     "sured": "reductions on surfaces are not",
-    "wgmma": "warpgroup operations are not",
     "tcgen05": "fifth-generation tensor cores are not",
-    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "bulk and tensor-map copies are not"),
+    **dict.fromkeys(("cp.async.bulk", "cp.reduce", "tensormap"), "such copies are not"),
     "multimem": "memory that several devices share is not",
-    **dict.fromkeys(("mapa", "getctarank", "barrier.cluster", "clusterlaunchcontrol"), "thread block clusters are not"),
-    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "thread block clusters are not"),
-    "fence.proxy.tensormap::generic": "bulk and tensor-map copies are not",
+    "clusterlaunchcontrol": "launches that take over the clusters of others are not",
+    **dict.fromkeys(("st.async", "red.async", "st.bulk"), "such stores are not"),
 }
 """Why what is left out is left out, by how its mnemonic starts."""
 
 _REFUSED_WORDS = {
-    **dict.fromkeys(
-        ("shared::cluster", "sync_restrict::shared::cluster", "sync_restrict::shared::cta"), "thread block clusters are not"
-    ),
-    "tensormap": "bulk and tensor-map copies are not",
     "oob": "out-of-bounds NaNs, which only tensor-map copies make, are not",
 }
 """The same by a modifier."""

@@ -87,27 +87,34 @@ TABLE = """
 7.8 sm_90   : cvt rz tf32, cvt rzi bf16, ex2 bf16, ex2 bf16x2, fence cluster, griddepcontrol, isspacep shared::cluster
 7.8 sm_90   : ld cluster, mbarrier arrive #3 !noComplete, mbarrier arrive_drop #3 !noComplete, mbarrier try_wait
 7.8 sm_90   : mma m16n8k16 f64, mma m16n8k4 f64, mma m16n8k8 f64, mul bf16, mul bf16x2, red bf16, red bf16x2, red cluster
+7.8 sm_90   : atom shared::cluster, barrier cluster, cvta shared::cluster, getctarank, ld shared::cluster, mapa
+7.8 sm_90   : red shared::cluster, st shared::cluster
 7.8 sm_90   : set bf16, set bf16x2, setp bf16, setp bf16x2, st cluster, stmatrix, sub bf16, sub bf16x2, tanh bf16, tanh bf16x2
 8.0 -       : .target sm_90a, mbarrier acquire, mbarrier release
 8.0 sm_50   : %current_graph_exec
 8.0 sm_90   : add s16x2, add u16x2, elect, fence async, fence async.global, fence async.shared::cta, fence release, max relu
 8.0 sm_90   : max s16x2, max u16x2, mbarrier complete_tx, mbarrier expect_tx, min relu, min s16x2, min u16x2
-8.0 sm_90a  : setmaxnreg
+8.0 sm_90   : barrier cluster acquire, barrier cluster relaxed, barrier cluster release, mbarrier shared::cluster
+8.0 sm_90   : cp async bulk, cp reduce, prefetch tensormap
+8.0 sm_90a  : setmaxnreg, wgmma
 8.1 -       : cvt relu satfinite, cvt rz satfinite, cvt satfinite bf16, cvt satfinite bf16x2, cvt satfinite f16
 8.1 -       : cvt satfinite f16x2 f32, cvt satfinite tf32
 8.1 sm_70   : .param 4353
+8.1 sm_90   : red async, st async
 8.1 sm_90   : %aggr_smem_size, atom v2, atom v4, atom v8, red v2, red v4, red v8
 8.2 sm_70   : lop3 and, lop3 or
 8.3 -       : ld param::entry
 8.3 sm_70   : .b128, cvta param::entry, isspacep param::entry, ld b128, ldu b128, mov b128, st b128
-8.3 sm_90   : atom b128
+8.3 sm_90   : atom b128, fence tensormap::generic, tensormap
+8.3 sm_90a  : tensormap replace
 8.4 -       : atom sys b128
 8.4 sm_89   : mma e4m3, mma e5m2
 8.5 sm_80   : mma sp::ordered_metadata
 8.6 -       : .target sm_100, .target sm_100a, .target sm_101, .target sm_101a, fence release !mbarrier_init, fence release cta
 8.6 -       : fence release gpu, fence release sys, mbarrier arrive relaxed, mbarrier arrive_drop relaxed, mbarrier relaxed #3
 8.6 -       : mbarrier relaxed _, mbarrier try_wait relaxed
-8.6 sm_90   : fence acquire
+8.6 -       : cp bulk shared::cta global mbarrier::complete_tx::bytes, cp tensor shared::cta global mbarrier::complete_tx::bytes
+8.6 sm_90   : fence acquire, fence async::generic, fence sync_restrict::shared::cluster, fence sync_restrict::shared::cta
 8.6 sm_100  : add f32x2, cvt rn satfinite tf32, cvt rz satfinite tf32, fma f32x2, mul f32x2, sub f32x2
 8.7 -       : .target sm_120, .target sm_120a, mma f16 e4m3, mma f16 e5m2, mma m16n8k16 e4m3, mma m16n8k16 e5m2
 8.8 -       : .target sm_100f, .target sm_101f, .target sm_103, .target sm_103a, .target sm_103f, .target sm_120f, .target sm_121

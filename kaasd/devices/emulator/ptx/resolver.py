@@ -239,9 +239,9 @@ class Resolver:
                 operand = self._sum(operand)
             if (formal.kind == "address") != isinstance(operand, ast.Address) and formal.kind != "raw":
                 raise self._error(f"does not take an operand like its operand {formal.name}")
+            if isinstance(operand, ast.Address) and bool(operand.rest) != (formal.name in ("map", "texel")):
+                raise self._error(f"{'takes no' if operand.rest else 'needs'} coordinates in its operand {formal.name}")
             result.append(self._operand(operand))
-            if isinstance(operand, ast.Address) and bool(operand.rest) != (formal.name == "texel"):
-                raise self._error("does not take an operand like its operand " + formal.name)
             if isinstance(result[-1], Part | Negative) and not parts:
                 raise self._error("takes neither parts of registers nor negated ones")
         if next(taken, None) is not None:
@@ -299,7 +299,7 @@ class Resolver:
                 raise self._error("samplers apart from their textures are not supported on the emulated device")
             rest = tuple(self._operand(each) for each in operand.rest)
             if operand.base is None:
-                return Memory(None, operand.offset)
+                return Memory(None, operand.offset, rest)
             base = self._lookup(operand.base)
             if base is None:
                 raise self._error(f"{operand.base} is not declared")

@@ -90,12 +90,12 @@ class Special:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """``[base+offset]``, or ``[base, coordinates]`` of a texture."""
+    """``[base+offset]``, or ``[base+offset, rest]``."""
 
     base: Register | Storage | None
     offset: int
     rest: tuple[Operand, ...] = ()
-    """The coordinates."""
+    """What follows a comma inside the brackets: coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ class Operation:
 
     def _registers(self, results: bool) -> Iterator[Register]:
         for formal, operand in zip(self.match.form.operands, self.operands, strict=True):
-            if formal.name.startswith("d") == results or (results is False and isinstance(operand, Memory)):
+            is_read = not formal.name.startswith("d") or formal.name.startswith("d_") or isinstance(operand, Memory)
+            if formal.name.startswith("d") if results else is_read:
                 yield from _registers_of(operand)
 
     @property

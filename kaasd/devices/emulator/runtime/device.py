@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from random import Random
 from typing import TYPE_CHECKING
 
+from kaas_core.request import KernelSpec
 from kaas_core.texture import Texture
 from kaasd.devices.base import DeviceBuffer, Launch, LoadedKernel, MappedFile
 from kaasd.devices.code_directory import CodeDirectory
@@ -16,7 +17,7 @@ from kaasd.devices.emulator.ptx.architecture import NEWEST_PTX, PtxSupport
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.module import EmulatedModule
 from kaasd.devices.emulator.runtime.native_scheduler import native_scheduler
-from kaasd.devices.emulator.runtime.prepared import Prepared
+from kaasd.devices.emulator.runtime.prepared import Prepared, active_blocks
 from kaasd.devices.emulator.runtime.run import EmulatedDownload, EmulatedRun, Ended, Processor
 from kaasd.devices.emulator.runtime.shadows import Shadows
 from kaasd.devices.emulator.translation.target import target_text
@@ -96,6 +97,10 @@ class EmulatedDevice:
         """Raise ``ValueError`` where there are any: one run at a time has all multiprocessors."""
         if groups:
             raise ValueError("an emulated device's multiprocessors cannot be reserved")
+
+    def active_blocks(self, kernel: LoadedKernel, launch: KernelSpec) -> int:
+        """Return as many as a GPU of the device's properties would run at once."""
+        return active_blocks(kernel, launch, self.properties)
 
     def run_bytes(self, kernels: Iterable[LoadedKernel], textures: Iterable[Texture] = ()) -> int:
         """Nothing: one run at a time is under way, all have the same variables, and textures are the buffers themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from kaas.worker.v1 import compiler_pb2
@@ -11,6 +12,7 @@ from kaas_core.request import Access
 from kaasd.devices.base import KernelFault, Launch
 from kaasd.devices.emulator.codegen.structures import (
     LAUNCH,
+    MOST_CLUSTER_BLOCKS,
     OFFSET_BITS,
     OFFSET_MASK,
     THREAD,
@@ -33,6 +35,14 @@ OTHERS = {
     Fault.CALL: ("CUDA_ERROR_INVALID_PC", "an indirect call to an address where there is no function of this signature"),
     Fault.BARRIER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a barrier's number or thread count is out of range"),
     Fault.MEMBER: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the thread is not in the member mask that it gives"),
+    Fault.MATRIX: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "a matrix descriptor has a base offset, which is not supported"),
+    Fault.TENSOR: (
+        "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+        "a tensor map is not one that the kernel made, field by field, with tensormap.replace; or it has another rank, "
+        "interleaving, steps between elements, elements of less than a byte, NaN as fill, or rows that are no multiple of 16 "
+        "bytes",
+    ),
+    Fault.BULK: ("CUDA_ERROR_ILLEGAL_INSTRUCTION", "the size of a bulk copy is no multiple of 16 bytes"),
     Fault.FREE: ("CUDA_ERROR_LAUNCH_FAILED", "free of a pointer that malloc did not return, or that is free already"),
     Fault.ASSERT: ("CUDA_ERROR_ASSERT", "an assertion failed"),
     Fault.RACE: ("KAAS_ERROR_DATA_RACE", "a data race"),
@@ -66,6 +76,8 @@ def kernel_fault(context: Any, launches: Sequence[Launch], space: AddressSpace) 
             lines.append(f"device address {context.address:#018x}")
         else:
             fault, message = OTHERS[kind]
+            if kind is Fault.TRAP and kernel.code.description.meets_as_grid and not launch.attributes.cooperative:
+                message += ": its blocks wait for one another, which needs a launch that is cooperative"
             if kind in (Fault.RACE, Fault.UNINITIALIZED):
                 message += f": {_where(context.address, site.size_bytes, launch, kernel, space)}"
             if kind is Fault.RACE:
@@ -102,6 +114,12 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
     """Say what is wrong with an access."""
     what = f"{ACCESSES[kind]} of {size} bytes"
     segment, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    rank = segment - Segment.CLUSTER
+    if 0 <= rank < prod(launch.attributes.cluster or kernel.attributes.cluster or (1, 1, 1)):
+        limit = kernel.description.static_shared_bytes + launch.shared_memory_bytes
+        return _judge(what, size, offset, limit, f"shared memory of block {rank} of the cluster, of", kind, "")
+    if Segment.NOWHERE <= segment < Segment.CLUSTER + MOST_CLUSTER_BLOCKS:
+        return ILLEGAL_ADDRESS, f"{what} at {address:#x}, which is in no block of the cluster"
     if segment in _WINDOWS:
         limits = {
             Segment.SHARED: kernel.description.static_shared_bytes + launch.shared_memory_bytes,
@@ -123,6 +141,8 @@ def _access(kind: Fault, address: int, size: int, launch: Launch, kernel: Emulat
 def _where(address: int, size: int, launch: Launch, kernel: EmulatedKernel, space: AddressSpace) -> str:
     """Say where an access is that is within bounds."""
     segment, offset = address >> OFFSET_BITS, address & OFFSET_MASK
+    if Segment.CLUSTER <= segment < Segment.CLUSTER + MOST_CLUSTER_BLOCKS:
+        return f"{size} bytes at offset {offset} of shared memory of block {segment - Segment.CLUSTER} of the cluster"
     if segment in _WINDOWS:
         return f"{size} bytes at offset {offset} of {_WINDOWS[Segment(segment)]}"
     allocation = space.find(address)[0]

@@ -47,6 +47,9 @@ class EmulatedKernel:
             required_block=tuple(description.required_block) or None,  # type: ignore[arg-type]
             parameter_alignment_bytes=tuple(place.alignment_bytes for place in description.parameters),
             parameter_names=tuple(place.name for place in description.parameters),
+            cluster=tuple(description.cluster) or None,  # type: ignore[arg-type]
+            needs_cluster=description.needs_cluster,
+            max_cluster_blocks=description.max_cluster_blocks or None,
         )
 
     @property

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, prod
 from random import Random
 from typing import Any
 
-from kaas_core.request import Access
-from kaasd.devices.base import BufferRef, Launch, PackedRefs, TextureRef
+from kaas_core.request import Access, KernelSpec
+from kaasd.devices.base import BufferRef, Launch, LoadedKernel, PackedRefs, TextureRef
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
-from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, THREAD, WARP, WARP_SIZE
+from kaasd.devices.emulator.codegen.structures import BLOCK_HEAD, LAUNCH, RANK_SHIFT, THREAD, WARP, WARP_SIZE
 from kaasd.devices.emulator.ptx.types import align
 from kaasd.devices.emulator.runtime.address_space import Allocation
 from kaasd.devices.emulator.runtime.host_memory import HostMemory
@@ -23,6 +23,8 @@ ARENA_LIMIT = 1 << 30
 """Most address space for resident blocks, in bytes, once there is more than one."""
 THREADS_PER_MULTIPROCESSOR = 2048
 BLOCKS_PER_MULTIPROCESSOR = 32
+RESERVED_SHARED_BYTES = 1024
+"""Of a GPU's shared memory, for each block."""
 
 
 class Prepared:
@@ -43,6 +45,10 @@ class Prepared:
         """Most resident blocks of a launch."""
         self.most_blocks = self.most_warps = 0
         """Of a launch's grid."""
+        self.cooperative = [
+            struct for launch, struct in zip(launches, self.structs, strict=True) if launch.attributes.cooperative
+        ]
+        """Those of them that need a workspace for their grid."""
         self._arguments: list[HostMemory] = []
         for launch, struct in zip(launches, self.structs, strict=True):
             self._fill(struct, launch)
@@ -85,10 +91,21 @@ class Prepared:
         if not isinstance(kernel, EmulatedKernel):
             raise TypeError("the kernel belongs to another device")
         code, description = kernel.code, kernel.description
+        attributes = launch.attributes
         threads = launch.block[0] * launch.block[1] * launch.block[2]
-        by_lane = code.description.by_lane and self._order is None and _differ_by_lane(launch, code.description.pointers)
+        cluster = attributes.cluster or kernel.attributes.cluster
+        struct.is_explicit_cluster = cluster is not None
+        struct.cluster_x, struct.cluster_y, struct.cluster_z = cluster or (1, 1, 1)
+        struct.cluster_size = cluster_size = prod(cluster or (1, 1, 1))
+        blocks = prod(launch.grid)
+        by_lane = (
+            code.description.by_lane
+            and self._order is None
+            and cluster_size == 1
+            and _differ_by_lane(launch, code.description.pointers)
+        )
         waits = code.description.by_lane_waits if by_lane else code.description.waits
-        scheduled = waits or self._order is not None
+        scheduled = waits or self._order is not None or cluster_size > 1
         variant = "_by_lane" if by_lane else ""
         struct.run = self._scheduler.address("schedule") if scheduled else code.native.address(f"run{variant}")
         if scheduled:
@@ -110,19 +127,35 @@ class Prepared:
         struct.locals_offset = align(struct.frames_offset + held * struct.frame_stride, 64)
         struct.shared_offset = align(struct.locals_offset + held * struct.local_stride, 256)
         struct.block_stride = align(struct.shared_offset + struct.shared_size, 256)
-        per_multiprocessor = min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
-        limit = min(self._properties.multiprocessor_count * per_multiprocessor, ARENA_LIMIT // struct.block_stride)
-        struct.resident_limit = max(1, limit) if scheduled else 1
-        struct.first_block, struct.block_step = self._block_order(launch.grid[0] * launch.grid[1] * launch.grid[2])
+        most = self._properties.multiprocessor_count * _blocks_per_multiprocessor(threads)
+        limit = min(most, ARENA_LIMIT // struct.block_stride)
+        limit = blocks if attributes.cooperative else max(cluster_size, limit)
+        struct.resident_limit = limit if scheduled else 1
+        struct.first_cluster, struct.cluster_step = self._cluster_order(blocks // cluster_size)
 
-    def _block_order(self, blocks: int) -> tuple[int, int]:
-        """Return which block begins first, and the distance to the next: prime to their number, so that each has its turn."""
+    def _cluster_order(self, clusters: int) -> tuple[int, int]:
+        """Return which begins first, and the distance to the next: prime to their number, so that each has its turn."""
         if self._order is None:
             return 0, 1
-        step = self._order.randrange(1, blocks + 1)
-        while gcd(step, blocks) != 1:
+        step = self._order.randrange(1, clusters + 1)
+        while gcd(step, clusters) != 1:
             step -= 1
-        return self._order.randrange(blocks), step
+        return self._order.randrange(clusters), step
+
+
+def _blocks_per_multiprocessor(threads: int) -> int:
+    return min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
+
+
+def active_blocks(kernel: LoadedKernel, launch: KernelSpec, properties: DeviceProperties) -> int:
+    """Return how many blocks of a launch a GPU of these properties would run at once, in whole clusters."""
+    cluster = prod(launch.cluster or kernel.attributes.cluster or (1, 1, 1))
+    if cluster > 1 and kernel.attributes.static_shared_memory_bytes + launch.shared_memory_bytes > 1 << RANK_SHIFT:
+        return 0  # an address has no room for the rank
+    shared = kernel.attributes.static_shared_memory_bytes + launch.shared_memory_bytes + RESERVED_SHARED_BYTES
+    fitting = (properties.max_shared_memory_bytes + RESERVED_SHARED_BYTES) // shared
+    a_multiprocessor = min(_blocks_per_multiprocessor(prod(launch.block)), fitting)
+    return a_multiprocessor * properties.multiprocessor_count // cluster * cluster
 
 
 def _differ_by_lane(launch: Launch, pointers: Sequence[int]) -> bool:

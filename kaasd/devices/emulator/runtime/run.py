@@ -25,6 +25,8 @@ PRINT_BYTES = 1 << 20
 """For what kernels print in one run: CUDA's default."""
 PRINTED_IN_REPORT = 2000
 """Characters, the last ones: a report travels with an error, which is to be small."""
+WORKSPACE_BYTES = 64
+"""Of a grid: its size and a counter of the blocks that have come to its barrier."""
 HEAP_BYTES = 8 << 20
 """For what device code may hold of ``malloc`` at a time: CUDA's default."""
 
@@ -104,18 +106,26 @@ class Processor:
         self._context_address = ctypes.addressof(self.context)
         self._native = _EXECUTE(scheduler.address("execute"))
         self._arena = Arena(self.context)
+        self._workspace: Allocation | None = None
+        """Where the blocks of a cooperative launch meet; there is one from the first such launch on."""
         self._print_memory = HostMemory(PRINT_BYTES)
         self.context.printed, self.context.printed_size = self._print_memory.address, PRINT_BYTES
 
     def make_room(self, prepared: Prepared) -> None:
         """Get the memory that a run needs. To be called once before it runs. Raises ``OutOfMemory``."""
         self._arena.make_room(prepared)
+        if prepared.cooperative and self._workspace is None:
+            self._workspace = self._space.allocate(WORKSPACE_BYTES, "the grid's workspace")
+        for struct in prepared.cooperative:
+            struct.grid_workspace = self._workspace.address if self._workspace else 0
 
     def run(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None = None) -> str:
         """Run, and return what device code printed. Raises ``KernelFault``, ``Stopped``."""
         context = self.context
         context.fault = context.site = context.address = 0
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
+        if self._workspace is not None:
+            self._workspace.zero()
         shadows = self._space.shadows
         if shadows is not None:
             shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)

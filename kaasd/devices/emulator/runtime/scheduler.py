@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import begin_block
-from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BARRIER,
     BARRIER_COUNT,
@@ -13,6 +13,7 @@ from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
     FRAME,
     LAUNCH,
+    MOST_CLUSTER_BLOCKS,
     RUN,
     SEGMENT,
     THREAD,
@@ -22,6 +23,7 @@ from kaasd.devices.emulator.codegen.structures import (
     Segment,
     ThreadState,
     enter_block,
+    enter_cluster,
     segment_entry,
     stopped,
 )
@@ -39,7 +41,7 @@ def build_scheduler() -> ir.Module:
     module = ir.Module("scheduler")
     _build_execute(module)
     run_block = _build_run_block(module, build_run_warp(module))
-    _build_schedule(module, _build_admit(module), run_block)
+    _build_schedule(module, _build_admit_cluster(module, _build_admit(module)), run_block)
     return module
 
 
@@ -50,6 +52,8 @@ def _build_execute(module: ir.Module) -> None:
         launch = b.item(launches, LAUNCH.ir, index)
         time = b.bump(CONTEXT, context, "time", 1)
         b.put(CONTEXT, context, launch=launch, launch_index=b.trunc(index, I32), launch_time=time)
+        with b.count(i64(MOST_CLUSTER_BLOCKS)) as rank:
+            b.put(SEGMENT, b.item(segment_entry(b, context, Segment.CLUSTER), SEGMENT.ir, rank), size=0, writable_size=0)
         size = b.get(LAUNCH, launch, "arguments_size")
         b.put(
             SEGMENT, segment_entry(b, context, Segment.PARAM), base=b.get(LAUNCH, launch, "arguments"), size=size, writable_size=0
@@ -79,6 +83,7 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     x, y, z = (b.get(BLOCK, block, axis) for axis in "xyz")
     enter_block(b, context, x, y, z, shared)
     b.put(CONTEXT, context, block=block)
+    enter_cluster(b, context, block)
     warps = b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))
     progress, idle, no_skips = b.variable(I32), b.variable(I32, 0), b.variable(I32, 0)
     with b.while_(lambda: b.is_("<", b.load(idle, typ=I32), IDLE_PASSES)):
@@ -110,20 +115,32 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
     return function
 
 
+def _coordinates(b: Builder, number: ir.Value, size: list[ir.Value]) -> list[ir.Value]:
+    """Return where a number is in a box of this size, x first."""
+    row = b.udiv(number, size[0])
+    return [b.urem(number, size[0]), b.urem(row, size[1]), b.udiv(row, size[1])]
+
+
 def _build_admit(module: ir.Module) -> ir.Function:
-    """Set up the block whose turn has this number, in its part of the arena."""
-    function, b = define(module, "admit", ir.VoidType(), PTR, PTR, I64)
-    context, block, number = function.args
+    """Set up the block whose turn has this number, in its part of the arena; ``leader`` is the first of its cluster."""
+    function, b = define(module, "admit", ir.VoidType(), PTR, PTR, I64, PTR)
+    context, block, number, leader = function.args
     launch = b.get(CONTEXT, context, "launch")
     threads = b.get(LAUNCH, launch, "threads")
-    grid_x, grid_y, grid_z = (b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz")
-    number = b.add(b.get(LAUNCH, launch, "first_block"), b.mul(number, b.get(LAUNCH, launch, "block_step")))
-    number = b.urem(number, b.mul(b.mul(grid_x, grid_y), grid_z))
-    row = b.udiv(number, grid_x)
-    coordinates = [b.urem(number, grid_x), b.urem(row, grid_y), b.udiv(row, grid_y)]
+    grid, cluster = ([b.zext(b.get(LAUNCH, launch, f"{what}_{axis}"), I64) for axis in "xyz"] for what in ("grid", "cluster"))
+    clusters = [b.udiv(*pair) for pair in zip(grid, cluster, strict=True)]
+    blocks = b.zext(b.get(LAUNCH, launch, "cluster_size"), I64)
+    turn, rank = b.udiv(number, blocks), b.urem(number, blocks)
+    turn = b.add(b.get(LAUNCH, launch, "first_cluster"), b.mul(turn, b.get(LAUNCH, launch, "cluster_step")))
+    turn = b.urem(turn, b.mul(b.mul(clusters[0], clusters[1]), clusters[2]))
+    coordinates = [
+        b.add(b.mul(outer, size), inner)
+        for outer, size, inner in zip(_coordinates(b, turn, clusters), cluster, _coordinates(b, rank, cluster), strict=True)
+    ]
     x, y, z = (b.trunc(value, I32) for value in coordinates)
-    b.put(BLOCK, block, x=x, y=y, z=z, live=threads, idle=0)
-    begin_block(b, context, block, b.trunc(number, I32))
+    in_grid = b.add(coordinates[0], b.mul(grid[0], b.add(coordinates[1], b.mul(grid[1], coordinates[2]))))
+    b.put(BLOCK, block, x=x, y=y, z=z, live=threads, idle=0, leader=leader)
+    begin_block(b, context, block, b.trunc(in_grid, I32))
     with b.count(i32(BARRIER_COUNT)) as i:
         b.put(BARRIER, barrier_at(b, block, i), arrived=0, expected=0, population=0, all=1, any=0)
     with b.count(b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))) as i:
@@ -170,8 +187,23 @@ def _build_admit(module: ir.Module) -> ir.Function:
     return function
 
 
-def _build_schedule(module: ir.Module, admit: ir.Function, run_block: ir.Function) -> None:
-    """Run all blocks: one after another, or several by turns where one only spins, waiting for another perhaps."""
+def _build_admit_cluster(module: ir.Module, admit: ir.Function) -> ir.Function:
+    """Set up a cluster whose first block has this number, from a place in the arena on, and count its blocks as resident."""
+    function, b = define(module, "admit_cluster", ir.VoidType(), PTR, PTR, I64, PTR)
+    context, first, number, resident = function.args
+    launch = b.get(CONTEXT, context, "launch")
+    stride, blocks = b.get(LAUNCH, launch, "block_stride"), b.get(LAUNCH, launch, "cluster_size")
+    with b.count(b.zext(blocks, I64)) as rank:
+        block = b.at(first, b.mul(rank, stride))
+        b.store_as(block, b.item(resident, PTR, rank))
+        b.call(admit, [context, block, b.add(number, rank), first])
+    b.put(BLOCK, first, members=blocks, arrived=0, phase=0)
+    b.ret_void()
+    return function
+
+
+def _build_schedule(module: ir.Module, admit_cluster: ir.Function, run_block: ir.Function) -> None:
+    """Run all blocks: one cluster after another, or several by turns where a block only spins, waiting for another perhaps."""
     function, b = define(module, "schedule", I32, PTR)
     (context,) = function.args
     launch, arena = b.get(CONTEXT, context, "launch"), b.get(CONTEXT, context, "arena")
@@ -179,38 +211,40 @@ def _build_schedule(module: ir.Module, admit: ir.Function, run_block: ir.Functio
     grid = [b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz"]
     blocks = b.mul(b.mul(grid[0], grid[1]), grid[2])
     stride, limit = b.get(LAUNCH, launch, "block_stride"), b.get(LAUNCH, launch, "resident_limit")
-    following, active, turn = b.variable(I64, 1), b.variable(I64, 1), b.variable(I64, 0)
-    b.store_as(arena, resident)
-    b.call(admit, [context, arena, i64(0)])
+    cluster = b.zext(b.get(LAUNCH, launch, "cluster_size"), I64)
+    following, active, turn, taken = (b.variable(I64, 0) for _ in range(4))
+
+    def add_cluster(first: ir.Value) -> None:
+        number, count = b.load(following, typ=I64), b.load(active, typ=I64)
+        b.call(admit_cluster, [context, first, number, b.item(resident, PTR, count)])
+        b.store(b.add(number, cluster), following)
+        b.store(b.add(count, cluster), active)
+
+    add_cluster(arena)
+    b.store(cluster, taken)
     with b.while_(lambda: b.is_("!=", b.load(active, typ=I64), 0)):
         place = b.item(resident, PTR, b.load(turn, typ=I64))
         block = b.load_as(PTR, place)
         outcome = b.call(run_block, [context, block])
         more = b.is_("<", b.load(following, typ=I64), blocks)
         with b.if_else(b.is_("==", outcome, Fault.NONE)) as (finished, otherwise):
-            with finished, b.if_else(more) as (replace, shrink):
-                with replace:
-                    number = b.load(following, typ=I64)
-                    b.call(admit, [context, block, number])
-                    b.store(b.add(number, i64(1)), following)
-                with shrink:
-                    left = b.sub(b.load(active, typ=I64), i64(1))
-                    b.store(left, active)
-                    b.store_as(b.load_as(PTR, b.item(resident, PTR, left)), place)
-                    with b.when(b.is_(">=", b.load(turn, typ=I64), left)):
-                        b.store(i64(0), turn)
+            with finished:
+                left = b.sub(b.load(active, typ=I64), i64(1))
+                b.store(left, active)
+                b.store_as(b.load_as(PTR, b.item(resident, PTR, left)), place)
+                leader = b.get(BLOCK, block, "leader")
+                b.put(BLOCK, leader, members=b.sub(b.get(BLOCK, leader, "members"), i32(1)))
+                with b.when(b.and_(more, b.is_("==", b.get(BLOCK, leader, "members"), 0))):
+                    add_cluster(leader)
+                with b.when(b.is_(">=", b.load(turn, typ=I64), b.load(active, typ=I64))):
+                    b.store(i64(0), turn)
             with otherwise:
                 with b.when(b.is_("!=", outcome, IDLE), likely=False):
                     b.ret(outcome)
-                count = b.load(active, typ=I64)
-                with b.when(b.and_(more, b.is_("<", count, limit))):
-                    # The first `active` parts of the arena are in use as long as blocks are still to come.
-                    fresh = b.at(arena, b.mul(count, stride))
-                    b.store_as(fresh, b.item(resident, PTR, count))
-                    number = b.load(following, typ=I64)
-                    b.call(admit, [context, fresh, number])
-                    b.store(b.add(number, i64(1)), following)
-                    b.store(b.add(count, i64(1)), active)
+                used = b.load(taken, typ=I64)
+                with b.when(b.and_(more, b.is_("<=", b.add(used, cluster), limit))):
+                    add_cluster(b.at(arena, b.mul(used, stride)))
+                    b.store(b.add(used, cluster), taken)
                 turned = b.add(b.load(turn, typ=I64), i64(1))
                 b.store(b.select(b.is_("<", turned, b.load(active, typ=I64)), turned, i64(0)), turn)
         with b.when(stopped(b, context), likely=False):

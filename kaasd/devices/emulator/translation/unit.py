@@ -29,7 +29,6 @@ from kaasd.libraries import UnsupportedLibrary
 from kaasd.libraries.variables import writable_in_ptx
 
 MAX_THREADS = 1024
-_CLUSTER = ("explicitcluster", "reqnctapercluster", "blocksareclusters")
 _MASK = (1 << 64) - 1
 
 
@@ -99,6 +98,7 @@ class PtxUnit:
             object=to_object(lowered.image.module, is_long=lowered.is_long),
             variables=lowered.image.variables,
             waits=lowered.waits,
+            meets_as_grid=lowered.image.meets_as_grid,
             by_lane=lowered.by_lane,
             by_lane_waits=lowered.by_lane_waits,
             pointers=lowered.pointers,
@@ -133,6 +133,7 @@ def _describe_kernel(entry: ast.FunctionDeclaration, static_shared: int) -> comp
     signature = signature_of(entry.results, entry.parameters)
     required = entry.directives.get("reqntid")
     limit = entry.directives.get("maxntid") or required
+    cluster = entry.directives.get("reqnctapercluster")
     return compiler_pb2.EmulatedKernel(
         name=entry.name,
         parameters=[
@@ -145,6 +146,9 @@ def _describe_kernel(entry: ast.FunctionDeclaration, static_shared: int) -> comp
         static_shared_bytes=static_shared,
         required_block=(*required, 1, 1)[:3] if required else (),
         max_threads=min(MAX_THREADS, prod(limit)) if limit else MAX_THREADS,
+        cluster=(*cluster, 1, 1)[:3] if cluster else (),
+        needs_cluster="explicitcluster" in entry.directives and not cluster,
+        max_cluster_blocks=(*entry.directives.get("maxclusterrank", ()), 0)[0],
     )
 
 
@@ -178,10 +182,7 @@ def _by_name(functions: Sequence[ast.FunctionDeclaration]) -> dict[str, ast.Func
 
 
 def _check_cluster(function: ast.FunctionDeclaration) -> None:
-    """Refuse a kernel that needs clusters of more than one block; one that allows them runs without."""
-    blocks = function.directives.get("reqnctapercluster")
-    if blocks and prod(blocks) == 1:
-        return
-    for word in _CLUSTER:
-        if word in function.directives:
-            raise Unsupported(function.line, f".{word}: thread block clusters are not supported on the emulated device")
+    """Refuse a kernel whose grid is given in clusters of more than one block: grids are in blocks here."""
+    blocks = function.directives.get("reqnctapercluster", (1,))
+    if "blocksareclusters" in function.directives and prod(blocks) > 1:
+        raise Unsupported(function.line, ".blocksareclusters: grids in clusters are not supported on the emulated device")

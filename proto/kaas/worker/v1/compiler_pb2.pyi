@@ -115,20 +115,26 @@ class EmulatedAddress(_message.Message):
     def __init__(self, offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., variable: _Optional[int] = ..., addend: _Optional[int] = ..., shift: _Optional[int] = ...) -> None: ...
 
 class EmulatedKernel(_message.Message):
-    __slots__ = ("name", "parameters", "parameters_size_bytes", "static_shared_bytes", "required_block", "max_threads")
+    __slots__ = ("name", "parameters", "parameters_size_bytes", "static_shared_bytes", "required_block", "max_threads", "cluster", "needs_cluster", "max_cluster_blocks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATIC_SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_BLOCK_FIELD_NUMBER: _ClassVar[int]
     MAX_THREADS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    MAX_CLUSTER_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     parameters: _containers.RepeatedCompositeFieldContainer[EmulatedParameter]
     parameters_size_bytes: int
     static_shared_bytes: int
     required_block: _containers.RepeatedScalarFieldContainer[int]
     max_threads: int
-    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[EmulatedParameter, _Mapping]]] = ..., parameters_size_bytes: _Optional[int] = ..., static_shared_bytes: _Optional[int] = ..., required_block: _Optional[_Iterable[int]] = ..., max_threads: _Optional[int] = ...) -> None: ...
+    cluster: _containers.RepeatedScalarFieldContainer[int]
+    needs_cluster: bool
+    max_cluster_blocks: int
+    def __init__(self, name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[EmulatedParameter, _Mapping]]] = ..., parameters_size_bytes: _Optional[int] = ..., static_shared_bytes: _Optional[int] = ..., required_block: _Optional[_Iterable[int]] = ..., max_threads: _Optional[int] = ..., cluster: _Optional[_Iterable[int]] = ..., needs_cluster: bool = ..., max_cluster_blocks: _Optional[int] = ...) -> None: ...
 
 class EmulatedParameter(_message.Message):
     __slots__ = ("name", "offset_bytes", "size_bytes", "alignment_bytes")
@@ -143,8 +149,9 @@ class EmulatedParameter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., alignment_bytes: _Optional[int] = ...) -> None: ...
 
 class EmulatedCode(_message.Message):
-    __slots__ = ("object", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers")
+    __slots__ = ("object", "meets_as_grid", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers")
     OBJECT_FIELD_NUMBER: _ClassVar[int]
+    MEETS_AS_GRID_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
     FRAME_STRIDE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +163,7 @@ class EmulatedCode(_message.Message):
     BY_LANE_WAITS_FIELD_NUMBER: _ClassVar[int]
     POINTERS_FIELD_NUMBER: _ClassVar[int]
     object: bytes
+    meets_as_grid: bool
     variables: _containers.RepeatedScalarFieldContainer[int]
     waits: bool
     frame_stride: int
@@ -166,7 +174,7 @@ class EmulatedCode(_message.Message):
     by_lane: bool
     by_lane_waits: bool
     pointers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, object: _Optional[bytes] = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, object: _Optional[bytes] = ..., meets_as_grid: bool = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EmulatedSite(_message.Message):
     __slots__ = ("routine", "mnemonic", "line", "size_bytes", "location", "inlined_at")

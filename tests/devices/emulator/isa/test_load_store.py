@@ -158,8 +158,8 @@ def test_cache_policies_change_nothing() -> None:
         ("%cluster_ctaid.x", 0),
         ("%cluster_nctaid.y", 1),
         ("%nclusterid.x", 3),
-        ("%envreg3", 0),
-        ("%pm0", 0),
+        ("%envreg1", 0),
+        ("%envreg2", 0),
     ],
 )
 def test_registers_of_clusters_of_one_block(register: str, value: int) -> None:
