@@ -40,7 +40,14 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _
         max_ptx_version=10 * options.ptx_version[0] + options.ptx_version[1],
         targets=targets_of(options.compute_capability),
     )
-    return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
+    return EmulatedDevice(
+        properties,
+        checks=options.checks,
+        seed=options.seed,
+        ptx_version=options.ptx_version,
+        code=code,
+        cores=options.cores,
+    )
 
 
 def _compiler(target: str) -> LibraryCompiler:

@@ -12,6 +12,7 @@ from llvmlite import ir
 from kaasd.devices.emulator.codegen import checks
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, const, i32, i64
+from kaasd.devices.emulator.codegen.nans import takes_nans_alike
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
     OFFSET_BITS,
@@ -51,6 +52,9 @@ SPACES = {"shared": Segment.SHARED, "local": Segment.LOCAL, "param": Segment.PAR
 class Emitter:
     """Emits the code of one routine. ``b`` is the LLVM builder, ``operation`` the instruction at hand."""
 
+    CANONICAL_NAN = 0x7FFF_FFFF
+    """What every single-precision operation of a GPU returns for NaN."""
+
     operation: Operation
     b: Builder
     context: ir.Value
@@ -80,6 +84,8 @@ class Emitter:
         self.blocks: dict[int, ir.Block] = {}
         self.suspend: Callable[[Status], None]
         """Save the registers, return ``Status`` to the scheduler, and go on from here when resumed."""
+        self.late_nans: frozenset[int] = frozenset()
+        """Registers in which a NaN need not be a GPU's; see ``nans.py``."""
         self.watches_stores = False
         """Whether to count the stores that change memory, so that threads which only spin can be told."""
         with b.goto_block(self._fault_block):
@@ -103,7 +109,10 @@ class Emitter:
         if isinstance(operand, Part):
             return self._read_part(operand, kind)
         if isinstance(operand, Register):
-            return self.cast(self._narrow(self.load_register(operand), kind, operand.name), kind)
+            bits = self.load_register(operand)
+            if operand.index in self.late_nans and not takes_nans_alike(self.operation, self.late_nans):
+                bits = self.b.bitcast(self.canonical(self.b.bitcast(bits, F32.ir)), I32)
+            return self.cast(self._narrow(bits, kind, operand.name), kind)
         if isinstance(operand, Not):
             return b.not_(self.read(operand.register, kind))
         if isinstance(operand, ast.Integer | ast.Float):
@@ -150,6 +159,16 @@ class Emitter:
         width = 8 if letter == "b" else 16
         moved = self.b.shl(value, i32(32 - width - int(places) * width))
         return (self.b.ashr if kind.signed else self.b.lshr)(moved, i32(32 - width))
+
+    @property
+    def writes_late_nan(self) -> bool:
+        """Whether others see to it that the NaN of this instruction's result is a GPU's."""
+        return any(register.index in self.late_nans for register in self.operation.writes)
+
+    def canonical(self, value: ir.Value) -> ir.Value:
+        """Replace any NaN, of single precision, by a GPU's."""
+        b = self.b
+        return b.select(b.fcmp_unordered("uno", value, value), b.bitcast(i32(self.CANONICAL_NAN), value.type), value)
 
     def raw(self, value: ir.Value) -> ir.Value:
         """Return a value's bits as an integer."""

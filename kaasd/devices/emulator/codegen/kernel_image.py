@@ -70,6 +70,8 @@ class KernelImage:
         self._address_table: ir.GlobalVariable | None = None
         self.collectives: list[ir.Function] = []
         self.exchange_size = 16
+        self.one_core = False
+        """Whether the code does what several cores cannot do at once, such as printing."""
         self._site_numbers: dict[tuple[int, int], int] = {}
         self._collective_numbers: dict[str, int] = {}
         self._collective_code: dict[Hashable, ir.Function] = {}

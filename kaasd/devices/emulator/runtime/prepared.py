@@ -28,11 +28,20 @@ class Prepared:
     """Launches ready to run. They may run any number of times, also with other buffers."""
 
     def __init__(
-        self, launches: Sequence[Launch], properties: DeviceProperties, scheduler: NativeCode, order: Random | None = None
+        self,
+        launches: Sequence[Launch],
+        properties: DeviceProperties,
+        scheduler: NativeCode,
+        order: Random | None = None,
+        cores: int = 1,
     ) -> None:
-        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of blocks; None leaves it as it is."""
+        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of blocks; None leaves it as it is.
+
+        So many ``cores`` may run the blocks of a launch.
+        """
         self._order = order
         self._properties = properties
+        self._cores = cores
         self._scheduler = scheduler
         self.structs = (LAUNCH.ctype * len(launches))()
         self.address = ctypes.addressof(self.structs)
@@ -42,6 +51,8 @@ class Prepared:
         """Most resident blocks of a launch."""
         self.most_blocks = self.most_warps = 0
         """Of a launch's grid."""
+        self.most_cores = 1
+        """That may have to do with a launch."""
         self._arguments: list[HostMemory] = []
         for launch, struct in zip(launches, self.structs, strict=True):
             self._fill(struct, launch)
@@ -49,6 +60,7 @@ class Prepared:
             count = min(struct.resident_limit, blocks)
             self.arena_size = max(self.arena_size, struct.block_stride * count)
             self.residents = max(self.residents, count)
+            self.most_cores = max(self.most_cores, struct.cores)
             self.most_blocks = max(self.most_blocks, blocks)
             self.most_warps = max(self.most_warps, blocks * -(-struct.threads // WARP_SIZE))
         units = dict.fromkeys(launch.kernel.unit for launch in launches if isinstance(launch.kernel, EmulatedKernel))
@@ -106,7 +118,9 @@ class Prepared:
         per_multiprocessor = min(BLOCKS_PER_MULTIPROCESSOR, max(1, THREADS_PER_MULTIPROCESSOR // threads))
         limit = min(self._properties.multiprocessor_count * per_multiprocessor, ARENA_LIMIT // struct.block_stride)
         struct.resident_limit = max(1, limit) if scheduled else 1
-        struct.first_block, struct.block_step = self._block_order(launch.grid[0] * launch.grid[1] * launch.grid[2])
+        struct.blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        struct.cores = 1 if code.description.one_core or struct.blocks == 1 else self._cores
+        struct.first_block, struct.block_step = self._block_order(struct.blocks)
 
     def _block_order(self, blocks: int) -> tuple[int, int]:
         """Return which block begins first, and the distance to the next: prime to their number, so that each has its turn."""

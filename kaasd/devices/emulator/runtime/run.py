@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterable, Sequence
 from random import Random
 from time import perf_counter_ns
@@ -11,7 +12,7 @@ from typing import Any
 
 from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
-from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
+from kaasd.devices.emulator.codegen.structures import CONTEXT, TEAM, Fault
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.fault_report import kernel_fault
 from kaasd.devices.emulator.runtime.host_memory import CLEARED_BY_HAND, HostMemory
@@ -28,6 +29,8 @@ PRINTED_IN_REPORT = 2000
 HEAP_BYTES = 8 << 20
 """For what device code may hold of ``malloc`` at a time: CUDA's default."""
 
+_LIBC = ctypes.CDLL(None)
+_HELP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
 
 
@@ -92,35 +95,114 @@ class Arena:
             self._memory.close()
 
 
-class Processor:
-    """What runs kernels: the context that native code reads, and the memory of resident blocks. It runs one thing at a time."""
+class Core:
+    """One core: the context that native code reads, and the memory of its blocks."""
 
-    def __init__(self, space: AddressSpace, scheduler: NativeCode, order: Random | None) -> None:
+    def __init__(self, team: Any, table_address: int) -> None:
+        self.context = CONTEXT.ctype(team=ctypes.addressof(team), table=table_address)
+        self.address = ctypes.addressof(self.context)
+        self.arena = Arena(self.context)
+
+
+class Cores:
+    """One core that runs whatever is to be run, and others that come to help where that takes long.
+
+    Those are started when something is first prepared that they may have to do with.
+    """
+
+    def __init__(self, space: AddressSpace, scheduler: NativeCode, count: int) -> None:
+        """There are ``count``. ``scheduler`` is what ``native_scheduler`` returns."""
+        self._space = space
+        self._scheduler = scheduler
+        self.team = TEAM.ctype(cores=count)
+        self.first = Core(self.team, space.table_address)
+        self._joined_before = 0
+        self._others: list[Core] = []
+        self._threads: list[threading.Thread] = []
+
+    def make_room(self, prepared: Prepared) -> None:
+        """Get the memory that a run needs. Raises ``OutOfMemory``."""
+        self.first.arena.make_room(prepared)
+        if prepared.most_cores > 1:
+            if not self._others:
+                self._start()
+            for core in self._others:
+                core.arena.make_room(prepared)
+
+    def _start(self) -> None:
+        _LIBC.sem_init(ctypes.c_void_p(self._semaphore), 0, 0)
+        function = _HELP(self._scheduler.address("help"))
+        for number in range(1, self.team.cores):
+            core = Core(self.team, self._space.table_of_core())
+            thread = threading.Thread(target=function, args=(core.address,), name=f"core {number}", daemon=True)
+            self._others.append(core)
+            self._threads.append(thread)
+            thread.start()
+
+    @property
+    def _semaphore(self) -> int:
+        return ctypes.addressof(self.team) + TEAM.offset("semaphore")
+
+    def begin(self) -> None:
+        """Make ready for a run."""
+        self.team.faulty = None
+        self.first.context.fault = self.first.context.site = self.first.context.address = 0
+
+    @property
+    def faulty(self) -> Any:
+        """The context that says why a run has stopped."""
+        return CONTEXT.ctype.from_address(self.team.faulty) if self.team.faulty else self.first.context
+
+    def clear(self, size: int) -> None:
+        """Make the first ``size`` bytes of the arenas that were used zeros again."""
+        self.first.arena.clear(size)
+        if self.team.joined != self._joined_before:
+            self._joined_before = self.team.joined
+            for core in self._others:
+                core.arena.clear(size)
+
+    def close(self) -> None:
+        """End the threads, and free everything. Idempotent."""
+        if self._threads:
+            self.team.closing = 1
+            for _ in self._threads:
+                _LIBC.sem_post(ctypes.c_void_p(self._semaphore))
+            for thread in self._threads:
+                thread.join()
+            self._threads.clear()
+        for core in (self.first, *self._others):
+            core.arena.close()
+
+
+class Processor:
+    """What runs kernels, one launch at a time, on one core or several."""
+
+    def __init__(self, space: AddressSpace, scheduler: NativeCode, order: Random | None, cores: int) -> None:
         """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of warps; None leaves it as it is."""
         self._space = space
-        self.context = CONTEXT.ctype(table=space.table_address, heap_limit=HEAP_BYTES)
+        self.cores = Cores(space, scheduler, cores)
+        self.context = self.cores.first.context
+        self.context.heap_limit = HEAP_BYTES
         if order is not None:
             self.context.random = order.randrange(1, 1 << 32)
-        self._context_address = ctypes.addressof(self.context)
         self._native = _EXECUTE(scheduler.address("execute"))
-        self._arena = Arena(self.context)
         self._print_memory = HostMemory(PRINT_BYTES)
         self.context.printed, self.context.printed_size = self._print_memory.address, PRINT_BYTES
 
     def make_room(self, prepared: Prepared) -> None:
         """Get the memory that a run needs. To be called once before it runs. Raises ``OutOfMemory``."""
-        self._arena.make_room(prepared)
+        self.cores.make_room(prepared)
 
     def run(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None = None) -> str:
         """Run, and return what device code printed. Raises ``KernelFault``, ``Stopped``."""
         context = self.context
-        context.fault = context.site = context.address = 0
+        self.cores.begin()
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
         shadows = self._space.shadows
         if shadows is not None:
             shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
         if tracer is None:
-            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+            outcome = self._native(self.cores.first.address, prepared.address, len(prepared.launches), iterations)
         else:
             outcome = self._run_traced(prepared, iterations, tracer)
         try:
@@ -128,12 +210,12 @@ class Processor:
                 raise Stopped
             printed = self._format_printed() if context.printed_used else ""
             if outcome != Fault.NONE:
-                fault = kernel_fault(context, prepared.launches, self._space)
+                fault = kernel_fault(self.cores.faulty, prepared.launches, self._space)
                 if printed:
                     fault.report += f"\nprinted before:\n{printed[-PRINTED_IN_REPORT:]}"
                 raise fault
         finally:
-            self._arena.clear(prepared.arena_size)
+            self.cores.clear(prepared.arena_size)
             if shadows is not None:
                 shadows.end_run()
             if context.heap_next:
@@ -146,9 +228,9 @@ class Processor:
         for iteration in range(iterations):
             for index, address in enumerate(addresses):
                 with tracer.launch(KERNELS, index, iteration):
-                    outcome: int = self._native(self._context_address, address, 1, 1)
+                    outcome: int = self._native(self.cores.first.address, address, 1, 1)
                 if outcome != Fault.NONE:
-                    self.context.launch_index = index
+                    self.cores.faulty.launch_index = index
                     return outcome
         return Fault.NONE
 
@@ -161,7 +243,7 @@ class Processor:
 
     def close(self) -> None:
         """Free everything. Idempotent."""
-        self._arena.close()
+        self.cores.close()
         self._print_memory.close()
 
 
@@ -204,7 +286,7 @@ class EmulatedRun(Ended):
         self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
     ) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
-        self._processor.context.stop = 0
+        self._processor.cores.team.stop = 0
         begun_ns = perf_counter_ns()
         self.times_ns = begun_ns, 0
         for reset in self._resets:

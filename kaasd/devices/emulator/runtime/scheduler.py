@@ -5,7 +5,8 @@ from __future__ import annotations
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import begin_block
-from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, i32, i64
+from kaasd.devices.emulator.codegen.cores import CALL_AFTER, call_others, cycles, declare, take
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, const, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BARRIER,
     BARRIER_COUNT,
@@ -13,18 +14,17 @@ from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
     FRAME,
     LAUNCH,
-    RUN,
     SEGMENT,
+    TEAM,
     THREAD,
     WARP,
     WARP_SIZE,
     Fault,
-    Segment,
     ThreadState,
     enter_block,
-    segment_entry,
     stopped,
 )
+from kaasd.devices.emulator.runtime.helping import build_close, build_help, build_join
 from kaasd.devices.emulator.runtime.rendezvous import barrier_at, define, random, thread_at, warp_at
 from kaasd.devices.emulator.runtime.warps import build_run_warp
 
@@ -35,9 +35,10 @@ IDLE = 0x7FFF_FFFF
 
 
 def build_scheduler() -> ir.Module:
-    """Return the module with ``schedule`` (one launch) and ``execute`` (launches in order, some number of times)."""
+    """Return the module with ``schedule`` (one launch), ``execute`` (launches in order, some number of times) and ``help``."""
     module = ir.Module("scheduler")
     _build_execute(module)
+    build_help(module)
     run_block = _build_run_block(module, build_run_warp(module))
     _build_schedule(module, _build_admit(module), run_block)
     return module
@@ -46,24 +47,30 @@ def build_scheduler() -> ir.Module:
 def _build_execute(module: ir.Module) -> None:
     function, b = define(module, "execute", I32, PTR, PTR, I64, I64)
     context, launches, count, iterations = function.args
+    join, close = build_join(module), build_close(module)
     with b.count(iterations), b.count(count) as index:
         launch = b.item(launches, LAUNCH.ir, index)
         time = b.bump(CONTEXT, context, "time", 1)
-        b.put(CONTEXT, context, launch=launch, launch_index=b.trunc(index, I32), launch_time=time)
-        size = b.get(LAUNCH, launch, "arguments_size")
-        b.put(
-            SEGMENT, segment_entry(b, context, Segment.PARAM), base=b.get(LAUNCH, launch, "arguments"), size=size, writable_size=0
-        )
+        b.put(CONTEXT, context, launch_time=time)
         table = b.get(CONTEXT, context, "table")
         read_only = b.get(LAUNCH, launch, "read_only")
         read_only_count = b.get(LAUNCH, launch, "read_only_count")
         with b.count(read_only_count) as i:
             b.put(SEGMENT, b.item(table, SEGMENT.ir, b.load_as(I64, b.item(read_only, I64, i))), writable_size=0)
-        run = b.load_as(RUN.as_pointer(), b.field(LAUNCH, launch, "run"))
-        fault = b.call(run, [context])
+        is_shared_out = b.is_(">", b.get(LAUNCH, launch, "cores"), 1)
+        call_at = b.select(is_shared_out, b.add(cycles(b), i64(CALL_AFTER)), i64(0))
+        b.put(CONTEXT, context, call_at=call_at)
+        b.put(TEAM, b.get(CONTEXT, context, "team"), next=0, launch=launch, launch_index=b.trunc(index, I32))
+        fault = b.call(join, [context])
+        were_called = b.and_(is_shared_out, b.is_("==", b.get(CONTEXT, context, "call_at"), 0))
+        with b.when(were_called):
+            b.call(close, [context])
         with b.count(read_only_count) as i:
             entry = b.item(table, SEGMENT.ir, b.load_as(I64, b.item(read_only, I64, i)))
             b.put(SEGMENT, entry, writable_size=b.get(SEGMENT, entry, "size"))
+        faulty = b.get(TEAM, b.get(CONTEXT, context, "team"), "faulty")
+        with b.when(b.icmp_unsigned("!=", faulty, const(PTR, None)), likely=False):
+            b.ret(b.get(CONTEXT, faulty, "fault"))
         with b.when(b.is_("!=", fault, Fault.NONE), likely=False):
             b.ret(fault)
     b.ret(i32(Fault.NONE))
@@ -85,6 +92,7 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
         b.store(i32(0), progress)
         rotation = b.urem(random(b, context), warps)
         with b.count(warps) as place:
+            call_others(b, context)
             turned = b.add(place, rotation)
             warp = b.select(b.is_("<", turned, warps), turned, b.sub(turned, warps))
             skipped = b.and_(b.bits(random(b, context), 1), b.is_("==", b.load(no_skips, typ=I32), 0))
@@ -116,9 +124,9 @@ def _build_admit(module: ir.Module) -> ir.Function:
     context, block, number = function.args
     launch = b.get(CONTEXT, context, "launch")
     threads = b.get(LAUNCH, launch, "threads")
-    grid_x, grid_y, grid_z = (b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz")
+    grid_x, grid_y = (b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xy")
     number = b.add(b.get(LAUNCH, launch, "first_block"), b.mul(number, b.get(LAUNCH, launch, "block_step")))
-    number = b.urem(number, b.mul(b.mul(grid_x, grid_y), grid_z))
+    number = b.urem(number, b.get(LAUNCH, launch, "blocks"))
     row = b.udiv(number, grid_x)
     coordinates = [b.urem(number, grid_x), b.urem(row, grid_y), b.udiv(row, grid_y)]
     x, y, z = (b.trunc(value, I32) for value in coordinates)
@@ -171,45 +179,61 @@ def _build_admit(module: ir.Module) -> ir.Function:
 
 
 def _build_schedule(module: ir.Module, admit: ir.Function, run_block: ir.Function) -> None:
-    """Run all blocks: one after another, or several by turns where one only spins, waiting for another perhaps."""
+    """Run blocks until none is left: one after another, or several by turns where one only spins, waiting for another perhaps."""
     function, b = define(module, "schedule", I32, PTR)
     (context,) = function.args
     launch, arena = b.get(CONTEXT, context, "launch"), b.get(CONTEXT, context, "arena")
     resident = b.get(CONTEXT, context, "resident")
-    grid = [b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz"]
-    blocks = b.mul(b.mul(grid[0], grid[1]), grid[2])
     stride, limit = b.get(LAUNCH, launch, "block_stride"), b.get(LAUNCH, launch, "resident_limit")
-    following, active, turn = b.variable(I64, 1), b.variable(I64, 1), b.variable(I64, 0)
-    b.store_as(arena, resident)
-    b.call(admit, [context, arena, i64(0)])
+    active, turn, number, end, in_vain = (b.variable(I64, 0) for _ in range(5))
+    others = b.is_(">", b.get(LAUNCH, launch, "cores"), 1)
+
+    def has_more() -> ir.Value:
+        """Whether there is another block for this core, whose number it then has."""
+        with b.when(b.is_("==", b.load(number, typ=I64), b.load(end, typ=I64))):
+            for variable, value in zip((number, end), take(b, context), strict=True):
+                b.store(value, variable)
+        return b.is_("!=", b.load(number, typ=I64), b.load(end, typ=I64))
+
+    def begin(block: ir.Value) -> None:
+        following = b.load(number, typ=I64)
+        b.store(b.add(following, i64(1)), number)
+        b.call(admit, [context, block, following])
+
+    with b.when(has_more()):
+        b.store_as(arena, resident)
+        begin(arena)
+        b.store(i64(1), active)
     with b.while_(lambda: b.is_("!=", b.load(active, typ=I64), 0)):
         place = b.item(resident, PTR, b.load(turn, typ=I64))
         block = b.load_as(PTR, place)
         outcome = b.call(run_block, [context, block])
-        more = b.is_("<", b.load(following, typ=I64), blocks)
         with b.if_else(b.is_("==", outcome, Fault.NONE)) as (finished, otherwise):
-            with finished, b.if_else(more) as (replace, shrink):
-                with replace:
-                    number = b.load(following, typ=I64)
-                    b.call(admit, [context, block, number])
-                    b.store(b.add(number, i64(1)), following)
-                with shrink:
-                    left = b.sub(b.load(active, typ=I64), i64(1))
-                    b.store(left, active)
-                    b.store_as(b.load_as(PTR, b.item(resident, PTR, left)), place)
-                    with b.when(b.is_(">=", b.load(turn, typ=I64), left)):
-                        b.store(i64(0), turn)
+            with finished:
+                b.store(i64(0), in_vain)
+                with b.if_else(has_more()) as (replace, shrink):
+                    with replace:
+                        begin(block)
+                    with shrink:
+                        left = b.sub(b.load(active, typ=I64), i64(1))
+                        b.store(left, active)
+                        b.store_as(b.load_as(PTR, b.item(resident, PTR, left)), place)
+                        with b.when(b.is_(">=", b.load(turn, typ=I64), left)):
+                            b.store(i64(0), turn)
             with otherwise:
                 with b.when(b.is_("!=", outcome, IDLE), likely=False):
                     b.ret(outcome)
                 count = b.load(active, typ=I64)
-                with b.when(b.and_(more, b.is_("<", count, limit))):
+                waited = b.add(b.load(in_vain, typ=I64), i64(1))
+                b.store(waited, in_vain)
+                with b.when(b.and_(others, b.is_(">=", waited, count))):  # what they wait for may be for another core to do
+                    b.store(i64(0), in_vain)
+                    b.call(declare(module, "sched_yield", I32), [])
+                with b.when(b.is_("<", count, limit)), b.when(has_more()):
                     # The first `active` parts of the arena are in use as long as blocks are still to come.
                     fresh = b.at(arena, b.mul(count, stride))
                     b.store_as(fresh, b.item(resident, PTR, count))
-                    number = b.load(following, typ=I64)
-                    b.call(admit, [context, fresh, number])
-                    b.store(b.add(number, i64(1)), following)
+                    begin(fresh)
                     b.store(b.add(count, i64(1)), active)
                 turned = b.add(b.load(turn, typ=I64), i64(1))
                 b.store(b.select(b.is_("<", turned, b.load(active, typ=I64)), turned, i64(0)), turn)
