@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -203,7 +204,8 @@ def test_what_prints_does_so_in_the_order_of_blocks(device: EmulatedDevice) -> N
     assert printed == "".join(f"{block}\n" for block in range(2000))
 
 
-def test_threads_end_with_the_device() -> None:
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "forgotten"])
+def test_threads_end_with_the_device(is_closed: bool) -> None:
     device = EmulatedDevice(cores=3)
     module = device.load(kernel("red.global.add.u32 [%p0], 1;"))
     buffer = buffer_of(device, np.zeros(1, "u4"))
@@ -213,5 +215,8 @@ def test_threads_end_with_the_device() -> None:
     run_launches(device, [launch(module, "k", (2, 1, 1), (64, 1, 1), read_write("x", buffer))])
     started = set(threading.enumerate()) - before
     assert len(started) == 2
-    device.close()
+    if is_closed:
+        device.close()
+    del device, module, buffer
+    gc.collect()
     assert not any(thread.is_alive() for thread in started)

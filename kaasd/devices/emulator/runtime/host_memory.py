@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -99,6 +100,7 @@ class SharedMemory:
         self._file = os.memfd_create("kaasd-emulator", os.MFD_CLOEXEC)
         os.ftruncate(self._file, size)
         self._maps: list[int] = []
+        self._end = weakref.finalize(self, _unmap, self._file, self._maps, size)
         self.address = self._map(None, size, mmap.MAP_SHARED, self._file)
         self._maps.append(self.address)
 
@@ -119,7 +121,10 @@ class SharedMemory:
 
     def close(self) -> None:
         """Free it, wherever it is seen. Idempotent."""
-        if self._maps:
-            os.close(self._file)
-        while self._maps:
-            _munmap(self._maps.pop(), self._size)
+        self._end()
+
+
+def _unmap(file: int, maps: list[int], size: int) -> None:
+    os.close(file)
+    for address in maps:
+        _munmap(address, size)

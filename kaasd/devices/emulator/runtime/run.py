@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from time import perf_counter_ns
 from typing import Any
@@ -99,9 +100,24 @@ class Core:
     """One core: the context that native code reads, and the memory of its blocks."""
 
     def __init__(self, team: Any, table_address: int) -> None:
+        self._team = team  # whose memory lives as long as this
         self.context = CONTEXT.ctype(team=ctypes.addressof(team), table=table_address)
         self.address = ctypes.addressof(self.context)
         self.arena = Arena(self.context)
+
+
+def _help(function: Callable[[int], None], core: Core) -> None:
+    """Help until the team is closed: a thread's own function, which holds what native code reads meanwhile."""
+    function(core.address)
+
+
+def _end(team: Any, semaphore: ctypes.c_void_p, threads: Sequence[threading.Thread]) -> None:
+    """Close a team."""
+    team.closing = 1
+    for _ in threads:
+        _LIBC.sem_post(semaphore)
+    for thread in threads:
+        thread.join()
 
 
 class Cores:
@@ -118,7 +134,6 @@ class Cores:
         self.first = Core(self.team, space.table_address)
         self._joined_before = 0
         self._others: list[Core] = []
-        self._threads: list[threading.Thread] = []
 
     def make_room(self, prepared: Prepared) -> None:
         """Get the memory that a run needs. Raises ``OutOfMemory``."""
@@ -130,18 +145,17 @@ class Cores:
                 core.arena.make_room(prepared)
 
     def _start(self) -> None:
-        _LIBC.sem_init(ctypes.c_void_p(self._semaphore), 0, 0)
+        semaphore = ctypes.c_void_p(ctypes.addressof(self.team) + TEAM.offset("semaphore"))
+        _LIBC.sem_init(semaphore, 0, 0)
         function = _HELP(self._scheduler.address("help"))
+        threads = []
         for number in range(1, self.team.cores):
             core = Core(self.team, self._space.table_of_core())
-            thread = threading.Thread(target=function, args=(core.address,), name=f"core {number}", daemon=True)
             self._others.append(core)
-            self._threads.append(thread)
+            threads.append(threading.Thread(target=_help, args=(function, core), name=f"core {number}", daemon=True))
+        self._end = weakref.finalize(self, _end, self.team, semaphore, threads)
+        for thread in threads:
             thread.start()
-
-    @property
-    def _semaphore(self) -> int:
-        return ctypes.addressof(self.team) + TEAM.offset("semaphore")
 
     def begin(self) -> None:
         """Make ready for a run."""
@@ -163,13 +177,8 @@ class Cores:
 
     def close(self) -> None:
         """End the threads, and free everything. Idempotent."""
-        if self._threads:
-            self.team.closing = 1
-            for _ in self._threads:
-                _LIBC.sem_post(ctypes.c_void_p(self._semaphore))
-            for thread in self._threads:
-                thread.join()
-            self._threads.clear()
+        if self._others:
+            self._end()
         for core in (self.first, *self._others):
             core.arena.close()
 
