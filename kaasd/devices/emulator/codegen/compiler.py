@@ -175,11 +175,12 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str,
     number = b.load(place, typ=I64)
     b.store(b.add(number, i64(1)), place)
     row = b.udiv(number, grid[0])
-    coordinates = [b.urem(number, grid[0]), b.urem(row, grid[1]), b.udiv(row, grid[1])]
+    coordinates = (b.urem(number, grid[0]), b.urem(row, grid[1]), b.udiv(row, grid[1]))
+    block_x, block_y, block_z = (b.trunc(coordinate, I32) for coordinate in coordinates)
     with b.when(stopped(b, context), likely=False):
         b.ret(i32(Fault.STOPPED))
     call_others(b, context)
-    enter_block(b, context, *(b.trunc(coordinate, I32) for coordinate in coordinates), shared)
+    enter_block(b, context, block_x, block_y, block_z, shared)
     if checked:
         b.put(CONTEXT, context, block=arena)
         begin_block(b, context, arena, b.trunc(number, I32))

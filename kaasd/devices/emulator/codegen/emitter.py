@@ -15,6 +15,7 @@ from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, const
 from kaasd.devices.emulator.codegen.nans import takes_nans_alike
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
+    LAUNCH,
     OFFSET_BITS,
     OFFSET_MASK,
     SEGMENT,
@@ -299,12 +300,26 @@ class Emitter:
         """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""
         named = space
         space, address = self.address(space, memory)
-        return self.checked(space, address, size, access, alignment or size, observed=named != "param")
+        alignment = alignment or size
+        base = None
+        if isinstance(memory.base, Register) and memory.offset % alignment == 0:
+            base = self.load_register(memory.base)
+        return self.checked(space, address, size, access, alignment, observed=named != "param", base=base)
 
-    def checked(self, space: str, address: ir.Value, size: int, access: Fault, alignment: int, observed: bool = True) -> ir.Value:
+    def checked(
+        self,
+        space: str,
+        address: ir.Value,
+        size: int,
+        access: Fault,
+        alignment: int,
+        observed: bool = True,
+        base: ir.Value | None = None,
+    ) -> ir.Value:
         """Return the host address of a device address: fault unless segment, bounds, alignment and permission are right.
 
-        The checks that were asked for look at it, unless it is not to be ``observed``.
+        The checks that were asked for look at it, unless it is not to be ``observed``. A ``base`` is aligned where the address
+        is: of several addresses with one base LLVM keeps one look at that.
         """
         b = self.b
         if space in SPACES:
@@ -319,7 +334,7 @@ class Emitter:
         limit = b.get(SEGMENT, entry, "size" if access is Fault.LOAD else "writable_size")
         bad = b.is_(">", end, limit)
         if alignment > 1:
-            bad = b.or_(bad, b.bits(offset, alignment - 1))
+            bad = b.or_(bad, b.bits(offset if base is None else base, alignment - 1))
         whole = b.or_(address, i64(SPACES[space] << OFFSET_BITS)) if space in SPACES else address
         self.fault_if(bad, access, whole, size)
         pointer = b.at(b.get(SEGMENT, entry, "base"), offset)
@@ -331,7 +346,23 @@ class Emitter:
     def _table(self) -> ir.Value:
         """The table of segments."""
         with self.b.goto_entry_block():
-            return self.b.get(CONTEXT, self.context, "table")
+            return self.b.get_fixed(CONTEXT, self.context, "table")
+
+    @cached_property
+    def launch(self) -> ir.Value:
+        """The launch at hand."""
+        with self.b.goto_entry_block():
+            return self.b.get_fixed(CONTEXT, self.context, "launch")
+
+    def parameter(self, memory: Memory, size: int) -> ir.Value | None:
+        """Return the host address of ``size`` bytes of a kernel's parameters, or None where it is not known that they are so."""
+        base = memory.base
+        if not self.routine.is_entry or not isinstance(base, Storage) or base.space != "param" or base.by_address:
+            return None
+        offset = base.offset + memory.offset
+        if offset < 0 or offset % size or offset + size > self.routine.signature.size:
+            return None
+        return self.b.at(self.b.get_fixed(LAUNCH, self.launch, "arguments"), offset)
 
     # Control
 

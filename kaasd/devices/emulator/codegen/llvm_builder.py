@@ -131,6 +131,16 @@ class Builder(ir.IRBuilder):
     def get(self, struct: Struct, pointer: ir.Value, name: str) -> ir.Value:
         return self.load_as(struct.types[struct.names.index(name)], self.field(struct, pointer, name))
 
+    def get_fixed(self, struct: Struct, pointer: ir.Value, name: str) -> ir.Value:
+        """Load a field that stays as it is for as long as the function at hand and those that it becomes a part of run."""
+        return self.load_fixed(struct.types[struct.names.index(name)], self.field(struct, pointer, name))
+
+    def load_fixed(self, kind: ir.Type, pointer: ir.Value, align: int | None = None) -> ir.Value:
+        """Load a value that stays so: LLVM may load it once for all threads."""
+        value = self.load(pointer, typ=kind, align=align)
+        value.set_metadata("invariant.load", self.module.add_metadata([]))
+        return value
+
     def put(self, struct: Struct, pointer: ir.Value, **values: ir.Value | int) -> None:
         """Store into fields."""
         for name, value in values.items():

@@ -88,6 +88,8 @@ HINT_WORDS: dict[str, Any] = {
 )  # fmt: skip
 @instruction("ldu{.space}.type d, [a]", space="global", type=MEMORY_TYPES)
 def ld(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
+    if (parameter := t.parameter(a, m.type.bytes)) is not None:
+        return t.b.load_fixed(m.type.ir, parameter, m.type.bytes)
     return load(t, access(t, m, a, Fault.LOAD)[0], m.type, _ordering(t, m, a, "acquire"))
 
 

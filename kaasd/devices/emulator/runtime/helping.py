@@ -5,7 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.cores import INSIDE, LAUNCHES, OPEN, cycles, declare
-from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, const, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, i32, i64
 from kaasd.devices.emulator.codegen.structures import CONTEXT, LAUNCH, RUN, SEGMENT, TEAM, Fault, Segment, segment_entry
 from kaasd.devices.emulator.runtime.rendezvous import define
 
@@ -30,7 +30,7 @@ def build_join(module: ir.Module) -> ir.Function:
     b.put(SEGMENT, parameters, base=b.get(LAUNCH, launch, "arguments"), size=size, writable_size=0)
     fault = b.call(b.load_as(RUN.as_pointer(), b.field(LAUNCH, launch, "run")), [context])
     with b.when(b.and_(b.is_("!=", fault, Fault.NONE), b.is_("!=", fault, Fault.STOPPED)), likely=False):
-        b.cmpxchg(b.field(TEAM, team, "faulty"), const(PTR, None), context, "acq_rel", "monotonic")
+        b.cmpxchg(b.field(TEAM, team, "faulty"), ir.Constant(PTR, None), context, "acq_rel", "monotonic")
         b.atomic_rmw("or", b.field(TEAM, team, "stop"), i32(_ENDED), "release")
     b.ret(fault)
     return function

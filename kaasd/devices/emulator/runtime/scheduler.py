@@ -6,7 +6,7 @@ from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import begin_block
 from kaasd.devices.emulator.codegen.cores import CALL_AFTER, call_others, cycles, declare, take
-from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, const, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BARRIER,
     BARRIER_COUNT,
@@ -69,7 +69,7 @@ def _build_execute(module: ir.Module) -> None:
             entry = b.item(table, SEGMENT.ir, b.load_as(I64, b.item(read_only, I64, i)))
             b.put(SEGMENT, entry, writable_size=b.get(SEGMENT, entry, "size"))
         faulty = b.get(TEAM, b.get(CONTEXT, context, "team"), "faulty")
-        with b.when(b.icmp_unsigned("!=", faulty, const(PTR, None)), likely=False):
+        with b.when(b.icmp_unsigned("!=", faulty, ir.Constant(PTR, None)), likely=False):
             b.ret(b.get(CONTEXT, faulty, "fault"))
         with b.when(b.is_("!=", fault, Fault.NONE), likely=False):
             b.ret(fault)
