@@ -255,6 +255,9 @@ class Settings:
     """What the emulated device looks for beside faults. races: two threads that touch the same byte, one of them writing, with
     nothing between that orders them, also within a warp; init: reads of shared, local or temporary memory that nothing wrote.
     Default: neither."""
+    emulator_cores: Annotated[int | None, _Option("emulator_cores", "N", whole_from(1, 1024))] = None
+    """Cores of this machine that run the blocks of a launch on each emulated device; with a check or a seed it is one. Default:
+    all that kaasd may use."""
     emulator_seed: Annotated[int | None, _Option("emulator_seed", "N", parse_seed)] = None
     """Seed of the random order in which the emulated device runs blocks, warps and their threads. Default: none, the order is
     fixed, and the threads of a warp advance together."""

@@ -155,14 +155,16 @@ def test_host_wrappers_are_allowed_by_a_switch(tmp_path: Path) -> None:
 def test_the_emulated_device() -> None:
     arguments = ["--emulator-check", "races", "--emulator-check", "init", "--emulator-seed", "0"]
     arguments += ["--emulator-compute-capability", "8.6", "--emulator-multiprocessors", "84", "--emulator-shared-memory", "99KiB"]
-    arguments += ["--emulator-ptx-version", "8.7"]
+    arguments += ["--emulator-ptx-version", "8.7", "--emulator-cores", "3"]
     arguments += ["--emulator-devices", "2", "--device", "emulator:1", "--device", "emulator:0"]
     settings = parse_command_line(arguments, ENVIRON)
     assert (settings.emulator_devices, settings.devices) == (2, ("emulator:1", "emulator:0"))
     assert (settings.emulator_checks, settings.emulator_seed) == (("races", "init"), 0)
     assert (settings.emulator_compute_capability, settings.emulator_multiprocessors) == ((8, 6), 84)
     assert (settings.emulator_shared_memory_bytes, settings.emulator_ptx_version) == (99 * 1024, (8, 7))
+    assert settings.emulator_cores == 3
     defaults = load_settings({}, None, ENVIRON)
+    assert defaults.emulator_cores is None
     assert (defaults.emulator_checks, defaults.emulator_seed, defaults.emulator_compute_capability) == ((), None, (9, 0))
 
 

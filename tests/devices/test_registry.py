@@ -90,9 +90,10 @@ def test_an_emulated_device_has_its_name_and_its_options() -> None:
         emulator_ptx_version=(8, 7),
         emulator_multiprocessors=84,
         emulator_shared_memory_bytes=99 << 10,
+        emulator_cores=3,
     )
     options = opening.options_from_text("emulator:1", opening.options_to_text("emulator:1", settings))
-    assert options == EmulatorOptions(1 << 20, ("races",), 2**60 + 1, (8, 6), (8, 7), 84, 99 << 10)
+    assert options == EmulatorOptions(1 << 20, ("races",), 2**60 + 1, (8, 6), (8, 7), 84, 99 << 10, 3)
     with closing(opening.open_device("emulator:1", options)) as device:
         properties = device.properties
         assert (properties.name, properties.memory_bytes, properties.compute_capability) == ("emulator:1", 1 << 20, (8, 6))

@@ -41,7 +41,14 @@ def _open(name: str, options: EmulatorOptions | None, code_cache: Path | None, _
         targets=targets_of(options.compute_capability),
         max_cluster_blocks=max_cluster_blocks(options.compute_capability),
     )
-    return EmulatedDevice(properties, checks=options.checks, seed=options.seed, ptx_version=options.ptx_version, code=code)
+    return EmulatedDevice(
+        properties,
+        checks=options.checks,
+        seed=options.seed,
+        ptx_version=options.ptx_version,
+        code=code,
+        cores=options.cores,
+    )
 
 
 def _compiler(target: str) -> LibraryCompiler:

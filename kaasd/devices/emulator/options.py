@@ -33,3 +33,5 @@ class EmulatorOptions:
     multiprocessors: int = _H100.multiprocessor_count
     shared_memory_bytes: int = _H100.max_shared_memory_bytes
     """Most of a block."""
+    cores: int | None = None
+    """Of this machine, to run the blocks of a launch; None: all that the process may use."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import RACES, begin_block, begin_thread
+from kaasd.devices.emulator.codegen.cores import call_others, take
 from kaasd.devices.emulator.codegen.groups import build_group
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
-from kaasd.devices.emulator.codegen.llvm_builder import I32, PTR, Builder, i32, i64
+from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
 from kaasd.devices.emulator.codegen.routine_code import LONG, KernelMeetings, Meetings, RoutineCompiler
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
@@ -155,29 +156,44 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str,
     (context,) = function.args
     b = Builder(function.append_basic_block("entry"))
     launch, arena = b.get(CONTEXT, context, "launch"), b.get(CONTEXT, context, "arena")
-    grid = [b.get(LAUNCH, launch, f"grid_{axis}") for axis in "xyz"]
+    grid = [b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz"]
     block = [b.get(LAUNCH, launch, f"block_{axis}") for axis in "xyz"]
     shared = b.at(arena, b.get(LAUNCH, launch, "shared_offset"))
     thread = b.alloca(THREAD.ir)
     local = b.at(arena, b.get(LAUNCH, launch, "locals_offset"))
     b.put(THREAD, thread, locals=local, local=0)
     enter_thread(b, context, local)
-    with b.count(grid[2]) as block_z, b.count(grid[1]) as block_y, b.count(grid[0]) as block_x:
-        with b.when(stopped(b, context), likely=False):
-            b.ret(i32(Fault.STOPPED))
-        enter_block(b, context, block_x, block_y, block_z, shared)
+    place, end = b.variable(I64, 0), b.variable(I64, 0)
+    begin, done = b.append_basic_block("begin"), b.append_basic_block("done")
+    b.branch(begin)
+    b.position_at_end(begin)
+    with b.when(b.is_("==", b.load(place, typ=I64), b.load(end, typ=I64)), likely=False):
+        for variable, value in zip((place, end), take(b, context), strict=True):
+            b.store(value, variable)
+        with b.when(b.is_("==", b.load(place, typ=I64), b.load(end, typ=I64))):
+            b.branch(done)
+    number = b.load(place, typ=I64)
+    b.store(b.add(number, i64(1)), place)
+    row = b.udiv(number, grid[0])
+    coordinates = (b.urem(number, grid[0]), b.urem(row, grid[1]), b.udiv(row, grid[1]))
+    block_x, block_y, block_z = (b.trunc(coordinate, I32) for coordinate in coordinates)
+    with b.when(stopped(b, context), likely=False):
+        b.ret(i32(Fault.STOPPED))
+    call_others(b, context)
+    enter_block(b, context, block_x, block_y, block_z, shared)
+    if checked:
+        b.put(CONTEXT, context, block=arena)
+        begin_block(b, context, arena, b.trunc(number, I32))
+    index = b.variable(I32, 0)
+    with b.count(block[2]) as z, b.count(block[1]) as y, b.count(block[0]) as x:
+        position = b.load(index, typ=I32)
+        b.store(b.add(position, i32(1)), index)
+        b.put(THREAD, thread, x=x, y=y, z=z, index=position, allocated=0)
         if checked:
-            b.put(CONTEXT, context, block=arena)
-            number = b.add(block_x, b.mul(grid[0], b.add(block_y, b.mul(grid[1], block_z))))
-            begin_block(b, context, arena, number)
-        index = b.variable(I32, 0)
-        with b.count(block[2]) as z, b.count(block[1]) as y, b.count(block[0]) as x:
-            number = b.load(index, typ=I32)
-            b.store(b.add(number, i32(1)), index)
-            b.put(THREAD, thread, x=x, y=y, z=z, index=number, allocated=0)
-            if checked:
-                begin_thread(b, context, arena)
-            with b.when(b.is_("!=", b.call(thread_function, [context, thread, i32(0)]), Status.EXIT), likely=False):
-                record_thread(b, context, thread)
-                b.ret(b.get(CONTEXT, context, "fault"))
+            begin_thread(b, context, arena)
+        with b.when(b.is_("!=", b.call(thread_function, [context, thread, i32(0)]), Status.EXIT), likely=False):
+            record_thread(b, context, thread)
+            b.ret(b.get(CONTEXT, context, "fault"))
+    b.branch(begin)
+    b.position_at_end(done)
     b.ret(i32(Fault.NONE))

@@ -12,8 +12,10 @@ from llvmlite import ir
 from kaasd.devices.emulator.codegen import checks
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, const, i32, i64
+from kaasd.devices.emulator.codegen.nans import takes_nans_alike
 from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
+    LAUNCH,
     MOST_CLUSTER_BLOCKS,
     OFFSET_BITS,
     OFFSET_MASK,
@@ -53,6 +55,9 @@ SPACES = {"shared": Segment.SHARED, "local": Segment.LOCAL, "param": Segment.PAR
 class Emitter:
     """Emits the code of one routine. ``b`` is the LLVM builder, ``operation`` the instruction at hand."""
 
+    CANONICAL_NAN = 0x7FFF_FFFF
+    """What every single-precision operation of a GPU returns for NaN."""
+
     operation: Operation
     b: Builder
     context: ir.Value
@@ -82,6 +87,8 @@ class Emitter:
         self.blocks: dict[int, ir.Block] = {}
         self.suspend: Callable[[Status], None]
         """Save the registers, return ``Status`` to the scheduler, and go on from here when resumed."""
+        self.late_nans: frozenset[int] = frozenset()
+        """Registers in which a NaN need not be a GPU's; see ``nans.py``."""
         self.watches_stores = False
         """Whether to count the stores that change memory, so that threads which only spin can be told."""
         with b.goto_block(self._fault_block):
@@ -105,7 +112,10 @@ class Emitter:
         if isinstance(operand, Part):
             return self._read_part(operand, kind)
         if isinstance(operand, Register):
-            return self.cast(self._narrow(self.load_register(operand), kind, operand.name), kind)
+            bits = self.load_register(operand)
+            if operand.index in self.late_nans and not takes_nans_alike(self.operation, self.late_nans):
+                bits = self.b.bitcast(self.canonical(self.b.bitcast(bits, F32.ir)), I32)
+            return self.cast(self._narrow(bits, kind, operand.name), kind)
         if isinstance(operand, Not):
             return b.not_(self.read(operand.register, kind))
         if isinstance(operand, ast.Integer | ast.Float):
@@ -152,6 +162,16 @@ class Emitter:
         width = 8 if letter == "b" else 16
         moved = self.b.shl(value, i32(32 - width - int(places) * width))
         return (self.b.ashr if kind.signed else self.b.lshr)(moved, i32(32 - width))
+
+    @property
+    def writes_late_nan(self) -> bool:
+        """Whether others see to it that the NaN of this instruction's result is a GPU's."""
+        return any(register.index in self.late_nans for register in self.operation.writes)
+
+    def canonical(self, value: ir.Value) -> ir.Value:
+        """Replace any NaN, of single precision, by a GPU's."""
+        b = self.b
+        return b.select(b.fcmp_unordered("uno", value, value), b.bitcast(i32(self.CANONICAL_NAN), value.type), value)
 
     def raw(self, value: ir.Value) -> ir.Value:
         """Return a value's bits as an integer."""
@@ -292,12 +312,26 @@ class Emitter:
         """Return the host address of ``size`` bytes at ``memory``, after all checks. ``access`` is LOAD, STORE or ATOMIC."""
         named = space
         space, address = self.address(space, memory)
-        return self.checked(space, address, size, access, alignment or size, observed=named != "param")
+        alignment = alignment or size
+        base = None
+        if isinstance(memory.base, Register) and memory.offset % alignment == 0:
+            base = self.load_register(memory.base)
+        return self.checked(space, address, size, access, alignment, observed=named != "param", base=base)
 
-    def checked(self, space: str, address: ir.Value, size: int, access: Fault, alignment: int, observed: bool = True) -> ir.Value:
+    def checked(
+        self,
+        space: str,
+        address: ir.Value,
+        size: int,
+        access: Fault,
+        alignment: int,
+        observed: bool = True,
+        base: ir.Value | None = None,
+    ) -> ir.Value:
         """Return the host address of a device address: fault unless segment, bounds, alignment and permission are right.
 
-        The checks that were asked for look at it, unless it is not to be ``observed``.
+        The checks that were asked for look at it, unless it is not to be ``observed``. A ``base`` is aligned where the address
+        is: of several addresses with one base LLVM keeps one look at that.
         """
         b = self.b
         if space in SPACES:
@@ -312,7 +346,7 @@ class Emitter:
         limit = b.get(SEGMENT, entry, "size" if access is Fault.LOAD else "writable_size")
         bad = b.is_(">", end, limit)
         if alignment > 1:
-            bad = b.or_(bad, b.bits(offset, alignment - 1))
+            bad = b.or_(bad, b.bits(offset if base is None else base, alignment - 1))
         whole = b.or_(address, i64(SPACES[space] << OFFSET_BITS)) if space in SPACES else address
         self.fault_if(bad, access, whole, size)
         pointer = b.at(b.get(SEGMENT, entry, "base"), offset)
@@ -324,7 +358,23 @@ class Emitter:
     def _table(self) -> ir.Value:
         """The table of segments."""
         with self.b.goto_entry_block():
-            return self.b.get(CONTEXT, self.context, "table")
+            return self.b.get_fixed(CONTEXT, self.context, "table")
+
+    @cached_property
+    def launch(self) -> ir.Value:
+        """The launch at hand."""
+        with self.b.goto_entry_block():
+            return self.b.get_fixed(CONTEXT, self.context, "launch")
+
+    def parameter(self, memory: Memory, size: int) -> ir.Value | None:
+        """Return the host address of ``size`` bytes of a kernel's parameters, or None where it is not known that they are so."""
+        base = memory.base
+        if not self.routine.is_entry or not isinstance(base, Storage) or base.space != "param" or base.by_address:
+            return None
+        offset = base.offset + memory.offset
+        if offset < 0 or offset % size or offset + size > self.routine.signature.size:
+            return None
+        return self.b.at(self.b.get_fixed(LAUNCH, self.launch, "arguments"), offset)
 
     # Control
 

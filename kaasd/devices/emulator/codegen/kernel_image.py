@@ -72,6 +72,8 @@ class KernelImage:
         self.exchange_size = 16
         self.meets_as_grid = False
         """Whether code asks where the blocks of its grid meet."""
+        self.one_core = False
+        """Whether the code does what several cores cannot do at once, such as printing."""
         self._site_numbers: dict[tuple[int, int], int] = {}
         self._collective_numbers: dict[str, int] = {}
         self._collective_code: dict[Hashable, ir.Function] = {}

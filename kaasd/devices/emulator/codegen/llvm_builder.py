@@ -111,12 +111,35 @@ class Builder(ir.IRBuilder):
     def store_as(self, value: ir.Value, pointer: ir.Value, tag: str = "state", align: int | None = None) -> None:
         self.store(value, pointer, align=align).set_metadata("tbaa", self._tags[tag])
 
+    def load_strong(self, kind: ir.Type, pointer: ir.Value, ordering: str, align: int) -> ir.Value:
+        """Load a kernel's value that another core may be writing."""
+        value = self.load_atomic(pointer, ordering, align, typ=kind)
+        value.set_metadata("tbaa", self._tags["memory"])
+        return value
+
+    def store_strong(self, value: ir.Value, pointer: ir.Value, ordering: str, align: int) -> None:
+        """Store a kernel's value that another core may be reading."""
+        # Not ``store_atomic``: llvmlite 0.50 asks an opaque pointer what it points to.
+        instruction = ir.instructions.StoreAtomicInstr(self.block, value, pointer, ordering, align)
+        instruction.set_metadata("tbaa", self._tags["memory"])
+        self._insert(instruction)
+
     def field(self, struct: Struct, pointer: ir.Value, name: str) -> ir.Value:
         """Return the address of a field."""
         return self.gep(pointer, [i32(0), i32(struct.names.index(name))], source_etype=struct.ir)
 
     def get(self, struct: Struct, pointer: ir.Value, name: str) -> ir.Value:
         return self.load_as(struct.types[struct.names.index(name)], self.field(struct, pointer, name))
+
+    def get_fixed(self, struct: Struct, pointer: ir.Value, name: str) -> ir.Value:
+        """Load a field that stays as it is for as long as the function at hand and those that it becomes a part of run."""
+        return self.load_fixed(struct.types[struct.names.index(name)], self.field(struct, pointer, name))
+
+    def load_fixed(self, kind: ir.Type, pointer: ir.Value, align: int | None = None) -> ir.Value:
+        """Load a value that stays so: LLVM may load it once for all threads."""
+        value = self.load(pointer, typ=kind, align=align)
+        value.set_metadata("invariant.load", self.module.add_metadata([]))
+        return value
 
     def put(self, struct: Struct, pointer: ir.Value, **values: ir.Value | int) -> None:
         """Store into fields."""

@@ -16,6 +16,7 @@ from kaasd.devices.emulator.codegen.homes import homes_of
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
 from kaasd.devices.emulator.codegen.liveness import Liveness, targets
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, i32, i64
+from kaasd.devices.emulator.codegen.nans import late_nans
 from kaasd.devices.emulator.codegen.order import ControlFlow, Place
 from kaasd.devices.emulator.codegen.structures import CONTEXT, FRAME, FUEL, STATUS_BITS, THREAD, THREAD_FUNCTION, Status
 from kaasd.devices.emulator.ptx.forms import Flow
@@ -124,6 +125,7 @@ class RoutineCompiler:
         self._fuel_offset = 0
         self._place = 0
         """Of the block at hand, in the order of blocks."""
+        self._late_nans = late_nans(routine)
         self._starts = self._part_starts()
         self._give_homes()
         self._parts = [self._new_part(*bounds) for bounds in pairwise([*self._starts, len(routine.operations)])]
@@ -165,6 +167,7 @@ class RoutineCompiler:
             function.attributes.add("noinline")
         emitter = Emitter(self._image, self._routine, function)
         emitter.watches_stores = bool(self._meetings.heads)
+        emitter.late_nans = self._late_nans
         emitter.suspend = self._suspend
         return _Part(function, start, end, emitter, emitter.b.block)
 

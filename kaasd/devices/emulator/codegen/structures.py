@@ -36,7 +36,8 @@ class Segment(IntEnum):
     """Never mapped: where an address leads that is in no block of the cluster."""
     CLUSTER = 16
     """From here on: shared memory of each block of the cluster at hand, by its rank."""
-    FIRST_FREE = 33
+    FIRST_FREE = 2048
+    """Those before it are each core's own: 64 KiB of the table, the largest page that there is."""
     HEAP = SEGMENT_COUNT // 2
     """From here on: what device code gets from ``malloc``, each with a segment of its own."""
 
@@ -133,6 +134,8 @@ LAUNCH = Struct(
     resident_limit="i64",
     first_cluster="i64",
     cluster_step="i64",
+    clusters="i64",
+    cores="i64",
     cluster_x="i32",
     cluster_y="i32",
     cluster_z="i32",
@@ -145,8 +148,29 @@ LAUNCH = Struct(
 )
 """One launch, ready to run. Offsets are from the start of a block's part of the arena.
 
-Clusters begin in the order ``first_cluster``, ``first_cluster + cluster_step``, … modulo their number; without any, each block is
-one by itself. ``grid_workspace`` is the device address of what blocks of a cooperative launch meet at, 0 in others."""
+Clusters begin in the order ``first_cluster``, ``first_cluster + cluster_step``, … modulo ``clusters``, their number; without any,
+each block is one by itself. ``cores`` is how many may run them. ``grid_workspace`` is the device address of what blocks of a
+cooperative launch meet at, 0 in others."""
+
+TEAM = Struct(
+    "Team",
+    next="i64",
+    gate="i64",
+    launch="ptr",
+    faulty="ptr",
+    cores="i64",
+    stop="i32",
+    closing="i32",
+    joined="i32",
+    launch_index="i32",
+    semaphore="i64",
+    semaphore_rest_0="i64",
+    semaphore_rest_1="i64",
+    semaphore_rest_2="i64",
+)
+"""What the cores share that run one launch: the place in the order of the cluster that begins next; the gate through which others
+come to help, see ``cores.py``; the launch at hand; the context of the first core that faulted; whether to stop, and to end for
+good; how often one has come to help; and a semaphore of the C library, on which they wait."""
 
 TEXTURE = Struct(
     "Texture",
@@ -210,6 +234,7 @@ class TextureAddress(IntEnum):
 CONTEXT = Struct(
     "Context",
     table="ptr",
+    team="ptr",
     launch="ptr",
     arena="ptr",
     resident="ptr",
@@ -217,7 +242,6 @@ CONTEXT = Struct(
     block_x="i32",
     block_y="i32",
     block_z="i32",
-    stop="i32",
     fault="i32",
     site="i32",
     address="i64",
@@ -251,10 +275,12 @@ CONTEXT = Struct(
     random="i32",
     changes="i32",
     round="i32",
+    pad_end="i32",
+    call_at="i64",
 )
-"""One run: the launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed.
+"""A core of a run: launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed.
 ``changes`` counts stores that changed memory, in code that may spin. ``round`` is for the checks: when the threads at hand began
-what they do together."""
+what they do together. ``call_at`` is when other cores are to be called, in the processor's cycles; 0: not any more."""
 
 THREAD = Struct(
     "Thread",
@@ -345,8 +371,9 @@ BLOCK_HEAD = BLOCK.size + BARRIER_COUNT * BARRIER.size
 
 
 def stopped(b: Builder, context: ir.Value) -> ir.Value:
-    """Whether another thread asked the run to stop."""
-    return b.is_("!=", b.load_atomic(b.field(CONTEXT, context, "stop"), "monotonic", 4, typ=I32), 0)
+    """Whether another thread asked the run to stop, or a core has faulted."""
+    team = b.get(CONTEXT, context, "team")
+    return b.is_("!=", b.load_atomic(b.field(TEAM, team, "stop"), "monotonic", 4, typ=I32), 0)
 
 
 def segment_entry(b: Builder, context: ir.Value, segment: int) -> ir.Value:

@@ -129,6 +129,7 @@ def _combine(t: Emitter, m: Match, kind: Type, old: Any, value: Any) -> Any:
 
 def reduce_elements(t: Emitter, m: Match, target: Any, source: Any, size: Any, kind: Type) -> None:
     """Combine each element at a host address with that at another."""
+    t.image.one_core = True  # its elements are changed one by one, by what no other block may see half done
     b = t.b
     with b.count(b.udiv(size, i64(kind.bytes))) as index:
         to, value = (b.at(each, b.mul(index, i64(kind.bytes))) for each in (target, source))

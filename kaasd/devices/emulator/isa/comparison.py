@@ -48,7 +48,7 @@ def combine(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     return {"and": t.b.and_, "or": t.b.or_, "xor": t.b.xor}[m.text("bool")](a, b)
 
 
-@instruction("setp.cmp{.ftz}.type d:pred{|d2:pred}, a, b", cmp=COMPARISONS, type=f"{INTEGERS} f32 f64")
+@instruction("setp.cmp{.ftz}.type d:pred{|d2:pred}, a, b", cmp=COMPARISONS, type=f"{INTEGERS} f32 f64", nans_alike=True)
 def setp(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     result = compare(t, m, m.type, a, b)
     return result, t.b.not_(result)

@@ -33,6 +33,7 @@ def emit(t: Emitter, name: str, arguments: list[ir.Value]) -> ir.Value:
         raise t.error(f"{name}: dynamic parallelism is not supported on the emulated device")
     if function is None:
         raise t.error(f"function {name} is not defined")
+    t.image.one_core |= name != "__assertfail"
     return function(t, *arguments)
 
 

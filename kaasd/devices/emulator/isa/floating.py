@@ -19,22 +19,22 @@ _SCALE = 2.0**64
 """Takes tiny results away from the end of the exponents; a source that it makes infinite makes no result tiny."""
 
 
-@instruction("add{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+@instruction("add{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64", nans_alike=True)
 def add(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     return _compute(t, m, "fadd", a, b)
 
 
-@instruction("sub{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+@instruction("sub{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64", nans_alike=True)
 def sub(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     return _compute(t, m, "fsub", a, b)
 
 
-@instruction("mul{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64")
+@instruction("mul{.rnd}{.ftz}{.sat}.type d, a, b", rnd=ROUNDING, type="f32 f64", nans_alike=True)
 def mul(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     return _compute(t, m, "fmul", a, b)
 
 
-@instruction("fma.rnd{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
+@instruction("fma.rnd{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64", nans_alike=True)
 @instruction("mad{.rnd}{.ftz}{.sat}.type d, a, b, c", rnd=ROUNDING, type="f32 f64")
 def fma(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     return _compute(t, m, "fma", a, b, c)
@@ -80,7 +80,7 @@ def fma_pairs(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
     return _pairs(t, m, "fma", a, b, c)
 
 
-@instruction("div.rnd{.ftz}.type d, a, b", rnd=[*ROUNDING.split(), "full", "approx"], type="f32 f64")
+@instruction("div.rnd{.ftz}.type d, a, b", rnd=[*ROUNDING.split(), "full", "approx"], type="f32 f64", nans_alike=True)
 def div(t: Emitter, m: Match, a: Any, b: Any) -> Any:
     mode = None if m["rnd"] in ("full", "approx") else m["rnd"]
     a, b = inputs(t, m, a, b)
@@ -190,12 +190,12 @@ def tanh(t: Emitter, m: Match, a: Any) -> Any:
     return _by_library(t, m, "tanh", a)
 
 
-@instruction("abs{.ftz}.type d, a", type="f32 f64")
+@instruction("abs{.ftz}.type d, a", type="f32 f64", nans_alike=True)
 def absolute(t: Emitter, m: Match, a: Any) -> Any:
     return finish(t, m, t.call(f"llvm.fabs.{suffix(a.type)}", a.type, *inputs(t, m, a)))
 
 
-@instruction("neg{.ftz}.type d, a", type="f32 f64")
+@instruction("neg{.ftz}.type d, a", type="f32 f64", nans_alike=True)
 def negate(t: Emitter, m: Match, a: Any) -> Any:
     return finish(t, m, t.b.fneg(inputs(t, m, a)[0]))
 

@@ -48,15 +48,39 @@ def access(t: Emitter, m: Match, memory: Memory, fault: Fault, count: int = 1, k
     return [t.b.at(pointer, kind.bytes * index) for index in range(count)]
 
 
-def load(t: Emitter, pointer: Any, kind: Type) -> Any:
+def load(t: Emitter, pointer: Any, kind: Type, ordering: str = "") -> Any:
+    """Load a value, with LLVM's ``ordering`` where another core may be writing it."""
+    if ordering:
+        return t.b.load_strong(kind.ir, pointer, ordering, kind.bytes)
     return t.b.load_as(kind.ir, pointer, "memory", min(kind.bytes, 16))
 
 
-def store(t: Emitter, value: Any, pointer: Any, kind: Type) -> None:
+def store(t: Emitter, value: Any, pointer: Any, kind: Type, ordering: str = "") -> None:
+    """Store a value, with LLVM's ``ordering`` where another core may be reading it."""
     if t.watches_stores:
-        old, new = t.b.load_as(kind.raw, pointer, "memory", min(kind.bytes, 16)), t.raw(value)
-        t.b.bump(CONTEXT, t.context, "changes", t.b.zext(t.b.is_("!=", old, new), I32))
-    t.b.store_as(value, pointer, "memory", min(kind.bytes, 16))
+        count_change(t, t.b.is_("!=", t.b.load_as(kind.raw, pointer, "memory", min(kind.bytes, 16)), t.raw(value)))
+    if ordering:
+        t.b.store_strong(value, pointer, ordering, kind.bytes)
+    else:
+        t.b.store_as(value, pointer, "memory", min(kind.bytes, 16))
+
+
+def count_change(t: Emitter, changed: Any) -> None:
+    """Take note that a store changed memory, if it did."""
+    t.b.bump(CONTEXT, t.context, "changes", t.b.zext(changed, I32))
+
+
+def is_of_one_core(t: Emitter, m: Match, memory: Memory) -> bool:
+    """Whether what an instruction accesses is the block's own: it runs on one core, so that this needs no care."""
+    return t.address(space_of(m), memory)[0] in SPACES
+
+
+def _ordering(t: Emitter, m: Match, memory: Memory, strongest: str) -> str:
+    """Return LLVM's word for how a load or store is ordered, nothing for a weak one. ``strongest`` is acquire or release."""
+    word = m["order"] or ("relaxed" if "mmio" in m else "weak")
+    if word == "weak" or m.type.bits > 64 or is_of_one_core(t, m, memory):
+        return ""
+    return "monotonic" if word in ("relaxed", "volatile", "mmio") else strongest
 
 
 HINTS = "{.space}{.nc}{.cache}{.evict}{.evict2}{.hint}{.prefetch}"
@@ -75,7 +99,9 @@ HINT_WORDS: dict[str, Any] = {
 )  # fmt: skip
 @instruction("ldu{.space}.type d, [a]", space="global", type=MEMORY_TYPES)
 def ld(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
-    return load(t, access(t, m, a, Fault.LOAD)[0], m.type)
+    if (parameter := t.parameter(a, m.type.bytes)) is not None:
+        return t.b.load_fixed(m.type.ir, parameter, m.type.bytes)
+    return load(t, access(t, m, a, Fault.LOAD)[0], m.type, _ordering(t, m, a, "acquire"))
 
 
 @instruction(
@@ -84,7 +110,8 @@ def ld(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
 )  # fmt: skip
 @instruction("ldu{.space}.vec.type d, [a]", space="global", vec=VECTOR, type=MEMORY_TYPES)
 def ld_vector(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
-    return [load(t, pointer, m.type) for pointer in access(t, m, a, Fault.LOAD, int(m.text("vec")[1:]))]
+    ordering = _ordering(t, m, a, "acquire")
+    return [load(t, pointer, m.type, ordering) for pointer in access(t, m, a, Fault.LOAD, int(m.text("vec")[1:]))]
 
 
 @instruction(
@@ -92,7 +119,7 @@ def ld_vector(t: Emitter, m: Match, a: Memory, policy: Any = None) -> Any:
     order=ORDER, scope=SCOPE, space=SPACE, type=MEMORY_TYPES, **HINT_WORDS,
 )  # fmt: skip
 def st(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
-    store(t, b, access(t, m, a, Fault.STORE)[0], m.type)
+    store(t, b, access(t, m, a, Fault.STORE)[0], m.type, _ordering(t, m, a, "release"))
 
 
 @instruction(
@@ -103,8 +130,9 @@ def st_vector(t: Emitter, m: Match, a: Memory, b: Any, policy: Any) -> None:
     count = int(m.text("vec")[1:])
     if not isinstance(b, list) or len(b) != count:
         raise t.error(f"a vector of {count} is needed")
+    ordering = _ordering(t, m, a, "release")
     for value, pointer in zip(b, access(t, m, a, Fault.STORE, count), strict=True):
-        store(t, value, pointer, m.type)
+        store(t, value, pointer, m.type, ordering)
 
 
 @instruction("prefetch{.space}.level [a]", space="global local", level=["L1", "L2", *EVICTION])
@@ -115,7 +143,7 @@ def prefetch(t: Emitter, m: Match, *operands: Any) -> None:
     """There is no cache."""
 
 
-@instruction("mov.type *d, *a", type="pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f32 f64")
+@instruction("mov.type *d, *a", type="pred b16 b32 b64 b128 u16 u32 u64 s16 s32 s64 f32 f64", nans_alike=True)
 def mov(t: Emitter, m: Match, target: Operand, source: Operand) -> None:
     """Copy; pack a vector into a scalar or unpack a scalar into a vector."""
     if isinstance(source, Elements) and not isinstance(target, Elements):
@@ -217,7 +245,12 @@ def createpolicy(t: Emitter, m: Match, *operands: Any) -> Any:
 @instruction("fence.order.restrict.cluster", order="acquire release", restrict=RESTRICT)
 @instruction("fence.proxy.async::generic.order.restrict.cluster", order="acquire release", restrict=RESTRICT)
 def fence(t: Emitter, m: Match) -> None:
-    """Threads take turns on one processor, so memory is always in order."""
+    """A block runs on one core, where memory is always in order; other blocks may run on others."""
+    if m["scope"] == "cta" or m["level"] == "cta":
+        t.b.fence("acq_rel", "singlethread")
+    else:
+        order = m["order"] or "sc"
+        t.b.fence("seq_cst" if order == "sc" else order)
 
 
 __all__ = ["I64"]

@@ -13,8 +13,7 @@ from kaasd.devices.emulator.ptx.forms import Match
 MODES = {"rz": 0, "rn": 1, "rp": 2, "rm": 3}
 """PTX's rounding modes as the numbers of LLVM's ``set.rounding``."""
 
-CANONICAL_NAN = 0x7FFFFFFF
-"""What every single-precision operation returns for NaN."""
+CANONICAL_NAN = Emitter.CANONICAL_NAN
 
 _SUFFIX = {"float": "f32", "double": "f64"}
 
@@ -36,11 +35,7 @@ def flush(t: Emitter, value: Any) -> Any:
 
 def canonical(t: Emitter, value: Any) -> Any:
     """Replace any single-precision NaN by the canonical one."""
-    if not isinstance(value.type, ir.FloatType):
-        return value
-    b = t.b
-    nan = b.bitcast(i32(CANONICAL_NAN), value.type)
-    return b.select(b.fcmp_unordered("uno", value, value), nan, value)
+    return t.canonical(value) if isinstance(value.type, ir.FloatType) else value
 
 
 def saturate(t: Emitter, value: Any) -> Any:
@@ -55,7 +50,9 @@ def finish(t: Emitter, m: Match, value: Any) -> Any:
     """Apply ``.ftz`` and ``.sat`` to a result, and make its NaN canonical."""
     if "ftz" in m:
         value = flush(t, value)
-    return saturate(t, value) if "sat" in m else canonical(t, value)
+    if "sat" in m:
+        return saturate(t, value)
+    return value if t.writes_late_nan else canonical(t, value)
 
 
 def inputs(t: Emitter, m: Match, *values: Any) -> list[Any]:

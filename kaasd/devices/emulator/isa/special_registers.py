@@ -15,7 +15,7 @@ from kaasd.devices.emulator.ptx.routine import Special
 
 
 def _launch(t: Emitter, field: str) -> ir.Value:
-    return t.b.get(LAUNCH, t.b.get(CONTEXT, t.context, "launch"), field)
+    return t.b.get_fixed(LAUNCH, t.launch, field)
 
 
 def _lane(t: Emitter) -> ir.Value:

@@ -43,7 +43,14 @@ _REFUSED_WORDS = {
 
 
 def instruction(
-    text: str, *, flow: Flow = Flow.NEXT, suspends: bool = False, carry: str = "", parts: bool = False, **groups: Any
+    text: str,
+    *,
+    flow: Flow = Flow.NEXT,
+    suspends: bool = False,
+    carry: str = "",
+    parts: bool = False,
+    nans_alike: bool = False,
+    **groups: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the semantics of a form; see the module's text.
 
@@ -55,7 +62,7 @@ def instruction(
     words = _words(mnemonic, alternatives)
 
     def register(emit: Callable[..., Any]) -> Callable[..., Any]:
-        form = Form(text, pattern, words, _operands(operands), emit, flow, suspends, carry, parts, alternatives)
+        form = Form(text, pattern, words, _operands(operands), emit, flow, suspends, carry, parts, nans_alike, alternatives)
         _FORMS.setdefault(opcode, []).append(form)
         return emit
 

@@ -62,6 +62,8 @@ class Form:
     """``in``, ``out`` or ``in out``: whether it reads and writes the carry flag, as a last source and a last result."""
     parts: bool
     """Its operands may name parts of registers, and be negated."""
+    nans_alike: bool
+    """It gives the same for every NaN of single precision, or moves it; if its own result is NaN that is a GPU's."""
     groups: Mapping[str, Sequence[str]]
     """The alternatives of each name that stands for several modifiers."""
 

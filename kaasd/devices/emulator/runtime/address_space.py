@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from kaas_core import ReadableBuffer
 from kaasd.devices.base import OutOfMemory
 from kaasd.devices.emulator.codegen.structures import OFFSET_BITS, OFFSET_MASK, SEGMENT, SEGMENT_COUNT, Segment
-from kaasd.devices.emulator.runtime.host_memory import HostMemory
+from kaasd.devices.emulator.runtime.host_memory import HostMemory, SharedMemory
 from kaasd.devices.emulator.runtime.shadows import Shadows
 
 _LONGEST_STRING = 1 << 16
@@ -84,7 +84,7 @@ class AddressSpace:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         size = ctypes.sizeof(SEGMENT.ctype) * SEGMENT_COUNT
-        self._table_memory = HostMemory(size)
+        self._table_memory = SharedMemory(size)
         self.table_address = self._table_memory.address
         self.table = (SEGMENT.ctype * SEGMENT_COUNT).from_address(self.table_address)
         self._next_segment = int(Segment.FIRST_FREE)
@@ -127,6 +127,10 @@ class AddressSpace:
         self._used_bytes -= allocation.size_bytes
         del self._allocations[allocation.segment]
         self._free_segments.append(allocation.segment)
+
+    def table_of_core(self) -> int:
+        """Return where another core finds the table, of which the segments with a fixed meaning are its own."""
+        return self._table_memory.mapped_again(ctypes.sizeof(SEGMENT.ctype) * Segment.FIRST_FREE)
 
     def find(self, address: int) -> tuple[Allocation | None, int]:
         """Return what is in an address's segment, and the address's offset, which may be outside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from random import Random
@@ -44,10 +45,13 @@ class EmulatedDevice:
         seed: int | None = None,
         ptx_version: tuple[int, int] = NEWEST_PTX,
         code: CodeDirectory | None = None,
+        cores: int | None = None,
     ) -> None:
         """``ptx_version`` is the newest that it takes. ``checks`` are those of ``EMULATOR_CHECKS`` that every kernel makes.
 
         What all devices need compiled is kept in ``code``.
+        Blocks of a launch run on so many ``cores``, by default on all that this process may use. With ``checks`` or a ``seed`` it
+        is one.
         With a ``seed`` blocks and warps run in a random order, another one in each run, the same ones for the same seed.
         """
         self.properties = properties or DeviceProperties("emulator", MODEL, default_memory_bytes())
@@ -56,8 +60,10 @@ class EmulatedDevice:
         self._ptx_support = PtxSupport(self.properties.compute_capability, ptx_version)
         self._order = None if seed is None else Random(seed)
         self._scheduler = native_scheduler(code)
-        self._processor = Processor(self._space, self._scheduler, self._order)
         self._checks = frozenset(checks)
+        in_order = self._checks or seed is not None
+        self._cores = 1 if in_order else cores or len(os.sched_getaffinity(0))
+        self._processor = Processor(self._space, self._scheduler, self._order, self._cores)
         if self._checks:
             self._space.shadows = Shadows(self._processor.context, SEGMENT_COUNT)
 
@@ -118,7 +124,7 @@ class EmulatedDevice:
         """Make a run of all ``launches`` in order, ``iterations`` times."""
         return EmulatedRun(
             self._processor,
-            Prepared(launches, self.properties, self._scheduler, self._order),
+            Prepared(launches, self.properties, self._scheduler, self._order, self._cores),
             iterations,
             _own(uploads),
             _own(zeroed),
@@ -159,7 +165,7 @@ class EmulatedDevice:
 
     def stop(self) -> bool:
         """Ask a run under way to raise ``Stopped``, from any thread."""
-        self._processor.context.stop = 1
+        self._processor.cores.team.stop = 1
         return True
 
     def close(self) -> None:

@@ -31,11 +31,20 @@ class Prepared:
     """Launches ready to run. They may run any number of times, also with other buffers."""
 
     def __init__(
-        self, launches: Sequence[Launch], properties: DeviceProperties, scheduler: NativeCode, order: Random | None = None
+        self,
+        launches: Sequence[Launch],
+        properties: DeviceProperties,
+        scheduler: NativeCode,
+        order: Random | None = None,
+        cores: int = 1,
     ) -> None:
-        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of blocks; None leaves it as it is."""
+        """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of blocks; None leaves it as it is.
+
+        So many ``cores`` may run the blocks of a launch.
+        """
         self._order = order
         self._properties = properties
+        self._cores = cores
         self._scheduler = scheduler
         self.structs = (LAUNCH.ctype * len(launches))()
         self.address = ctypes.addressof(self.structs)
@@ -49,6 +58,8 @@ class Prepared:
             struct for launch, struct in zip(launches, self.structs, strict=True) if launch.attributes.cooperative
         ]
         """Those of them that need a workspace for their grid."""
+        self.most_cores = 1
+        """That may have to do with a launch."""
         self._arguments: list[HostMemory] = []
         for launch, struct in zip(launches, self.structs, strict=True):
             self._fill(struct, launch)
@@ -56,6 +67,7 @@ class Prepared:
             count = min(struct.resident_limit, blocks)
             self.arena_size = max(self.arena_size, struct.block_stride * count)
             self.residents = max(self.residents, count)
+            self.most_cores = max(self.most_cores, struct.cores)
             self.most_blocks = max(self.most_blocks, blocks)
             self.most_warps = max(self.most_warps, blocks * -(-struct.threads // WARP_SIZE))
         units = dict.fromkeys(launch.kernel.unit for launch in launches if isinstance(launch.kernel, EmulatedKernel))
@@ -131,7 +143,10 @@ class Prepared:
         limit = min(most, ARENA_LIMIT // struct.block_stride)
         limit = blocks if attributes.cooperative else max(cluster_size, limit)
         struct.resident_limit = limit if scheduled else 1
-        struct.first_cluster, struct.cluster_step = self._cluster_order(blocks // cluster_size)
+        struct.clusters = blocks // cluster_size
+        is_for_one = code.description.one_core or attributes.cooperative or cluster_size > 1 or blocks == 1
+        struct.cores = 1 if is_for_one else self._cores
+        struct.first_cluster, struct.cluster_step = self._cluster_order(struct.clusters)
 
     def _cluster_order(self, clusters: int) -> tuple[int, int]:
         """Return which begins first, and the distance to the next: prime to their number, so that each has its turn."""

@@ -26,7 +26,7 @@ from kaasd.devices.emulator.codegen.structures import (
 def define(module: ir.Module, name: str, result: ir.Type, *arguments: ir.Type) -> tuple[ir.Function, Builder]:
     """Begin a function of the scheduler."""
     function = ir.Function(module, ir.FunctionType(result, arguments), name)
-    if name not in ("schedule", "execute"):
+    if name not in ("schedule", "execute", "help"):
         function.linkage = "internal"
     return function, Builder(function.append_basic_block("entry"))
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterable, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 from time import perf_counter_ns
 from typing import Any
 
 from kaasd.devices.base import Launch, OutOfMemory, Stopped, Transfer, buffer_names
 from kaasd.devices.emulator.codegen.machine_code import NativeCode
-from kaasd.devices.emulator.codegen.structures import CONTEXT, Fault
+from kaasd.devices.emulator.codegen.structures import CONTEXT, TEAM, Fault
 from kaasd.devices.emulator.runtime.address_space import AddressSpace, Allocation
 from kaasd.devices.emulator.runtime.fault_report import kernel_fault
 from kaasd.devices.emulator.runtime.host_memory import CLEARED_BY_HAND, HostMemory
@@ -30,6 +32,8 @@ WORKSPACE_BYTES = 64
 HEAP_BYTES = 8 << 20
 """For what device code may hold of ``malloc`` at a time: CUDA's default."""
 
+_LIBC = ctypes.CDLL(None)
+_HELP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _EXECUTE = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64)
 
 
@@ -94,18 +98,105 @@ class Arena:
             self._memory.close()
 
 
-class Processor:
-    """What runs kernels: the context that native code reads, and the memory of resident blocks. It runs one thing at a time."""
+class Core:
+    """One core: the context that native code reads, and the memory of its blocks."""
 
-    def __init__(self, space: AddressSpace, scheduler: NativeCode, order: Random | None) -> None:
+    def __init__(self, team: Any, table_address: int) -> None:
+        self._team = team  # whose memory lives as long as this
+        self.context = CONTEXT.ctype(team=ctypes.addressof(team), table=table_address)
+        self.address = ctypes.addressof(self.context)
+        self.arena = Arena(self.context)
+
+
+def _help(function: Callable[[int], None], core: Core) -> None:
+    """Help until the team is closed: a thread's own function, which holds what native code reads meanwhile."""
+    function(core.address)
+
+
+def _end(team: Any, semaphore: ctypes.c_void_p, threads: Sequence[threading.Thread]) -> None:
+    """Close a team."""
+    team.closing = 1
+    for _ in threads:
+        _LIBC.sem_post(semaphore)
+    for thread in threads:
+        thread.join()
+
+
+class Cores:
+    """One core that runs whatever is to be run, and others that come to help where that takes long.
+
+    Those are started when something is first prepared that they may have to do with.
+    """
+
+    def __init__(self, space: AddressSpace, scheduler: NativeCode, count: int) -> None:
+        """There are ``count``. ``scheduler`` is what ``native_scheduler`` returns."""
+        self._space = space
+        self._scheduler = scheduler
+        self.team = TEAM.ctype(cores=count)
+        self.first = Core(self.team, space.table_address)
+        self._joined_before = 0
+        self._others: list[Core] = []
+
+    def make_room(self, prepared: Prepared) -> None:
+        """Get the memory that a run needs. Raises ``OutOfMemory``."""
+        self.first.arena.make_room(prepared)
+        if prepared.most_cores > 1:
+            if not self._others:
+                self._start()
+            for core in self._others:
+                core.arena.make_room(prepared)
+
+    def _start(self) -> None:
+        semaphore = ctypes.c_void_p(ctypes.addressof(self.team) + TEAM.offset("semaphore"))
+        _LIBC.sem_init(semaphore, 0, 0)
+        function = _HELP(self._scheduler.address("help"))
+        threads = []
+        for number in range(1, self.team.cores):
+            core = Core(self.team, self._space.table_of_core())
+            self._others.append(core)
+            threads.append(threading.Thread(target=_help, args=(function, core), name=f"core {number}", daemon=True))
+        self._end = weakref.finalize(self, _end, self.team, semaphore, threads)
+        for thread in threads:
+            thread.start()
+
+    def begin(self) -> None:
+        """Make ready for a run."""
+        self.team.faulty = None
+        self.first.context.fault = self.first.context.site = self.first.context.address = 0
+
+    @property
+    def faulty(self) -> Any:
+        """The context that says why a run has stopped."""
+        return CONTEXT.ctype.from_address(self.team.faulty) if self.team.faulty else self.first.context
+
+    def clear(self, size: int) -> None:
+        """Make the first ``size`` bytes of the arenas that were used zeros again."""
+        self.first.arena.clear(size)
+        if self.team.joined != self._joined_before:
+            self._joined_before = self.team.joined
+            for core in self._others:
+                core.arena.clear(size)
+
+    def close(self) -> None:
+        """End the threads, and free everything. Idempotent."""
+        if self._others:
+            self._end()
+        for core in (self.first, *self._others):
+            core.arena.close()
+
+
+class Processor:
+    """What runs kernels, one launch at a time, on one core or several."""
+
+    def __init__(self, space: AddressSpace, scheduler: NativeCode, order: Random | None, cores: int) -> None:
         """``scheduler`` is what ``native_scheduler`` returns. ``order`` gives the order of warps; None leaves it as it is."""
         self._space = space
-        self.context = CONTEXT.ctype(table=space.table_address, heap_limit=HEAP_BYTES)
+        self.cores = Cores(space, scheduler, cores)
+        self.context = self.cores.first.context
+        self.context.heap_limit = HEAP_BYTES
         if order is not None:
             self.context.random = order.randrange(1, 1 << 32)
-        self._context_address = ctypes.addressof(self.context)
         self._native = _EXECUTE(scheduler.address("execute"))
-        self._arena = Arena(self.context)
         self._workspace: Allocation | None = None
         """Where the blocks of a cooperative launch meet; there is one from the first such launch on."""
         self._print_memory = HostMemory(PRINT_BYTES)
@@ -113,7 +204,7 @@ class Processor:
 
     def make_room(self, prepared: Prepared) -> None:
         """Get the memory that a run needs. To be called once before it runs. Raises ``OutOfMemory``."""
-        self._arena.make_room(prepared)
+        self.cores.make_room(prepared)
         if prepared.cooperative and self._workspace is None:
             self._workspace = self._space.allocate(WORKSPACE_BYTES, "the grid's workspace")
         for struct in prepared.cooperative:
@@ -122,7 +213,7 @@ class Processor:
     def run(self, prepared: Prepared, iterations: int, tracer: Tracer[Any] | None = None) -> str:
         """Run, and return what device code printed. Raises ``KernelFault``, ``Stopped``."""
         context = self.context
-        context.fault = context.site = context.address = 0
+        self.cores.begin()
         context.printed_used = context.printed_lost = context.heap_next = context.heap_used = 0
         if self._workspace is not None:
             self._workspace.zero()
@@ -130,7 +221,7 @@ class Processor:
         if shadows is not None:
             shadows.begin_run(prepared.arena_size, prepared.most_blocks, prepared.most_warps, prepared.temporaries)
         if tracer is None:
-            outcome = self._native(self._context_address, prepared.address, len(prepared.launches), iterations)
+            outcome = self._native(self.cores.first.address, prepared.address, len(prepared.launches), iterations)
         else:
             outcome = self._run_traced(prepared, iterations, tracer)
         try:
@@ -138,12 +229,12 @@ class Processor:
                 raise Stopped
             printed = self._format_printed() if context.printed_used else ""
             if outcome != Fault.NONE:
-                fault = kernel_fault(context, prepared.launches, self._space)
+                fault = kernel_fault(self.cores.faulty, prepared.launches, self._space)
                 if printed:
                     fault.report += f"\nprinted before:\n{printed[-PRINTED_IN_REPORT:]}"
                 raise fault
         finally:
-            self._arena.clear(prepared.arena_size)
+            self.cores.clear(prepared.arena_size)
             if shadows is not None:
                 shadows.end_run()
             if context.heap_next:
@@ -156,9 +247,9 @@ class Processor:
         for iteration in range(iterations):
             for index, address in enumerate(addresses):
                 with tracer.launch(KERNELS, index, iteration):
-                    outcome: int = self._native(self._context_address, address, 1, 1)
+                    outcome: int = self._native(self.cores.first.address, address, 1, 1)
                 if outcome != Fault.NONE:
-                    self.context.launch_index = index
+                    self.cores.faulty.launch_index = index
                     return outcome
         return Fault.NONE
 
@@ -171,7 +262,7 @@ class Processor:
 
     def close(self) -> None:
         """Free everything. Idempotent."""
-        self._arena.close()
+        self.cores.close()
         self._print_memory.close()
 
 
@@ -214,7 +305,7 @@ class EmulatedRun(Ended):
         self, after: Iterable[Transfer] = (), tracer: Tracer[Any] | None = None, priority: int = 0, group: str = ""
     ) -> None:
         """Run to the end. Raises ``KernelFault``, ``Stopped``, and ``ValueError`` where a buffer is closed."""
-        self._processor.context.stop = 0
+        self._processor.cores.team.stop = 0
         begun_ns = perf_counter_ns()
         self.times_ns = begun_ns, 0
         for reset in self._resets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from kaasd.devices.emulator.codegen.checks import begin_block
+from kaasd.devices.emulator.codegen.cores import CALL_AFTER, call_others, cycles, declare, take
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
 from kaasd.devices.emulator.codegen.structures import (
     BARRIER,
@@ -13,20 +14,18 @@ from kaasd.devices.emulator.codegen.structures import (
     CONTEXT,
     FRAME,
     LAUNCH,
-    MOST_CLUSTER_BLOCKS,
-    RUN,
     SEGMENT,
+    TEAM,
     THREAD,
     WARP,
     WARP_SIZE,
     Fault,
-    Segment,
     ThreadState,
     enter_block,
     enter_cluster,
-    segment_entry,
     stopped,
 )
+from kaasd.devices.emulator.runtime.helping import build_close, build_help, build_join
 from kaasd.devices.emulator.runtime.rendezvous import barrier_at, define, random, thread_at, warp_at
 from kaasd.devices.emulator.runtime.warps import build_run_warp
 
@@ -37,9 +36,10 @@ IDLE = 0x7FFF_FFFF
 
 
 def build_scheduler() -> ir.Module:
-    """Return the module with ``schedule`` (one launch) and ``execute`` (launches in order, some number of times)."""
+    """Return the module with ``schedule`` (one launch), ``execute`` (launches in order, some number of times) and ``help``."""
     module = ir.Module("scheduler")
     _build_execute(module)
+    build_help(module)
     run_block = _build_run_block(module, build_run_warp(module))
     _build_schedule(module, _build_admit_cluster(module, _build_admit(module)), run_block)
     return module
@@ -48,26 +48,30 @@ def build_scheduler() -> ir.Module:
 def _build_execute(module: ir.Module) -> None:
     function, b = define(module, "execute", I32, PTR, PTR, I64, I64)
     context, launches, count, iterations = function.args
+    join, close = build_join(module), build_close(module)
     with b.count(iterations), b.count(count) as index:
         launch = b.item(launches, LAUNCH.ir, index)
         time = b.bump(CONTEXT, context, "time", 1)
-        b.put(CONTEXT, context, launch=launch, launch_index=b.trunc(index, I32), launch_time=time)
-        with b.count(i64(MOST_CLUSTER_BLOCKS)) as rank:
-            b.put(SEGMENT, b.item(segment_entry(b, context, Segment.CLUSTER), SEGMENT.ir, rank), size=0, writable_size=0)
-        size = b.get(LAUNCH, launch, "arguments_size")
-        b.put(
-            SEGMENT, segment_entry(b, context, Segment.PARAM), base=b.get(LAUNCH, launch, "arguments"), size=size, writable_size=0
-        )
+        b.put(CONTEXT, context, launch_time=time)
         table = b.get(CONTEXT, context, "table")
         read_only = b.get(LAUNCH, launch, "read_only")
         read_only_count = b.get(LAUNCH, launch, "read_only_count")
         with b.count(read_only_count) as i:
             b.put(SEGMENT, b.item(table, SEGMENT.ir, b.load_as(I64, b.item(read_only, I64, i))), writable_size=0)
-        run = b.load_as(RUN.as_pointer(), b.field(LAUNCH, launch, "run"))
-        fault = b.call(run, [context])
+        is_shared_out = b.is_(">", b.get(LAUNCH, launch, "cores"), 1)
+        call_at = b.select(is_shared_out, b.add(cycles(b), i64(CALL_AFTER)), i64(0))
+        b.put(CONTEXT, context, call_at=call_at)
+        b.put(TEAM, b.get(CONTEXT, context, "team"), next=0, launch=launch, launch_index=b.trunc(index, I32))
+        fault = b.call(join, [context])
+        were_called = b.and_(is_shared_out, b.is_("==", b.get(CONTEXT, context, "call_at"), 0))
+        with b.when(were_called):
+            b.call(close, [context])
         with b.count(read_only_count) as i:
             entry = b.item(table, SEGMENT.ir, b.load_as(I64, b.item(read_only, I64, i)))
             b.put(SEGMENT, entry, writable_size=b.get(SEGMENT, entry, "size"))
+        faulty = b.get(TEAM, b.get(CONTEXT, context, "team"), "faulty")
+        with b.when(b.icmp_unsigned("!=", faulty, ir.Constant(PTR, None)), likely=False):
+            b.ret(b.get(CONTEXT, faulty, "fault"))
         with b.when(b.is_("!=", fault, Fault.NONE), likely=False):
             b.ret(fault)
     b.ret(i32(Fault.NONE))
@@ -90,6 +94,7 @@ def _build_run_block(module: ir.Module, run_warp: ir.Function) -> ir.Function:
         b.store(i32(0), progress)
         rotation = b.urem(random(b, context), warps)
         with b.count(warps) as place:
+            call_others(b, context)
             turned = b.add(place, rotation)
             warp = b.select(b.is_("<", turned, warps), turned, b.sub(turned, warps))
             skipped = b.and_(b.bits(random(b, context), 1), b.is_("==", b.load(no_skips, typ=I32), 0))
@@ -132,7 +137,7 @@ def _build_admit(module: ir.Module) -> ir.Function:
     blocks = b.zext(b.get(LAUNCH, launch, "cluster_size"), I64)
     turn, rank = b.udiv(number, blocks), b.urem(number, blocks)
     turn = b.add(b.get(LAUNCH, launch, "first_cluster"), b.mul(turn, b.get(LAUNCH, launch, "cluster_step")))
-    turn = b.urem(turn, b.mul(b.mul(clusters[0], clusters[1]), clusters[2]))
+    turn = b.urem(turn, b.get(LAUNCH, launch, "clusters"))
     coordinates = [
         b.add(b.mul(outer, size), inner)
         for outer, size, inner in zip(_coordinates(b, turn, clusters), cluster, _coordinates(b, rank, cluster), strict=True)
@@ -188,7 +193,7 @@ def _build_admit(module: ir.Module) -> ir.Function:
 
 
 def _build_admit_cluster(module: ir.Module, admit: ir.Function) -> ir.Function:
-    """Set up a cluster whose first block has this number, from a place in the arena on, and count its blocks as resident."""
+    """Set up the cluster whose turn has this number, from a place in the arena on, and note its blocks as resident."""
     function, b = define(module, "admit_cluster", ir.VoidType(), PTR, PTR, I64, PTR)
     context, first, number, resident = function.args
     launch = b.get(CONTEXT, context, "launch")
@@ -196,53 +201,65 @@ def _build_admit_cluster(module: ir.Module, admit: ir.Function) -> ir.Function:
     with b.count(b.zext(blocks, I64)) as rank:
         block = b.at(first, b.mul(rank, stride))
         b.store_as(block, b.item(resident, PTR, rank))
-        b.call(admit, [context, block, b.add(number, rank), first])
+        b.call(admit, [context, block, b.add(b.mul(number, b.zext(blocks, I64)), rank), first])
     b.put(BLOCK, first, members=blocks, arrived=0, phase=0)
     b.ret_void()
     return function
 
 
 def _build_schedule(module: ir.Module, admit_cluster: ir.Function, run_block: ir.Function) -> None:
-    """Run all blocks: one cluster after another, or several by turns where a block only spins, waiting for another perhaps."""
+    """Run clusters until none is left: one after another, or several by turns where a block only spins, waiting perhaps."""
     function, b = define(module, "schedule", I32, PTR)
     (context,) = function.args
     launch, arena = b.get(CONTEXT, context, "launch"), b.get(CONTEXT, context, "arena")
     resident = b.get(CONTEXT, context, "resident")
-    grid = [b.zext(b.get(LAUNCH, launch, f"grid_{axis}"), I64) for axis in "xyz"]
-    blocks = b.mul(b.mul(grid[0], grid[1]), grid[2])
     stride, limit = b.get(LAUNCH, launch, "block_stride"), b.get(LAUNCH, launch, "resident_limit")
     cluster = b.zext(b.get(LAUNCH, launch, "cluster_size"), I64)
-    following, active, turn, taken = (b.variable(I64, 0) for _ in range(4))
+    active, turn, taken, number, end, in_vain = (b.variable(I64, 0) for _ in range(6))
+    others = b.is_(">", b.get(LAUNCH, launch, "cores"), 1)
+
+    def has_more() -> ir.Value:
+        """Whether there is another cluster for this core, whose number it then has."""
+        with b.when(b.is_("==", b.load(number, typ=I64), b.load(end, typ=I64))):
+            for variable, value in zip((number, end), take(b, context), strict=True):
+                b.store(value, variable)
+        return b.is_("!=", b.load(number, typ=I64), b.load(end, typ=I64))
 
     def add_cluster(first: ir.Value) -> None:
-        number, count = b.load(following, typ=I64), b.load(active, typ=I64)
-        b.call(admit_cluster, [context, first, number, b.item(resident, PTR, count)])
-        b.store(b.add(number, cluster), following)
+        following, count = b.load(number, typ=I64), b.load(active, typ=I64)
+        b.store(b.add(following, i64(1)), number)
+        b.call(admit_cluster, [context, first, following, b.item(resident, PTR, count)])
         b.store(b.add(count, cluster), active)
 
-    add_cluster(arena)
-    b.store(cluster, taken)
+    with b.when(has_more()):
+        add_cluster(arena)
+        b.store(cluster, taken)
     with b.while_(lambda: b.is_("!=", b.load(active, typ=I64), 0)):
         place = b.item(resident, PTR, b.load(turn, typ=I64))
         block = b.load_as(PTR, place)
         outcome = b.call(run_block, [context, block])
-        more = b.is_("<", b.load(following, typ=I64), blocks)
         with b.if_else(b.is_("==", outcome, Fault.NONE)) as (finished, otherwise):
             with finished:
+                b.store(i64(0), in_vain)
                 left = b.sub(b.load(active, typ=I64), i64(1))
                 b.store(left, active)
                 b.store_as(b.load_as(PTR, b.item(resident, PTR, left)), place)
                 leader = b.get(BLOCK, block, "leader")
                 b.put(BLOCK, leader, members=b.sub(b.get(BLOCK, leader, "members"), i32(1)))
-                with b.when(b.and_(more, b.is_("==", b.get(BLOCK, leader, "members"), 0))):
+                with b.when(b.is_("==", b.get(BLOCK, leader, "members"), 0)), b.when(has_more()):
                     add_cluster(leader)
                 with b.when(b.is_(">=", b.load(turn, typ=I64), b.load(active, typ=I64))):
                     b.store(i64(0), turn)
             with otherwise:
                 with b.when(b.is_("!=", outcome, IDLE), likely=False):
                     b.ret(outcome)
+                waited = b.add(b.load(in_vain, typ=I64), i64(1))
+                b.store(waited, in_vain)
+                with b.when(b.and_(others, b.is_(">=", waited, b.load(active, typ=I64)))):  # another core may have to do it
+                    b.store(i64(0), in_vain)
+                    b.call(declare(module, "sched_yield", I32), [])
                 used = b.load(taken, typ=I64)
-                with b.when(b.and_(more, b.is_("<=", b.add(used, cluster), limit))):
+                with b.when(b.is_("<=", b.add(used, cluster), limit)), b.when(has_more()):
                     add_cluster(b.at(arena, b.mul(used, stride)))
                     b.store(b.add(used, cluster), taken)
                 turned = b.add(b.load(turn, typ=I64), i64(1))

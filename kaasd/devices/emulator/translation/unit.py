@@ -102,6 +102,7 @@ class PtxUnit:
             by_lane=lowered.by_lane,
             by_lane_waits=lowered.by_lane_waits,
             pointers=lowered.pointers,
+            one_core=lowered.image.one_core,
             frame_stride=lowered.frame_stride,
             local_stride=lowered.local_stride,
             exchange_bytes=lowered.image.exchange_size,

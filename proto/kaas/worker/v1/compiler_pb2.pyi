@@ -149,7 +149,7 @@ class EmulatedParameter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., alignment_bytes: _Optional[int] = ...) -> None: ...
 
 class EmulatedCode(_message.Message):
-    __slots__ = ("object", "meets_as_grid", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers")
+    __slots__ = ("object", "meets_as_grid", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers", "one_core")
     OBJECT_FIELD_NUMBER: _ClassVar[int]
     MEETS_AS_GRID_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +162,7 @@ class EmulatedCode(_message.Message):
     BY_LANE_FIELD_NUMBER: _ClassVar[int]
     BY_LANE_WAITS_FIELD_NUMBER: _ClassVar[int]
     POINTERS_FIELD_NUMBER: _ClassVar[int]
+    ONE_CORE_FIELD_NUMBER: _ClassVar[int]
     object: bytes
     meets_as_grid: bool
     variables: _containers.RepeatedScalarFieldContainer[int]
@@ -174,7 +175,8 @@ class EmulatedCode(_message.Message):
     by_lane: bool
     by_lane_waits: bool
     pointers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, object: _Optional[bytes] = ..., meets_as_grid: bool = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ...) -> None: ...
+    one_core: bool
+    def __init__(self, object: _Optional[bytes] = ..., meets_as_grid: bool = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ..., one_core: bool = ...) -> None: ...
 
 class EmulatedSite(_message.Message):
     __slots__ = ("routine", "mnemonic", "line", "size_bytes", "location", "inlined_at")
