@@ -19,9 +19,7 @@ from kaas_core.request import (
     Packed,
     PackedBuffer,
     Request,
-    TextureArgument,
 )
-from kaas_core.texture import AddressMode, FilterMode, Texture
 
 GOLDEN = Path(__file__).parent.parent / "testdata" / "requests"
 
@@ -247,51 +245,7 @@ def test_numbers_that_json_lacks_are_strings(text: str, value: float) -> None:
     assert repr(literal) == repr(Literal("f", value))
 
 
-PACKED = {
-    "packed": "AAECAwAAAAAAAAAAAAAAAAAAAAD/",
-    "buffers": [[8, {"name": "y", "size": 16, "key": "k"}, "io"], [0, "x", "i"]],
-}
-
-
-@pytest.mark.parametrize(
-    "fields", [{"arguments": [["x", "i"], [PACKED, "p"]]}, {"arguments": ["x", PACKED], "type_list": ["i", "p"]}]
-)
-def test_packed_arguments(fields: dict[str, object]) -> None:
-    request = request_from_json(one_kernel(**fields) | {"buffers": [{"name": "x", "size": 4}]})
-    packed = Packed(
-        b"\0\1\2\3" + bytes(16) + b"\xff",
-        (PackedBuffer(8, BufferArgument("y", Access.INOUT)), PackedBuffer(0, BufferArgument("x", Access.INPUT))),
-    )
-    assert request.kernels[0].arguments == (BufferArgument("x", Access.INPUT), packed)
-    assert request.buffers == (BufferSpec("x", 4), BufferSpec("y", 16, key="k"))
-    assert request_to_json(request)["kernels"][0]["arguments"][1] == [  # type: ignore[index]
-        PACKED | {"buffers": [[8, "y", "io"], [0, "x", "i"]]},
-        "p",
-    ]
-
-
 TEXTURE: dict[str, object] = {"texture": {"name": "x", "size": 4}, "dtype": "uint8", "extent": 4}
-
-
-def test_textures() -> None:
-    full = TEXTURE | {
-        "channels": 2,
-        "extent": [1, 2],
-        "address_mode": "mirror",
-        "filter_mode": "point",
-        "normalized_coordinates": True,
-    }
-    request = request_from_json(one_kernel(arguments=[[TEXTURE, "i"], [full | {"texture": "x"}, "i"]]))
-    assert request.kernels[0].arguments == (
-        TextureArgument("x", Access.INPUT, Texture("uint8", 1, (4,))),
-        TextureArgument("x", Access.INPUT, Texture("uint8", 2, (1, 2), 0, AddressMode.MIRROR, FilterMode.POINT, True)),
-    )
-    request = request_from_json(one_kernel(arguments=[TEXTURE | {"extent": [1, 2], "layers": 2}], type_list=["t"]))
-    assert request.kernels[0].arguments == (TextureArgument("x", Access.TEMPORARY, Texture("uint8", 1, (1, 2), 2)),)
-    assert request.buffers[0].ephemeral
-    assert request_to_json(request)["kernels"][0]["arguments"] == [  # type: ignore[index]
-        [{"texture": "x", "dtype": "uint8", "extent": [1, 2], "layers": 2}, "t"]
-    ]
 
 
 BAD: list[tuple[str, object, list[tuple[str, str]]]] = [
