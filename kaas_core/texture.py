@@ -128,6 +128,10 @@ def texture_problems(texture: Texture, size_bytes: int | None, is_surface: bool)
         yield "address_mode", f"{texture.address_mode.value} needs normalized_coordinates"
     if texture.filter_mode is FilterMode.LINEAR and element is not None and not element.is_float:
         yield "filter_mode", f"linear needs elements that are read as floats, such as unorm8, not {texture.dtype}"
+    is_line = len(texture.extent) == 1 and not texture.layers
+    if is_line and texture.filter_mode is FilterMode.LINEAR and texture.address_mode is AddressMode.BORDER:
+        # Seen on an H200: they mix the border in across the line too, and give half of what it holds.
+        yield "address_mode", "GPUs filter no line with a border: give it two dimensions, the second one 1, or layers"
 
 
 _AS_A_SURFACE = (AddressMode.CLAMP, FilterMode.POINT, False)

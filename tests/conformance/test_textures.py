@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kaas_core.texture import AddressMode, FilterMode, Texture
+from kaas_core.texture import AddressMode, FilterMode, Texture, texture_problems
 from kaasd.devices.base import Device, KernelFault, Module
 from tests.conformance.launching import Call, Seen, inout, inp, launch, out, u32, u64
 
@@ -121,7 +121,11 @@ def check(device: Device, module: Module, texture: Texture) -> None:
 def test_every_geometry(
     device: Device, module: Module, dimensions: int, layers: int, mode: str, normalized: bool, filter_mode: FilterMode
 ) -> None:
-    check(device, module, Texture("float32", 4, EXTENTS[dimensions], layers, AddressMode(mode), filter_mode, normalized))
+    texture = Texture("float32", 4, EXTENTS[dimensions], layers, AddressMode(mode), filter_mode, normalized)
+    if not list(texture_problems(texture, None, is_surface=False)):
+        check(device, module, texture)
+    else:
+        assert (dimensions, layers, mode, filter_mode) == (1, 0, "border", FilterMode.LINEAR)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

@@ -230,6 +230,11 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
         sees(filter_mode=FilterMode.LINEAR),
         [(f"{TEXTURE}.filter_mode", "linear needs elements that are read as")],
     ),
+    (
+        "filtered line with a border",
+        sees(dtype="unorm8", extent=(32,), filter_mode=FilterMode.LINEAR, address_mode=AddressMode.BORDER),
+        [(f"{TEXTURE}.address_mode", "GPUs filter no line with a border: give it two dimensions")],
+    ),
     ("normalised surface", sees(O, dtype="snorm8"), [(f"{TEXTURE}.dtype", "a surface has integers as they are: int8")]),
     ("surface with a filter", sees(O, address_mode=AddressMode.BORDER), [(TEXTURE, "is written, so it is a surface")]),
     ("surface and buffer", sees(O, further=[BufferArgument("x", I)]), [(TEXTURE, "'x' is a surface here, and no other")]),

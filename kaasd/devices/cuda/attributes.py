@@ -20,15 +20,15 @@ PROGRAMMATIC_EDGE.type = driver.CUgraphDependencyType.CU_GRAPH_DEPENDENCY_TYPE_P
 PROGRAMMATIC_EDGE.from_port = driver.CU_GRAPH_KERNEL_NODE_PORT_PROGRAMMATIC
 
 
-def _values(attributes: LaunchAttributes) -> list[tuple[Any, Any]]:
-    """Return those that a node of a graph has as well."""
+def _values(attributes: LaunchAttributes, kind: Any = driver.CUlaunchAttributeValue) -> list[tuple[Any, Any]]:
+    """Return those that a node of a graph has as well, as values of a ``kind``: some releases have one of their own for nodes."""
     values = []
     if attributes.cluster is not None:
-        value = driver.CUlaunchAttributeValue()
+        value = kind()
         value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = attributes.cluster
         values.append((_ID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, value))
     if attributes.cooperative:
-        value = driver.CUlaunchAttributeValue()
+        value = kind()
         value.cooperative = 1
         values.append((_ID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value))
     return values
@@ -63,8 +63,8 @@ def launch_configuration(dimensions: Sequence[int], stream: Any, attributes: Lau
 
 def set_node_attributes(node: Any, attributes: LaunchAttributes) -> None:
     """Give a node of a graph what its launch has. Raises ``CudaError``."""
-    for identifier, value in _values(attributes):
-        check(driver.cuGraphKernelNodeSetAttribute, node, identifier, value)
+    for identifier, value in _values(attributes, driver.CUkernelNodeAttrValue):
+        check(driver.cuGraphKernelNodeSetAttribute, node, driver.CUkernelNodeAttrID(int(identifier)), value)
 
 
 def active_blocks(kernel: CudaKernel, launch: KernelSpec, multiprocessors: int, check: Check) -> int:

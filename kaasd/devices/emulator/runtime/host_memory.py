@@ -15,11 +15,15 @@ CLEARED_BY_HAND = 1 << 20
 FREED_KEPT_BYTES = 128 << 20
 """Of large blocks that were freed: the first touch of its pages is most of what a large block costs, 9 ms of 10 for 16 MiB."""
 _ALIGNMENT = 256
-_MAP_FIXED = 0x10
+_MAP_FIXED, _MREMAP_MAYMOVE = 0x10, 1
+_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _mmap = _LIBC.mmap
 _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_mremap = _LIBC.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 _munmap = _LIBC.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
@@ -96,35 +100,32 @@ class SharedMemory:
     """Memory that starts as zeros, and can be seen at several addresses. Pages that nobody touches cost nothing."""
 
     def __init__(self, size: int) -> None:
+        """``size`` is that of whole pages. No file, not even one in memory: a limit on the size of files would count for it."""
         self._size = size
-        self._file = os.memfd_create("kaasd-emulator", os.MFD_CLOEXEC)
-        os.ftruncate(self._file, size)
-        self._maps: list[int] = []
-        self._end = weakref.finalize(self, _unmap, self._file, self._maps, size)
-        self.address = self._map(None, size, mmap.MAP_SHARED, self._file)
-        self._maps.append(self.address)
+        self.address = _checked(_mmap(None, size, _READ_WRITE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, -1, 0))
+        self._maps = [self.address]
+        self._end = weakref.finalize(self, _unmap, self._maps, size)
 
     def mapped_again(self, own_bytes: int) -> int:
         """Return another address of it, where the first ``own_bytes``, whole pages, are memory of its own. Raises ``OSError``."""
-        address = self._map(None, self._size, mmap.MAP_SHARED, self._file)
+        # Of a shared mapping whose old size is given as 0 Linux makes another one of the same pages.
+        address = _checked(_mremap(self.address, 0, self._size, _MREMAP_MAYMOVE))
         self._maps.append(address)
-        self._map(address, own_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1)
+        _checked(_mmap(address, own_bytes, _READ_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED, -1, 0))
         return address
-
-    @staticmethod
-    def _map(at: int | None, size: int, flags: int, file: int) -> int:
-        found = _mmap(at, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, 0)
-        if found == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return int(found)
 
     def close(self) -> None:
         """Free it, wherever it is seen. Idempotent."""
         self._end()
 
 
-def _unmap(file: int, maps: list[int], size: int) -> None:
-    os.close(file)
+def _checked(address: int) -> int:
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(address)
+
+
+def _unmap(maps: list[int], size: int) -> None:
     for address in maps:
         _munmap(address, size)
