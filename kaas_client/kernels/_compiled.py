@@ -254,8 +254,8 @@ class Launch:
             [_sized(each, forms) for each in passed],
             shared,
             cluster=entry.cluster if self.cluster is None else self.cluster,
-            cooperative=self.cooperative,
-            programmatic_dependent_launch=self.programmatic_dependent_launch,
+            cooperative=self.cooperative or entry.cooperative,
+            programmatic_dependent_launch=self.programmatic_dependent_launch or entry.programmatic_dependent_launch,
         )
 
 

@@ -82,6 +82,9 @@ class EntryPoint:
     shared_memory_bytes: int = 0
     """Dynamic shared memory, as far as its compiler tells."""
     cluster: Dim3 | None = None
+    cooperative: bool = False
+    programmatic_dependent_launch: bool = False
+    """As its compiler says, as the two before it."""
 
 
 class Plain:

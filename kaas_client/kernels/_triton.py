@@ -102,7 +102,8 @@ class TritonSource:
             raise LayoutError(f"{name}: Triton {_triton.__version__} makes something else than an entry of {number} parameters")
         passing = TritonPassing(self._types, self._divisible, facts.global_scratch_size, facts.num_ctas)
         cluster = (facts.num_ctas, 1, 1) if facts.num_ctas > 1 else None
-        point = EntryPoint(facts.name, parameters, passing, declared.required_block, facts.shared, cluster)
+        launched = cluster, bool(facts.launch_cooperative_grid), bool(facts.launch_pdl)
+        point = EntryPoint(facts.name, parameters, passing, declared.required_block, facts.shared, *launched)
         version = f"Triton {_triton.__version__}"
         return Image(text.encode(), {name: point}, f"{name}.ptx", header.version, header.target, version)
 

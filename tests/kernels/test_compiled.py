@@ -123,6 +123,13 @@ class TestTriton:
         assert (kernel.grid, kernel.block, kernel.name) == ((4, 1, 1), (128, 1, 1), "triton_saxpy")
         assert kernel.args[0] == f32(2.0) and kernel.args[4:] == [u64(0), u64(0)]
 
+    def test_its_launch_has_the_attributes_that_triton_says(self) -> None:
+        kernel = self.compiled(launch_pdl=True, launch_cooperative_grid=True)[4](2.0, inp("x"), inout("y"), 200).kernel("l", X)
+        assert (kernel.cooperative, kernel.programmatic_dependent_launch, kernel.cluster) == (True, True, None)
+        made = self.compiled(num_ctas=2).compile(target="sm_90")
+        kernel = made[4](2.0, inp("x"), inout("y"), 200).kernel("l", X)
+        assert (kernel.cluster, kernel.grid, kernel.cooperative) == ((2, 1, 1), (8, 1, 1), False)
+
     def test_what_is_promised_is_checked(self) -> None:
         promised = triton(sources.triton_saxpy, sources.TRITON_TYPES | {"n": "i32:16"}, {"BLOCK": 64})
         assert promised[4](2.0, inp("x"), inout("y"), 160).kernel("library", X)
