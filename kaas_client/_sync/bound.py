@@ -12,6 +12,7 @@ from kaas_client import _arrays
 from kaas_client._sync.function import Function
 from kaas_client._threads import Lock, call_blocking
 from kaas_client.builders import Request
+from kaas_client.errors import FunctionNotFoundError
 from kaas_client.forms import Form
 from kaas_client.kernels._compiled import DEFAULT_TARGET, Compiled, Launch, forms_of
 from kaas_client.types import Arrays, DeviceInfo
@@ -40,10 +41,12 @@ class Bound:
         self._launches = tuple(launches)
         self._name = name
         self._group = group
-        self._options: dict[str, Any] = {}
+        self._options: dict[str, Any] = {"group": group}
         self._functions: dict[_Signature, Function] = {}
         self._libraries: dict[bytes, str] = {}
         """Of the images that were uploaded, the names."""
+        self._named: list[str] = []
+        """The request that has the name, once there is one: those of other arrays have names of their own."""
         self._lock = Lock()
 
     def __call__(self, **arrays: Any) -> Arrays:
@@ -58,12 +61,14 @@ class Bound:
             sent[name], known[name] = _arrays.sendable(name, value)
         signature = tuple(sorted(known.items()))
         function = self._functions.get(signature)
-        if function is None:
-            function = self._prepare({name: form for name, form in known.items() if form})
-            self._functions[signature] = function
-        if self._options:
-            function = function.options(**self._options)
-        return Arrays(function(inputs=sent))
+        if function is not None:
+            try:
+                return Arrays(function.options(**self._options)(inputs=sent))
+            except FunctionNotFoundError:  # Somebody has deleted it, or the server has another store now.
+                self._libraries.clear()
+        function = self._prepare({name: form for name, form in known.items() if form})
+        self._functions[signature] = function
+        return Arrays(function.options(**self._options)(inputs=sent))
 
     def options(
         self,
@@ -79,6 +84,7 @@ class Bound:
         """Return the same, called so; as for ``Function.options``."""
         other = Bound(self._client, self._launches, self._name, group or self._group)
         other._functions, other._libraries, other._lock = self._functions, self._libraries, self._lock
+        other._named = self._named
         other._options = {
             "returns": returns,
             "device": device,
@@ -103,7 +109,13 @@ class Bound:
             kernels.append(replace(launch, compiled=compiled).kernel(library, forms, position))
         request = Request(kernels)
         digest = sha256(request.to_json().encode()).hexdigest()
-        name = self._name or f"bound-{kernels[0].name[:64]}-{digest[:32]}"
+        name = f"{self._name or f'bound-{kernels[0].name[:64]}'}-{digest[:32]}"
+        if self._name is not None:
+            with self._lock:
+                if not self._named:
+                    self._named.append(digest)
+                if self._named[0] == digest:
+                    name = self._name
         return self._client.register(name, request, group=self._group)
 
     def _upload(self, compiled: Compiled) -> str:

@@ -319,8 +319,8 @@ class Client(Administration):
     def bind(self, launches: Launch | Iterable[Launch], name: str | None = None, *, group: str = "") -> Bound:
         """Return launches of compiled kernels, of ``kaas_client.kernels``, as a function of arrays.
 
-        They are compiled for the server's devices, uploaded and registered when it is first called: under ``name``, which stands
-        for the dtypes and shapes of the last call that had others, or under a name for each.
+        They are compiled for the server's devices, uploaded and registered when it is first called, under ``name`` or a name made
+        of their content. Arrays of other dtypes and shapes than the first ones have functions of their own.
         """
         from kaas_client._sync.bound import Bound
         from kaas_client.kernels import Launch

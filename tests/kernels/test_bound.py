@@ -67,6 +67,24 @@ def test_other_shapes_are_other_functions(kaas: Client) -> None:
         assert np.array_equal(f(x=X[:n], y=Y[:n])["y"], EXPECTED[:n])
 
 
+def test_a_name_is_that_of_the_first_shapes(kaas: Client) -> None:
+    f = kaas.bind(numba(sources.numba_saxpy, sources.NUMBA_TYPES)[8, 128](2.0, inp("x"), inout("y")), name="first")
+    for n in (10, 1000, 10):
+        assert np.array_equal(f(x=X[:n], y=Y[:n])["y"], EXPECTED[:n])
+    registered = list(kaas.functions("first"))
+    assert [len(function.name) for function in registered] == [5, 5 + 1 + 32]
+    assert registered[0].request.spec.buffers[0].size_bytes == 40
+
+
+def test_what_was_deleted_is_made_again(kaas: Client) -> None:
+    f = kaas.bind(saxpy("cuda"), name="deleted")
+    f(x=X, y=Y)
+    library = kaas.function("deleted").request.spec.kernels[0].library
+    kaas.delete_function("deleted")
+    kaas.delete_library(library)
+    assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
+
+
 def test_two_dimensions_in_both_orders(kaas: Client) -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     transpose = numba(sources.numba_transpose, "void(float32[:,::1], float32[:,:])")
