@@ -11,12 +11,13 @@ from kaas_client import _arrays
 from kaas_client._async.function import Function
 from kaas_client._asyncio import Lock, call_blocking
 from kaas_client.builders import Request
-from kaas_client.errors import FunctionNotFoundError
+from kaas_client.errors import FunctionNotFoundError, LibraryNotFoundError
 from kaas_client.forms import Form
-from kaas_client.kernels._compiled import DEFAULT_TARGET, Compiled, Launch, forms_of
-from kaas_client.types import Arrays, DeviceInfo
+from kaas_client.kernels._compiled import DEFAULT_TARGET, Compiled, Launch, forms_of, only_returned
+from kaas_client.types import Arrays, DeviceInfo, Key
 
-_Signature: TypeAlias = tuple[tuple[str, Form | None], ...]
+_Signature: TypeAlias = tuple[tuple[str, Form | None, bool], ...]
+"""Of each buffer that a call gives: its name, its form, and whether it is a ``Key``."""
 
 
 class Binder(Protocol):
@@ -51,21 +52,22 @@ class Bound:
     async def __call__(self, **arrays: Any) -> Arrays:
         """Run them once, and return what they wrote, as arrays of the dtype and shape that went in, or that was declared.
 
-        ``arrays`` are arrays, bytes or a ``Key``, by buffer. Raises ``InvalidRequestError`` where nothing tells what a buffer is,
-        ``CompileError``, and any of ``kaas_client.errors``.
+        ``arrays`` are arrays, bytes or a ``Key``, by buffer. Nothing is stored but buffers that have a key, here or in their
+        launch, and what an ``inout`` has read from the store.
+        Raises ``InvalidRequestError`` where nothing tells what a buffer is, ``CompileError``, and any of ``kaas_client.errors``.
         """
         sent: dict[str, Any] = {}
         known: dict[str, Form | None] = {}
         for name, value in arrays.items():
             sent[name], known[name] = _arrays.sendable(name, value)
-        signature = tuple(sorted(known.items()))
+        signature = tuple((name, known[name], isinstance(arrays[name], Key)) for name in sorted(arrays))
         function = self._functions.get(signature)
         if function is not None:
             try:
                 return Arrays(await function.options(**self._options)(inputs=sent))
-            except FunctionNotFoundError:  # Somebody has deleted it, or the server has another store now.
+            except (FunctionNotFoundError, LibraryNotFoundError):  # Somebody deleted it, or the server has another store now.
                 self._libraries.clear()
-        function = await self._prepare({name: form for name, form in known.items() if form})
+        function = await self._prepare(signature)
         self._functions[signature] = function
         return Arrays(await function.options(**self._options)(inputs=sent))
 
@@ -95,9 +97,11 @@ class Bound:
         }
         return other
 
-    async def _prepare(self, arrays: dict[str, Form]) -> Function:
-        """Compile, upload and register what is called with arrays of these forms."""
-        forms = forms_of(self._launches, arrays)
+    async def _prepare(self, signature: _Signature) -> Function:
+        """Compile, upload and register what is called so."""
+        forms = forms_of(self._launches, {name: form for name, form, _ in signature if form})
+        given = {name for name, *_ in signature}
+        ephemeral = only_returned(self._launches, given, {name for name, _, is_key in signature if is_key})
         target, ptx_version = common_target(await self._client.devices())
         kernels = []
         for position, launch in enumerate(self._launches):
@@ -105,7 +109,7 @@ class Bound:
             if not compiled.is_made:
                 compiled = await call_blocking(_compiled_for, compiled, target, ptx_version)
             library = await self._upload(compiled)
-            kernels.append(replace(launch, compiled=compiled).kernel(library, forms, position))
+            kernels.append(replace(launch, compiled=compiled).kernel(library, forms, position, ephemeral))
         request = Request(kernels)
         digest = sha256(request.to_json().encode()).hexdigest()
         name = f"{self._name or f'bound-{kernels[0].name[:64]}'}-{digest[:32]}"

@@ -320,12 +320,17 @@ class Client(Administration):
         """Return launches of compiled kernels, of ``kaas_client.kernels``, as a function of arrays.
 
         They are compiled for the server's devices, uploaded and registered when it is first called, under ``name`` or a name made
-        of their content. Arrays of other dtypes and shapes than the first ones have functions of their own.
+        of their content. Arrays of other dtypes and shapes than the first ones have functions of their own. Nothing is stored but
+        buffers that have a key.
         """
         from kaas_client._sync.bound import Bound
         from kaas_client.kernels import Launch
 
-        return Bound(self, [launches] if isinstance(launches, Launch) else list(launches), name, self._connection.group(group))
+        several = (launches,) if isinstance(launches, Launch) else tuple(launches)
+        for launch in several:
+            if not isinstance(launch, Launch):
+                raise TypeError(f"bind(…) takes launches, such as kernel[grid, block](…), not {launch!r:.60}")
+        return Bound(self, several, name, self._connection.group(group))
 
     def stream(self, *, max_in_flight: int = 64, timeout: float | None = None) -> InvokeStream:
         """Return a context manager that runs many invocations over one call, pipelined. ``timeout`` is for the whole stream."""

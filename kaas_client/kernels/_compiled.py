@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cachetools import LRUCache
 
 from kaas_client import _dtypes
-from kaas_client.arguments import BufferSpec, Packed, Size, numbers
+from kaas_client.arguments import BufferSpec, Packed, Size, TextureSpec, numbers
 from kaas_client.builders import Kernel
 from kaas_client.forms import Form, form_of
 from kaas_client.kernels._passing import Argument, EntryPoint, Parameter, Passed, Situation
@@ -108,6 +108,9 @@ class Compiled:
         if self._source.has_own_block and not (isinstance(key, tuple) and any(isinstance(each, Sequence) for each in key)):
             return self.launcher(key)
         return self.launcher(*(key if isinstance(key, tuple) and len(key) == 2 else (key,)))
+
+    __iter__: ClassVar[None] = None
+    """It is no sequence, whatever its square brackets take."""
 
     def launcher(self, grid: Any, block: Any = None, *, shared_memory_bytes: int | None = None) -> Launcher:
         """Return what makes launches of this size; ``shared_memory_bytes`` is dynamic, by default what the compiler says."""
@@ -229,12 +232,15 @@ class Launch:
         for argument in self.arguments:
             if isinstance(argument, BufferSpec):
                 yield argument
+            elif isinstance(argument, TextureSpec):
+                yield argument.buffer
             elif isinstance(argument, Packed):
                 yield from (buffer for _, buffer in argument.buffers)
 
-    def kernel(self, library: str, forms: Mapping[str, Form], position: int = 0) -> Kernel:
+    def kernel(self, library: str, forms: Mapping[str, Form], position: int = 0, only_returned: Collection[str] = ()) -> Kernel:
         """Return the launch, which stands at a ``position`` in its request; its image was uploaded as ``library``.
 
+        Buffers that are ``only_returned`` are ephemeral.
         Raises ``InvalidRequestError``, ``TypeError``, ``CompileError``.
         """
         entry, place = self.compiled.entry_point(), f"kernels[{position}]"
@@ -251,7 +257,7 @@ class Launch:
             entry.name,
             grid,
             block,
-            [_sized(each, forms) for each in passed],
+            [_told(each, forms, only_returned) for each in passed],
             shared,
             cluster=entry.cluster if self.cluster is None else self.cluster,
             cooperative=self.cooperative or entry.cooperative,
@@ -278,16 +284,38 @@ def forms_of(launches: Sequence[Launch], arrays: Mapping[str, Form]) -> dict[str
     return forms
 
 
-def _sized(argument: Passed, forms: Mapping[str, Form]) -> Passed:
-    """Return an argument whose buffers have the forms that are known."""
+def only_returned(launches: Sequence[Launch], given: Collection[str], keyed: Collection[str]) -> frozenset[str]:
+    """Return the buffers that are written for the caller alone, and never touch the store.
+
+    They have no key, in any mention or of the call (``keyed``), and start from zeros or from what the call has ``given``.
+    """
+    first: dict[str, BufferSpec] = {}
+    written: set[str] = set()
+    stored = set(keyed)
+    for launch in launches:
+        for buffer in launch.buffers():
+            first.setdefault(buffer.name, buffer)
+            if buffer.access.writes:
+                written.add(buffer.name)
+            if buffer.key is not None or buffer.offset is not None:
+                stored.add(buffer.name)
+    return frozenset(name for name in written - stored if name in given or not first[name].access.reads)
+
+
+def _told(argument: Passed, forms: Mapping[str, Form], ephemeral: Collection[str]) -> Passed:
+    """Return an argument whose buffers have the forms that are known, and are ephemeral where they are to be."""
     if isinstance(argument, Packed):
-        return Packed(argument.data, tuple((offset, _with_form(buffer, forms)) for offset, buffer in argument.buffers))
-    return _with_form(argument, forms) if isinstance(argument, BufferSpec) else argument
+        return Packed(argument.data, tuple((offset, _with_form(buffer, forms, ephemeral)) for offset, buffer in argument.buffers))
+    if isinstance(argument, TextureSpec):
+        return TextureSpec(_with_form(argument.buffer, forms, ephemeral), argument.texture)
+    return _with_form(argument, forms, ephemeral) if isinstance(argument, BufferSpec) else argument
 
 
-def _with_form(buffer: BufferSpec, forms: Mapping[str, Form]) -> BufferSpec:
+def _with_form(buffer: BufferSpec, forms: Mapping[str, Form], ephemeral: Collection[str]) -> BufferSpec:
+    if buffer.name in ephemeral:
+        buffer = dataclasses.replace(buffer, ephemeral=True)
     form = forms.get(buffer.name)
-    if form is None or buffer.dtype is not None or buffer.size is not None:
+    if form is None or buffer.dtype is not None or (buffer.size not in (None, form.size_bytes)):
         return buffer
     return dataclasses.replace(
         buffer,

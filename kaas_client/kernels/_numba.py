@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kaas_client.arguments import BufferSpec, Literal, Packed
+from kaas_client.arguments import BufferSpec, Literal, Packed, TextureSpec
 from kaas_client.kernels._compiled import CompileError, Image, LayoutError
 from kaas_client.kernels._files import parameters_of, too_new
 from kaas_client.kernels._numbers import letter_of, literal
@@ -117,7 +117,7 @@ class NumbaPassing(Plain):
             place = situation.argument(position)
             if isinstance(kind, types.Array):
                 passed += _array(kind, argument, situation, position, place)
-            elif isinstance(argument, BufferSpec | Packed):
+            elif isinstance(argument, BufferSpec | Packed | TextureSpec):
                 raise TypeError(f"{place}: parameter {self._names[position]!r} is a number, not {argument!r:.60}")
             elif isinstance(kind, types.Complex):
                 number: Any = argument.value if isinstance(argument, Literal) else argument

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from kaas_client.arguments import BufferSpec, Literal, Packed, Size, numbers
+from kaas_client.arguments import BufferSpec, Literal, Packed, Size, TextureSpec, numbers
 from kaas_client.forms import Form
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import Dim3
@@ -15,9 +15,9 @@ from kaas_core.violations import shown
 if TYPE_CHECKING:
     import numpy as np
 
-Argument: TypeAlias = "BufferSpec | Literal | Packed | int | float | complex | bool | np.generic | tuple[Any, ...]"
+Argument: TypeAlias = "BufferSpec | Literal | Packed | TextureSpec | int | float | complex | bool | np.generic | tuple[Any, ...]"
 """What a launch is called with. A number of Python needs a compiler that tells its type."""
-Passed: TypeAlias = "BufferSpec | Literal | Packed"
+Passed: TypeAlias = "BufferSpec | Literal | Packed | TextureSpec"
 """What a parameter gets."""
 
 
@@ -93,22 +93,32 @@ class Plain:
     def sizes(self, grid: Size, block: Size | None, entry: EntryPoint, place: str) -> tuple[Dim3, Dim3]:
         if block is None and entry.block is None:
             raise InvalidRequestError.at(f"{place}.block", "say how many threads a block has: kernel[grid, block]")
-        return dim3(grid), dim3(block) if block is not None else entry.block or (1, 1, 1)
+        return dim3(grid, f"{place}.grid"), dim3(block, f"{place}.block") if block is not None else entry.block or (1, 1, 1)
 
     def passed(self, arguments: Sequence[Argument], situation: Situation) -> list[Passed]:
+        passed: list[Passed] = []
         for position, argument in enumerate(arguments):
-            if not isinstance(argument, BufferSpec | Literal | Packed):
+            if not isinstance(argument, BufferSpec | Literal | Packed | TextureSpec):
                 raise TypeError(
                     f"argument {position} of kernel {situation.kernel!r} is {argument!r:.60}: expected inp(…), inout(…), out(…), "
-                    "tmp(…), packed(…), or a number with its type, such as u64(…)"
+                    "tmp(…), texture(…), surface(…), packed(…), or a number with its type, such as u64(…)"
                 )
-        return [argument for argument in arguments if isinstance(argument, BufferSpec | Literal | Packed)]
+            passed.append(argument)
+        return passed
 
 
-def dim3(size: Size) -> Dim3:
-    """Return a size with all its dimensions. Raises ``InvalidRequestError`` for more than three."""
-    found = numbers(size)
+def dim3(size: Size, place: str) -> Dim3:
+    """Return a size with all its dimensions. Raises ``InvalidRequestError``, with its path, where it is none."""
+    found = whole_numbers(size, place)
     if not 1 <= len(found) <= 3:
-        raise InvalidRequestError.at("grid", f"a size has one to three numbers, not {len(found)}")
+        raise InvalidRequestError.at(place, f"a size has one to three numbers, not {len(found)}")
     x, y, z = (*found, 1, 1)[:3]
     return x, y, z
+
+
+def whole_numbers(size: Size, place: str) -> list[int]:
+    """Return the numbers of a size. Raises ``InvalidRequestError``, with its path, for what is no whole number."""
+    try:
+        return numbers(size)
+    except TypeError:
+        raise InvalidRequestError.at(place, f"a size is made of whole numbers, not {size!r:.60}") from None

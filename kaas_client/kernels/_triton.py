@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kaas_client.arguments import BufferSpec, Literal, Packed, Size, tmp
+from kaas_client.arguments import BufferSpec, Literal, Packed, Size, TextureSpec, tmp
 from kaas_client.kernels._compiled import CompileError, Image, LayoutError
 from kaas_client.kernels._files import parameters_of, too_new
 from kaas_client.kernels._numbers import literal
@@ -120,10 +120,10 @@ class TritonPassing:
 
     def sizes(self, grid: Size, block: Size | None, entry: EntryPoint, place: str) -> tuple[Dim3, Dim3]:
         own = entry.block or (1, 1, 1)
-        if block is not None and dim3(block) != own:
+        if block is not None and dim3(block, f"{place}.block") != own:
             words = f"Triton gives its blocks {own[0]} threads: leave the block out, as in kernel[grid]"
             raise InvalidRequestError.at(f"{place}.block", words)
-        x, y, z = dim3(grid)
+        x, y, z = dim3(grid, f"{place}.grid")
         return (x * self._blocks, y, z), own
 
     def passed(self, arguments: Sequence[Argument], situation: Situation) -> list[Passed]:
@@ -139,7 +139,7 @@ class TritonPassing:
                     raise TypeError(f"{place}: parameter {name!r} is an address, and takes inp(…), inout(…), out(…) or tmp(…)")
                 passed.append(argument)
                 continue
-            if isinstance(argument, BufferSpec | Packed) or kind not in _LETTERS:
+            if isinstance(argument, BufferSpec | Packed | TextureSpec) or kind not in _LETTERS:
                 raise TypeError(f"{place}: parameter {name!r} is a number of type {kind}, not {argument!r:.60}")
             number = literal(_LETTERS[kind], argument, place)
             if name in self._divisible and number.value % PROMISED:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from kaas_client.arguments import BufferSpec, Literal, Packed, Size, numbers, packed
+from kaas_client.arguments import BufferSpec, Literal, Packed, Size, TextureSpec, packed
 from kaas_client.kernels._compiled import CompileError, Image, LayoutError
 from kaas_client.kernels._files import parameters_of, too_new
 from kaas_client.kernels._numbers import letter_of, literal
-from kaas_client.kernels._passing import Argument, EntryPoint, Passed, Situation, dim3
+from kaas_client.kernels._passing import Argument, EntryPoint, Passed, Situation, dim3, whole_numbers
 from kaas_core import ptx_entries
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import Dim3
@@ -116,11 +116,11 @@ class WarpPassing:
         return [ctypes.sizeof(bounds(self._rank, [1])), *map(_size_bytes, self._kinds.values())]
 
     def sizes(self, grid: Size, block: Size | None, entry: EntryPoint, place: str) -> tuple[Dim3, Dim3]:
-        dim = numbers(grid)
+        dim = whole_numbers(grid, f"{place}.grid")
         if not 1 <= len(dim) <= self._rank:
             words = f"Warp's dim of this kernel has at most {self._rank} numbers, not {len(dim)}"
             raise InvalidRequestError.at(f"{place}.grid", words)
-        threads = dim3(BLOCK if block is None else block)
+        threads = dim3(BLOCK if block is None else block, f"{place}.block")
         return (max(1, -(-math.prod(dim) // math.prod(threads))), 1, 1), threads
 
     def passed(self, arguments: Sequence[Argument], situation: Situation) -> list[Passed]:
@@ -132,7 +132,7 @@ class WarpPassing:
             place = situation.argument(position)
             if isinstance(kind, _warp.array):
                 passed.append(_array(kind, argument, situation, position, place))
-            elif isinstance(argument, BufferSpec | Packed):
+            elif isinstance(argument, BufferSpec | Packed | TextureSpec):
                 raise TypeError(f"{place}: it takes {_warp.types.type_repr(kind)}, not {argument!r:.60}")
             elif _is_vector(kind):
                 value = argument if isinstance(argument, kind) else kind(*_values(argument, place))

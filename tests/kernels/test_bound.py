@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from examples.local_daemon import local_daemon
-from kaas_client import AsyncClient, Client, Kernel, Key, Request, f32, inout, inp, out, packed, u64
+from kaas_client import AsyncClient, Client, Kernel, Key, Request, f32, inout, inp, out, packed, texture, u64
 from kaas_client.kernels import Compiled, CompileError, cuda, numba, ptx, triton, warp
 from kaas_core.errors import InvalidRequestError
 from tests.kernels import sources
@@ -83,6 +83,55 @@ def test_what_was_deleted_is_made_again(kaas: Client) -> None:
     kaas.delete_function("deleted")
     kaas.delete_library(library)
     assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
+
+
+def test_a_deleted_library_is_uploaded_again(kaas: Client) -> None:
+    f = kaas.bind(saxpy("cuda"), name="without-library")
+    f(x=X, y=Y)
+    kaas.delete_library(kaas.function("without-library").request.spec.kernels[0].library)
+    assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
+
+
+def test_results_go_to_the_caller_alone(kaas: Client) -> None:
+    kaas.put("y", b"another's")
+    f = kaas.bind(saxpy("cuda"))
+    assert np.array_equal(f(x=X, y=Y)["y"], EXPECTED)
+    fill = warp(sources.warp_fill)[5, 7](out("m", dtype="f4", shape=(5, 7)), (1.0, 2.0, 3.0), 10)
+    result = kaas.bind(fill)()
+    assert not result.result.versions and "m" not in [entry.key for entry in kaas.list("m")]
+    assert kaas.get("y") == b"another's"
+
+
+def test_what_has_a_key_is_stored(kaas: Client) -> None:
+    fill = warp(sources.warp_fill)[5, 7]
+    f = kaas.bind(fill(out("m", dtype="f4", shape=(5, 7)), (1.0, 2.0, 3.0), 10))
+    stored = f(m=Key("bound/called"))
+    g = kaas.bind(fill(out("m", dtype="f4", shape=(5, 7), key="bound/declared"), (1.0, 2.0, 3.0), 10))
+    assert kaas.get("bound/called") == stored["m"].tobytes() == g()["m"].tobytes() == kaas.get("bound/declared")
+    kaas.put("bound/sum", Y)
+    h = kaas.bind(cuda(source=sources.CUDA)["plain"][8, 128](f32(2), inp("x"), inout("bound/sum", dtype="f4", shape=N), u64(N)))
+    for step in (1, 2):  # Read from the store by its name, and written back.
+        assert np.array_equal(h(x=X)["bound/sum"], step * 2 * X + Y)
+
+
+def test_what_is_no_launch_is_refused(kaas: Client) -> None:
+    compiled = cuda(source=sources.CUDA)["plain"]
+    for wrong in (compiled, [compiled], [compiled[8, 128]], ["plain"]):
+        with pytest.raises(TypeError):
+            kaas.bind(wrong)  # type: ignore[arg-type]
+    for grid, block, field in (("a", 1, "grid"), (1.5, 1, "grid"), ((1, 1, 1, 1), 1, "grid"), (1, (), "block")):
+        launch: Any = compiled[grid, block](f32(2), inp("x"), inout("y"), u64(N))
+        with pytest.raises(InvalidRequestError, match=rf"kernels\[0\]\.{field}: a size "):
+            kaas.bind(launch)(x=X, y=Y)
+
+
+def test_textures(kaas: Client) -> None:
+    source = """
+    extern "C" __global__ void shift(cudaTextureObject_t t, float* y) { y[threadIdx.x] = tex1D<float>(t, threadIdx.x + 1.5f); }
+    """
+    seen = texture(inp("x"), dtype="float32", extent=8)
+    f = kaas.bind(cuda(source=source)["shift"][1, 8](seen, out("y", dtype="f4", shape=8)))
+    assert np.array_equal(f(x=X[:8])["y"], [1, 2, 3, 4, 5, 6, 7, 7])
 
 
 def test_two_dimensions_in_both_orders(kaas: Client) -> None:
