@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc.aio
 
 from kaas_client._files import open_target
+from kaas_client._tls import Tls
 from kaas_client._transfer import Data, Source, Upload, Writable, is_buffer, open_source
 
 T = TypeVar("T")
@@ -57,9 +58,13 @@ class Lock:
     def __exit__(self, *_: object) -> None: ...
 
 
-def open_channel(address: str, options: list[tuple[str, Any]]) -> Any:
+def open_channel(address: str, options: list[tuple[str, Any]], tls: Tls | None) -> Any:
     """Return a channel that connects on first use."""
-    return grpc.aio.insecure_channel(address, options)
+    return (
+        grpc.aio.insecure_channel(address, options)
+        if tls is None
+        else grpc.aio.secure_channel(address, tls.credentials(), options)
+    )
 
 
 @asynccontextmanager

@@ -38,6 +38,12 @@ _UNSENT = re.compile("failed to connect to all addresses|DNS resolution failed")
 """How what gRPC says begins where there was no connection, so that nothing was sent."""
 _NOT_WRITTEN = ("INTERNAL", "Internal error from Core")
 """What gRPC for asyncio says where a message of a stream could not be written, as its connection had just ended."""
+_NOT_TLS = "WRONG_VERSION_NUMBER"
+"""Of a handshake, where what answered does not speak TLS."""
+_HANDSHAKE = re.compile(r".*Tls handshake failed .*?: (?:error:\w+:[\w ]*:\w+:)?([A-Z_]+(?:: [^:]+)?)(?:: OK)?")
+"""What gRPC says where there was a connection, but no agreement, and why."""
+_CLOSED = re.compile(r"failed to connect to all addresses; last error: \w+: \S+: (?:Socket closed|.*Connection reset by peer.*)")
+"""What gRPC says where a server ended the connection at once, as one that expects TLS does."""
 _REFUSED = re.compile(
     r"failed to connect to all addresses; last error: \w+: \S+ "
     r"(?:connect failed: addr: \S+ error: |Failed to connect to remote host: )(.*)"
@@ -87,7 +93,16 @@ def _from_details(code: str, message: str, details: Iterable[AnyMessage]) -> err
 def _from_grpc_itself(code: str, details: str, address: str) -> errors.KaasError:
     """Return the exception for a failure that gRPC or a proxy reported, not kaasd."""
     if code == "UNAVAILABLE" or (code, details) == _NOT_WRITTEN:
-        if code == "INTERNAL" or _LOST.search(details):
+        handshake = _HANDSHAKE.fullmatch(details)
+        if handshake is not None:
+            why = "it does not speak TLS" if _NOT_TLS in details else f"TLS failed: {handshake[1]}"
+            message = f"cannot reach a server at {address}: {why}"
+        elif _CLOSED.fullmatch(details) and not address.startswith("unix:"):
+            message = (
+                f"cannot reach a server at {address}: it closed the connection; where it speaks TLS, tls_ca is needed "
+                "(kaasctl --tls-ca), and tls_cert where it asks for that"
+            )
+        elif code == "INTERNAL" or _LOST.search(details):
             message = f"lost the connection to the server at {address}: {details}"
         else:
             refused = _REFUSED.fullmatch(details)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import grpc
 
 from kaas_client._files import open_target as created
+from kaas_client._tls import Tls
 from kaas_client._transfer import Upload
 from kaas_client._transfer import open_source as opened
 
@@ -50,9 +51,11 @@ CALL_CANCELLED: tuple[type[BaseException], ...] = ()
 """What reading the answers of a cancelled call raises, other than ``grpc.RpcError``: nothing."""
 
 
-def open_channel(address: str, options: list[tuple[str, Any]]) -> Any:
+def open_channel(address: str, options: list[tuple[str, Any]], tls: Tls | None) -> Any:
     """Return a channel that connects on first use."""
-    return grpc.insecure_channel(address, options)
+    if tls is None:
+        return grpc.insecure_channel(address, options)
+    return grpc.secure_channel(address, tls.credentials(), options)
 
 
 def send(method: Any, upload: Upload[Any], options: Mapping[str, Any]) -> Any:

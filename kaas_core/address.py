@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 ADDRESS_VARIABLE = "KAAS_ADDRESS"
@@ -75,6 +76,17 @@ def parse_address(text: str) -> str:
         if named and "/" not in text and port.isascii() and port.isdigit() and int(port) <= 65535:
             return text
     raise ValueError(f"{text!r} is not a valid address: expected unix:PATH, /PATH or HOST:PORT ([HOST]:PORT for IPv6)")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address, as ``parse_address`` returns it, can be reached from this machine alone; a unix socket always is."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _unix(directory: Path) -> str:

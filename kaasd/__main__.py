@@ -8,6 +8,7 @@ import uvloop
 
 from kaas_core.errors import KaasError
 from kaasd.api.listen import ListenError
+from kaasd.api.tls import TlsError
 from kaasd.app import StoreInUse, serve
 from kaasd.config import parse_command_line
 from kaasd.devices.base import DeviceUnavailable
@@ -26,7 +27,7 @@ def main() -> int:
     start_log(settings.log_level)
     try:
         uvloop.run(serve(settings))
-    except (KaasError, ListenError, DeviceUnavailable, CodeDirectoryError, StoreInUse, OSError) as error:
+    except (KaasError, ListenError, TlsError, DeviceUnavailable, CodeDirectoryError, StoreInUse, OSError) as error:
         print(f"kaasd: {error}", file=sys.stderr)
         return 1
     return 0

@@ -22,7 +22,7 @@ import typer
 
 from kaas.v1 import admin_pb2
 from kaas_core import __version__
-from kaas_core.address import default_listen_address, parse_address
+from kaas_core.address import default_listen_address, is_loopback, parse_address
 from kaas_core.errors import InvalidRequestError
 from kaas_core.validation import MAX_ALL_ARGUMENTS, MAX_BUFFERS, MAX_KERNELS
 from kaasd.devices.emulator.options import EMULATOR_CHECKS, EmulatorOptions
@@ -162,9 +162,20 @@ class Settings:
     """The settings of one daemon."""
 
     listen: Annotated[tuple[str, ...], _Option("listen", "ADDR", _parse_listener, many=True, separator=r",(?!group=)")]
-    """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600; TCP is neither encrypted nor authenticated. With
-    unix:PATH,group=NAME all calls over that socket are for that group, which must be there. Default: the unix socket
-    $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
+    """Address to listen on: unix:PATH or HOST:PORT. A unix socket has mode 0600. TCP other than loopback needs --tls-cert and
+    --tls-key, or --insecure. With unix:PATH,group=NAME all calls over that socket are for that group, which must be there.
+    Default: the unix socket $XDG_RUNTIME_DIR/kaasd.sock, /run/kaasd/kaasd.sock or /tmp/kaasd-UID/kaasd.sock."""
+    tls_cert: Annotated[Path | None, _Option("tls_cert", "FILE", parse_path)] = None
+    """The certificate of TCP addresses, in PEM, with those that it is signed by behind it. It and its key are read anew whenever
+    the files change. Default: none, and TCP is not encrypted."""
+    tls_key: Annotated[Path | None, _Option("tls_key", "FILE", parse_path)] = None
+    """The private key of --tls-cert, in PEM, unencrypted."""
+    tls_client_ca: Annotated[Path | None, _Option("tls_client_ca", "FILE", parse_path)] = None
+    """Certificates in PEM; over TCP only clients with a certificate that one of them signed are let in. Default: none, and all
+    are."""
+    insecure: Annotated[bool, _Option("insecure", "", parse_switch, switch=True)] = False
+    """Listen on TCP addresses other than loopback without TLS: whoever reaches them can run kernels, and read what others send.
+    Default: off."""
     devices: Annotated[tuple[str, ...], _Option("device", "auto|cuda:N|emulator|emulator:N", _parse_device, many=True)] = (AUTO,)
     """Device to run kernels on. emulator: all emulated devices; emulator:N: one of them. Default auto: every CUDA GPU, or all
     emulated devices where there is none."""
@@ -312,11 +323,25 @@ def load_settings(flags: Mapping[str, object], config: str | None, environ: Mapp
     settings = Settings(**chosen)  # type: ignore[arg-type]
     if AUTO in settings.devices and len(settings.devices) > 1:
         raise SettingsError("--device: auto already means every device, so it cannot be given with others")
+    _check_tls(settings)
     named = Counter(device for _, devices in settings.device_policies for device in devices)
     for device, times in named.items():
         if times > 1:
             raise SettingsError(f"--device-policy: {device} is named {times} times; a device has one policy")
     return settings
+
+
+def _check_tls(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise SettingsError("--tls-cert and --tls-key: a certificate and its key are given together")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise SettingsError("--tls-client-ca: it needs --tls-cert and --tls-key")
+    for address, _ in map(split_listener, settings.listen):
+        if settings.tls_cert is None and not settings.insecure and not is_loopback(address):
+            raise SettingsError(
+                f"--listen: whoever reaches {address} could run kernels, and read what others send: give --tls-cert and "
+                "--tls-key, or --insecure if that is wanted"
+            )
 
 
 def parse_command_line(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:

@@ -301,3 +301,31 @@ def test_policies_of_sets_that_cannot_be(file: str, words: str, tmp_path: Path) 
 def test_policies_of_sets_that_no_flag_can_say(text: str) -> None:
     with pytest.raises(SettingsError, match="--device-policy: "):
         load_settings({"device_policy": [text]}, None, ENVIRON)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:8470", "[::]:8470", "gpu.example.org:8470", "10.0.0.7:0"])
+def test_an_address_that_others_reach_needs_tls(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"--listen: whoever reaches .* give --tls-cert and --tls-key, or --insecure"):
+        load_settings({"listen": [address]}, None, ENVIRON)
+    assert load_settings({"listen": [address], "insecure": True}, None, ENVIRON).insecure
+    with_tls = load_settings({"listen": [address], "tls_cert": "/c.pem", "tls_key": "/k.pem"}, None, ENVIRON)
+    assert (with_tls.tls_cert, with_tls.tls_key) == (Path("/c.pem"), Path("/k.pem"))
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "/run/x.sock"])
+def test_this_machine_alone_needs_none(address: str) -> None:
+    assert load_settings({"listen": [address]}, None, ENVIRON).tls_cert is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"tls_cert": "/c.pem"}, "--tls-cert and --tls-key: a certificate and its key are given together"),
+        ({"tls_key": "/k.pem"}, "--tls-cert and --tls-key: a certificate and its key are given together"),
+        ({"tls_client_ca": "/ca.pem"}, "--tls-client-ca: it needs --tls-cert and --tls-key"),
+        ({"tls_cert": "c.pem", "tls_key": "/k.pem"}, "--tls-cert: expected an absolute path, got 'c.pem'"),
+    ],
+)
+def test_files_of_tls_go_together(flags: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_settings(flags, None, ENVIRON)

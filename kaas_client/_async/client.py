@@ -15,6 +15,7 @@ from kaas_client._async.function import Function
 from kaas_client._asyncio import opened
 from kaas_client._retry import RetryPolicy
 from kaas_client._rpcs import Binding
+from kaas_client._tls import File
 from kaas_client._transfer import Bytes, Data, Download, Progress, Writable
 from kaas_client.builders import Request
 from kaas_client.errors import KeyNotFoundError, ValueTooShortError
@@ -55,6 +56,9 @@ class Client(Administration):
         max_message_bytes: int = _rpcs.DEFAULT_MAX_MESSAGE_BYTES,
         retry: RetryPolicy | None = _DEFAULT_RETRY,
         group: str = "",
+        tls_ca: File | None = None,
+        tls_cert: File | None = None,
+        tls_key: File | None = None,
     ) -> None:
         """Connect on first use.
 
@@ -62,9 +66,15 @@ class Client(Administration):
         seconds, is the default for every call. With ``wait_for_ready`` a call waits, until its timeout, for a server that does
         not answer yet. ``retry`` says how often failed calls are made again; None: never. ``group`` is whom calls are
         for that name no group themselves: by default the server's choice, which is the group of its socket or ``default``. A call
-        for a group that there is not raises ``GroupNotFoundError``. Raises ``ValueError`` for a malformed address.
+        for a group that there is not raises ``GroupNotFoundError``.
+
+        With ``tls_ca``, a file of the certificates in PEM that the server's is signed by, a TCP connection is encrypted;
+        ``tls_cert`` and ``tls_key`` are this client's own, where the server asks for them. By default they are the files that
+        ``KAAS_TLS_CA``, ``KAAS_TLS_CERT`` and ``KAAS_TLS_KEY`` name. Raises ``ValueError`` for a malformed address or file,
+        ``OSError``.
         """
-        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes, retry, group)
+        tls = tls_ca, tls_cert, tls_key
+        self._connection = Connection(address, timeout, wait_for_ready, max_message_bytes, retry, group, tls)
         self.address = self._connection.address
 
     async def __aenter__(self) -> Self:

@@ -13,6 +13,7 @@ from kaas_client._retry import Repeat, RetryPolicy, Tries, new_request_id
 from kaas_client._rpcs import Page, Rpc
 from kaas_client._status import from_rpc_error
 from kaas_client._threads import call_blocking, open_channel, send, sleep
+from kaas_client._tls import File, tls_of
 from kaas_client._transfer import Receiver, Upload
 from kaas_client.errors import ConnectionFailedError
 from kaas_core.address import default_connect_address, parse_address
@@ -31,7 +32,9 @@ class Connection:
         max_message_bytes: int,
         retry: RetryPolicy | None,
         group: str,
+        tls: tuple[File | None, File | None, File | None] = (None, None, None),
     ) -> None:
+        """``tls`` are a CA, a certificate and its key. Raises ``ValueError``, ``OSError``."""
         self.address = default_connect_address() if address is None else parse_address(address)
         self._timeout = timeout
         self._wait_for_ready = wait_for_ready
@@ -39,7 +42,7 @@ class Connection:
         self._group = group
         self.was_reached = False
         """There was a server, so that it may come back."""
-        self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes))
+        self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes), tls_of(self.address, *tls))
         self.stubs = _rpcs.Stubs(self._channel)
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -118,9 +119,19 @@ def root(
             help="Whom calls are for. Default: the group of the server's socket, or default.",
         ),
     ] = "",
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Certificates that the server's is signed by: the connection is encrypted (KAAS_TLS_CA)."
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own certificate, where the server asks for one (KAAS_TLS_CERT).")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="The key of your certificate (KAAS_TLS_KEY).")] = None,
 ) -> None:
     """Run requests of GPU kernels on a kaasd server, and manage its store, libraries and functions."""
-    ctx.obj = Session(_address(address), output, timeout, group)
+    ctx.obj = Session(_address(address), output, timeout, group, tls_ca, tls_cert, tls_key)
 
 
 def describe(error: Exception) -> str:
@@ -152,6 +163,7 @@ def _describe_fault(error: errors.KernelFaultError) -> str:
 
 def main() -> None:
     """Run ``kaasctl`` with this process's command line, and exit."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # What fails is said by us, and not by gRPC's own log beside it.
     if COMPLETE_VARIABLE in os.environ:
         completion_init()
     app(prog_name=PROGRAM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -23,6 +24,9 @@ class Session:
     output: Format
     timeout: float | None
     group: str
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
     @property
     def printer(self) -> Printer:
@@ -43,5 +47,16 @@ def connected(ctx: typer.Context) -> Iterator[tuple[Client, Printer]]:
     from kaas_client import Client
 
     session = session_of(ctx)
-    with Client(session.address, timeout=session.timeout, group=session.group) as client:
+    try:
+        client = Client(
+            session.address,
+            timeout=session.timeout,
+            group=session.group,
+            tls_ca=session.tls_ca,
+            tls_cert=session.tls_cert,
+            tls_key=session.tls_key,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with client:
         yield client, session.printer

@@ -14,3 +14,5 @@ def grpc_experiments() -> str:
 
 # gRPC looks when it is imported, which happens below here only. One that it does not know costs a line in its log.
 os.environ["GRPC_EXPERIMENTS"] = grpc_experiments()
+# Else each failed handshake of TLS costs a line in the daemon's log, whoever makes it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import grpc
 
+from kaas_core.address import is_loopback
+
 SOCKET_MODE = 0o600
 MAX_SOCKET_PATH_BYTES = 107
 """Linux' ``sun_path`` without its zero."""
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 _log = logging.getLogger(__name__)
 
@@ -24,21 +25,22 @@ class ListenError(Exception):
     """An address cannot be listened on; the message says which and why."""
 
 
-def listen(server: grpc.aio.Server, address: str) -> str:
+def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Bind ``address``, as ``kaas_core.address.parse_address`` returns it, and return it with the port that was bound.
 
-    A unix socket gets mode 0600, and one that a dead daemon left is replaced. Raises ``ListenError``.
+    A unix socket gets mode 0600, and one that a dead daemon left is replaced; TCP is encrypted where there are ``credentials``.
+    Raises ``ListenError``.
     """
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:").removeprefix("//")).absolute()
         _make_way(path)
         with _private_files():
-            _bind(server, f"unix:{path}", address)
+            _bind(server, f"unix:{path}", address, None)
         path.chmod(SOCKET_MODE)
         return f"unix:{path}"
-    port = _bind(server, address, address)
+    port = _bind(server, address, address, credentials)
     host = address.rpartition(":")[0]
-    if host not in LOOPBACK:
+    if credentials is None and not is_loopback(address):
         _log.warning("%s:%d is neither encrypted nor authenticated: whoever reaches it can run kernels", host, port)
     return f"{host}:{port}"
 
@@ -50,9 +52,9 @@ def forget(addresses: Iterable[str]) -> None:
             Path(address.removeprefix("unix:")).unlink(missing_ok=True)
 
 
-def _bind(server: grpc.aio.Server, target: str, address: str) -> int:
+def _bind(server: grpc.aio.Server, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
     try:
-        port: int = server.add_insecure_port(target)
+        port: int = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except RuntimeError as error:
         raise ListenError(f"cannot listen on {address}: {error}") from None
     return port

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kaas.v1 import admin_pb2, executor_pb2, kv_pb2, library_pb2
+from kaas_core.address import is_loopback
 from kaas_core.errors import GroupNotFoundError
 from kaasd.api.admin import AdminServicer
 from kaasd.api.core import Core
@@ -20,6 +21,7 @@ from kaasd.api.kv import KvServicer
 from kaasd.api.library import LibraryServicer
 from kaasd.api.listen import forget, listen
 from kaasd.api.rpc import service_handler
+from kaasd.api.tls import ServerTls
 from kaasd.config import Settings, split_listener
 from kaasd.front.dispatcher import Dispatcher
 from kaasd.front.functions import FunctionRegistry
@@ -88,10 +90,11 @@ async def start_server(
 ) -> Server:
     """Listen on all of ``settings.listen``.
 
-    Raises ``ListenError``, ``GroupNotFoundError`` (of a socket); then it listens on none.
+    Raises ``ListenError``, ``TlsError``, ``GroupNotFoundError`` (of a socket); then it listens on none.
     """
     logging.getLogger(GRPC_LOGGER).addFilter(is_worth_a_line)
     core = Core(settings, store, functions, libraries, dispatcher, quarantine, groups, watch)
+    credentials = _credentials(settings)
     listeners = [split_listener(text) for text in settings.listen]
     for address, group in listeners:
         if group and group not in groups:
@@ -104,7 +107,7 @@ async def start_server(
         await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     bound: list[str] = []
     try:
-        bound.extend(listen(servers[group], address) for address, group in listeners)
+        bound.extend(listen(servers[group], address, credentials) for address, group in listeners)
         for server in servers.values():
             await server.start()
     except BaseException:
@@ -114,6 +117,14 @@ async def start_server(
     core.addresses = tuple(bound)
     background = core.keep_health(names), core.request_ids.keep_few()
     return Server(core, list(servers.values()), *map(asyncio.create_task, background))
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    if settings.tls_client_ca is None and not all(is_loopback(split_listener(text)[0]) for text in settings.listen):
+        _log.warning("TLS encrypts, but without --tls-client-ca whoever reaches a TCP address can run kernels")
+    return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca).credentials()
 
 
 def _make_server(core: Core, servicers: Iterable[tuple[object, ServiceDescriptor]], group: str) -> grpc.aio.Server:
