@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from google.protobuf.message import DecodeError
 
 from kaas.worker.v1 import worker_pb2
 from kaasd.ipc.channel import LENGTH
+
+RECEIVED_BYTES = 256 << 10
 
 
 class FrontChannel(asyncio.Protocol):
@@ -25,11 +28,23 @@ class FrontChannel(asyncio.Protocol):
         self.on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
+        self._is_closed = False
+        self._rest: socket.socket | None = None
+        """The same connection, to read what is left when a write has failed: the transport gives up both ways then."""
 
     @classmethod
     async def open(cls, sock: socket.socket, *callbacks: Callable[..., object]) -> FrontChannel:
         """Take over ``sock`` on the running event loop; ``callbacks`` as ``__init__``."""
-        _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(*callbacks), sock=sock)
+        rest = sock.dup()
+        try:
+            _, channel = await asyncio.get_running_loop().create_connection(lambda: cls(*callbacks), sock=sock)
+        except BaseException:
+            rest.close()
+            raise
+        if channel._transport is None:  # It was lost already.
+            rest.close()
+        else:
+            channel._rest = rest
         return channel
 
     def send(self, message: worker_pb2.ToWorker) -> None:
@@ -40,6 +55,7 @@ class FrontChannel(asyncio.Protocol):
 
     def close(self) -> None:
         """Close this end: an idle worker then exits."""
+        self._is_closed = True
         if self._transport is not None:
             self._transport.close()
 
@@ -65,4 +81,9 @@ class FrontChannel(asyncio.Protocol):
         del received[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._rest is not None:
+            with self._rest as rest, suppress(OSError):  # All was read, or the worker's end was reset.
+                while not self._is_closed and (data := rest.recv(RECEIVED_BYTES, socket.MSG_DONTWAIT)):
+                    self.data_received(data)
         self.on_lost()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import uvloop
 
 from kaas.v1 import executor_pb2
 from kaas.worker.v1 import worker_pb2
@@ -69,6 +72,25 @@ def test_what_is_no_message_counts_as_the_loss_of_the_worker() -> None:
 
     assert asyncio.run(talk()) == []
     theirs.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_what_a_worker_said_before_it_ended_is_heard_though_nothing_can_be_sent(run: Callable[..., Any], answers: int) -> None:
+    async def talk() -> list[int]:
+        ours, theirs = socket.socketpair()
+        heard: list[int] = []
+        lost = asyncio.Event()
+        channel = await FrontChannel.open(ours, lambda message: heard.append(message.id), lost.set)
+        with theirs:
+            for number in range(answers):
+                WorkerChannel(theirs).send(worker_pb2.FromWorker(id=number))
+        channel.send(worker_pb2.ToWorker(id=7))  # Before the loop sees that something came, it sees that this fails.
+        channel.send(worker_pb2.ToWorker(id=8))
+        await lost.wait()
+        return heard
+
+    assert run(talk()) == list(range(answers))
 
 
 def test_a_worker_sees_the_end_of_the_front_also_in_the_middle_of_a_message() -> None:
