@@ -39,4 +39,7 @@ def dtype_to_text(dtype: DTypeLike) -> str:
 def _descr_of(dtype: np.dtype[np.void]) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is lost, which is seen by reading it again
-        return json.dumps(np.lib.format.dtype_to_descr(dtype))
+        try:
+            return json.dumps(np.lib.format.dtype_to_descr(dtype))
+        except ValueError:  # It has none.
+            return ""

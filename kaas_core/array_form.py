@@ -82,6 +82,11 @@ def _shape_problems(shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
             yield f"shape[{axis}]", f"must be {'at least 0' if number < 0 else f'at most {_U64_MAX}'}, not {shown(number)}"
 
 
+def is_of_ml_dtypes(text: str) -> bool:
+    """Return whether a dtype is one of the package ml_dtypes, which NumPy alone does not know."""
+    return _ML_NAME.fullmatch(text) is not None
+
+
 def item_size(text: str) -> int:
     """Return the bytes of one item of a dtype. Raises ``TypeError`` where it is none, ``ValueError`` where it is too long."""
     try:
@@ -90,7 +95,7 @@ def item_size(text: str) -> int:
         raise ValueError(f"is not valid UTF-8: {shown(text)}") from None
     if size > MAX_DTYPE_BYTES:
         raise ValueError(f"at most {MAX_DTYPE_BYTES} bytes of UTF-8 are allowed, not {size}")
-    if _ML_NAME.fullmatch(text):
+    if is_of_ml_dtypes(text):
         return _ML_SIZES.get(text, 1)
     return dtype_from_text(text).itemsize
 
@@ -101,7 +106,7 @@ def dtype_from_text(text: str) -> np.dtype[Any]:
     For those of ml_dtypes that package is needed.
     """
     try:
-        dtype = _ml_dtype(text) if _ML_NAME.fullmatch(text) else _numpy_dtype(text)
+        dtype = _ml_dtype(text) if is_of_ml_dtypes(text) else _numpy_dtype(text)
     except ImportError:
         raise TypeError(f"{shown(text)} is a dtype of the package ml_dtypes, which is not installed here") from None
     # What NumPy and JSON raise for what is no dtype is not documented.

@@ -201,7 +201,7 @@ class Head(NamedTuple):
         """How many; 0: the value lies in the record."""
         return self.extents_and_form & ~_HAS_FORM
 
-    def form(self, raw: bytes | memoryview) -> ArrayForm | None:
+    def form(self, raw: memoryview) -> ArrayForm | None:
         """Return what the record says that its value is to its users. Raises ``Damage``."""
         return unpack_form(raw[_RECORD.size :])[0] if self.extents_and_form & _HAS_FORM else None
 
@@ -311,7 +311,7 @@ def pack_form(form: ArrayForm) -> bytes:
     return _FORM.pack(len(packed), checksum(packed)) + packed
 
 
-def unpack_form(body: bytes | memoryview) -> tuple[ArrayForm, bytes | memoryview]:
+def unpack_form(body: memoryview) -> tuple[ArrayForm, memoryview]:
     """Return a form, and the body without it. Raises ``Damage``."""
     try:
         size, form_checksum = _FORM.unpack_from(body)

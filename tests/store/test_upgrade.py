@@ -1,6 +1,7 @@
 """Stores of the formats 2 to 5 get what they lack at their first start, in their place and at once.
 
-Format 5 had no forms of arrays in its records, format 4 no replies in its counters, format 3 no accounts, and format 2 no tree for replies either.
+Format 5 had no forms of arrays in its records, format 4 no replies in its counters, format 3 no accounts, and format 2 no tree
+for replies either.
 """
 
 from __future__ import annotations
