@@ -4,7 +4,7 @@
         kaas.put("x", x)
         library = kaas.upload("scale.ptx")
         kaas.submit(Request([Kernel(library, "scale", grid=4, block=256, args=[f32(2.0), inout("x", x.nbytes)])]))
-        y = kaas.get("x", dtype=x.dtype)
+        y = kaas.get("x").array()
 
 ``AsyncClient`` is the same for asyncio. What calls return is in ``kaas_client.types``, what they raise in ``kaas_client.errors``.
 """
@@ -41,7 +41,7 @@ from kaas_client.arguments import (
     u64,
 )
 from kaas_client.builders import Kernel, Request
-from kaas_client.types import Key, Result
+from kaas_client.types import Key, Result, Value
 from kaas_core import __version__
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "Request",
     "Key",
     "Result",
+    "Value",
     "RetryPolicy",
     "BufferSpec",
     "inp",

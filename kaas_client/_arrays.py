@@ -1,48 +1,133 @@
-"""Arrays of a call: what can be sent of them, and what its bytes are."""
+"""Arrays of a call or a put: what can be sent of them, and what its bytes are."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
+from kaas_client._cuda_arrays import copied_to_host
+from kaas_client._dtypes import dtype_to_text
 from kaas_client.forms import Form
 from kaas_client.types import Key
+from kaas_core.array_form import ArrayForm
 
 DLPACK_CPU = 1
 """Of DLPack's device types."""
+
+_STACK_LEVEL = 4
+"""Of a warning in a function that ``sendable`` or ``storable`` calls: who called the client."""
 
 
 def sendable(name: str, value: Any) -> tuple[Any, Form | None]:
     """Return what is sent for a buffer, and its form: None for a ``Key``, and for bytes, which have none.
 
-    What lies on a GPU is copied to the host, and what is not contiguous is copied too, each with a warning. Raises ``TypeError``
-    for what is neither an array nor a buffer.
+    What lies on a GPU is copied to the host, and what is not contiguous is copied too, each with a warning. Raises ``TypeError``,
+    naming the buffer, for what is neither an array nor a buffer, for types that are not made of bytes, and for those in another
+    order of bytes than this machine's, which a kernel would read wrongly.
     """
     if isinstance(value, Key | bytes | bytearray | memoryview):
         return value, None
-    if not isinstance(value, np.ndarray | np.generic):
-        value = _from_elsewhere(name, value)
-    array = np.asarray(value)
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        warnings.warn(f"the array for buffer {name!r} is not contiguous, and is copied", stacklevel=4)
-        array = np.ascontiguousarray(array)
+    what = f"buffer {name!r}"
+    if not _is_array(value) and (array := _viewed(value)) is not None:
+        value = array
+    array = _laid_out(what, value)
+    if not array.dtype.isnative:
+        raise TypeError(
+            f"the array for {what} is of {array.dtype}, which is not in the order of bytes that kernels read;"
+            " send array.astype(array.dtype.newbyteorder('='))"
+        )
     is_fortran = not array.flags.c_contiguous
     return (array.T if is_fortran else array), Form(array.dtype, array.shape, is_fortran)
 
 
-def _from_elsewhere(name: str, value: Any) -> Any:
-    if hasattr(value, "__dlpack__"):
-        if value.__dlpack_device__()[0] == DLPACK_CPU:
-            return np.from_dlpack(value)
-        warnings.warn(f"the array for buffer {name!r} lies on a GPU, and is copied to the host", stacklevel=5)
-        return np.from_dlpack(value, device="cpu")
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"the array for buffer {name!r} lies on a GPU and has no DLPack: copy it to the host first")
-    if hasattr(value, "__array__"):
-        return np.asarray(value)
+def storable(key: str, value: Any, order: Literal["C", "F"]) -> tuple[Any, ArrayForm]:
+    """Return what is sent to store an array in this order of elements, and what it is; the order of bytes is kept.
+
+    Warns and raises as ``sendable``; what lies in another order is copied too.
+    """
+    what = f"key {key!r}"
+    array = _checked(what, value)
+    if not (array.flags.c_contiguous if order == "C" else array.flags.f_contiguous):
+        words = "not contiguous"
+        if array.flags.c_contiguous or array.flags.f_contiguous:
+            words = "in the order of Fortran (order='F' keeps it)" if order == "C" else "in the order of C"
+        warnings.warn(f"the array for {what} is {words}, and is copied", stacklevel=_STACK_LEVEL)
+        array = np.asarray(array, order=order)
+    is_fortran = not array.flags.c_contiguous
+    return (array.T if is_fortran else array), ArrayForm(_text_of(array.dtype), array.shape, is_fortran)
+
+
+def on_host(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array of another package, from a GPU too, which is copied with a warning. Raises ``TypeError``."""
+    return _on_host(f"buffer {name!r}", value)
+
+
+def _laid_out(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array whose bytes lie side by side in one of the two orders."""
+    array = _checked(what, value)
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        warnings.warn(f"the array for {what} is not contiguous, and is copied", stacklevel=_STACK_LEVEL)
+        array = np.ascontiguousarray(array)
+    return array
+
+
+def _checked(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return an array of NumPy that loses nothing when its bytes are sent. Raises ``TypeError``."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"the array for {what} is masked, and would lose its mask; send array.filled(value), or array.data and .mask apart"
+        )
+    array = np.asarray(value if _is_array(value) else _on_host(what, value))
+    try:
+        _text_of(array.dtype)
+    except TypeError as error:
+        raise TypeError(
+            f"the items of the array for {what} are not plain bytes: {error}; give them a fixed size with array.astype(...)"
+        ) from None
+    return array
+
+
+_text_of = lru_cache(maxsize=256)(dtype_to_text)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic)
+
+
+def _viewed(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
+    """Return a view of what has the buffer protocol, and says nothing else of itself."""
+    if hasattr(value, "__dlpack__") or hasattr(value, "__cuda_array_interface__") or hasattr(value, "__array__"):
+        return None
     try:
         return np.asarray(memoryview(value))
     except TypeError:
-        raise TypeError(f"buffer {name!r} takes an array or bytes, not {value!r:.60}") from None
+        return None
+
+
+def _on_host(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    interface = getattr(value, "__cuda_array_interface__", None)
+    try:
+        if hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] == DLPACK_CPU:
+            return np.from_dlpack(value)
+        if hasattr(value, "__dlpack__") or interface is not None:
+            warnings.warn(f"the array for {what} lies on a GPU, and is copied to the host", stacklevel=_STACK_LEVEL + 2)
+            return _copied(value, interface)
+        if hasattr(value, "__array__"):
+            return np.asarray(value)
+    except (TypeError, ValueError, BufferError, RuntimeError, ImportError) as error:
+        raise TypeError(f"the array for {what} cannot be taken as it is: {error}; copy it into one of NumPy first") from error
+    raise TypeError(f"{what} takes an array or bytes, not {value!r:.60}")
+
+
+def _copied(value: Any, interface: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Copy an array from a GPU: by DLPack, and where its package does not do that, by the CUDA array interface."""
+    if interface is None:
+        return np.from_dlpack(value, device="cpu")
+    if hasattr(value, "__dlpack__"):
+        with suppress(TypeError, ValueError, BufferError, RuntimeError):
+            return np.from_dlpack(value, device="cpu")
+    return copied_to_host(interface)

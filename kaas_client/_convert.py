@@ -30,7 +30,15 @@ class FunctionFields:
 
 
 def entry(message: kv_pb2.Entry) -> types.Entry:
-    return types.Entry(message.key, message.size_bytes, message.version, _time(message.update_time))
+    return types.Entry(
+        message.key,
+        message.size_bytes,
+        message.version,
+        _time(message.update_time),
+        message.dtype,
+        tuple(message.shape),
+        message.fortran_order,
+    )
 
 
 def result(message: executor_pb2.SubmitResponse | executor_pb2.InvokeResponse) -> types.Result:

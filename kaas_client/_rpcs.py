@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,11 +26,24 @@ from kaas.v1 import (
 from kaas_client import _convert, errors, types
 from kaas_client._retry import Repeat
 from kaas_client._status import from_stream_error
-from kaas_client._transfer import BackupDownload, Bytes, CheckAnswers, Data, Download, Progress, Source, Upload, flat_view
+from kaas_client._transfer import (
+    BackupDownload,
+    Bytes,
+    CheckAnswers,
+    Data,
+    Download,
+    Progress,
+    Source,
+    Upload,
+    flat_view,
+    is_foreign_array,
+    says_its_form,
+)
 from kaas_client.builders import Request
 from kaas_client.types import Key
 from kaas_core import request as core
 from kaas_core.address import CONNECTION_AGENT
+from kaas_core.array_form import ArrayForm
 from kaas_core.protobuf import request_to_proto
 
 T = TypeVar("T")
@@ -126,7 +139,7 @@ def submit(
         priority=priority,
     )
     for name, data in inputs.items():
-        message.inputs[name] = _bytes(data)
+        message.inputs[name] = _bytes(name, data)
     return Rpc(_SUBMIT, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
 
@@ -192,7 +205,7 @@ def invoke_message(
         if isinstance(binding, Key):
             message.bindings[buffer].key = binding.name
         else:
-            message.bindings[buffer].value = _bytes(binding)
+            message.bindings[buffer].value = _bytes(buffer, binding)
     return message
 
 
@@ -295,8 +308,22 @@ def delete_library(id: str, group: str) -> Rpc[None]:
     return Rpc(attrgetter("library.DeleteLibrary"), library_pb2.DeleteLibraryRequest(id=id, group=group), _nothing)
 
 
-def put(key: str, source: Source, progress: Progress | None, group: str) -> Rpc[types.Entry]:
+def storable(key: str, data: Data, order: Literal["C", "F"]) -> tuple[Data, ArrayForm | None]:
+    """Return what is sent to store ``data``, and what it is as an array: None for bytes and files."""
+    if order not in ("C", "F"):
+        raise ValueError(f"order must be 'C' or 'F', not {order!r:.20}")
+    if says_its_form(data):
+        from kaas_client import _arrays
+
+        return _arrays.storable(key, data, order)
+    return data, data.form if isinstance(data, types.Value) else None
+
+
+def put(key: str, source: Source, form: ArrayForm | None, progress: Progress | None, group: str) -> Rpc[types.Entry]:
     header = kv_pb2.PutHeader(key=key, size_bytes=source.size_bytes, group=group)
+    if form is not None:
+        header.dtype, header.fortran_order = form.dtype, form.fortran_order
+        header.shape.extend(form.shape)
     messages = Upload(source, kv_pb2.PutRequest(header=header), lambda chunk: kv_pb2.PutRequest(chunk=chunk), progress)
     return Rpc(attrgetter("kv.Put"), messages, lambda reply: _convert.entry(reply.entry))
 
@@ -439,8 +466,17 @@ def _nothing(_: Message) -> None:
     return None
 
 
-def _bytes(data: Bytes) -> bytes:
-    return data if isinstance(data, bytes) else bytes(flat_view(data))
+def _bytes(name: str, data: Bytes) -> bytes:
+    if isinstance(data, bytes):
+        return data
+    if is_foreign_array(data):
+        from kaas_client import _arrays
+
+        data = _arrays.on_host(name, data)
+    try:
+        return bytes(flat_view(data))
+    except TypeError as error:
+        raise TypeError(f"buffer {name!r}: {error}") from None
 
 
 def _names(returns: Iterable[str]) -> list[str]:

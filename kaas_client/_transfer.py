@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, ru
 
 from kaas.v1.admin_pb2 import BackupStoreResponse, CheckProgress, CheckStoreResponse
 from kaas.v1.kv_pb2 import Entry, GetResponse
-from kaas_client import errors
-from kaas_client.types import DamagedEntry, StoreCheck
+from kaas_client import _convert, errors
+from kaas_client.types import DamagedEntry, StoreCheck, Value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,9 +96,26 @@ def is_buffer(data: object) -> bool:
     return True
 
 
+def says_its_form(data: object) -> bool:
+    """Return whether ``data`` is an array of NumPy, or of another package, on whatever device."""
+    if isinstance(data, bytes | bytearray | memoryview | str):
+        return False
+    return _is_array(data) or _is_scalar(data) or is_foreign_array(data)
+
+
+def is_foreign_array(data: object) -> bool:
+    """Return whether ``data`` is an array of another package than NumPy that can be taken from it, from a GPU too."""
+    return (hasattr(data, "__dlpack__") or hasattr(data, "__cuda_array_interface__")) and not _is_array(data)
+
+
 def _is_array(data: object) -> bool:
     numpy = sys.modules.get("numpy")  # Whoever has an array has imported it.
     return numpy is not None and isinstance(data, numpy.ndarray)
+
+
+def _is_scalar(data: object) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(data, numpy.generic)
 
 
 def _plain(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
@@ -231,6 +248,7 @@ class Download:
         self._total_bytes: int | None = None
         self._done_bytes = 0
         self._chunks: list[bytes] = []
+        self._value: Value | None = None
         self.entry: Entry | None = None
         """Of the whole value, once it is known."""
 
@@ -257,8 +275,8 @@ class Download:
         if self._progress and self._total_bytes is not None:
             self._progress(self._done_bytes, self._total_bytes)
 
-    def result(self) -> bytes | np.ndarray[Any, np.dtype[Any]] | int:
-        """Return the bytes, or the array, or how many bytes were written to the caller's target."""
+    def result(self) -> Value | np.ndarray[Any, np.dtype[Any]] | int:
+        """Return the value, or the array, or how many bytes were written to the caller's target."""
         if self._done_bytes != self._total_bytes:
             raise errors.InternalError(f"the server sent {self._done_bytes} of {self._total_bytes} bytes")
         if self._dtype is not None:
@@ -266,7 +284,14 @@ class Download:
 
             assert self._target is not None
             return np.frombuffer(self._target, self._dtype)
-        return b"".join(self._chunks) if self._target is None and self._file is None else self._done_bytes
+        if self._target is not None or self._file is not None:
+            return self._done_bytes
+        if self._value is None:
+            assert self.entry is not None
+            content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+            self._chunks.clear()
+            self._value = Value.of(content, _convert.entry(self.entry))
+        return self._value
 
     def _begin(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes

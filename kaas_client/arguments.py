@@ -359,7 +359,10 @@ def _buffer(
     if dtype is not None:
         from kaas_client import _dtypes
 
-        text = _dtypes.dtype_to_text(dtype)
+        try:
+            text = _dtypes.dtype_to_text(dtype)
+        except TypeError as error:
+            raise TypeError(f"buffer {shown(name)}: {error}") from None
         form_bytes = math.prod(dimensions or ()) * _dtypes.dtype_from_text(text).itemsize
         if size_bytes is not None and size_bytes != form_bytes:
             described = f"{text} of shape {list(dimensions or ())}"

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kaas_core.array_form import dtype_from_text
+from kaas_core.violations import shown
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -38,6 +41,8 @@ def form_of(buffer: BufferSpec | core.BufferSpec) -> Form | None:
     """Return what a request says of a buffer's bytes; None where it says nothing. Raises ``TypeError`` for an unknown dtype."""
     if not buffer.dtype:
         return None
-    from kaas_client import _dtypes
-
-    return Form(_dtypes.dtype_from_text(buffer.dtype), buffer.shape or (), bool(buffer.fortran_order))
+    try:
+        dtype = dtype_from_text(buffer.dtype)
+    except TypeError as error:
+        raise TypeError(f"buffer {shown(buffer.name)}: {error}") from None
+    return Form(dtype, buffer.shape or (), bool(buffer.fortran_order))

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from kaas_client.forms import form_of
 from kaas_core import request as core
+from kaas_core.array_form import ArrayForm, dtype_from_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,11 +34,49 @@ class Entry:
     version: int
     """Grows with every commit of any value. 0 where the entry is damaged."""
     update_time: datetime
+    dtype: str = ""
+    """What its elements are, as who stored it said: NumPy's name, that of ml_dtypes, or the ``descr`` of a structured type as
+    JSON. Empty: nothing was said."""
+    shape: tuple[int, ...] = ()
+    """With a ``dtype`` and no dimensions it is one element."""
+    fortran_order: bool = False
 
     @property
     def damaged(self) -> bool:
         """Whether a list knows only its key, as the rest is damaged. Other damage shows when the value is read or checked."""
         return self.version == 0
+
+
+class Value(bytes):
+    """The bytes of a value, or of a range of it, and what the store knows of it. ``array()`` is the array that was stored."""
+
+    entry: Entry
+    """Of the whole value."""
+
+    @classmethod
+    def of(cls, content: bytes, entry: Entry) -> Value:
+        """Return the bytes as a value."""
+        value = cls(content)
+        value.entry = entry
+        return value
+
+    @property
+    def form(self) -> ArrayForm | None:
+        """What it is as an array, where it is the whole value, and whoever stored it said so."""
+        entry = self.entry
+        if not entry.dtype or len(self) != entry.size_bytes:
+            return None
+        return ArrayForm(entry.dtype, entry.shape, entry.fortran_order)
+
+    def array(self, dtype: DTypeLike | None = None) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return a read-only array that shares the bytes: one-dimensional and of ``dtype``, or what was stored.
+
+        Raises ``TypeError`` where nothing says what it is, or where this is only a range of it.
+        """
+        if dtype is None and self.form is None:
+            why = "this is only a range of it" if self.entry.dtype else "it was stored without a dtype"
+            raise TypeError(f"nothing says what array key {self.entry.key!r} holds: {why}; give array(…) a dtype")
+        return _array(f"key {self.entry.key!r}", self, self.form, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +177,26 @@ class Result:
 
         Raises ``KeyError`` for a buffer that was not requested, ``TypeError`` where nothing says what it is.
         """
-        import numpy as np
-
         content = self.outputs[buffer]
-        if dtype is not None:
-            return np.frombuffer(content, dtype)
         specs = () if self.request is None else self.request.buffers
-        form = next((form_of(spec) for spec in specs if spec.name == buffer and spec.dtype), None)
-        if form is None:
+        form = next((spec.form for spec in specs if spec.name == buffer), None)
+        if form is None and dtype is None:
             raise TypeError(f"nothing says what buffer {buffer!r} is: give array(…) a dtype, or the buffer in its request")
-        return np.ndarray(form.shape, form.dtype, content, order="F" if form.fortran_order else "C")
+        return _array(f"buffer {buffer!r}", content, form, dtype)
+
+
+def _array(what: str, content: bytes, form: ArrayForm | None, dtype: DTypeLike | None) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return a read-only array of bytes: of ``dtype``, or of the form, one of which is given. Raises ``TypeError``."""
+    import numpy as np
+
+    if dtype is not None or form is None:
+        return np.frombuffer(content, dtype)
+    order: Literal["C", "F"] = "F" if form.fortran_order else "C"
+    try:
+        known = dtype_from_text(form.dtype)
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
+    return np.ndarray(form.shape, known, content, order=order)
 
 
 class Arrays(Mapping[str, "np.ndarray[Any, np.dtype[Any]]"]):

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from kaas_core.array_form import MAX_DIMENSIONS
 from kaas_core.json_reader import ObjectReader, boolean, integer, items, text
 from kaas_core.request import BufferSpec
-from kaas_core.validation import MAX_DIMENSIONS
 from kaas_core.violations import Violations, shown
 
 _SIZE = ("size", "size_bytes")

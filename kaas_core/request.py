@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from kaas_core.array_form import ArrayForm
 from kaas_core.texture import Texture
 
 Dim3 = tuple[int, int, int]
@@ -113,9 +114,14 @@ class BufferSpec:
     """The caller's promise that the key's value does not change."""
     dtype: str = ""
     """What its elements are to its users, by NumPy's name or that of ml_dtypes, or the ``descr`` of a structured type as JSON;
-    empty: nothing is said. Never interpreted by a server, as the next two."""
+    empty: nothing is said. Kept with the value, as the next two, and never interpreted by a device."""
     shape: tuple[int, ...] = ()
     fortran_order: bool = False
+
+    @property
+    def form(self) -> ArrayForm | None:
+        """What its bytes are to its users, where the request says so."""
+        return ArrayForm(self.dtype, self.shape, self.fortran_order) if self.dtype else None
 
     @property
     def store_key(self) -> str:

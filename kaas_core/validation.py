@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
+from kaas_core.array_form import form_problems
 from kaas_core.request import (
     ADDRESS_BYTES,
     BufferArgument,
@@ -33,9 +34,6 @@ MAX_PARAMETER_BYTES = 32_764
 """Of a kernel's parameters together, from PTX 8.1 and sm_70 on; before, they are 4352."""
 MAX_ALL_ARGUMENTS = 100_000
 """Of a request's kernels together; buffers in packed arguments count too."""
-MAX_DTYPE_BYTES = 4096
-MAX_DIMENSIONS = 64
-"""NumPy's limit."""
 MAX_LIBRARY_PATH_BYTES = 4096
 """Linux' PATH_MAX."""
 
@@ -203,20 +201,8 @@ def _check_buffer(found: Violations, path: str, spec: BufferSpec) -> None:
             found.add(f"{path}.key", owner + problem)
         if spec.ephemeral:
             found.add(f"{path}.key", f"{owner}an ephemeral buffer never touches the store and has no key")
-    _check_form(found, path, spec, owner)
-
-
-def _check_form(found: Violations, path: str, spec: BufferSpec, owner: str) -> None:
-    """Check what a buffer is to its users, as far as that can be known without interpreting it."""
-    if problem := _text_problem(spec.dtype, MAX_DTYPE_BYTES):
-        found.add(f"{path}.dtype", owner + problem)
-    if not spec.dtype:
-        for field, given in (("shape", spec.shape), ("fortran_order", spec.fortran_order)):
-            if given:
-                found.add(f"{path}.{field}", f"{owner}is given without dtype")
-    if _count(found, f"{path}.shape", len(spec.shape), MAX_DIMENSIONS, owner):
-        for axis, number in enumerate(spec.shape):
-            _integer(found, f"{path}.shape[{axis}]", number, 0, _U64_MAX, owner)
+    for field, problem in form_problems(spec.dtype, spec.shape, spec.fortran_order, spec.size_bytes if sized else None):
+        found.add(f"{path}.{field}", owner + problem)
 
 
 def _check_writes(found: Violations, request: Request, uses: dict[str, Use], index_of: dict[str, int]) -> None:
@@ -250,9 +236,9 @@ def _integer(found: Violations, path: str, value: int, low: int, high: int, owne
     return False
 
 
-def _count(found: Violations, path: str, count: int, most: int, owner: str = "") -> bool:
+def _count(found: Violations, path: str, count: int, most: int) -> bool:
     if count > most:
-        found.add(path, f"{owner}at most {most} are allowed, not {count}")
+        found.add(path, f"at most {most} are allowed, not {count}")
     return count <= most
 
 

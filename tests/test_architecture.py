@@ -71,7 +71,6 @@ BELOW = {
     "kaas_client": {"kaas_core"},
     "kaas_client.ray": {
         "kaas_core",
-        "kaas_client._dtypes",
         "kaas_client.builders",
         "kaasd.devices",
         "kaasd.ipc",
@@ -90,7 +89,7 @@ OWN_RULES = {"kaas_client": "kaas_client.ray"}
 PACKAGES_OF = {
     "grpc": ("kaasd.api", "kaas_client"),
     "lmdb": ("kaasd.store",),
-    "cuda": ("kaasd.devices.cuda", "kaas_client.kernels"),
+    "cuda": ("kaasd.devices.cuda", "kaas_client.kernels", "kaas_client._cuda_arrays"),
     "llvmlite": ("kaasd.devices.emulator",),
     "ray": ("kaas_client.ray",),
 }

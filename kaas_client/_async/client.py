@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from kaas_client import _rpcs
 from kaas_client._async.administration import Administration
@@ -25,6 +25,7 @@ from kaas_client.types import (
     Library,
     LibraryInspection,
     Result,
+    Value,
 )
 
 if TYPE_CHECKING:
@@ -95,17 +96,21 @@ class Client(Administration):
         data: Data,
         *,
         size: int | None = None,
+        order: Literal["C", "F"] = "C",
         progress: Progress | None = None,
         group: str = "",
         timeout: float | None = None,
     ) -> Entry:
         """Store a value: a buffer or array, a ``pathlib.Path``, a binary file from its position on, or an iterable of buffers.
 
-        ``size``, in bytes, avoids spooling a stream whose size is unknown. Raises ``InvalidArgumentError``,
-        ``StoreFullError``.
+        Of an array dtype and shape are kept with it: one of NumPy, or of a package that shares it by DLPack or the CUDA array
+        interface. Its elements are stored in the ``order`` of C, or of Fortran. What lies in another order, or on a GPU, is
+        copied with a warning. ``size``, in bytes, avoids spooling a stream whose size is unknown. Raises
+        ``InvalidArgumentError``, ``StoreFullError``, ``TypeError`` for what is not made of bytes.
         """
+        data, form = _rpcs.storable(key, data, order)
         async with opened(data, size) as source:
-            return await self._connection.upload(_rpcs.put(key, source, progress, self._connection.group(group)), timeout)
+            return await self._connection.upload(_rpcs.put(key, source, form, progress, self._connection.group(group)), timeout)
 
     @overload
     async def get(
@@ -119,7 +124,7 @@ class Client(Administration):
         progress: Progress | None = None,
         group: str = "",
         timeout: float | None = None,
-    ) -> bytes: ...
+    ) -> Value: ...
     @overload
     async def get(
         self,
@@ -160,6 +165,7 @@ class Client(Administration):
     ) -> Any:
         """Return a value, or ``size`` bytes of it from ``offset``: as bytes, or as a one-dimensional array of ``dtype``.
 
+        The bytes are a ``Value``: of one that was stored as an array, ``get(key).array()`` is that array again, read-only.
         With ``into``, a writable buffer or a binary file, it is written there and the number of bytes is returned. Raises
         ``KeyNotFoundError``, ``ValueTooShortError``.
         """

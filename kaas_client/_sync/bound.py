@@ -65,12 +65,12 @@ class Bound:
         function = self._functions.get(signature)
         if function is not None:
             try:
-                return Arrays(function.options(**self._options)(inputs=sent))
+                return Arrays(function.options(**self._options)(**sent))
             except (FunctionNotFoundError, LibraryNotFoundError):  # Somebody deleted it, or the server has another store now.
                 self._libraries.clear()
         function = self._prepare(signature)
         self._functions[signature] = function
-        return Arrays(function.options(**self._options)(inputs=sent))
+        return Arrays(function.options(**self._options)(**sent))
 
     def options(
         self,

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from kaas_client._convert import FunctionFields
 from kaas_client._rpcs import Binding
@@ -46,6 +47,8 @@ class CallOptions:
 
 
 _NO_OPTIONS = CallOptions()
+_OLD_KEYWORDS = frozenset(("inputs", "returns", "device", "timeout"))
+"""Of a call, before there was ``options``."""
 
 
 class Function:
@@ -74,37 +77,29 @@ class Function:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}({', '.join(self._buffers())})>"
 
-    def __call__(
-        self,
-        *,
-        inputs: Mapping[str, Binding] | None = None,
-        returns: Iterable[str] | None = None,
-        device: str = "",
-        timeout: float | None = None,
-        **buffers: Binding,
-    ) -> Result:
-        """Run it once.
+    def __call__(self, /, **buffers: Binding) -> Result:
+        """Run it once, with bytes or arrays to load in place of the store's values, or ``Key`` for another key, by buffer.
 
-        ``buffers`` are bytes or arrays to load in place of the store's values, or ``Key`` for another key; ``inputs`` is the same
-        for names that are not valid identifiers. ``returns`` names the buffers to return, by default all that a kernel writes.
-        Raises ``TypeError`` for a buffer that the function does not have.
+        How it is called otherwise is said by ``options``; the keywords ``inputs``, ``returns``, ``device`` and ``timeout`` are
+        deprecated, and those of a function that has no buffer of that name. Raises ``TypeError`` for a buffer that the function
+        does not have.
         """
-        bindings = {**(inputs or {}), **buffers}
         known = self._buffers()
-        if not self.damaged and (unknown := [name for name in bindings if name not in known]):
-            raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         options = self._options
-        returns = options.returns if returns is None else returns
+        if not _OLD_KEYWORDS.isdisjoint(buffers):
+            buffers, options = _without_old_keywords(buffers, known, options)
+        if not self.damaged and (unknown := [name for name in buffers if name not in known]):
+            raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         result = self._client.invoke(
             self.name,
-            bindings,
-            returns=self.outputs if returns is None else returns,
-            device=device or options.device,
+            buffers,
+            returns=self.outputs if options.returns is None else options.returns,
+            device=options.device,
             trace=options.trace,
             request_id=options.request_id,
             group=options.group,
             priority=options.priority,
-            timeout=options.timeout if timeout is None else timeout,
+            timeout=options.timeout,
         )
         return replace(result, request=self.request.spec)
 
@@ -129,3 +124,22 @@ class Function:
 
     def _buffers(self) -> list[str]:
         return [spec.name for spec in self.request.spec.buffers]
+
+
+def _without_old_keywords(
+    given: dict[str, Binding], known: Sequence[str], options: CallOptions
+) -> tuple[dict[str, Binding], CallOptions]:
+    """Return the buffers of a call, and its options, where some of these are given as buffers are."""
+    buffers = dict(given)
+    old: dict[str, Any] = {name: buffers.pop(name) for name in _OLD_KEYWORDS if name in buffers and name not in known}
+    if not old:
+        return buffers, options
+    names = ", ".join(sorted(old))
+    warnings.warn(
+        f"calling a function with {names} is deprecated: options go to function.options(…), and buffers by any name to **buffers",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    inputs = old.pop("inputs", None) or {}
+    changed = {name: value for name, value in old.items() if value is not None and (name != "device" or value)}
+    return {**inputs, **buffers}, replace(options, **changed)

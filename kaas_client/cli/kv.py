@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kaas_client.cli.files import STANDARD_STREAM, check_writable, open_input, open_output
+from kaas_client.cli.npy import read_npy, write_npy
 from kaas_client.cli.progress import transfer
 from kaas_client.cli.session import connected
 
@@ -21,12 +22,18 @@ def put(
     ctx: typer.Context,
     key: KeyArgument,
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to store; - is standard input.")],
+    npy: Annotated[bool, typer.Option("--npy", help="Store the array of a .npy file, with its dtype and shape.")] = False,
 ) -> None:
     """Store a file as a value."""
-    with open_input(file) as source, connected(ctx) as (client, printer):
-        with transfer(key) as progress:
-            entry = client.put(key, source, progress=progress)
-        printer.record(entry)
+    with open_input(file) as source:
+        array = read_npy(file, source) if npy else None
+        with connected(ctx) as (client, printer):
+            with transfer(key) as progress:
+                if array is None:
+                    entry = client.put(key, source, progress=progress)
+                else:
+                    entry = client.put(key, array, order="C" if array.flags.c_contiguous else "F", progress=progress)
+            printer.record(entry)
 
 
 @app.command("get")
@@ -36,9 +43,18 @@ def get(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; - is standard output.")] = STANDARD_STREAM,
     offset: Annotated[int, typer.Option(min=0, metavar="BYTES", help="Where to start.")] = 0,
     size: Annotated[int | None, typer.Option(min=0, metavar="BYTES", help="How many; default: up to the end.")] = None,
+    npy: Annotated[bool, typer.Option("--npy", help="Write a .npy file of the array that the value was stored as.")] = False,
 ) -> None:
     """Write a value to a file, or its bytes to standard output."""
     check_writable([file])
+    if npy:
+        if offset or size is not None:
+            raise typer.BadParameter("a .npy file has the whole value: --offset and --size go without --npy", param_hint="--npy")
+        with connected(ctx) as (client, _), open_output(file) as target:
+            with transfer(key) as progress:
+                value = client.get(key, progress=progress)
+            write_npy(value, target)
+        return
     with connected(ctx) as (client, _), transfer(key) as progress, open_output(file) as target:
         client.get(key, offset=offset, size=size, into=target, progress=progress)
 
@@ -55,7 +71,7 @@ def ls(
 
 @app.command("stat")
 def stat(ctx: typer.Context, key: KeyArgument) -> None:
-    """Show a value's size and version."""
+    """Show a value's size and version, and its dtype and shape where it was stored as an array."""
     with connected(ctx) as (client, printer):
         printer.record(client.stat(key))
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
-from kaas_client._dtypes import dtype_from_text
+from kaas_core.array_form import dtype_from_text
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import BufferSpec
 from kaas_core.violations import shown

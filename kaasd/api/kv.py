@@ -12,8 +12,10 @@ from typing import IO
 import grpc
 
 from kaas.v1 import kv_pb2
+from kaas_core.array_form import ArrayForm, form_problems
 from kaas_core.errors import DeadlineExceededError, InvalidArgumentError
 from kaas_core.validation import key_problem
+from kaas_core.violations import Violations
 from kaasd.api.core import Core
 from kaasd.api.shared import in_thread, page, read_upload
 from kaasd.store import base as store
@@ -47,15 +49,16 @@ class KvServicer:
         header, chunks = await read_upload(requests)
         group = self._core.group_of(header.group)
         _check_key(header.key)
+        form = _form(header)
         self._core.groups.check_room(group, header.key, header.size_bytes)
         if header.size_bytes <= INLINE_BYTES:
-            entry = await self._commit(header.key, [chunk async for chunk in chunks], group)
+            entry = await self._commit(header.key, [chunk async for chunk in chunks], group, form)
         else:
             staged = self._core.store.stage()
             try:
                 async for chunk in chunks:
                     await in_thread(staged.append, chunk)
-                entry = await self._commit(header.key, staged, group)
+                entry = await self._commit(header.key, staged, group, form)
             finally:
                 staged.close()
         return kv_pb2.PutResponse(entry=_entry(entry))
@@ -102,8 +105,8 @@ class KvServicer:
         await self._core.write(asyncio.wrap_future(self._core.store.delete(request.key)))
         return kv_pb2.DeleteResponse()
 
-    async def _commit(self, key: str, pieces: list[bytes] | store.Staged, group: str) -> store.Entry:
-        write = store.Write(key, pieces, account=group)
+    async def _commit(self, key: str, pieces: list[bytes] | store.Staged, group: str, form: ArrayForm | None) -> store.Entry:
+        write = store.Write(key, pieces, account=group, form=form)
         entries = await self._core.write(asyncio.wrap_future(self._core.store.commit([write])))
         return entries[key]
 
@@ -187,7 +190,20 @@ def _check_key(key: str) -> None:
         raise InvalidArgumentError(f"key: {problem}")
 
 
+def _form(header: kv_pb2.PutHeader) -> ArrayForm | None:
+    """Return what a value is to its users. Raises ``InvalidRequestError``."""
+    form = ArrayForm(header.dtype, tuple(header.shape), header.fortran_order)
+    found = Violations()
+    for field, problem in form_problems(form.dtype, form.shape, form.fortran_order, header.size_bytes):
+        found.add(field, problem)
+    found.raise_if_any()
+    return form if form.dtype else None
+
+
 def _entry(entry: store.Entry) -> kv_pb2.Entry:
     message = kv_pb2.Entry(key=entry.key, size_bytes=entry.size_bytes, version=entry.version)
+    if entry.form is not None:
+        message.dtype, message.fortran_order = entry.form.dtype, entry.form.fortran_order
+        message.shape.extend(entry.form.shape)
     message.update_time.FromNanoseconds(entry.update_time_ns)
     return message

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from kaas_core import ReadableBuffer
+from kaas_core.array_form import ArrayForm
 from kaas_core.errors import KaasError
 
 _NOUNS = {"v": "value", "l": "library", "f": "function", "r": "reply", "c": "compiled code", "g": "group"}
@@ -74,6 +75,8 @@ class Entry:
     """0 where the entry is damaged, so that only its key is known."""
     update_time_ns: int
     """Of the commit, since the epoch."""
+    form: ArrayForm | None = None
+    """What the value is to its users, where its writer has said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ class Write:
     """Where the key is there, damaged or not, nothing of the commit is done."""
     account: str = DEFAULT_ACCOUNT
     """Whom the value counts for from then on, all of it: a group."""
+    form: ArrayForm | None = None
+    """What the value is to its users, where these bytes become it; the rest of a value whose range is replaced keeps its own."""
 
 
 class Account(NamedTuple):

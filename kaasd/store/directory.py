@@ -53,6 +53,7 @@ OLD_DATABASES = tuple(
 """Of the formats 1 and 2."""
 _DATABASES_OF = {
     FORMAT: DATABASES,
+    5: DATABASES,
     4: DATABASES,
     3: tuple(name for name in DATABASES if name != ACCOUNTS),
     2: OLD_DATABASES,

@@ -273,4 +273,5 @@ class LmdbStore:
             write.create,
             write.must_be_new,
             write.account,
+            write.form,
         )

@@ -1,8 +1,8 @@
 """Brings a store of an older format into today's.
 
-Format 4 had no replies in its counters. Format 3 had no accounts: no record said whom it counts for, and all count for the first
-account. Format 2 had no tree for replies either. What is missing is added in the file, in one transaction. Format 1 had no
-checksums: the store is copied into a new file, and the old one stays beside it.
+Format 5 had no forms of arrays in its records. Format 4 had no replies in its counters. Format 3 had no accounts: no record said
+whom it counts for, and all count for the first account. Format 2 had no tree for replies either. What is missing is added in the
+file, in one transaction. Format 1 had no checksums: the store is copied into a new file, and the old one stays beside it.
 
 A record of format 1 was version, size, time and number of extents, and then the value or its extents, each an id and a size; the
 counters were format, version and id. Everything else was as it is now.
@@ -112,7 +112,7 @@ def migrate(path: Path, is_stopped: Callable[[], bool] = lambda: False) -> None:
 
 
 def upgrade(path: Path) -> None:
-    """Add to the store of format 2, 3 or 4 at ``path``, which was looked at, what it lacks, all of it or nothing.
+    """Add to the store of format 2 to 5 at ``path``, which was looked at, what it lacks, all of it or nothing.
 
     All that is there in formats 2 and 3 counts for the first account; that takes some microseconds an entry. Raises
     ``StoreForeignError`` (another process has it open), ``OSError``, ``lmdb.Error``.

@@ -30,11 +30,11 @@ def read_state(environment: Environment, txn: Transaction) -> StoreState:
         raise DataDamagedError(f"the store at {environment.path} is damaged: {damage}") from None
 
 
-def read_head(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> Head:
+def read_entry(environment: Environment, txn: Transaction, namespace: Namespace, raw_key: bytes) -> Entry:
     """Return what a key's record says of its value. Raises ``KeyNotFoundError``, ``DataDamagedError``."""
     raw = read_raw(environment, txn, namespace, raw_key)
     try:
-        return Head.of(raw, namespace, raw_key)
+        return _entry(raw, namespace, raw_key)
     except Damage as damage:
         raise damage.of(namespace, raw_key) from None
 
@@ -108,9 +108,13 @@ def count_records(environment: Environment, txn: Transaction) -> int:
 
 def entry_of(raw: memoryview, namespace: Namespace, raw_key: bytes) -> Entry:
     """Return what a key's record says, and only the key where that is damaged."""
-    key = decode_key(raw_key)
     try:
-        head = Head.of(raw, namespace, raw_key)
+        return _entry(raw, namespace, raw_key)
     except Damage:
-        return Entry(key, 0, 0, 0)
-    return Entry(key, head.size_bytes, head.version, head.update_time_ns)
+        return Entry(decode_key(raw_key), 0, 0, 0)
+
+
+def _entry(raw: memoryview, namespace: Namespace, raw_key: bytes) -> Entry:
+    """Read what a record says. Raises ``Damage``."""
+    head = Head.of(raw, namespace, raw_key)
+    return Entry(decode_key(raw_key), head.size_bytes, head.version, head.update_time_ns, head.form(raw))

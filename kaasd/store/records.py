@@ -9,7 +9,9 @@ database       key                                       value
 one of each    the key, UTF-8                            a record: version, size, time, number of extents, checksums of
 namespace                                                the key, of the body and of these fields; and then the body: the
                                                          value itself (no extents) or its extents in order. The upper 16 bits of
-                                                         the size are the number of the account that it counts for
+                                                         the size are the number of the account that it counts for. The upper
+                                                         bit of the number of extents says that the body begins with the form
+                                                         of an array: length, checksum, order, dimensions, dtype
 ``accounts``   number, big-endian; name, UTF-8           checksum; what a group has stored, and may store
 ``chunks``     id, big-endian                            bytes of a value, at most ``chunk_bytes``
 ``loose``      owner, id or version, big-endian          checksum; extents that no key points at
@@ -28,15 +30,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kaas_core import ReadableBuffer
+from kaas_core.array_form import ArrayForm
 from kaas_core.errors import DataDamagedError, InvalidArgumentError
 from kaas_core.validation import MAX_KEY_BYTES
 from kaasd.store.base import Account, Namespace
 from kaasd.store.checksums import checksum
 from kaasd.store.recent import RecentReply
 
-FORMAT = 5
-"""Of what is described here. Format 4 had all replies in their tree, format 3 no accounts, format 2 no replies either, format 1
-no checksums: see ``migration``."""
+FORMAT = 6
+"""Of what is described here. Format 5 had no forms of arrays, format 4 had all replies in their tree, format 3 no accounts,
+format 2 no replies either, format 1 no checksums: see ``migration``."""
 STATE_KEY = b"state"
 STORE_ID_KEY = b"store_id"
 STORE_ID_BYTES = 16
@@ -57,6 +60,10 @@ _ID = struct.Struct(">Q")
 _LOOSE = struct.Struct(">QQ")
 _ACCOUNT_NUMBER = struct.Struct(">H")
 _ACCOUNT = struct.Struct("<qqQQ")
+_FORM = struct.Struct("<HQ")
+_FORM_FIELDS = struct.Struct("<BB")
+_HAS_FORM = 1 << 31
+"""Of the number of extents: 2^31 of them are more than a store can hold pages."""
 _SIZE_BITS = 48
 """Of the size of a value: the most that a store may hold, 64 TiB, takes 46."""
 _SIZE_MASK = (1 << _SIZE_BITS) - 1
@@ -175,8 +182,7 @@ class Head(NamedTuple):
     version: int
     size_and_account: int
     update_time_ns: int
-    extents: int
-    """0: the value lies in the record."""
+    extents_and_form: int
     key_checksum: int
     body_checksum: int
     checksum: int
@@ -189,6 +195,15 @@ class Head(NamedTuple):
     def account(self) -> int:
         """The number of the account that the value counts for; in stores of before, all are of the first one."""
         return self.size_and_account >> _SIZE_BITS
+
+    @property
+    def extents(self) -> int:
+        """How many; 0: the value lies in the record."""
+        return self.extents_and_form & ~_HAS_FORM
+
+    def form(self, raw: memoryview) -> ArrayForm | None:
+        """Return what the record says that its value is to its users. Raises ``Damage``."""
+        return unpack_form(raw[_RECORD.size :])[0] if self.extents_and_form & _HAS_FORM else None
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Head:
@@ -227,6 +242,7 @@ class Record:
     extents: Sequence[Extent]
     inline: memoryview
     """The value itself where there are no extents: a view of LMDB's page, good as long as that."""
+    form: ArrayForm | None = None
 
     @classmethod
     def of(cls, raw: memoryview, namespace: Namespace, raw_key: bytes) -> Record:
@@ -239,8 +255,11 @@ class Record:
         body = raw[_RECORD.size :]
         if checksum(body) != head.body_checksum:
             raise Damage("the list of its chunks was changed" if head.extents else "its bytes are not those that were written")
+        form = None
+        if head.extents_and_form & _HAS_FORM:
+            form, body = unpack_form(body)
         extents = unpack_extents(body) if head.extents else ()
-        return cls(head.version, head.size_bytes, head.update_time_ns, extents, body[:0] if head.extents else body)
+        return cls(head.version, head.size_bytes, head.update_time_ns, extents, body[:0] if head.extents else body, form)
 
 
 def pack_record(
@@ -252,12 +271,16 @@ def pack_record(
     extents: Sequence[Extent],
     inline: Iterable[ReadableBuffer],
     account: int = 0,
+    form: ArrayForm | None = None,
 ) -> bytes:
     """Return the bytes of a key's record; ``inline`` is the value where there are no extents, ``account`` a number."""
     body = pack_extents(extents) if extents else b"".join(inline)
+    count = len(extents)
+    if form is not None:
+        body, count = pack_form(form) + body, count | _HAS_FORM
     key_checksum = _key_checksum(namespace, raw_key) & _KEY_BITS
     size_and_account = size_bytes | account << _SIZE_BITS
-    fields = _FIELDS.pack(version, size_and_account, update_time_ns, len(extents), key_checksum, checksum(body))
+    fields = _FIELDS.pack(version, size_and_account, update_time_ns, count, key_checksum, checksum(body))
     return b"".join((fields, _CHECKSUM.pack(checksum(fields)), body))
 
 
@@ -275,9 +298,33 @@ def pack_reply_record(reply: RecentReply) -> bytes:
     )
 
 
-def record_size(size_bytes: int, extents: int) -> int:
+def record_size(size_bytes: int, extents: int, form: ArrayForm | None = None) -> int:
     """Return the size of a record of ``extents``, or without any of a value of ``size_bytes``."""
-    return _RECORD.size + (extents * _EXTENT.size if extents else size_bytes)
+    form_bytes = 0 if form is None else len(pack_form(form))
+    return _RECORD.size + form_bytes + (extents * _EXTENT.size if extents else size_bytes)
+
+
+def pack_form(form: ArrayForm) -> bytes:
+    """Return what a body begins with. It has a checksum of its own, so that a look at an entry need not read its value."""
+    dimensions = struct.pack(f"<{len(form.shape)}Q", *form.shape)
+    packed = _FORM_FIELDS.pack(form.fortran_order, len(form.shape)) + dimensions + form.dtype.encode()
+    return _FORM.pack(len(packed), checksum(packed)) + packed
+
+
+def unpack_form(body: memoryview) -> tuple[ArrayForm, memoryview]:
+    """Return a form, and the body without it. Raises ``Damage``."""
+    try:
+        size, form_checksum = _FORM.unpack_from(body)
+        end = _FORM.size + size
+        packed = bytes(body[_FORM.size : end])
+        if len(packed) != size or checksum(packed) != form_checksum:
+            raise Damage("what it is as an array was changed")
+        fortran_order, count = _FORM_FIELDS.unpack_from(packed)
+        shape = struct.unpack_from(f"<{count}Q", packed, _FORM_FIELDS.size)
+        dtype = packed[_FORM_FIELDS.size + 8 * count :].decode()
+    except (struct.error, UnicodeDecodeError):
+        raise Damage("what it is as an array was cut short") from None
+    return ArrayForm(dtype, shape, bool(fortran_order)), body[end:]
 
 
 def pack_extents(extents: Iterable[Extent]) -> bytes:

@@ -18,7 +18,7 @@ import lmdb
 from kaas_core.errors import InternalError, ValueTooShortError
 from kaasd.store.base import Entry, Namespace
 from kaasd.store.environment import Environment, Transaction, translate
-from kaasd.store.reading import entry_of, find_raw, read_chunk, read_head, read_record, read_state
+from kaasd.store.reading import entry_of, find_raw, read_chunk, read_entry, read_record, read_state
 from kaasd.store.recent import unpack_recent
 from kaasd.store.records import Damage, Extent, decode_key, encode_key, encode_prefix, overlap
 
@@ -61,8 +61,7 @@ class LmdbSnapshot:
     def stat(self, key: str, namespace: Namespace = Namespace.VALUES) -> Entry:
         raw_key = encode_key(key)
         self._check_open()
-        head = read_head(self._environment, self._txn, namespace, raw_key)
-        return Entry(key, head.size_bytes, head.version, head.update_time_ns)
+        return read_entry(self._environment, self._txn, namespace, raw_key)
 
     def pieces(
         self, key: str, offset_bytes: int = 0, size_bytes: int | None = None, namespace: Namespace = Namespace.VALUES

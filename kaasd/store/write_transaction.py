@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
+from kaas_core.array_form import ArrayForm
 from kaas_core.errors import KeyNotFoundError, StoreFullError, ValueTooShortError
 from kaasd.store.accounts import Accounts, NewEntry
 from kaasd.store.base import DEFAULT_ACCOUNT, Entry, KeyExistsError, Namespace
@@ -63,6 +64,7 @@ class Change:
     """A range from 0 on becomes the value of a key that is missing."""
     must_be_new: bool = False
     account: str = DEFAULT_ACCOUNT
+    form: ArrayForm | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -136,7 +138,7 @@ class WriteTransaction:
         for change in changes:
             where = (change.namespace, change.raw_key)
             size = change.size_bytes
-            needed += change.pieces.size_bytes + record_size(0, len(change.extents)) + overhead
+            needed += change.pieces.size_bytes + record_size(0, len(change.extents), change.form) + overhead
             if change.namespace is Namespace.REPLIES and len(self._state.recent) + size > MAX_RECENT_BYTES // 2:
                 needed += _PAGES_OF_SETTLING * self._environment.page_bytes
             if change.must_be_new and (where in sizes or self._get(*where) is not None):
@@ -285,7 +287,7 @@ class WriteTransaction:
         is_new = raw is None
         retired: Sequence[Extent] = ()
         if change.offset_bytes is None or (raw is None and change.create):
-            size = change.size_bytes
+            size, form = change.size_bytes, change.form
             if raw is not None:
                 retired = self._count_out(raw, change.namespace, change.raw_key)
             extents, inline = self._place(change.extents, change.pieces, Pieces())
@@ -293,7 +295,7 @@ class WriteTransaction:
             assert raw is not None  # checked
             try:
                 old = Record.of(raw, change.namespace, change.raw_key)
-                size = old.size_bytes
+                size, form = old.size_bytes, old.form
                 self._count_out(raw, change.namespace, change.raw_key)
                 extents, inline, retired = self._splice(old, change, change.offset_bytes)
             except Damage as damage:
@@ -302,7 +304,7 @@ class WriteTransaction:
         self._state.version += 1
         version = self._state.version
         account = self._accounts.number_of(change.account)
-        record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline, account)
+        record = pack_record(change.namespace, change.raw_key, version, size, self._now_ns, extents, inline, account, form)
         # `raw` and `old` must not be used from here on: their views are of a page that this rewrites.
         self._txn.put(change.raw_key, record, db=database)
         if is_new:
@@ -310,7 +312,7 @@ class WriteTransaction:
         self._state.count_record(record)
         self._accounts.count(account, change.namespace, size, 1)
         self._retire(retired, version)
-        return Entry(change.key, size, version, self._now_ns)
+        return Entry(change.key, size, version, self._now_ns, form)
 
     def settle(self) -> int:
         """Move the last replies into their tree, and count them; return how many."""

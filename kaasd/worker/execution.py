@@ -383,6 +383,7 @@ class Execution:
                 None if slot.whole else slot.spec.offset_bytes,
                 create=slot.spec.name in self._invocation.inputs,
                 account=self._invocation.group,
+                form=slot.spec.form,
             )
             for slot in plan.slots
             if slot.store

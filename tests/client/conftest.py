@@ -27,7 +27,7 @@ class Blocking:
         value = getattr(self._target, name)
         return (lambda *args, **kwargs: self._finish(value(*args, **kwargs))) if inspect.ismethod(value) else value
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._finish(self._target(*args, **kwargs))
 
     def __enter__(self) -> Any:

@@ -274,11 +274,11 @@ def test_register_returns_a_callable(client: Any, server: FakeServer) -> None:
     )
 
 
-def test_a_function_takes_odd_names_and_other_returns(client: Any, server: FakeServer) -> None:
+def test_a_function_takes_options(client: Any, server: FakeServer) -> None:
     server.expect("GetFunction", executor_pb2.GetFunctionResponse(function=FUNCTION_MESSAGE))
-    function = client.function("f")
+    function = client.function("f").options(returns=[], device="cuda:0")
     server.expect("Invoke", executor_pb2.InvokeResponse(outputs={}))
-    assert function(inputs={"a": b"x"}, returns=[], device="cuda:0").outputs == {}
+    assert function(a=b"x").outputs == {}
     assert server.only_call("Invoke").request == executor_pb2.InvokeRequest(
         function="f", bindings={"a": executor_pb2.Binding(value=b"x")}, device="cuda:0"
     )

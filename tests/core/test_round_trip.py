@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from math import prod
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
@@ -52,20 +53,24 @@ def literals() -> st.SearchStrategy[Literal]:
     return st.sampled_from([*INTEGERS, *FLOATS]).flatmap(of)
 
 
+ITEM_BYTES = {"": 0, "float32": 4, "bfloat16": 2, '[["x", "<f4"], ["y", "<i2", [3]]]': 10}
+
+
 @st.composite
 def buffers(draw: st.DrawFn) -> tuple[BufferSpec, tuple[Access, ...]]:
     """Draw a buffer and the accesses that it allows; its key is its name."""
     role = draw(st.sampled_from(["read", "constant", "written", "ephemeral"]))
-    dtype = draw(st.sampled_from(["", "float32", "bfloat16", '[["x", "<f4"], ["y", "<i2", [3]]]']))
+    dtype = draw(st.sampled_from(sorted(ITEM_BYTES)))
+    shape = tuple(draw(st.lists(st.integers(1, 2**13), max_size=4))) if dtype else ()
     offset = 0 if role == "ephemeral" else draw(st.integers(0, 2**40))
     spec = BufferSpec(
         name=draw(names),
-        size_bytes=draw(st.integers(1, 2**63)),
+        size_bytes=prod(shape) * ITEM_BYTES[dtype] if dtype else draw(st.integers(1, 2**63)),
         offset_bytes=offset,
         ephemeral=role == "ephemeral",
         constant=role == "constant",
         dtype=dtype,
-        shape=tuple(draw(st.lists(st.integers(0, 2**64 - 1), max_size=4))) if dtype else (),
+        shape=shape,
         fortran_order=draw(st.booleans()) if dtype else False,
     )
     allowed = {"read": READ, "constant": READ, "written": WRITTEN, "ephemeral": tuple(Access)}

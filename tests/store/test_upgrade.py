@@ -1,6 +1,7 @@
-"""Stores of the formats 2, 3 and 4 get what they lack at their first start, in their place and at once.
+"""Stores of the formats 2 to 5 get what they lack at their first start, in their place and at once.
 
-Format 4 had no replies in its counters, format 3 no accounts, and format 2 no tree for replies either.
+Format 5 had no forms of arrays in its records, format 4 no replies in its counters, format 3 no accounts, and format 2 no tree
+for replies either.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from kaas_core.array_form import ArrayForm
 from kaas_core.errors import StoreForeignError
 from kaasd.store import migration
 from kaasd.store.base import Account, KeyExistsError, Namespace, Write
@@ -21,6 +23,7 @@ from tests.store.support import Start, kill, own
 FORMAT_2 = Path(__file__).parent / "data/format2.mdb.gz"
 FORMAT_3 = Path(__file__).parent / "data/format3.mdb.gz"
 FORMAT_4 = Path(__file__).parent / "data/format4.mdb.gz"
+FORMAT_5 = Path(__file__).parent / "data/format5.mdb.gz"
 """Each made by kaasd when that format was today's, with chunks of 4 KiB; ``key/N`` has N * 700 times the byte N."""
 
 
@@ -159,9 +162,10 @@ def test_of_format_3_killed_before_the_end(old3: Path, open_store: Callable, sta
     assert open_store().accounts()["default"].keys == 19
 
 
-@pytest.fixture
-def old4(store_path: Path) -> Path:
-    return store_of(FORMAT_4, store_path)
+@pytest.fixture(params=[FORMAT_4, FORMAT_5], ids=["4", "5"])
+def old4(request: pytest.FixtureRequest, store_path: Path) -> Path:
+    """Both hold the same, but for the place of the first reply."""
+    return store_of(request.param, store_path)
 
 
 def test_all_of_format_4_is_there(old4: Path, open_store: Callable, read: Callable) -> None:
@@ -186,3 +190,20 @@ def test_all_of_format_4_is_there(old4: Path, open_store: Callable, read: Callab
 def test_of_format_4_killed_before_the_end(old4: Path, open_store: Callable, start: Start) -> None:
     upgrade_until_killed(old4, start)
     assert open_store().accounts()["a"].keys == 10
+
+
+def test_values_of_format_5_have_no_form_and_may_get_one(store_path: Path, open_store: Callable, read: Callable) -> None:
+    store_of(FORMAT_5, store_path)
+    store = open_store()
+    with store.snapshot() as snapshot:
+        before = {entry.key: entry for entry in snapshot.list()}
+    assert {entry.form for entry in before.values()} == {None}
+    form = ArrayForm("float32", (700,))
+    entry = store.commit([Write("key/04", [b"4" * 2800], form=form)]).result()["key/04"]
+    assert entry.version == max(entry.version for entry in before.values()) + 2  # one is a reply's
+    store.close()
+    again = open_store()
+    with again.snapshot() as snapshot:
+        assert {entry.key: entry for entry in snapshot.list()} == before | {"key/04": entry}
+        assert snapshot.stat("key/04").form == form
+    assert list(again.check()) == []

@@ -25,37 +25,37 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10kaas/v1/kv.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"K\n\nPutRequest\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x12.kaas.v1.PutHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\";\n\tPutHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\",\n\x0bPutResponse\x12\x1d\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.Entry\"f\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x17\n\nsize_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05group\x18\x05 \x01(\tB\r\n\x0b_size_bytes\"G\n\x0bGetResponse\x12\x1f\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.EntryH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\")\n\x0bStatRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"-\n\x0cStatResponse\x12\x1d\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.Entry\"S\n\x0bListRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\r\n\x05group\x18\x04 \x01(\t\"H\n\x0cListResponse\x12\x1f\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x0e.kaas.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\x10\n\x0e\x44\x65leteResponse2\x98\x02\n\tKvService\x12\x32\n\x03Put\x12\x13.kaas.v1.PutRequest\x1a\x14.kaas.v1.PutResponse(\x01\x12\x32\n\x03Get\x12\x13.kaas.v1.GetRequest\x1a\x14.kaas.v1.GetResponse0\x01\x12\x33\n\x04Stat\x12\x14.kaas.v1.StatRequest\x1a\x15.kaas.v1.StatResponse\x12\x33\n\x04List\x12\x14.kaas.v1.ListRequest\x1a\x15.kaas.v1.ListResponse\x12\x39\n\x06\x44\x65lete\x12\x16.kaas.v1.DeleteRequest\x1a\x17.kaas.v1.DeleteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10kaas/v1/kv.proto\x12\x07kaas.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x01\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\r\n\x05shape\x18\x06 \x03(\x04\x12\x15\n\rfortran_order\x18\x07 \x01(\x08\"K\n\nPutRequest\x12$\n\x06header\x18\x01 \x01(\x0b\x32\x12.kaas.v1.PutHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"p\n\tPutHeader\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\r\n\x05group\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\r\n\x05shape\x18\x05 \x03(\x04\x12\x15\n\rfortran_order\x18\x06 \x01(\x08\",\n\x0bPutResponse\x12\x1d\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.Entry\"f\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x04\x12\x17\n\nsize_bytes\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05group\x18\x05 \x01(\tB\r\n\x0b_size_bytes\"G\n\x0bGetResponse\x12\x1f\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.EntryH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\")\n\x0bStatRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"-\n\x0cStatResponse\x12\x1d\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x0e.kaas.v1.Entry\"S\n\x0bListRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\r\n\x05group\x18\x04 \x01(\t\"H\n\x0cListResponse\x12\x1f\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x0e.kaas.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"+\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\"\x10\n\x0e\x44\x65leteResponse2\x98\x02\n\tKvService\x12\x32\n\x03Put\x12\x13.kaas.v1.PutRequest\x1a\x14.kaas.v1.PutResponse(\x01\x12\x32\n\x03Get\x12\x13.kaas.v1.GetRequest\x1a\x14.kaas.v1.GetResponse0\x01\x12\x33\n\x04Stat\x12\x14.kaas.v1.StatRequest\x1a\x15.kaas.v1.StatResponse\x12\x33\n\x04List\x12\x14.kaas.v1.ListRequest\x1a\x15.kaas.v1.ListResponse\x12\x39\n\x06\x44\x65lete\x12\x16.kaas.v1.DeleteRequest\x1a\x17.kaas.v1.DeleteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kaas.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENTRY']._serialized_start=62
-  _globals['_ENTRY']._serialized_end=168
-  _globals['_PUTREQUEST']._serialized_start=170
-  _globals['_PUTREQUEST']._serialized_end=245
-  _globals['_PUTHEADER']._serialized_start=247
-  _globals['_PUTHEADER']._serialized_end=306
-  _globals['_PUTRESPONSE']._serialized_start=308
-  _globals['_PUTRESPONSE']._serialized_end=352
-  _globals['_GETREQUEST']._serialized_start=354
-  _globals['_GETREQUEST']._serialized_end=456
-  _globals['_GETRESPONSE']._serialized_start=458
-  _globals['_GETRESPONSE']._serialized_end=529
-  _globals['_STATREQUEST']._serialized_start=531
-  _globals['_STATREQUEST']._serialized_end=572
-  _globals['_STATRESPONSE']._serialized_start=574
-  _globals['_STATRESPONSE']._serialized_end=619
-  _globals['_LISTREQUEST']._serialized_start=621
-  _globals['_LISTREQUEST']._serialized_end=704
-  _globals['_LISTRESPONSE']._serialized_start=706
-  _globals['_LISTRESPONSE']._serialized_end=778
-  _globals['_DELETEREQUEST']._serialized_start=780
-  _globals['_DELETEREQUEST']._serialized_end=823
-  _globals['_DELETERESPONSE']._serialized_start=825
-  _globals['_DELETERESPONSE']._serialized_end=841
-  _globals['_KVSERVICE']._serialized_start=844
-  _globals['_KVSERVICE']._serialized_end=1124
+  _globals['_ENTRY']._serialized_start=63
+  _globals['_ENTRY']._serialized_end=222
+  _globals['_PUTREQUEST']._serialized_start=224
+  _globals['_PUTREQUEST']._serialized_end=299
+  _globals['_PUTHEADER']._serialized_start=301
+  _globals['_PUTHEADER']._serialized_end=413
+  _globals['_PUTRESPONSE']._serialized_start=415
+  _globals['_PUTRESPONSE']._serialized_end=459
+  _globals['_GETREQUEST']._serialized_start=461
+  _globals['_GETREQUEST']._serialized_end=563
+  _globals['_GETRESPONSE']._serialized_start=565
+  _globals['_GETRESPONSE']._serialized_end=636
+  _globals['_STATREQUEST']._serialized_start=638
+  _globals['_STATREQUEST']._serialized_end=679
+  _globals['_STATRESPONSE']._serialized_start=681
+  _globals['_STATRESPONSE']._serialized_end=726
+  _globals['_LISTREQUEST']._serialized_start=728
+  _globals['_LISTREQUEST']._serialized_end=811
+  _globals['_LISTRESPONSE']._serialized_start=813
+  _globals['_LISTRESPONSE']._serialized_end=885
+  _globals['_DELETEREQUEST']._serialized_start=887
+  _globals['_DELETEREQUEST']._serialized_end=930
+  _globals['_DELETERESPONSE']._serialized_start=932
+  _globals['_DELETERESPONSE']._serialized_end=948
+  _globals['_KVSERVICE']._serialized_start=951
+  _globals['_KVSERVICE']._serialized_end=1231
 # @@protoc_insertion_point(module_scope)

@@ -10,16 +10,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Entry(_message.Message):
-    __slots__ = ("key", "size_bytes", "version", "update_time")
+    __slots__ = ("key", "size_bytes", "version", "update_time", "dtype", "shape", "fortran_order")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    FORTRAN_ORDER_FIELD_NUMBER: _ClassVar[int]
     key: str
     size_bytes: int
     version: int
     update_time: _timestamp_pb2.Timestamp
-    def __init__(self, key: _Optional[str] = ..., size_bytes: _Optional[int] = ..., version: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    fortran_order: bool
+    def __init__(self, key: _Optional[str] = ..., size_bytes: _Optional[int] = ..., version: _Optional[int] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., fortran_order: bool = ...) -> None: ...
 
 class PutRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -30,14 +36,20 @@ class PutRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PutHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class PutHeader(_message.Message):
-    __slots__ = ("key", "size_bytes", "group")
+    __slots__ = ("key", "size_bytes", "group", "dtype", "shape", "fortran_order")
     KEY_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    FORTRAN_ORDER_FIELD_NUMBER: _ClassVar[int]
     key: str
     size_bytes: int
     group: str
-    def __init__(self, key: _Optional[str] = ..., size_bytes: _Optional[int] = ..., group: _Optional[str] = ...) -> None: ...
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    fortran_order: bool
+    def __init__(self, key: _Optional[str] = ..., size_bytes: _Optional[int] = ..., group: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., fortran_order: bool = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("entry",)

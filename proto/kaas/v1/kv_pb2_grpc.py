@@ -70,8 +70,8 @@ class KvServiceServicer(object):
 
     def Put(self, request_iterator, context):
         """Stores a value. The first message is the header, the others chunks of about 1 MiB; readers see the old value until the last
-        chunk is committed. Idempotent but for the version. INVALID_ARGUMENT: bad key. FAILED_PRECONDITION: the stream ended before the
-        declared size; nothing was stored. RESOURCE_EXHAUSTED: the store is full; nothing was stored.
+        chunk is committed. Idempotent but for the version. INVALID_ARGUMENT: bad key; dtype and shape that do not fit the size.
+        FAILED_PRECONDITION: the stream ended before the declared size; nothing was stored. RESOURCE_EXHAUSTED: the store is full; nothing was stored.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
