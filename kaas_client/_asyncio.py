@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc.aio
 
 from kaas_client._files import open_target
+from kaas_client._local_asyncio import LocalChannel, open_local
 from kaas_client._tls import Tls
 from kaas_client._transfer import Data, Source, Upload, Writable, is_buffer, open_source
 
@@ -24,6 +25,7 @@ __all__ = [
     "CALL_CANCELLED",
     "Eventually",
     "Future",
+    "LocalChannel",
     "Lock",
     "Queue",
     "Semaphore",
@@ -34,6 +36,7 @@ __all__ = [
     "join",
     "new_future",
     "open_channel",
+    "open_local",
     "opened",
     "result_of",
     "send",

@@ -95,6 +95,11 @@ class Rpc(Generic[T]):
     repeat: Repeat = Repeat.UNSENT
     """When it may be made again."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it may travel over the local channel."""
+        return self.method in (_SUBMIT, _INVOKE)
+
     def read(self, answer: Any, tries: int = 1) -> T:
         """Return the caller's result. Raises ``InternalError`` for an answer that cannot be converted.
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import grpc
 
 from kaas_client._files import open_target as created
+from kaas_client._local_threads import LocalChannel, open_local
 from kaas_client._tls import Tls
 from kaas_client._transfer import Upload
 from kaas_client._transfer import open_source as opened
@@ -25,6 +26,7 @@ __all__ = [
     "CALL_CANCELLED",
     "Eventually",
     "Future",
+    "LocalChannel",
     "Lock",
     "Queue",
     "Semaphore",
@@ -35,6 +37,7 @@ __all__ = [
     "join",
     "new_future",
     "open_channel",
+    "open_local",
     "opened",
     "result_of",
     "send",

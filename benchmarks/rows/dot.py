@@ -1,6 +1,7 @@
 """A small request's latency: a warm dot product of 1024 uint32, 4 KB in and 4 B out, by one caller over a unix socket.
 
 * unary: one call a request; the result comes back in the reply and is not stored
+* local channel: the same without gRPC, and the same way with nothing asked
 * stored: the same, and the result is committed to the store
 * stream: over one open stream, one request at a time
 * pipelined: over one open stream, many in flight
@@ -12,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import grpc
@@ -24,8 +26,13 @@ from benchmarks.report import Row, compare, targets
 from benchmarks.requests import dot_request
 from benchmarks.turns import Contender, Turns, take_turns, timed
 from kaas.v1.executor_pb2 import Binding, InvokeRequest, InvokeStreamRequest
+from kaas.v1.local_pb2 import Hello
 from kaas.v1.types_pb2 import Timing
 from kaas_client import Client
+from kaas_client._async.local import LocalTransport
+from kaas_client._local import Transport
+from kaas_client._local_asyncio import LocalChannel
+from kaas_client._rpcs import DEFAULT_MAX_MESSAGE_BYTES, Stubs
 
 IN_FLIGHT = 32
 
@@ -33,6 +40,7 @@ ECHO = "empty echo"
 HAND_WRITTEN = "gRPC + CuPy"
 RAY = "Ray actor + CuPy"
 IN_PROCESS = "in process"
+BY_GRPC = "kaasd by gRPC"
 WITHOUT_KERNELS = "kaasd without kernels"
 
 Sample = tuple[float, Timing]
@@ -81,6 +89,26 @@ async def pipelined(stream: Any, message: InvokeStreamRequest, calls: int) -> li
 
 
 Measure = Callable[[Any, Any, int], Awaitable[list[Sample]]]
+
+
+async def by_channel(channel: LocalChannel, message: InvokeRequest, timeout: float) -> Any:
+    """Call over the local channel, as a unary method is called."""
+    return await channel.call(message, timeout)
+
+
+async def greetings(channel: LocalChannel, calls: int) -> list[float]:
+    """Return the seconds of each round trip that asks for nothing."""
+    samples = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        await channel.call(Hello(), TIMEOUT_S)
+        samples.append(time.perf_counter() - start)
+    return samples
+
+
+async def seconds_of(method: Any, message: InvokeRequest, calls: int) -> list[float]:
+    """Return the seconds of each call."""
+    return [seconds for seconds, _ in await one_by_one(method, message, calls)]
 
 
 class Kaasd:
@@ -134,6 +162,13 @@ def dot_rows(bench: Bench) -> Iterator[Row]:
         missing = {**rivals.missing, **missing}
         turns, kaasd = contest(one_by_one, methods, message, in_process)
         yield latency_row(bench, "dot request, unary", turns, kaasd, missing)
+        channel = run(open_channel(rivals.servers["kaasd"].address))
+        ways = {"kaasd": partial(by_channel, channel), BY_GRPC: methods["kaasd"], ECHO: methods[ECHO]}
+        turns, kaasd = contest(one_by_one, ways, message, {})
+        yield local_row(bench, "dot request, local channel", turns, notes(kaasd))
+        empty = {"kaasd": lambda: run(greetings(channel, calls)), ECHO: lambda: run(seconds_of(methods[ECHO], message, calls))}
+        yield local_row(bench, "empty call, local channel", take_turns(empty, rounds=rounds, seconds=seconds), {})
+        channel.close()
         echo_only = {name: methods[name] for name in ("kaasd", ECHO)}
         turns, kaasd = contest(one_by_one, echo_only, invocation("dot-stored", a), {})
         yield latency_row(bench, "dot request, unary, result stored", turns, kaasd, {}, held=False)
@@ -155,6 +190,15 @@ async def connect(rivals: Rivals) -> tuple[dict[str, Any], dict[str, Any]]:
     channels = {name: grpc.aio.insecure_channel(server.address) for name, server in rivals.servers.items()}
     methods = {name: server.call(channels[name]) for name, server in rivals.servers.items()}
     return methods, {name: server.open(channels[name]) for name, server in rivals.servers.items()}
+
+
+async def open_channel(address: str) -> LocalChannel:
+    """Return a connection to kaasd's local channel."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        transport = LocalTransport(address, Stubs(channel), DEFAULT_MAX_MESSAGE_BYTES, Transport.LOCAL)
+        opened = await transport.open({"timeout": TIMEOUT_S})
+    assert opened is not None
+    return opened
 
 
 async def check(methods: Mapping[str, Any], message: InvokeRequest, expected: bytes) -> None:
@@ -206,6 +250,13 @@ def latency_row(bench: Bench, what: str, turns: Turns, kaasd: Kaasd, missing: Ma
     else:
         goals = targets(turns, at_most={ECHO: 1.3, HAND_WRITTEN: 1.0}) if held else []
     return Row("dot", what, "µs", figure, beside, goals, notes(kaasd))
+
+
+def local_row(bench: Bench, what: str, turns: Turns, notes: Mapping[str, Any]) -> Row:
+    """Return a row in microseconds, held to half of the echo: what a call costs where gRPC does nothing."""
+    figure, beside = compare(turns, scale=1e6)
+    name = WITHOUT_KERNELS if WITHOUT_KERNELS in turns.rounds else "kaasd"
+    return Row("dot", what, "µs", figure, beside, targets(turns, at_most={ECHO: 0.5}, name=name), notes)
 
 
 def rate_row(bench: Bench, what: str, turns: Turns, kaasd: Kaasd, missing: Mapping[str, str]) -> Row:

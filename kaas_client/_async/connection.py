@@ -7,14 +7,17 @@ from typing import Any, TypeVar
 
 import grpc
 
+from kaas.v1 import executor_pb2
 from kaas_client import _rpcs
-from kaas_client._asyncio import call_blocking, open_channel, send, sleep
+from kaas_client._async.local import LocalTransport, StreamCall
+from kaas_client._asyncio import Queue, call_blocking, open_channel, send, sleep
+from kaas_client._local import transport_of
 from kaas_client._retry import Repeat, RetryPolicy, Tries, new_request_id
 from kaas_client._rpcs import Page, Rpc
 from kaas_client._status import from_rpc_error
 from kaas_client._tls import File, tls_of
 from kaas_client._transfer import Receiver, Upload
-from kaas_client.errors import ConnectionFailedError
+from kaas_client.errors import ConnectionFailedError, ConnectionLostError, KaasError
 from kaas_core.address import default_connect_address, parse_address
 
 T = TypeVar("T")
@@ -41,11 +44,14 @@ class Connection:
         self._group = group
         self.was_reached = False
         """There was a server, so that it may come back."""
+        transport = transport_of(self.address)
         self._channel = open_channel(self.address, _rpcs.channel_options(max_message_bytes), tls_of(self.address, *tls))
         self.stubs = _rpcs.Stubs(self._channel)
+        self._local = LocalTransport(self.address, self.stubs, max_message_bytes, transport)
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled. Idempotent."""
+        self._local.close()
         await self._channel.close()
 
     def options(self, timeout: float | None) -> dict[str, Any]:
@@ -65,13 +71,32 @@ class Connection:
         tries = self.tries(rpc.repeat, timeout)
         while True:
             try:
-                answer = await rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
-            except grpc.RpcError as error:
+                answer = await self._answer(rpc, tries)
+            except (grpc.RpcError, KaasError) as error:
                 wait = self._wait(tries, error)
             else:
                 self.was_reached = True
                 return rpc.read(answer, tries.count)
             await sleep(wait)
+
+    async def _answer(self, rpc: Rpc[T], tries: Tries) -> Any:
+        """Make a call of one message once, over the local channel where there is one. Raises ``grpc.RpcError``, ``KaasError``."""
+        if rpc.is_local:
+            for _ in range(2):  # A connection that has ended meanwhile is made anew, as gRPC does.
+                channel = await self._local.channel(self.options(tries.timeout))
+                if channel is None:
+                    break
+                try:
+                    return await channel.call(rpc.request, self.options(tries.timeout)["timeout"])
+                except ConnectionLostError:
+                    raise
+                except ConnectionFailedError:
+                    continue
+        return await rpc.method(self.stubs)(rpc.request, **self.options(tries.timeout))
+
+    def stream(self, messages: Queue[executor_pb2.InvokeStreamRequest | None], timeout: float | None) -> StreamCall:
+        """Return a call of ``InvokeStream``, which sends messages as they come, until None does."""
+        return StreamCall(self._local, self.stubs, messages, self.options(timeout))
 
     async def upload(self, rpc: Rpc[T], timeout: float | None) -> T:
         """Make a call whose messages are an ``Upload``, whose own failure comes before what the server made of it."""
@@ -121,9 +146,9 @@ class Connection:
         timeout = self._timeout if timeout is None else timeout
         return Tries(self._retry, repeat, timeout, was_reached=self.was_reached)
 
-    def _wait(self, tries: Tries, error: grpc.RpcError) -> float:
+    def _wait(self, tries: Tries, error: grpc.RpcError | KaasError) -> float:
         """Return how long to wait before a call is made again. Raises what ``error`` means where it is not."""
-        failure = from_rpc_error(error, self.address)
+        failure = error if isinstance(error, KaasError) else from_rpc_error(error, self.address)
         self.was_reached = self.was_reached or type(failure) is not ConnectionFailedError
         wait = tries.again(failure)
         if wait is None:

@@ -29,7 +29,6 @@ from kaas_client._asyncio import (
     result_of,
     sleep,
     start,
-    until_none,
 )
 from kaas_client._retry import Repeat, Tries
 from kaas_client._rpcs import Binding
@@ -193,7 +192,7 @@ class InvokeStream:
         if self._is_closing:
             self._outgoing.put_nowait(None)
         left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-        self._call = self._connection.stubs.executor.InvokeStream(until_none(self._outgoing), **self._connection.options(left))
+        self._call = self._connection.stream(self._outgoing, left)
 
     def _send(self, invocation: _Invocation) -> None:
         """Send an invocation, under the lock."""
@@ -229,10 +228,12 @@ class InvokeStream:
     async def _read_answers(self) -> errors.KaasError:
         """Read all answers of a call, and return what has ended it."""
         try:
-            async for answer in self._call:
+            async for answer in self._call.answers():
                 self._answered(answer)
         except grpc.RpcError as error:
             return from_rpc_error(error, self._connection.address)
+        except errors.KaasError as error:
+            return error
         except CALL_CANCELLED:
             if is_cancelled():
                 raise

@@ -14,6 +14,7 @@ from kaas.v1 import admin_pb2
 from kaas_core import __version__
 from kaas_core.errors import DeadlineExceededError
 from kaasd.api.core import Core
+from kaasd.api.groups import listener_of_call
 from kaasd.api.shared import OneAtATime, check_local, finish, in_thread, page
 from kaasd.store import base as store
 
@@ -45,6 +46,7 @@ class AdminServicer:
             store_limit_bytes=settings.store_limit_bytes,
             durability=settings.durability.value,
             draining=self._core.dispatcher.draining,
+            local_socket=listener_of_call.get().local_socket,
             store_id=self._core.store.store_id,
         )
         response.start_time.FromNanoseconds(self._core.start_time_ns)

@@ -51,7 +51,7 @@ def field_limits(limits: RequestLimits) -> dict[str, tuple[str, int]]:
     }
 
 
-def count(data: bytes, message: Descriptor, limits: Mapping[str, tuple[str, int]]) -> Iterator[None]:
+def count(data: bytes | memoryview, message: Descriptor, limits: Mapping[str, tuple[str, int]]) -> Iterator[None]:
     """Count the fields of a serialised message, pausing after every ``STEP_FIELDS``.
 
     Ends where the data are malformed, which parsing then says. Raises ``InvalidRequestError``, ``MessageTooLargeError``.
@@ -102,7 +102,7 @@ def _count(counts: Counter[str], name: str, limits: Mapping[str, tuple[str, int]
         raise InvalidRequestError.at(path, f"at most {most} are allowed, and there are more")
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """Return a number, and where what follows it begins. Raises ``IndexError``."""
     byte = data[position]
     if byte < 0x80:

@@ -85,15 +85,10 @@ class ExecutorServicer:
         self._core = core
 
     async def Submit(self, request: executor_pb2.SubmitRequest, context: grpc.aio.ServicerContext) -> executor_pb2.SubmitResponse:
-        group = self._core.group_of(request.group)
-        validated = await self._core.validator.validate(request.request)
-        inputs = dict(request.inputs)
-        validated.check_inputs(inputs)
         room, sender = partial(self._core.replies.take_for, context), partial(sender_of, context)
-        execution = self._run(validated, {}, inputs, request, group, deadline_of(context), sender, room)
-        del request, inputs
-        reply = await execution
-        return executor_pb2.SubmitResponse.FromString(reply.SerializeToString())  # of the same fields
+        execution = self.submit(request, deadline_of(context), sender, room)
+        del request
+        return executor_pb2.SubmitResponse.FromString((await execution).SerializeToString())
 
     async def RegisterFunction(
         self, request: executor_pb2.RegisterFunctionRequest, context: grpc.aio.ServicerContext
@@ -142,7 +137,7 @@ class ExecutorServicer:
         self, request: executor_pb2.InvokeRequest, context: grpc.aio.ServicerContext
     ) -> Awaitable[executor_pb2.InvokeResponse]:
         room = partial(self._core.replies.take_for, context)
-        return self._invoke(request, deadline_of(context), partial(sender_of, context), room)
+        return self.invoke(request, deadline_of(context), partial(sender_of, context), room)
 
     async def InvokeStream(
         self, requests: AsyncIterator[executor_pb2.InvokeStreamRequest], context: grpc.aio.ServicerContext
@@ -163,7 +158,7 @@ class ExecutorServicer:
 
             try:
                 try:
-                    execution = self._invoke(request.invoke, deadline, sender, take)
+                    execution = self.invoke(request.invoke, deadline, sender, take)
                     del request
                     response = executor_pb2.InvokeStreamResponse(id=id, response=await execution)
                 except Exception as error:
@@ -182,7 +177,7 @@ class ExecutorServicer:
                     if request.timeout_ns:
                         own = loop.time() + request.timeout_ns / 1e9
                         deadline = own if deadline is None else min(own, deadline)
-                    reply_bytes = self._reply_bytes(request.invoke) if request.invoke.return_buffers else 0
+                    reply_bytes = self.reply_bytes(request.invoke)
                     if reply_bytes:
                         await replies.room_for(reply_bytes)
                     running.create_task(answer(request, deadline, reply_bytes))
@@ -190,14 +185,34 @@ class ExecutorServicer:
         except ExceptionGroup as group:  # The stream itself failed, which ended the rest.
             raise group.exceptions[0] from None
 
-    def _reply_bytes(self, request: executor_pb2.InvokeRequest) -> int:
+    # The same calls for those who come by another way than gRPC.
+
+    def reply_bytes(self, request: executor_pb2.InvokeRequest) -> int:
         """Return what a reply will hold of buffers; 0 where there will be none."""
+        if not request.return_buffers:
+            return 0
         try:
             return self._core.functions.get(request.function).validated.check_return_buffers(request.return_buffers)
         except KaasError:
             return 0  # which the call itself will say
 
-    def _invoke(
+    async def submit(
+        self,
+        request: executor_pb2.SubmitRequest,
+        deadline: float | None,
+        sender: Callable[[], Hashable],
+        take_room: Callable[[int], None],
+    ) -> executor_pb2.InvokeResponse:
+        """Run a request; the reply has the fields of a ``SubmitResponse``."""
+        group = self._core.group_of(request.group)
+        validated = await self._core.validator.validate(request.request)
+        inputs = dict(request.inputs)
+        validated.check_inputs(inputs)
+        execution = self._run(validated, {}, inputs, request, group, deadline, sender, take_room)
+        del request, inputs
+        return await execution
+
+    def invoke(
         self,
         request: executor_pb2.InvokeRequest,
         deadline: float | None,

@@ -18,6 +18,10 @@ SOCKET_MODE = 0o600
 MAX_SOCKET_PATH_BYTES = 107
 """Linux' ``sun_path`` without its zero."""
 
+LOCAL_SUFFIX = ".local"
+LOCAL_BACKLOG = 128
+"""Callers that are not taken up yet; further ones wait."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +36,7 @@ def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCreden
     Raises ``ListenError``.
     """
     if address.startswith("unix:"):
-        path = Path(address.removeprefix("unix:").removeprefix("//")).absolute()
+        path = _path_of(address)
         _make_way(path)
         with _private_files():
             _bind(server, f"unix:{path}", address, None)
@@ -45,11 +49,40 @@ def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCreden
     return f"{host}:{port}"
 
 
+def local_socket_of(address: str) -> str:
+    """Return where the local channel of an address is spoken, beside its unix socket; empty, where there is none."""
+    if not address.startswith("unix:"):
+        return ""
+    path = f"{_path_of(address)}{LOCAL_SUFFIX}"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        _log.warning("%s has no local channel: its path would have more than %d bytes", address, MAX_SOCKET_PATH_BYTES)
+        return ""
+    return path
+
+
+def listen_local(path: str) -> socket.socket:
+    """Bind the socket of a local channel, with the mode of ``listen``, and return it. Raises ``ListenError``."""
+    _make_way(Path(path))
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        with _private_files():
+            listening.bind(path)
+        listening.listen(LOCAL_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ListenError(f"{path}: {error.strerror}") from None
+    return listening
+
+
 def forget(addresses: Iterable[str]) -> None:
     """Remove the unix sockets of a server that was bound but never started, which gRPC leaves."""
     for address in addresses:
         if address.startswith("unix:"):
             Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+
+
+def _path_of(address: str) -> Path:
+    return Path(address.removeprefix("unix:").removeprefix("//")).absolute()
 
 
 def _bind(server: grpc.aio.Server, target: str, address: str, credentials: grpc.ServerCredentials | None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_status import rpc_status
@@ -22,7 +22,7 @@ from kaas_core.errors import InvalidRequestError
 from kaasd.api.core import Core
 from kaasd.api.counting import SMALL_BYTES, count, field_limits
 from kaasd.api.errors import to_status
-from kaasd.api.groups import group_of_listener
+from kaasd.api.groups import Listener, listener_of_call
 
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Message | None]]
 
@@ -31,39 +31,58 @@ DEADLINE_SLACK_S = 0.05
 """A caller counts from when it called, the server from when that arrived."""
 
 
-def service_handler(servicer: object, service: ServiceDescriptor, core: Core, group: str = "") -> grpc.GenericRpcHandler:
-    """Return the handler of all RPCs of ``service``, for calls that are for ``group``, or for whom they say.
+def service_handler(servicer: object, service: ServiceDescriptor, core: Core, listener: Listener) -> grpc.GenericRpcHandler:
+    """Return the handler of all RPCs of ``service``, for calls that come by ``listener``.
 
     A servicer that lacks one is an ``AttributeError``.
     """
-    handlers = {method.name: _method_handler(getattr(servicer, method.name), method, core, group) for method in service.methods}
+    handlers = {
+        method.name: _method_handler(getattr(servicer, method.name), method, core, listener) for method in service.methods
+    }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
-def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core, group: str) -> grpc.RpcMethodHandler:
-    request_type, response_type = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
-    limits = field_limits(core.limits)
+class Parser:
+    """Makes messages of bytes that a caller has sent."""
 
-    async def parse(data: bytes) -> Message:
-        if len(data) > SMALL_BYTES:
-            counting = count(data, method.input_type, limits)
-            if next(counting, END) is not END:
-                await core.aside.call(len(data), deque, counting, 0)
+    def __init__(self, descriptor: Descriptor, core: Core) -> None:
+        self._descriptor = descriptor
+        self._kind = GetMessageClass(descriptor)
+        self._core = core
+        self._limits = field_limits(core.limits)
+
+    def parse_small(self, data: bytes | memoryview) -> Any:
+        """Return the message of at most ``SMALL_BYTES``. Raises ``InvalidRequestError``."""
         try:
-            return request_type.FromString(data)
+            return self._kind.FromString(data)  # type: ignore[arg-type]  # it takes any buffer
         except DecodeError:
-            message = f"what was sent is not a valid {method.input_type.full_name} message; note that strings must be UTF-8"
+            message = f"what was sent is not a valid {self._descriptor.full_name} message; note that strings must be UTF-8"
             raise InvalidRequestError.at("", message) from None
 
-    async def parse_each(messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+    async def parse(self, data: bytes | memoryview) -> Any:
+        """Return the message. Raises ``InvalidRequestError``, ``MessageTooLargeError`` (too much is in it)."""
+        if len(data) > SMALL_BYTES:
+            counting = count(data, self._descriptor, self._limits)
+            if next(counting, END) is not END:
+                await self._core.aside.call(len(data), deque, counting, 0)
+        return self.parse_small(data)
+
+    async def parse_each(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        """Yield the message of each."""
         async for data in messages:
-            yield await parse(data)
+            yield await self.parse(data)
+
+
+def _method_handler(behaviour: Behaviour, method: MethodDescriptor, core: Core, listener: Listener) -> grpc.RpcMethodHandler:
+    response_type = GetMessageClass(method.output_type)
+    parser = Parser(method.input_type, core)
 
     async def call(request: Any, context: grpc.aio.ServicerContext) -> bytes | None:
-        if group:
-            group_of_listener.set(group)  # each call is a task, and so has a context of its own
+        listener_of_call.set(listener)  # each call is a task, and so has a context of its own
         try:
-            reply = await behaviour(parse_each(request) if method.client_streaming else await parse(request), context)
+            reply = await behaviour(
+                parser.parse_each(request) if method.client_streaming else await parser.parse(request), context
+            )
             if reply is None:
                 return None
             data = reply.SerializeToString()

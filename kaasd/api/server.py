@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -17,9 +17,11 @@ from kaas_core.errors import GroupNotFoundError
 from kaasd.api.admin import AdminServicer
 from kaasd.api.core import Core
 from kaasd.api.executor import ExecutorServicer
+from kaasd.api.groups import Listener
 from kaasd.api.kv import KvServicer
 from kaasd.api.library import LibraryServicer
-from kaasd.api.listen import forget, listen
+from kaasd.api.listen import forget, listen, local_socket_of
+from kaasd.api.local import LocalServer
 from kaasd.api.rpc import service_handler
 from kaasd.api.tls import ServerTls
 from kaasd.config import Settings, split_listener
@@ -44,7 +46,7 @@ _log = logging.getLogger(__name__)
 class Server:
     """A server that listens. Its owner stops it, and then closes what it calls."""
 
-    def __init__(self, core: Core, servers: Sequence[grpc.aio.Server], *background: asyncio.Task[None]) -> None:
+    def __init__(self, core: Core, servers: Sequence[grpc.aio.Server | LocalServer], *background: asyncio.Task[None]) -> None:
         """``servers`` share the servicers; ``background`` are tasks that end with it."""
         self._core = core
         self._servers = servers
@@ -99,24 +101,32 @@ async def start_server(
     for address, group in listeners:
         if group and group not in groups:
             raise GroupNotFoundError(f"{address} is for the group {group!r}, which there is not: make it first", {"group": group})
-    servicers = [(servicer(core), service) for service, servicer in SERVICES.items()]
-    # In the order in which they were named, so that it is known which failed.
-    servers = {group: _make_server(core, servicers, group) for group in dict.fromkeys(group for _, group in listeners)}
+    servicers = {service: servicer(core) for service, servicer in SERVICES.items()}
+    executor = next(servicer for servicer in servicers.values() if isinstance(servicer, ExecutorServicer))
+    # In the order in which they were named, so that it is known which failed. Unix sockets have their own, TCP ones share.
+    at = [(address, Listener(group, local_socket_of(address))) for address, group in listeners]
+    servers = {listener: _make_server(core, servicers, listener) for _, listener in at}
+    local_servers: list[LocalServer] = []
     names = (health.OVERALL_HEALTH, *(service.full_name for service in SERVICES))
     for name in names:
         await core.health.set(name, health_pb2.HealthCheckResponse.SERVING)
     bound: list[str] = []
     try:
-        bound.extend(listen(servers[group], address, credentials) for address, group in listeners)
+        for address, listener in at:
+            bound.append(listen(servers[listener], address, credentials))
+            if listener.local_socket:
+                local_servers.append(LocalServer(core, executor, listener))
         for server in servers.values():
             await server.start()
+        for local_server in local_servers:
+            local_server.start()
     except BaseException:
-        await asyncio.gather(*(server.stop(None) for server in servers.values()))
+        await asyncio.gather(*(server.stop(None) for server in (*servers.values(), *local_servers)))
         forget(bound)
         raise
     core.addresses = tuple(bound)
     background = core.keep_health(names), core.request_ids.keep_few()
-    return Server(core, list(servers.values()), *map(asyncio.create_task, background))
+    return Server(core, [*servers.values(), *local_servers], *map(asyncio.create_task, background))
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -127,10 +137,12 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     return ServerTls(settings.tls_cert, settings.tls_key, settings.tls_client_ca).credentials()
 
 
-def _make_server(core: Core, servicers: Iterable[tuple[object, ServiceDescriptor]], group: str) -> grpc.aio.Server:
-    """Return a server, which listens nowhere yet, of calls that are for ``group``, or for whom they say."""
+def _make_server(core: Core, servicers: Mapping[ServiceDescriptor, object], listener: Listener) -> grpc.aio.Server:
+    """Return the gRPC server of a listener, which listens nowhere yet."""
     server = grpc.aio.server(options=server_options(core.settings))
-    server.add_generic_rpc_handlers(tuple(service_handler(servicer, service, core, group) for servicer, service in servicers))
+    server.add_generic_rpc_handlers(
+        tuple(service_handler(servicer, service, core, listener) for service, servicer in servicers.items())
+    )
     health_pb2_grpc.add_HealthServicer_to_server(core.health, server)
     health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     names = (*(service.full_name for service in SERVICES), health_name, reflection.SERVICE_NAME)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kaas.v1 import executor_pb2
 from kaas_client import Client
 from tests.api.support import Running, product_request
 
 
-def test_connections_of_clients_and_streams_of_others_are_told_apart(server: Running) -> None:
+def test_connections_of_clients_and_streams_of_others_are_told_apart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAAS_TRANSPORT", "grpc")
     answered = executor_pb2.InvokeResponse()
     server.dispatcher.expect("prepare", None)
     server.dispatcher.expect("execute", *[answered] * 10)

@@ -7,12 +7,14 @@ import inspect
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kaas_client import AsyncClient, Client, aio
+from tests.client.fake_local import FakeLocal
 from tests.client.fake_server import FakeServer
 
 
@@ -77,8 +79,14 @@ def address(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def server(address: str) -> Iterator[FakeServer]:
-    with FakeServer(address) as server:
+def transport() -> str:
+    """How requests and invocations travel. Modules have others."""
+    return "grpc"
+
+
+@pytest.fixture
+def server(address: str, transport: str) -> Iterator[FakeServer]:
+    with FakeServer(address) as server, FakeLocal(server) if transport == "local" else nullcontext():
         yield server
 
 
@@ -94,8 +102,9 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(params=["threads", "asyncio"])
-def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
+def connect(request: pytest.FixtureRequest, address: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that returns a client of either kind, with the options given."""
+    monkeypatch.setenv("KAAS_TRANSPORT", transport)
     clients: list[Any] = []
     if request.param == "threads":
         yield lambda **options: clients.append(Client(**{"address": address} | options)) or clients[-1]

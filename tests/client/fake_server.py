@@ -86,6 +86,8 @@ class FakeServer:
     def __init__(self, address: str, max_message_bytes: int = 4 << 20) -> None:
         self.address = address
         self.calls: list[Recorded] = []
+        self.info: admin_pb2.GetServerInfoResponse | None = None
+        """What clients get that look for a local channel."""
         self._expected: dict[str, deque[Answer]] = defaultdict(deque)
         self._unexpected: list[str] = []
         self._lock = threading.Lock()
@@ -136,6 +138,8 @@ class _Servicer:
 
 def _behaviour(server: FakeServer, method: Any) -> Callable[[Any, grpc.ServicerContext], Any]:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
+        if method.name == "GetServerInfo" and server.info is not None:
+            return server.info
         planned = server.take(method.name, context)
         live = callable(planned) and method.client_streaming
         received = request if live or not method.client_streaming else list(request)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kaas_client import Client
 from tests.interop.conftest import NODE_EXAMPLES, ROOT, output_of
 
 README = (ROOT / "README.md").read_text()
@@ -66,3 +67,21 @@ def test_node_puts_uploads_submits_and_gets(node_environ: dict[str, str]) -> Non
     assert output.split() == [str(expected)]
     stored = output_of(["sh", "-c", "kaasctl kv get c | od -A n -t u4"], node_environ)
     assert stored.split() == [str(expected)]
+
+
+def test_node_speaks_the_local_channel(node_environ: dict[str, str]) -> None:
+    """Many calls at once, of a function that Python registered."""
+    output_of(["python", "-c", block("python")], node_environ)
+    with Client(node_environ["KAAS_ADDRESS"]) as kaas:
+        kaas.put("a", VECTOR)
+        kaas.put("b", VECTOR)
+    command = ["node", "local_channel.js", node_environ["KAAS_ADDRESS"], "dot", "c", "100"]
+    expected = np.uint32(DOT).tobytes().hex()
+    assert output_of(command, node_environ, cwd=NODE_EXAMPLES).split() == [expected] * 100
+
+
+def test_node_tells_how_a_call_over_the_local_channel_fails(node_environ: dict[str, str]) -> None:
+    command = ["node", "local_channel.js", node_environ["KAAS_ADDRESS"], "absent", "c"]
+    child = subprocess.run(command, cwd=NODE_EXAMPLES, env=node_environ, capture_output=True, text=True, timeout=100)
+    assert (child.returncode, child.stdout) == (1, "")
+    assert "'absent'" in child.stderr and "at Socket" in child.stderr

@@ -45,7 +45,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "start_time", "addresses", "max_message_bytes", "store_limit_bytes", "durability", "draining", "store_id")
+    __slots__ = ("version", "start_time", "addresses", "max_message_bytes", "store_limit_bytes", "durability", "draining", "local_socket", "store_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class GetServerInfoResponse(_message.Message):
     STORE_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_SOCKET_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     version: str
     start_time: _timestamp_pb2.Timestamp
@@ -61,8 +62,9 @@ class GetServerInfoResponse(_message.Message):
     store_limit_bytes: int
     durability: str
     draining: bool
+    local_socket: str
     store_id: str
-    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., addresses: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., draining: bool = ..., store_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., addresses: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., store_limit_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., draining: bool = ..., local_socket: _Optional[str] = ..., store_id: _Optional[str] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
     __slots__ = ()
