@@ -91,7 +91,7 @@ PACKAGES_OF = {
     "grpc": ("kaasd.api", "kaas_client"),
     "lmdb": ("kaasd.store",),
     "cuda": ("kaasd.devices.cuda", "kaas_client.kernels"),
-    "llvmlite": ("kaasd.devices.emulator",),
+    "llvmlite": ("kaasd.devices.emulator", "kaas_client.kernels"),
     "ray": ("kaas_client.ray",),
 }
 """The only packages that may import these libraries."""
