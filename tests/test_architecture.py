@@ -90,7 +90,7 @@ PACKAGES_OF = {
     "grpc": ("kaasd.api", "kaas_client"),
     "lmdb": ("kaasd.store",),
     "cuda": ("kaasd.devices.cuda", "kaas_client.kernels", "kaas_client._cuda_arrays"),
-    "llvmlite": ("kaasd.devices.emulator",),
+    "llvmlite": ("kaasd.devices.emulator", "kaas_client.kernels"),
     "ray": ("kaas_client.ray",),
 }
 """The only packages that may import these libraries."""

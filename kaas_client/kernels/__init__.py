@@ -25,6 +25,7 @@ __all__ = [
     "Parameter",
     "cuda",
     "cupy",
+    "cute",
     "fatbin",
     "numba",
     "ptx",
@@ -110,3 +111,17 @@ def warp(kernel: Any) -> Compiled:
     from kaas_client.kernels._warp import WarpSource
 
     return Compiled(WarpSource(kernel))
+
+
+def cute(host: Callable[..., Any], *example: Any) -> Compiled:
+    """Return the kernel that a function with ``@cute.jit`` launches: ``kernels.cute(host, Float32(1), tensor, tensor)``.
+
+    ``example`` has an argument of ``host`` each: a number, ``make_fake_tensor(…)`` or ``make_fake_compact_tensor(…)``, whose
+    sizes are fixed or ``cute.sym_int()``, ``make_ptr(…)``, ``make_fake_stream()``, and constants of ``cutlass.Constexpr``. The
+    launch ``compiled(2.0, inp("x"), inout("y"))`` takes the numbers, and a buffer for each tensor and pointer. Grid, block,
+    cluster, shared memory and what the kernel gets are as ``host`` says; what was compiled of it runs in this process, for each
+    combination of shapes. Raises ``TypeError`` where the example does not fit the function.
+    """
+    from kaas_client.kernels._cute import CuteSource
+
+    return Compiled(CuteSource(host, example))

@@ -15,7 +15,7 @@ from kaas_client import _dtypes
 from kaas_client.arguments import BufferSpec, Packed, Size, TextureSpec, numbers
 from kaas_client.builders import Kernel
 from kaas_client.forms import Form, form_of
-from kaas_client.kernels._passing import Argument, EntryPoint, Parameter, Passed, Situation
+from kaas_client.kernels._passing import Argument, EntryPoint, LaunchPassing, Parameter, Passed, Situation
 from kaas_core.errors import InvalidRequestError
 from kaas_core.request import Dim3
 from kaas_core.violations import shown
@@ -109,6 +109,10 @@ class Compiled:
             return self.launcher(key)
         return self.launcher(*(key if isinstance(key, tuple) and len(key) == 2 else (key,)))
 
+    def __call__(self, *arguments: Argument) -> Launch:
+        """Return a launch of a kernel whose compiler chooses grid and block, as CuTe DSL, Pallas and TileLang do."""
+        return self.launcher(None)(*arguments)
+
     __iter__: ClassVar[None] = None
     """It is no sequence, whatever its square brackets take."""
 
@@ -189,7 +193,7 @@ class Compiled:
 class Launcher:
     """Makes launches of one size; call it with the kernel's arguments."""
 
-    def __init__(self, compiled: Compiled, grid: Size, block: Size | None, shared_memory_bytes: int | None) -> None:
+    def __init__(self, compiled: Compiled, grid: Size | None, block: Size | None, shared_memory_bytes: int | None) -> None:
         self._compiled = compiled
         self._sizes = grid, block
         self._shared_memory_bytes = shared_memory_bytes
@@ -218,7 +222,8 @@ class Launch:
     """One launch of a kernel, of which arrays may still tell the sizes."""
 
     compiled: Compiled
-    grid: Size
+    grid: Size | None
+    """None: as its compiler chooses."""
     block: Size | None
     arguments: tuple[Argument, ...]
     shared_memory_bytes: int | None = None
@@ -244,8 +249,12 @@ class Launch:
         Raises ``InvalidRequestError``, ``TypeError``, ``CompileError``.
         """
         entry, place = self.compiled.entry_point(), f"kernels[{position}]"
-        grid, block = entry.passing.sizes(self.grid, self.block, entry, place)
-        situation = Situation(place, entry.name, grid, block, tuple(numbers(self.grid)), forms)
+        situation = Situation(place, entry.name, (1, 1, 1), (1, 1, 1), (), forms)
+        if isinstance(entry.passing, LaunchPassing):
+            entry = entry.passing.at_launch(entry, self.arguments, situation)
+        grid, block = self._sizes(entry, place)
+        if self.grid is not None:
+            situation = dataclasses.replace(situation, grid=grid, block=block, dim=tuple(numbers(self.grid)))
         passed = entry.passing.passed(self.arguments, situation)
         if entry.parameters is not None and len(passed) != len(entry.parameters):
             raise InvalidRequestError.at(
@@ -263,6 +272,16 @@ class Launch:
             cooperative=self.cooperative or entry.cooperative,
             programmatic_dependent_launch=self.programmatic_dependent_launch or entry.programmatic_dependent_launch,
         )
+
+    def _sizes(self, entry: EntryPoint, place: str) -> tuple[Dim3, Dim3]:
+        if self.grid is not None and entry.grid is None:
+            return entry.passing.sizes(self.grid, self.block, entry, place)
+        if self.grid is None and entry.grid is not None and entry.block is not None:
+            return entry.grid, entry.block
+        words = "say how many blocks there are, as in kernel[grid, block](…)"
+        if self.grid is not None:
+            words = "the kernel's compiler chooses grid and block: leave them out, as in kernel(…)"
+        raise InvalidRequestError.at(f"{place}.grid", words)
 
 
 def forms_of(launches: Sequence[Launch], arrays: Mapping[str, Form]) -> dict[str, Form]:

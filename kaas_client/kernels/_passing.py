@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from kaas_client.arguments import BufferSpec, Literal, Packed, Size, TextureSpec, numbers
 from kaas_client.forms import Form
@@ -69,6 +69,14 @@ class Passing(Protocol):
         """Return what each parameter gets, in order. Raises ``InvalidRequestError``, ``TypeError``."""
 
 
+@runtime_checkable
+class LaunchPassing(Passing, Protocol):
+    """A calling convention in which the arguments of a launch decide its sizes too."""
+
+    def at_launch(self, entry: EntryPoint, arguments: Sequence[Argument], situation: Situation) -> EntryPoint:
+        """Return the entry point with the sizes of this launch. Raises ``InvalidRequestError``, ``TypeError``."""
+
+
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
     """One kernel of an image, and how its arguments become what its parameters are."""
@@ -85,6 +93,8 @@ class EntryPoint:
     cooperative: bool = False
     programmatic_dependent_launch: bool = False
     """As its compiler says, as the two before it."""
+    grid: Dim3 | None = None
+    """Blocks, where its compiler chooses them."""
 
 
 class Plain:
