@@ -12,6 +12,7 @@ import typer
 from kaas_client import Result
 from kaas_client.arguments import BufferSpec, Literal, inout, inp, out
 from kaas_client.cli.files import check_writable, open_output
+from kaas_client.cli.npy import read_npy
 from kaas_client.cli.session import connected, session_of
 from kaas_client.cli.submit import DeviceOption, print_printed, print_result
 from kaas_client.errors import KaasError
@@ -28,6 +29,17 @@ OptionOption = Annotated[
 ]
 ARGUMENT_FORMS = "f32=2.0 u64=1000 x=in:x.npy y=inout:y.npy,result.npy c=out:f4,32x32,c.npy"
 NUMBERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f16", "f32", "f64")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundKernel:
+    """A kernel of a compiled file."""
+
+    kernel: str
+    """Its name in the source."""
+    entry: str
+    parameters: list[int]
+    """Their sizes in bytes."""
 
 
 def compile_file(
@@ -52,7 +64,7 @@ def compile_file(
     with open_output(written) as image:
         image.write(made.image)
     found = [
-        {"kernel": name, "entry": entry.name, "parameters": [each.size_bytes for each in entry.parameters or ()]}
+        FoundKernel(name, entry.name, [each.size_bytes for each in entry.parameters or ()])
         for name, entry in sorted(made.entries.items())
     ]
     session_of(ctx).printer.record(
@@ -194,13 +206,11 @@ _BUFFERS: dict[str, Callable[[Arguments, str, str, str], None]] = {"in": _input,
 
 
 def _load(text: str, file: str) -> np.ndarray[Any, np.dtype[Any]]:
-    import numpy as np
-
     try:
-        array: np.ndarray[Any, np.dtype[Any]] = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _bad(text, f"{file}: {getattr(error, 'strerror', None) or error}") from None
-    return array
+        with Path(file).open("rb") as opened:
+            return read_npy(file, opened)
+    except OSError as error:
+        raise _bad(text, f"{file}: {error.strerror}") from None
 
 
 def _write(result: Result, targets: dict[str, str]) -> None:

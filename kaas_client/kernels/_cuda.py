@@ -45,7 +45,11 @@ class CudaSource:
         if entry and entry not in entries and entry not in names:
             # Not extern "C": its name in the image is the compiler's.
             expressions = (*expressions, entry)
-            ptx, names = self._made(f"compute_{architecture}", expressions)
+            try:
+                ptx, names = self._made(f"compute_{architecture}", expressions)
+            except CompileError as error:
+                has = ", ".join(sorted(entries)) or 'no kernel that is extern "C"'
+                raise CompileError(f"{self._name}: there is no kernel {entry!r}; it has {has}\n{error}") from None
             entries = plain_entries(ptx.decode())
         version = ptx_entries.header_of(ptx.decode()).version
         image = ptx

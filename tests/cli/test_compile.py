@@ -91,6 +91,7 @@ def test_a_file_is_compiled_and_its_ptx_runs(kaasctl: Kaasctl, tmp_path: Path) -
     ("arguments", "status", "words"),
     [
         (["--arg", "x=in:none.npy"], 2, "none.npy: No such file or directory"),
+        (["--arg", "x=in:k.cu"], 2, "k.cu is no .npy file that can be read"),
         (["--arg", "x=in:k.cu"], 2, "k.cu"),
         (["--arg", "f32=two"], 2, "'two' is no number of type f32"),
         (["--arg", "x"], 2, "an argument has one of these forms"),

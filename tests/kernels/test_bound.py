@@ -209,6 +209,11 @@ def test_a_source_that_does_not_compile(kaas: Client) -> None:
         kaas.bind(cuda(source="nonsense")["k"][1, 1]())()
 
 
+def test_a_kernel_that_there_is_not(kaas: Client) -> None:
+    with pytest.raises(CompileError, match=r"source.cu: there is no kernel 'absent'; it has .*plain"):
+        kaas.bind(cuda(source=sources.CUDA)["absent"][1, 1]())()
+
+
 def test_for_asyncio(address: str) -> None:
     async def body() -> Any:
         async with AsyncClient(address, timeout=100) as kaas:
