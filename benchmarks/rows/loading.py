@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import subprocess
 import tempfile
@@ -28,8 +29,17 @@ LINES = {1_000: 6.0, 5_000: 8.0, 20_000: 12.0}
 """Instructions of a kernel, and how many times as long as ptxas it may take."""
 
 
+KERNELS = Path(__file__).parents[1] / "kernels"
+BUILT = {
+    "block_sort": ("CUB's sort of a block", "blockSortKern", 3.0),
+    "device_sort": ("CUB's sort of a device", "Onesweep", 3.0),
+    "mathematics": ("CUDA's mathematics, 90 kernels, one launched", "lgammaKern", 1.5),
+}
+"""Sources that nvcc makes PTX of: what they are, a part of the name of the kernel that is launched, and the limit."""
+
+
 def loading_rows(bench: Bench) -> Iterator[Row]:
-    """Measure a library of many kernels of which one is launched, and kernels of many instructions."""
+    """Measure a library of many kernels of which one is launched, long kernels, and what CUDA's own headers hold."""
     if bench.cuda:
         return
     many, names = many_kernels(100)
@@ -37,6 +47,26 @@ def loading_rows(bench: Bench) -> Iterator[Row]:
     for count, limit in LINES.items():
         if count <= bench.pick(20_000, 1_000):
             yield from _rows(bench, f"one kernel of {count:,} instructions", straight_line(count), "line", limit)
+    for source, (what, kernel, limit) in BUILT.items():
+        if (text := _built(source)) is None:
+            yield Row("emulator", what, "ms", "no nvcc")
+            continue
+        (name, *_) = (name for name in _ENTRY.findall(text) if kernel in name)
+        yield from _rows(bench, f"{what}, {len(text) >> 10} KB", text, name, limit)
+
+
+_ENTRY = re.compile(r"\.entry (\w+)")
+
+
+def _built(source: str) -> str | None:
+    """Return the PTX of a source with the toolkit's own headers, or None where there is no nvcc."""
+    if (nvcc := shutil.which("nvcc")) is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="kaasd-bench-") as folder:
+        path = Path(folder) / "module.ptx"
+        command = [nvcc, "-ptx", "-arch=sm_75", "-std=c++17", "-o", str(path), str(KERNELS / f"{source}.cu")]
+        subprocess.run(command, check=True, capture_output=True)
+        return path.read_text()
 
 
 def _rows(bench: Bench, what: str, text: str, kernel: str, limit: float) -> Iterator[Row]:

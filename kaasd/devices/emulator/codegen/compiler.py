@@ -11,6 +11,7 @@ from kaasd.devices.emulator.codegen.checks import RACES, begin_block, begin_thre
 from kaasd.devices.emulator.codegen.cores import call_others, take
 from kaasd.devices.emulator.codegen.groups import build_group
 from kaasd.devices.emulator.codegen.kernel_image import KernelImage
+from kaasd.devices.emulator.codegen.liveness import targets
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, PTR, Builder, i32, i64
 from kaasd.devices.emulator.codegen.routine_code import LONG, KernelMeetings, Meetings, RoutineCompiler
 from kaasd.devices.emulator.codegen.structures import (
@@ -18,8 +19,10 @@ from kaasd.devices.emulator.codegen.structures import (
     FUNCTION,
     LAUNCH,
     RUN,
+    STATUS_BITS,
     THREAD,
     THREAD_FUNCTION,
+    WARP_SIZE,
     Fault,
     Status,
     enter_block,
@@ -27,11 +30,16 @@ from kaasd.devices.emulator.codegen.structures import (
     record_thread,
     stopped,
 )
+from kaasd.devices.emulator.codegen.warp_code import WarpCompiler
+from kaasd.devices.emulator.codegen.warp_plan import WarpPlan
 from kaasd.devices.emulator.ptx.routine import Routine, Signature, Storage
+from kaasd.devices.emulator.ptx.types import align
 
 STACK_SIZE = 64 << 10
 """Bytes of saved registers, and as many of local memory, for each thread of a kernel with recursion or indirect calls; and bytes
 of local memory for each function with ``alloca``."""
+TWICE_WIDENED = 100
+"""Most operations of a kernel that is compiled for whole warps twice where it is compiled twice: it takes some 0.1 s."""
 INLINED = 400
 """Most operations of a routine that waits and becomes part of the loop over threads: it pays where little is done at a time."""
 
@@ -47,6 +55,8 @@ class _Code:
     thread: ir.Function
     group: ir.Function
     waits: bool
+    warp: ir.Function | None = None
+    """For a whole warp at once, if there is such code."""
 
 
 class CompiledKernel:
@@ -66,18 +76,27 @@ class CompiledKernel:
         module = self.image.module
         meetings = {routine.name: find_meetings(routine, self.image.shared_offset) for routine in routines}
         self.frame_sizes = dict.fromkeys(meetings, 0)
-        codes = {routine.name: self._compile(routine, meetings[routine.name].general, "") for routine in routines}
+        self.saved_stride = 0
+        """Bytes in which the registers of a warp are kept while it is not run as a whole; 0 where it never is."""
+        plan = WarpPlan.of(self.image, entry) if len(routines) == 1 else None
+        by_lane = meetings[entry.name].by_lane
+        if plan is not None and by_lane is not None and _stops(entry, by_lane):
+            by_lane = None  # a whole warp comes together nowhere, so that code of its own gains nothing
+        plan_in_general = plan if by_lane is None or len(entry.operations) <= TWICE_WIDENED else None
+        codes = {
+            routine.name: self._compile(routine, meetings[routine.name].general, "", plan_in_general) for routine in routines
+        }
         self.waits = self._define_run("", codes[entry.name], any(code.waits for code in codes.values()))
         """Whether a thread can return before its end, so that the scheduler is needed."""
-        self.by_lane = meetings[entry.name].by_lane is not None
+        self.by_lane = by_lane is not None
         """Whether there is other code for threads of a warp that differ by their lane only."""
-        self.pointers = sorted(meetings[entry.name].pointers)
+        self.pointers = sorted(meetings[entry.name].pointers) if self.by_lane else []
         """Offsets of the parameters that it takes to be buffers."""
         self.is_long = any(len(routine.operations) > LONG for routine in routines)
         """Whether LLVM is not to do more than what pays for code of any length."""
         self.by_lane_waits = False
-        if (by_lane := meetings[entry.name].by_lane) is not None:
-            code = self._compile(entry, by_lane, BY_LANE)
+        if by_lane is not None:
+            code = self._compile(entry, by_lane, BY_LANE, plan)
             self.by_lane_waits = self._define_run(BY_LANE, code, code.waits)
         for name, size in self.frame_sizes.items():
             self.image.frame_sizes[name].initializer = i64(size)
@@ -89,16 +108,21 @@ class CompiledKernel:
         collectives = ir.GlobalVariable(module, ir.ArrayType(PTR, max(1, len(self.image.collectives))), "collectives")
         _define(collectives, list(self.image.collectives))
 
-    def _compile(self, routine: Routine, meetings: Meetings, variant: str) -> _Code:
+    def _compile(self, routine: Routine, meetings: Meetings, variant: str, plan: WarpPlan | None) -> _Code:
         function = ir.Function(self.image.module, THREAD_FUNCTION, f"routine.{routine.name}{variant}")
         function.linkage = "internal"
-        compiler = RoutineCompiler(self.image, routine, function, meetings)
+        compiler = RoutineCompiler(self.image, routine, function, meetings, plan.exits if plan else ())
         self.frame_sizes[routine.name] = max(self.frame_sizes[routine.name], compiler.compile())
         inlined = len(routine.operations) <= INLINED
         if inlined or not compiler.waits:
             function.attributes.add("alwaysinline")
-        group = build_group(self.image, function, f"group.{routine.name}{variant}", inlined and compiler.waits)
-        return _Code(function, group, compiler.waits)
+        warp = None
+        if plan is not None:
+            whole = WarpCompiler(self.image, plan, compiler.liveness, compiler.entries, f"warp.{routine.name}{variant}")
+            whole.compile()
+            warp, self.saved_stride = whole.function, max(self.saved_stride, align(whole.area_size, 64))
+        group = build_group(self.image, function, f"group.{routine.name}{variant}", inlined and compiler.waits, warp)
+        return _Code(function, group, compiler.waits, warp)
 
     def _define_run(self, variant: str, code: _Code, waits: bool) -> bool:
         """Emit what runs a launch. Returns whether it is left to the scheduler, which then needs a thread of its own for each."""
@@ -108,7 +132,8 @@ class CompiledKernel:
             pointer.initializer = code.group
             pointer.global_constant = True
         if not waits:
-            _emit_simple_run(self.image.module, code.thread, f"run{variant}", checked=bool(self.image.checks))
+            area = self.saved_stride if code.warp else 0
+            _emit_simple_run(self.image.module, code, f"run{variant}", checked=bool(self.image.checks), area=area)
         return waits
 
     def _stack_sizes(self) -> tuple[int, int]:
@@ -145,12 +170,20 @@ class CompiledKernel:
         return entries
 
 
+def _stops(routine: Routine, meetings: Meetings) -> bool:
+    """Whether a thread stops anywhere before its end."""
+    if meetings.before or meetings.heads or meetings.after:
+        return True
+    operations = routine.operations
+    return any(op.match.form.suspends or any(target <= op.index for target in targets(routine, op)) for op in operations)
+
+
 def _define(table: ir.GlobalVariable, entries: list[ir.Constant]) -> None:
     table.global_constant = True
     table.initializer = ir.Constant(table.value_type, entries or None)
 
 
-def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str, checked: bool) -> None:
+def _emit_simple_run(module: ir.Module, code: _Code, name: str, checked: bool, area: int) -> None:
     """Emit the ``RUN`` of this name for a kernel whose threads never wait: plain loops over blocks and threads."""
     function = ir.Function(module, RUN, name)
     (context,) = function.args
@@ -184,6 +217,12 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str,
     if checked:
         b.put(CONTEXT, context, block=arena)
         begin_block(b, context, arena, b.trunc(number, I32))
+    if code.warp is not None:
+        _run_warps(b, code, context, thread, block, area)
+        b.branch(begin)
+        b.position_at_end(done)
+        b.ret(i32(Fault.NONE))
+        return
     index = b.variable(I32, 0)
     with b.count(block[2]) as z, b.count(block[1]) as y, b.count(block[0]) as x:
         position = b.load(index, typ=I32)
@@ -191,9 +230,64 @@ def _emit_simple_run(module: ir.Module, thread_function: ir.Function, name: str,
         b.put(THREAD, thread, x=x, y=y, z=z, index=position, allocated=0)
         if checked:
             begin_thread(b, context, arena)
-        with b.when(b.is_("!=", b.call(thread_function, [context, thread, i32(0)]), Status.EXIT), likely=False):
+        with b.when(b.is_("!=", b.call(code.thread, [context, thread, i32(0)]), Status.EXIT), likely=False):
             record_thread(b, context, thread)
             b.ret(b.get(CONTEXT, context, "fault"))
     b.branch(begin)
     b.position_at_end(done)
     b.ret(i32(Fault.NONE))
+
+
+def _run_warps(b: Builder, code: _Code, context: ir.Value, thread: ir.Value, block: list[ir.Value], area: int) -> None:
+    """Run the threads of a block, whole warps at once where that can be."""
+    assert code.warp is not None
+    one = _build_one(b.module, code.thread)
+    with b.goto_entry_block():
+        saved = b.alloca(ir.ArrayType(I64, max(area, 8) // 8))
+        saved.align = 64
+        b.put(CONTEXT, context, saved=saved)
+        b.put(THREAD, thread, function=ir.Constant(PTR, None), allocated=0)
+
+    def run_one(number: ir.Value, point: ir.Value) -> None:
+        _put_place(b, thread, number, block)
+        with b.when(b.is_("!=", b.call(one, [context, thread, point]), Status.EXIT), likely=False):
+            record_thread(b, context, thread)
+            b.ret(b.get(CONTEXT, context, "fault"))
+
+    threads = b.mul(b.mul(block[0], block[1]), block[2])
+    warps = b.udiv(threads, i32(WARP_SIZE))
+    with b.count(warps) as warp:
+        first = b.mul(warp, i32(WARP_SIZE))
+        _put_place(b, thread, first, block)
+        returned = b.call(code.warp, [context, thread, i32(0)])
+        with b.when(b.is_("!=", returned, Status.EXIT), likely=False):
+            point = b.lshr(returned, i32(STATUS_BITS))
+            with b.count(i32(WARP_SIZE)) as lane:
+                run_one(b.add(first, lane), point)
+    rest = b.mul(warps, i32(WARP_SIZE))
+    with b.count(b.sub(threads, rest)) as place:
+        run_one(b.add(rest, place), i32(0))
+
+
+def _put_place(b: Builder, thread: ir.Value, number: ir.Value, block: list[ir.Value]) -> None:
+    """Note which thread of its block a thread is."""
+    row = b.udiv(number, block[0])
+    b.put(
+        THREAD,
+        thread,
+        x=b.urem(number, block[0]),
+        y=b.urem(row, block[1]),
+        z=b.udiv(row, block[1]),
+        index=number,
+        allocated=0,
+    )
+
+
+def _build_one(module: ir.Module, thread_function: ir.Function) -> ir.Function:
+    """Return a function that the code for one thread is part of, once."""
+    function = ir.Function(module, THREAD_FUNCTION, f"one.{thread_function.name}")
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    b = Builder(function.append_basic_block("entry"))
+    b.ret(b.call(thread_function, list(function.args)))
+    return function

@@ -334,8 +334,8 @@ class Emitter:
         is: of several addresses with one base LLVM keeps one look at that.
         """
         b = self.b
-        if space in SPACES:
-            segment: ir.Value = i64(SPACES[space])
+        if (known := self.segment_of(space)) is not None:
+            segment: ir.Value = i64(known)
             offset = address
             end = b.call(self.intrinsic("llvm.uadd.sat.i64", I64, I64, I64), [offset, i64(size)])
         else:
@@ -353,6 +353,10 @@ class Emitter:
         if observed and self.image.checks:
             checks.observe(self, segment, pointer, offset, size, access)
         return pointer
+
+    def segment_of(self, space: str) -> int | None:
+        """Return the segment of a space, or None where the address says it."""
+        return SPACES.get(space)
 
     @cached_property
     def _table(self) -> ir.Value:

@@ -16,16 +16,22 @@ from kaasd.devices.emulator.codegen.structures import (
     STATUS_BITS,
     THREAD,
     UNITED,
+    WARP_POINTS,
+    WARP_SIZE,
+    WHOLE,
     Status,
     enter_thread,
     record_thread,
 )
 
 
-def build_group(image: KernelImage, thread_function: ir.Function, name: str, inlined: bool) -> ir.Function:
+def build_group(
+    image: KernelImage, thread_function: ir.Function, name: str, inlined: bool, warp_function: ir.Function | None = None
+) -> ir.Function:
     """Return the ``GROUP_FUNCTION`` of a routine whose code for one thread is ``thread_function``.
 
-    If that is ``inlined`` it becomes part of the loop over threads: a fifth faster, and twice as long to compile.
+    ``warp_function`` is code for whole warps, if there is some. If ``thread_function`` is ``inlined`` it becomes part of the loop
+    over threads: a fifth faster, and twice as long to compile.
     """
     function = ir.Function(image.module, GROUP_FUNCTION, name)
     function.linkage = "internal"
@@ -41,6 +47,8 @@ def build_group(image: KernelImage, thread_function: ir.Function, name: str, inl
     b.position_at_end(again)
     if RACES in image.checks:
         begin_round(b, context)
+    if warp_function is not None:
+        _run_as_a_whole(b, warp_function, context, warp, mask, point)
     here = b.load(point, typ=I32)
     for variable, value in ((seen, i32(0)), (low, i32(-1)), (high, i32(0)), (left, mask)):
         b.store(value, variable)
@@ -73,3 +81,23 @@ def build_group(image: KernelImage, thread_function: ir.Function, name: str, inl
         b.ret(i32(1 << Status.GO_ON | EXHAUSTED | UNITED))
     b.branch(again)
     return function
+
+
+def _run_as_a_whole(
+    b: Builder, warp_function: ir.Function, context: ir.Value, warp: ir.Value, mask: ir.Value, point: ir.Value
+) -> None:
+    """Where all threads of a full warp begin, or go on, as a whole: run them so. What they leave is done one by one."""
+    here = b.load(point, typ=I32)
+    begins = b.and_(b.is_("==", here, 0), b.is_("==", b.get(CONTEXT, context, "random"), 0))
+    whole = b.and_(b.is_("==", mask, -1), b.or_(begins, b.is_(">=", here, WARP_POINTS)))
+    with b.when(whole):
+        launch = b.get(CONTEXT, context, "launch")
+        number = b.udiv(b.get(THREAD, warp, "index"), i32(WARP_SIZE))
+        offset = b.mul(b.zext(number, I64), b.get(LAUNCH, launch, "saved_stride"))
+        offset = b.add(offset, b.get(LAUNCH, launch, "saved_offset"))
+        b.put(CONTEXT, context, saved=b.at(b.get(CONTEXT, context, "block"), offset))
+        returned = b.call(warp_function, [context, warp, here])
+        status = b.and_(returned, i32((1 << STATUS_BITS) - 1))
+        with b.when(b.is_("!=", status, Status.GO_ON), likely=True):
+            b.ret(b.or_(b.shl(i32(1), status), i32(UNITED | WHOLE)))
+        b.store(b.lshr(returned, i32(STATUS_BITS)), point)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +18,17 @@ from kaasd.devices.emulator.codegen.liveness import Liveness, targets
 from kaasd.devices.emulator.codegen.llvm_builder import I32, I64, Builder, i32, i64
 from kaasd.devices.emulator.codegen.nans import late_nans
 from kaasd.devices.emulator.codegen.order import ControlFlow, Place
-from kaasd.devices.emulator.codegen.structures import CONTEXT, FRAME, FUEL, STATUS_BITS, THREAD, THREAD_FUNCTION, Status
+from kaasd.devices.emulator.codegen.structures import (
+    CONTEXT,
+    FRAME,
+    FUEL,
+    STATUS_BITS,
+    THREAD,
+    THREAD_FUNCTION,
+    WARP_SIZE,
+    Status,
+)
+from kaasd.devices.emulator.codegen.warp_code import saved_at
 from kaasd.devices.emulator.ptx.forms import Flow
 from kaasd.devices.emulator.ptx.routine import Register, Routine
 from kaasd.devices.emulator.ptx.types import PRED, align
@@ -109,7 +119,13 @@ class _Blocks(dict[int, ir.Block]):
 class RoutineCompiler:
     """Emits a routine into ``function``, a ``THREAD_FUNCTION``; a long one into several, between which it goes."""
 
-    def __init__(self, image: KernelImage, routine: Routine, function: ir.Function, meetings: Meetings) -> None:
+    def __init__(
+        self, image: KernelImage, routine: Routine, function: ir.Function, meetings: Meetings, entered: Collection[int] = ()
+    ) -> None:
+        """``entered`` are operations at which a thread may come from code for its whole warp."""
+        self._entered = entered
+        self.entries: dict[int, ir.Constant] = {}
+        """By such an operation, what says that the thread is to go on there."""
         self._image = image
         self._routine = routine
         self._meetings = meetings
@@ -135,7 +151,7 @@ class RoutineCompiler:
     @property
     def waits(self) -> bool:
         """Whether a thread can return before its end, or needs a frame."""
-        return bool(self._points) or len(self._parts) > 1
+        return len(self._points) > len(self.entries) or len(self._parts) > 1
 
     def compile(self) -> int:
         """Emit the routine and return the size of its frame."""
@@ -223,6 +239,8 @@ class RoutineCompiler:
                 self._continue_at(operation.index)
             if operation.index in self._meetings.before or operation.index in self._meetings.heads:
                 self._meet(operation.index)
+            if operation.index in self._entered:
+                self._enter(operation.index)
             self._emit()
             if operation.index in self._meetings.after:
                 self._meet(operation.index + 1)
@@ -367,6 +385,34 @@ class RoutineCompiler:
         self._leave(Status.GO_ON, self._live.before(index), go_on, patience, place)
         b.position_at_end(go_on)
         self._emitter.go_on()
+
+    def _enter(self, index: int) -> None:
+        """Before an operation: let the thread come from code for its whole warp, with the registers that this has saved."""
+        t = self._emitter
+        b, live = t.b, self._live.before(index)
+        go_on, resume = b.append_basic_block("entered"), b.append_basic_block("from_warp")
+        t.store_needed({register.index for register in live})
+        b.branch(go_on)
+        point = _Point((self._place, 0, index, len(self._points)), resume)
+        self._points.append(point)
+        self._part.points.append(point)
+        self.entries[index] = point.give(Status.GO_ON)
+        t.go_on(forget=True)
+        b.position_at_end(resume)
+        area = b.get(CONTEXT, t.context, "saved")
+        lane = b.zext(b.and_(b.get(THREAD, t.thread, "index"), i32(WARP_SIZE - 1)), I64)
+        for register, offset in saved_at(live)[0]:
+            kind = ir.IntType(8 * register.type.bytes)
+            value = b.load_as(kind, b.at(b.item(area, kind, lane), offset))
+            t.store_register(register, b.resize(value, register.type.raw))
+        b.branch(go_on)
+        b.position_at_end(go_on)
+        t.go_on()
+
+    @property
+    def liveness(self) -> Liveness:
+        """Which registers are live where."""
+        return self._live
 
     def _suspend(self, status: Status) -> None:
         """Leave as ``status`` says. Who pauses at a place again and again is taken to spin."""

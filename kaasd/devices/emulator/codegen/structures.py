@@ -145,12 +145,14 @@ LAUNCH = Struct(
     pad="i32",
     textures="ptr",
     texture_count="i64",
+    saved_offset="i64",
+    saved_stride="i64",
 )
 """One launch, ready to run. Offsets are from the start of a block's part of the arena.
 
 Clusters begin in the order ``first_cluster``, ``first_cluster + cluster_step``, … modulo ``clusters``, their number; without any,
 each block is one by itself. ``cores`` is how many may run them. ``grid_workspace`` is the device address of what blocks of a
-cooperative launch meet at, 0 in others."""
+cooperative launch meet at, 0 in others. At ``saved_offset`` each warp has ``saved_stride`` bytes for its threads' registers."""
 
 TEAM = Struct(
     "Team",
@@ -277,10 +279,12 @@ CONTEXT = Struct(
     round="i32",
     pad_end="i32",
     call_at="i64",
+    saved="ptr",
 )
 """A core of a run: launch and block at hand and, once it has stopped, why and where. ``random`` is 0 where the order is fixed.
 ``changes`` counts stores that changed memory, in code that may spin. ``round`` is for the checks: when the threads at hand began
-what they do together. ``call_at`` is when other cores are to be called, in the processor's cycles; 0: not any more."""
+what they do together. ``call_at`` is when other cores are to be called, in the processor's cycles; 0: not any more.
+``saved`` is where the registers of the warp at hand are while it is not run as a whole."""
 
 THREAD = Struct(
     "Thread",
@@ -330,9 +334,12 @@ BLOCK = Struct(
 at which it began, completed its last barrier, and began the thread at hand. ``leader`` is the first block of its cluster,
 the others follow it; it has how many ``members`` have not ended and, of the cluster's barrier, how many threads have arrived and
 how often it was completed."""
-WARP = Struct("Warp", runnable="i32", yielded="i32", waiting="i32", present="i32", together="i32", waited="i32", pad="i64")
+WARP = Struct(
+    "Warp", runnable="i32", yielded="i32", waiting="i32", present="i32", together="i32", waited="i32", whole_at="i32", pad="i32"
+)
 """A warp of a resident block: masks of its threads that can run, let others run, wait for a warp operation, and have not ended;
-whether all that have not are at one place; and for how long some of them have waited for others."""
+whether all that have not are at one place; for how long some of them have waited for others; and one more than the
+barrier at which they wait as a whole, if they do: then only the first of them says how."""
 BARRIER = Struct("Barrier", arrived="i32", expected="i32", population="i32", all="i32", any="i32", pad="i32")
 """``expected`` is 0 for every thread that has not exited."""
 
@@ -347,8 +354,11 @@ THREAD_FUNCTION = ir.FunctionType(I32, [PTR, PTR, I32])
 GROUP_FUNCTION = ir.FunctionType(I32, [PTR, PTR, I32, I32, I32])
 """Code of threads of a warp that go on together: context, the warp's first thread, their mask, the point where they are, and a
 limit. They run until they part, wait, or come to a point not below the limit. Returns a set of ``Status``, as bits."""
-EXHAUSTED, UNITED = 1 << 16, 1 << 17
-"""Among what a group function returns: the threads went on together for long; they are at one place in the end."""
+WARP_POINTS = 1 << 24
+"""Points from here on are those of code for whole warps."""
+EXHAUSTED, UNITED, WHOLE = 1 << 16, 1 << 17, 1 << 18
+"""Among what a group function returns: the threads went on together for long; they are at one place in the end; they
+came there as a whole."""
 COLLECTIVE = ir.FunctionType(ir.VoidType(), [PTR, ir.IntType(64), I32])
 """A warp operation: the warp's first thread, the distance between threads, and the mask of those that take part."""
 PRINTED = Struct("Printed", format="i64", size="i64")

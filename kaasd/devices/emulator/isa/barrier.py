@@ -7,6 +7,7 @@ from typing import Any
 from kaasd.devices.emulator.codegen.emitter import Emitter
 from kaasd.devices.emulator.codegen.llvm_builder import I1, I32, i32
 from kaasd.devices.emulator.codegen.structures import BARRIER_COUNT, THREAD, WARP_SIZE, Fault, Status
+from kaasd.devices.emulator.codegen.warp_plan import Recorder
 from kaasd.devices.emulator.isa.table import instruction
 from kaasd.devices.emulator.isa.warp import join
 from kaasd.devices.emulator.ptx.forms import Match
@@ -49,6 +50,9 @@ def reduce(t: Emitter, m: Match, a: Any, b: Any, c: Any) -> Any:
 
 @instruction("bar.warp.sync mask:b32", suspends=True)
 def warp_sync(t: Emitter, m: Match, mask: Any) -> None:
+    if isinstance(t, Recorder):
+        t.require(t.b.is_("==", mask, -1))
+        return
     # All such barriers are one operation: its threads may come from different places.
     index = t.image.collective("bar.warp.sync", "bar.warp.sync", lambda b, warp, stride, mask: None)
     t.wait_for_warp(join(t, mask), [], index)

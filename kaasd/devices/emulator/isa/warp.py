@@ -10,6 +10,7 @@ from llvmlite import ir
 from kaasd.devices.emulator.codegen.emitter import Emitter
 from kaasd.devices.emulator.codegen.llvm_builder import I1, I32, I64, Builder, const, i32
 from kaasd.devices.emulator.codegen.structures import THREAD, WARP_SIZE, Fault
+from kaasd.devices.emulator.codegen.warp_plan import Recorder
 from kaasd.devices.emulator.isa import special_registers
 from kaasd.devices.emulator.isa.table import instruction
 from kaasd.devices.emulator.ptx.forms import Match
@@ -68,14 +69,19 @@ def _fold(b: Builder, mask: Any, start: Any, step: Callable[[Any, Any], Any]) ->
     return b.load(total, typ=start.type)
 
 
+def _require_all(t: Recorder, mask: Any) -> None:
+    """Go on as a whole warp only if the instruction is for all of its threads."""
+    t.require(t.b.is_("==", mask, -1))
+
+
 @instruction("shfl.sync.mode.b32 d{|d2:pred}, a, b, c, mask", mode="up down bfly idx", suspends=True)
 @instruction("shfl.mode.b32 d{|d2:pred}, a, b, c", mode="up down bfly idx", suspends=True)
 def shfl(t: Emitter, m: Match, a: Any, b: Any, c: Any, mask: Any = None) -> Any:
     mode = m["mode"]
 
-    def compute(code: Builder, lane: Any, mask: Any, operand: Any) -> list[tuple[Any, int]]:
-        by = code.and_(operand(lane, 4, I32), i32(31))
-        control = operand(lane, 8, I32)
+    def source_of(code: Builder, lane: Any, by: Any, control: Any) -> tuple[Any, Any]:
+        """Return which lane's value a lane gets, and whether that is in reach."""
+        by = code.and_(by, i32(31))
         clamp, segmask = code.and_(control, i32(31)), code.and_(code.lshr(control, i32(8)), i32(31))
         low = code.and_(lane, segmask)
         last = code.or_(low, code.and_(clamp, code.not_(segmask)))
@@ -90,17 +96,29 @@ def shfl(t: Emitter, m: Match, a: Any, b: Any, c: Any, mask: Any = None) -> Any:
             else:
                 source = code.or_(low, code.and_(by, code.not_(segmask)))
             inside = code.icmp_signed("<=", source, last)
-        source = code.and_(code.select(inside, source, lane), i32(31))
+        return code.and_(code.select(inside, source, lane), i32(31)), inside
+
+    def compute(code: Builder, lane: Any, mask: Any, operand: Any) -> list[tuple[Any, int]]:
+        source, inside = source_of(code, lane, operand(lane, 4, I32), operand(lane, 8, I32))
         here = code.bits(code.lshr(mask, source), 1)
         source = code.select(here, source, lane)  # the manual leaves it open what a thread that is not here gives
         return [(operand(source, 0, I32), 0), (code.zext(inside, I32), 4)]
 
+    if isinstance(t, Recorder) and mask is not None:
+        _require_all(t, mask)
+        source, inside = source_of(t.b, special_registers.read(t, "%laneid"), b, c)
+        return t.of_lane(a, source), inside
     _meet(t, i32(0) if mask is None else join(t, mask), [a, b, c], compute)
     return t.result(I32), t.b.trunc(t.result(I32, 4), I1)
 
 
 def _vote(t: Emitter, m: Match, predicate: Any, mask: Any) -> Any:
     mode = m["mode"]
+    if isinstance(t, Recorder) and mask is not None:
+        _require_all(t, mask)
+        lanes = t.ballot(predicate)
+        every, none = t.b.is_("==", lanes, -1), t.b.is_("==", lanes, 0)
+        return {"all": every, "any": t.b.not_(none), "uni": t.b.or_(every, none)}.get(mode or "", lanes)
 
     def compute(code: Builder, lane: Any, mask: Any, operand: Any) -> list[tuple[Any, int]]:
         def step(total: Any, other: Any) -> Any:

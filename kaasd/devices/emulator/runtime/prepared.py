@@ -137,7 +137,9 @@ class Prepared:
         struct.threads_offset = align(BLOCK_HEAD + -(-threads // WARP_SIZE) * WARP.size, 64)
         struct.frames_offset = align(struct.threads_offset + held * struct.thread_stride, 64)
         struct.locals_offset = align(struct.frames_offset + held * struct.frame_stride, 64)
-        struct.shared_offset = align(struct.locals_offset + held * struct.local_stride, 256)
+        struct.saved_offset = align(struct.locals_offset + held * struct.local_stride, 64)
+        struct.saved_stride = code.description.saved_stride if scheduled else 0
+        struct.shared_offset = align(struct.saved_offset + -(-threads // WARP_SIZE) * struct.saved_stride, 256)
         struct.block_stride = align(struct.shared_offset + struct.shared_size, 256)
         most = self._properties.multiprocessor_count * _blocks_per_multiprocessor(threads)
         limit = min(most, ARENA_LIMIT // struct.block_stride)

@@ -70,8 +70,13 @@ def _build_release(module: ir.Module) -> ir.Function:
     with b.count(b.udiv(b.add(threads, i32(WARP_SIZE - 1)), i32(WARP_SIZE))) as number:
         info, warp = warp_at(b, block, number), thread_at(b, context, block, b.mul(number, i32(WARP_SIZE)))
         busy = b.or_(b.or_(b.get(WARP, info, "runnable"), b.get(WARP, info, "yielded")), b.get(WARP, info, "waiting"))
-        b.store(b.and_(b.get(WARP, info, "present"), b.not_(busy)), left)
-        b.store(i32(0), released)
+        whole_at = b.get(WARP, info, "whole_at")
+        is_here = b.is_("==", whole_at, b.add(index, i32(1)))
+        alone = b.select(b.is_("==", whole_at, 0), b.not_(busy), i32(0))
+        b.store(b.and_(b.get(WARP, info, "present"), alone), left)
+        b.store(b.sext(is_here, I32), released)
+        with b.when(is_here):
+            b.put(WARP, info, whole_at=0)
         with b.while_(lambda: b.is_("!=", b.load(left, typ=I32), 0)):
             lane, thread = next_thread(b, warp, stride, left)
             waits = b.is_("==", b.get(THREAD, thread, "state"), ThreadState.BARRIER)
@@ -154,6 +159,19 @@ def _build_arrive_together(module: ir.Module, settle: ir.Function, release: ir.F
     return function
 
 
+def _build_arrive_as_a_whole(module: ir.Module, release: ir.Function) -> ir.Function:
+    """Count in a full warp at the barrier that its first thread names."""
+    function, b = define(module, "arrive_as_a_whole", ir.VoidType(), PTR, PTR, PTR, PTR)
+    context, block, leader, info = function.args
+    index, predicate = b.get(THREAD, leader, "operation"), b.load_as(I32, exchange(b, leader))
+    b.put(WARP, info, runnable=0, whole_at=b.add(index, i32(1)))
+    population = b.mul(predicate, i32(WARP_SIZE))
+    _count_in(b, barrier_at(b, block, index), leader, WARP_SIZE, population, predicate, predicate)
+    b.call(release, [context, block, index])
+    b.ret_void()
+    return function
+
+
 def build_resolve(module: ir.Module) -> ir.Function:
     """Complete the warp operations that have all their threads, and return the mask of those that may run on.
 
@@ -226,11 +244,11 @@ def thread_of(b: Builder, warp: ir.Value, stride: ir.Value, lane: ir.Value) -> i
     return b.at(warp, b.mul(b.zext(lane, I64), stride))
 
 
-def build_settle(module: ir.Module) -> tuple[ir.Function, ir.Function]:
-    """Return ``settle`` and, for threads that have all come to a barrier, ``arrive_together``."""
+def build_settle(module: ir.Module) -> tuple[ir.Function, ir.Function, ir.Function]:
+    """Return ``settle`` and, for threads that have all come to a barrier, ``arrive_together`` and ``arrive_as_a_whole``."""
     release = _build_release(module)
     settle = _build_settle(module, _build_arrive(module, release), release)
-    return settle, _build_arrive_together(module, settle, release)
+    return settle, _build_arrive_together(module, settle, release), _build_arrive_as_a_whole(module, release)
 
 
 def _build_settle(module: ir.Module, arrive: ir.Function, release: ir.Function) -> ir.Function:

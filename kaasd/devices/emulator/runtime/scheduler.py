@@ -152,7 +152,7 @@ def _build_admit(module: ir.Module) -> ir.Function:
         left = b.sub(threads, b.mul(i, i32(WARP_SIZE)))
         missing = b.select(b.is_("<", left, WARP_SIZE), b.sub(i32(WARP_SIZE), left), i32(0))
         lanes = b.lshr(i32(-1), missing)
-        b.put(WARP, warp_at(b, block, i), runnable=lanes, yielded=0, waiting=0, present=lanes, together=1, waited=0)
+        b.put(WARP, warp_at(b, block, i), runnable=lanes, yielded=0, waiting=0, present=lanes, together=1, waited=0, whole_at=0)
     width, height = b.get(LAUNCH, launch, "block_x"), b.get(LAUNCH, launch, "block_y")
     x_now, y_now, z_now = (b.variable(I32, 0) for _ in range(3))
     frame_stride, local_stride = b.get(LAUNCH, launch, "frame_stride"), b.get(LAUNCH, launch, "local_stride")

@@ -22,6 +22,7 @@ from kaasd.devices.emulator.codegen.structures import (
     UNITED,
     WARP,
     WARP_SIZE,
+    WHOLE,
     Status,
     ThreadState,
 )
@@ -128,7 +129,12 @@ past: a quarter of a million rounds, some milliseconds. Rounds of a loop that th
 
 
 def _build_run_warp(
-    module: ir.Module, choose: ir.Function, settle: ir.Function, arrive_together: ir.Function, resolve: ir.Function
+    module: ir.Module,
+    choose: ir.Function,
+    settle: ir.Function,
+    arrive_together: ir.Function,
+    arrive_as_a_whole: ir.Function,
+    resolve: ir.Function,
 ) -> ir.Function:
     """Run a warp until all its threads wait for other warps, have ended or spin, or for some time.
 
@@ -183,7 +189,11 @@ def _build_run_warp(
                 clear(b, info, runnable=group)
                 mark(b, info, waiting=group)
             else:
-                b.call(arrive_together, [context, block, warp, info, group])
+                with b.if_else(b.bits(seen, WHOLE)) as (whole, otherwise):
+                    with whole:
+                        b.call(arrive_as_a_whole, [context, block, leader, info])
+                    with otherwise:
+                        b.call(arrive_together, [context, block, warp, info, group])
             b.branch(end)
         b.position_at_end(each)
         b.call(settle, [context, block, warp, info, group])

@@ -101,6 +101,7 @@ class PtxUnit:
             meets_as_grid=lowered.image.meets_as_grid,
             by_lane=lowered.by_lane,
             by_lane_waits=lowered.by_lane_waits,
+            saved_stride=lowered.saved_stride,
             pointers=lowered.pointers,
             one_core=lowered.image.one_core,
             frame_stride=lowered.frame_stride,

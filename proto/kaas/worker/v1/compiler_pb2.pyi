@@ -149,7 +149,7 @@ class EmulatedParameter(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset_bytes: _Optional[int] = ..., size_bytes: _Optional[int] = ..., alignment_bytes: _Optional[int] = ...) -> None: ...
 
 class EmulatedCode(_message.Message):
-    __slots__ = ("object", "meets_as_grid", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers", "one_core")
+    __slots__ = ("object", "meets_as_grid", "variables", "waits", "frame_stride", "local_stride", "exchange_bytes", "sites", "words", "by_lane", "by_lane_waits", "pointers", "one_core", "saved_stride")
     OBJECT_FIELD_NUMBER: _ClassVar[int]
     MEETS_AS_GRID_FIELD_NUMBER: _ClassVar[int]
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class EmulatedCode(_message.Message):
     BY_LANE_WAITS_FIELD_NUMBER: _ClassVar[int]
     POINTERS_FIELD_NUMBER: _ClassVar[int]
     ONE_CORE_FIELD_NUMBER: _ClassVar[int]
+    SAVED_STRIDE_FIELD_NUMBER: _ClassVar[int]
     object: bytes
     meets_as_grid: bool
     variables: _containers.RepeatedScalarFieldContainer[int]
@@ -176,7 +177,8 @@ class EmulatedCode(_message.Message):
     by_lane_waits: bool
     pointers: _containers.RepeatedScalarFieldContainer[int]
     one_core: bool
-    def __init__(self, object: _Optional[bytes] = ..., meets_as_grid: bool = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ..., one_core: bool = ...) -> None: ...
+    saved_stride: int
+    def __init__(self, object: _Optional[bytes] = ..., meets_as_grid: bool = ..., variables: _Optional[_Iterable[int]] = ..., waits: bool = ..., frame_stride: _Optional[int] = ..., local_stride: _Optional[int] = ..., exchange_bytes: _Optional[int] = ..., sites: _Optional[_Iterable[_Union[EmulatedSite, _Mapping]]] = ..., words: _Optional[_Iterable[str]] = ..., by_lane: bool = ..., by_lane_waits: bool = ..., pointers: _Optional[_Iterable[int]] = ..., one_core: bool = ..., saved_stride: _Optional[int] = ...) -> None: ...
 
 class EmulatedSite(_message.Message):
     __slots__ = ("routine", "mnemonic", "line", "size_bytes", "location", "inlined_at")
