@@ -50,4 +50,4 @@ def write_npy(value: Value, target: BinaryIO) -> None:
     else:
         array = value.array()
     # NumPy asks a file for its position, which a pipe has not; of this it only asks that it be written to.
-    np.lib.format.write_array(SimpleNamespace(write=target.write), array, allow_pickle=False)  # type: ignore[arg-type]
+    np.lib.format.write_array(SimpleNamespace(write=target.write), array, allow_pickle=False)
