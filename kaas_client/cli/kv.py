@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,9 +12,20 @@ from kaas_client.cli.npy import read_npy, write_npy
 from kaas_client.cli.progress import transfer
 from kaas_client.cli.session import connected
 
+if TYPE_CHECKING:
+    from kaas_client.types import Entry
+
 app = typer.Typer(no_args_is_help=True, help="Put, get, list and remove values of the store.")
 
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The value's key.")]
+
+
+_ARRAY_FIELDS = frozenset(("dtype", "shape", "fortran_order"))
+
+
+def fields_of(entry: Entry) -> dict[str, Any]:
+    """Return what is known of a value, and what it is as an array only where it was stored as one."""
+    return {name: value for name, value in asdict(entry).items() if entry.dtype or name not in _ARRAY_FIELDS}
 
 
 @app.command("put")
@@ -33,7 +44,7 @@ def put(
                     entry = client.put(key, source, progress=progress)
                 else:
                     entry = client.put(key, array, order="C" if array.flags.c_contiguous else "F", progress=progress)
-            printer.record(entry)
+            printer.record(fields_of(entry))
 
 
 @app.command("get")
@@ -65,7 +76,7 @@ def ls(
 ) -> None:
     """List keys. No value is compared: DAMAGED are those of which only the key can be read. See kaasctl store check."""
     with connected(ctx) as (client, printer):
-        rows = ({**asdict(entry), "damaged": entry.damaged} for entry in client.list(prefix))
+        rows = ({**fields_of(entry), "damaged": entry.damaged} for entry in client.list(prefix))
         printer.stored(rows, ["key", "size_bytes", "version", "update_time"])
 
 
@@ -73,7 +84,7 @@ def ls(
 def stat(ctx: typer.Context, key: KeyArgument) -> None:
     """Show a value's size and version, and its dtype and shape where it was stored as an array."""
     with connected(ctx) as (client, printer):
-        printer.record(client.stat(key))
+        printer.record(fields_of(client.stat(key)))
 
 
 @app.command("rm")

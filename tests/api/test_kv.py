@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -149,6 +151,64 @@ def test_a_put_out_of_order(server: Running, messages: list[kv_pb2.PutRequest], 
     failed = failure(lambda: server.stubs.kv.Put(iter(messages)))
     assert failed.code is code
     assert failed.fields == ([field] if field else [])
+
+
+def put_array(server: Running, value: bytes, **fields: Any) -> kv_pb2.Entry:
+    header = kv_pb2.PutHeader(key="k", size_bytes=len(value), **fields)
+    return server.stubs.kv.Put(iter([kv_pb2.PutRequest(header=header), kv_pb2.PutRequest(chunk=value)])).entry
+
+
+@pytest.mark.parametrize("size", [24, 3 << 20], ids=["small", "large"])
+def test_an_array_is_known_as_one(server: Running, size: int) -> None:
+    form = {"dtype": "float32", "shape": [2, size // 8], "fortran_order": True}
+    stored = put_array(server, bytes(size), **form)
+    assert (stored.dtype, list(stored.shape), stored.fortran_order) == ("float32", [2, size // 8], True)
+    assert get(server, "k") == (stored, bytes(size))
+    assert server.stubs.kv.Stat(kv_pb2.StatRequest(key="k")).entry == stored
+    assert list(server.stubs.kv.List(kv_pb2.ListRequest()).entries) == [stored]
+    plain = put(server, "k", bytes(size))
+    assert (plain.dtype, list(plain.shape), plain.fortran_order) == ("", [], False)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "shape"),
+    [
+        (0, "bfloat16", [0, 2**32]),
+        (2, "bfloat16", []),
+        (3, "float8_e4m3fn", [3, 1]),
+        (16, "complex128", [1] * 64),
+        (20, '[["x", "<f4"], ["y", "<i2", [3]]]', [2]),
+        (4096, "|S4096", []),
+    ],
+)
+def test_dtypes_and_shapes(server: Running, size: int, dtype: str, shape: list[int]) -> None:
+    stored = put_array(server, bytes(size), dtype=dtype, shape=shape)
+    assert (stored.dtype, list(stored.shape), stored.size_bytes) == (dtype, shape, size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"dtype": "nonsense", "shape": [2]}, "dtype", "'nonsense' is no dtype that is known here"),
+        ({"dtype": "object", "shape": [1]}, "dtype", "is no dtype"),
+        ({"dtype": "[" * 4096}, "dtype", "is no dtype"),
+        ({"dtype": "f" * 4097}, "dtype", "at most 4096 bytes of UTF-8 are allowed, not 4097"),
+        ({"dtype": "float32", "shape": [3]}, "shape", r"'float32' of shape \[3\] has 12 bytes, and here are 8"),
+        ({"dtype": "float32"}, "shape", r"'float32' of shape \[\] has 4 bytes, and here are 8"),
+        ({"dtype": "float32", "shape": [1] * 65}, "shape", "at most 64 are allowed, not 65"),
+        ({"dtype": "float32", "shape": [2**62 + 2]}, "shape", "has at most 9223372036854775807 bytes"),
+        ({"dtype": "float32", "shape": [2**32, 2**32, 2]}, "shape", "has at most 9223372036854775807 bytes"),
+        ({"dtype": "float32", "shape": [0, 2**63]}, "shape", "dimensions of 0 left out"),
+        ({"shape": [8]}, "shape", "is given without dtype"),
+        ({"fortran_order": True}, "fortran_order", "is given without dtype"),
+    ],
+)
+def test_an_array_that_cannot_be(server: Running, fields: dict[str, Any], field: str, words: str) -> None:
+    before = put(server, "k", b"before")
+    failed = failure(lambda: put_array(server, bytes(8), **fields))
+    assert (failed.code, failed.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+    assert re.search(words, failed.message)
+    assert get(server, "k") == (before, b"before")
 
 
 def test_a_put_cut_off_stores_nothing(server: Running) -> None:

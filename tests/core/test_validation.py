@@ -157,6 +157,9 @@ BAD: list[tuple[str, Request, list[tuple[str, str]]]] = [
     ("many dimensions", Request((kernel(),), (x(dtype="u1", shape=(1,) * 65),)), [("buffers[0].shape", "at most 64")]),
     ("negative dimension", Request((kernel(),), (x(dtype="u1", shape=(2, -1)),)), [("buffers[0].shape[1]", "at least 0")]),
     ("huge dimension", Request((kernel(),), (x(dtype="u1", shape=(2**64,)),)), [("buffers[0].shape[0]", "at most")]),
+    ("unknown dtype", Request((kernel(),), (x(dtype="nonsense"),)), [("buffers[0].dtype", "'x': 'nonsense' is no dtype")]),
+    ("other size", Request((kernel(),), (x(dtype="f4", shape=(3,)),)), [("buffers[0].shape", "has 12 bytes, and here are 8")]),
+    ("overflow", Request((kernel(),), (x(dtype="f4", shape=(2**63, 2**63)),)), [("buffers[0].shape", "has at most 9")]),
     ("scratch not ephemeral", uses((x(), "t")), [("buffers[0]", "must be ephemeral")]),
     (
         "constant written",

@@ -179,6 +179,31 @@ def test_arrays_that_are_not_contiguous_are_copied_with_a_word(kaas: Client) -> 
         assert np.array_equal(f(x=np.repeat(X, 2)[::2], y=Y)["y"], EXPECTED)
 
 
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (X.astype(">f4"), "the array for buffer 'x' is of >f4, which is not in the order of bytes that kernels read; send array"),
+        (np.zeros(N, [("a", ">f4")]), "the array for buffer 'x' is of .* not in the order of bytes"),
+        (np.ma.masked_array(X, X > 3), "the array for buffer 'x' is masked, and would lose its mask"),
+        (np.array([None] * N), "the items of the array for buffer 'x' are not plain bytes: values of object"),
+        (np.zeros(N, [("a", object)]), "the items of the array for buffer 'x' are not plain bytes"),
+    ],
+)
+def test_arrays_that_a_kernel_would_misread_are_refused(kaas: Client, x: Any, words: str) -> None:
+    f = kaas.bind(saxpy("cuda"))
+    with pytest.raises(TypeError, match=words):
+        f(x=x, y=Y)
+    other = x.astype(x.dtype.newbyteorder("=")) if x.dtype == ">f4" else X
+    assert np.array_equal(f(x=other, y=Y)["y"], EXPECTED)
+    kaas.put("kept", np.array([1, 2], ">f4"))  # the store may have them
+    assert kaas.get("kept").array().tolist() == [1, 2]
+
+
+def test_a_buffer_may_have_the_name_of_an_old_option(kaas: Client) -> None:
+    f = kaas.bind(cuda(source=sources.CUDA)["saxpy<float>"][8, 128](f32(2), inp("inputs"), inout("timeout"), u64(N)))
+    assert np.array_equal(f(inputs=X, timeout=Y)["timeout"], EXPECTED)
+
+
 def test_lists_and_foreign_arrays(kaas: Client) -> None:
     class Foreign:
         """An array of another package, on the host."""

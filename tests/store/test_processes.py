@@ -312,8 +312,8 @@ store.close()
 def test_format_of_another_version(store_path: Path, open_store: Callable) -> None:
     open_store().close()
     with lmdb.open(str(store_path)) as environment, environment.begin(write=True) as txn:
-        txn.put(b"state", struct.pack("<QQQ", 6, 0, 0))
-    with pytest.raises(StoreForeignError, match="has format 6, but this version of kaasd reads formats up to 5"):
+        txn.put(b"state", struct.pack("<QQQ", 7, 0, 0))
+    with pytest.raises(StoreForeignError, match="has format 7, but this version of kaasd reads formats up to 6"):
         open_store()
 
 
