@@ -108,7 +108,7 @@ ptx: ## Rebuild the PTX that is committed beside its CUDA C++ sources (needs nvc
 	@$(MAKE) --no-print-directory -B -C benchmarks/kernels -f $(CURDIR)/examples/kernels/Makefile
 
 clean: ## Remove the virtual environment and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/node/node_modules
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/node/node_modules tests/types/node_modules
 	find . -name __pycache__ -prune -exec rm -r {} +
 
 ifneq ($(VENV),)
