@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kaas.v1 import executor_pb2, types_pb2
-from kaas_client import Client, Key, RetryPolicy, errors
+from kaas_client import Client, Key, RetryPolicy, _local, errors
 from tests.client.conftest import Blocking
 from tests.client.fake_local import FakeLocal
 from tests.client.fake_server import Failure, FakeServer
@@ -154,6 +154,16 @@ class TestChoice:
         FakeLocal(server)
         server.expect("Invoke", executor_pb2.InvokeResponse(device="by gRPC"))
         assert client.invoke("f").device == "by gRPC"
+
+    def test_the_local_channel_once_it_is_there(self, client: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_local, "AGAIN_S", 0.0)
+        local = FakeLocal(server)
+        for _ in range(2):
+            server.expect("Invoke", executor_pb2.InvokeResponse())
+        client.invoke("f")
+        with local:
+            client.invoke("f")
+        assert [frame.WhichOneof("body") for frame in local.frames] == ["hello", "invoke"]
 
     def test_beside_the_socket_where_that_is_mounted_elsewhere(self, client: Any, server: FakeServer, local: FakeLocal) -> None:
         assert server.info is not None
