@@ -18,6 +18,9 @@ TRANSPORT_VARIABLE = "KAAS_TRANSPORT"
 CONNECT_S = 10.0
 """What it may take to connect; a busy server answers late."""
 
+AGAIN_S = 10.0
+"""After which a local channel is looked for again, where there was none, or it could not be reached."""
+
 BODIES = {"InvokeRequest": "invoke", "SubmitRequest": "submit", "Hello": "hello"}
 """The field of a frame in which a message goes, by its type: what can be sent over the local channel."""
 

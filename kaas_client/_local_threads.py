@@ -6,6 +6,7 @@ No thread of its own reads: of the threads that wait for an answer one does, for
 from __future__ import annotations
 
 import itertools
+import os
 import select
 import socket
 import time
@@ -61,15 +62,19 @@ class LocalChannel:
         self._failure: _local.Failure | None = None
         self._sending = Lock()
         self._unsent: list[memoryview] = []
+        self._process = os.getpid()
 
     @property
     def is_open(self) -> bool:
-        """Whether calls can still be made, as far as is known."""
-        return self._failure is None
+        """Whether calls can still be made, as far as is known; not in a forked process, whose answers these are not."""
+        return self._failure is None and self._process == os.getpid()
 
     def close(self) -> None:
         """End the connection; calls under way are cancelled. Idempotent."""
-        self._end(lambda: errors.CancelledError("the client is closed"))
+        if self._process == os.getpid():
+            self._end(lambda: errors.CancelledError("the client is closed"))
+        else:
+            self._socket.close()  # The process that has forked goes on.
 
     def call(self, message: Message, timeout: float | None) -> Message:
         """Make a call, and return its answer. Raises ``kaas_client.errors``."""

@@ -26,6 +26,8 @@ class LocalTransport:
         self._lock = Lock()
         self._info: admin_pb2.GetServerInfoResponse | None = None
         self._channel: LocalChannel | None = None
+        self._not_before = 0.0
+        """When it is looked for again, by the monotonic clock."""
 
     def close(self) -> None:
         """End the connection; calls under way are cancelled."""
@@ -53,7 +55,7 @@ class LocalTransport:
 
     async def open(self, options: Mapping[str, Any]) -> LocalChannel | None:
         """Return a connection of its own; None as ``channel``."""
-        if self._transport is Transport.GRPC:
+        if self._transport is Transport.GRPC or time.monotonic() < self._not_before:
             return None
         if self._info is not None:
             opened = await self._connect(self._info, options["timeout"])
@@ -69,7 +71,7 @@ class LocalTransport:
         elif self._transport is Transport.LOCAL:
             raise _local.absent(self._address)
         else:
-            self._transport = Transport.GRPC
+            self._not_before = time.monotonic() + _local.AGAIN_S
         return opened
 
     async def _connect(self, info: admin_pb2.GetServerInfoResponse, timeout: float | None) -> LocalChannel | None:

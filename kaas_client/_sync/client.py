@@ -69,6 +69,9 @@ class Client(Administration):
         for that name no group themselves: by default the server's choice, which is the group of its socket or ``default``. A call
         for a group that there is not raises ``GroupNotFoundError``.
 
+        Over a unix socket requests and invocations travel without gRPC, by the server's local channel, where that can be reached.
+        ``KAAS_TRANSPORT`` may have them do otherwise: ``auto``, ``grpc`` or ``local``. Raises ``ValueError`` for others.
+
         With ``tls_ca``, a file of the certificates in PEM that the server's is signed by, a TCP connection is encrypted;
         ``tls_cert`` and ``tls_key`` are this client's own, where the server asks for them. By default they are the files that
         ``KAAS_TLS_CA``, ``KAAS_TLS_CERT`` and ``KAAS_TLS_KEY`` name. Raises ``ValueError`` for a malformed address or file,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from kaas.v1 import executor_pb2
 from kaas_client import AsyncClient, Client, errors
 from kaas_core.errors import QueueFullError
-from tests.api.support import WAIT_S, Held, Running
+from tests.api.support import WAIT_S, FakeDispatcher, Held, Running
 from tests.api.test_executor import RAN, register
 from tests.client.conftest import Blocking, loop
 
@@ -130,3 +132,38 @@ def test_a_task_that_is_cancelled_cancels_its_call(server: Running) -> None:
             await client.invoke("f")  # on the same connection
 
     asyncio.run(run())
+
+
+FORK = """
+import os, sys
+from kaas_client import Client
+
+def call(first):
+    for number in range(first, first + 100):
+        sent = number.to_bytes(16, "little")
+        assert client.invoke("f", {"a": sent}, returns=["c"], timeout=60).outputs["c"] == sent, number
+
+client = Client(sys.argv[1], retry=None)
+call(0)
+child = os.fork()
+if child == 0:
+    call(1000)
+    client.close()
+    os._exit(0)
+call(2000)
+assert os.waitpid(child, 0)[1] == 0
+call(3000)
+"""
+
+
+def test_a_forked_process_has_a_connection_of_its_own(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(server)
+
+    async def echo(self: FakeDispatcher, request: Any, **arguments: Any) -> executor_pb2.InvokeResponse:
+        await asyncio.sleep(0)
+        return executor_pb2.InvokeResponse(outputs={"c": arguments["inputs"]["a"]})
+
+    monkeypatch.setattr(FakeDispatcher, "execute", echo)
+    command = [sys.executable, "-c", FORK, server.server.addresses[0]]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S * 2)
+    assert (child.returncode, child.stderr) == (0, "")

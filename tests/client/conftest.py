@@ -84,6 +84,11 @@ def transport() -> str:
     return "grpc"
 
 
+@pytest.fixture(autouse=True)
+def _of_clients(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAAS_TRANSPORT", transport)
+
+
 @pytest.fixture
 def server(address: str, transport: str) -> Iterator[FakeServer]:
     with FakeServer(address) as server, FakeLocal(server) if transport == "local" else nullcontext():
@@ -102,9 +107,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 @pytest.fixture(params=["threads", "asyncio"])
-def connect(request: pytest.FixtureRequest, address: str, transport: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def connect(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     """A function that returns a client of either kind, with the options given."""
-    monkeypatch.setenv("KAAS_TRANSPORT", transport)
     clients: list[Any] = []
     if request.param == "threads":
         yield lambda **options: clients.append(Client(**{"address": address} | options)) or clients[-1]

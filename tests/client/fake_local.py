@@ -47,6 +47,7 @@ class FakeLocal:
         self.frames: list[local_pb2.LocalFrame] = []
         """All that came."""
         self.connections: list[socket.socket] = []
+        self._sending = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX)
         server.info = admin_pb2.GetServerInfoResponse(
             local_socket=self.path, store_id=STORE_ID, max_message_bytes=max_message_bytes
@@ -110,7 +111,6 @@ class FakeLocal:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    @staticmethod
-    def send(connection: socket.socket, id: int, field: str, message: Any) -> None:
-        with suppress(OSError):
+    def send(self, connection: socket.socket, id: int, field: str, message: Any) -> None:
+        with suppress(OSError), self._sending:
             connection.sendall(b"".join(to_frame(id, field, message)))

@@ -86,8 +86,8 @@ class FakeServer:
     def __init__(self, address: str, max_message_bytes: int = 4 << 20) -> None:
         self.address = address
         self.calls: list[Recorded] = []
-        self.info: admin_pb2.GetServerInfoResponse | None = None
-        """What clients get that look for a local channel."""
+        self.info = admin_pb2.GetServerInfoResponse()
+        """What clients get that look for a local channel, which is no call that is recorded: there is none."""
         self._expected: dict[str, deque[Answer]] = defaultdict(deque)
         self._unexpected: list[str] = []
         self._lock = threading.Lock()
@@ -115,6 +115,10 @@ class FakeServer:
         """Answer the next call of ``rpc`` so: a message, messages of a stream, a failure, or what a function makes of it."""
         self._expected[rpc].append(answer)
 
+    def expects(self, rpc: str) -> bool:
+        """Whether the next call of ``rpc`` has an answer."""
+        return bool(self._expected[rpc])
+
     def only_call(self, rpc: str) -> Recorded:
         """Return the one call of ``rpc``."""
         (call,) = [call for call in self.calls if call.rpc == rpc]
@@ -138,7 +142,7 @@ class _Servicer:
 
 def _behaviour(server: FakeServer, method: Any) -> Callable[[Any, grpc.ServicerContext], Any]:
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
-        if method.name == "GetServerInfo" and server.info is not None:
+        if method.name == "GetServerInfo" and not server.expects(method.name):
             return server.info
         planned = server.take(method.name, context)
         live = callable(planned) and method.client_streaming

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kaas.v1 import executor_pb2, types_pb2
-from kaas_client import Client, Key, RetryPolicy, errors
+from kaas_client import Client, Key, RetryPolicy, _local, errors
 from tests.client.conftest import Blocking
 from tests.client.fake_local import FakeLocal
 from tests.client.fake_server import Failure, FakeServer
@@ -41,7 +41,7 @@ class TestBoth:
         call = server.only_call("Invoke")
         assert call.request.bindings["a"].value == b"16 bytes of data" and call.request.bindings["b"].key == "k"
         assert (call.request.function, call.request.priority, call.request.group) == ("f", 4, "g")
-        assert call.time_remaining_s is not None and 0 < call.time_remaining_s <= 50
+        assert call.time_remaining_s is not None and 0 < call.time_remaining_s < 51
 
     def test_a_request(self, client: Any, server: FakeServer) -> None:
         server.expect("Submit", executor_pb2.SubmitResponse(outputs={"c": b"1234"}, timing=types_pb2.Timing(run_ns=4)))
@@ -155,8 +155,17 @@ class TestChoice:
         server.expect("Invoke", executor_pb2.InvokeResponse(device="by gRPC"))
         assert client.invoke("f").device == "by gRPC"
 
+    def test_the_local_channel_once_it_is_there(self, client: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_local, "AGAIN_S", 0.0)
+        local = FakeLocal(server)
+        for _ in range(2):
+            server.expect("Invoke", executor_pb2.InvokeResponse())
+        client.invoke("f")
+        with local:
+            client.invoke("f")
+        assert [frame.WhichOneof("body") for frame in local.frames] == ["hello", "invoke"]
+
     def test_beside_the_socket_where_that_is_mounted_elsewhere(self, client: Any, server: FakeServer, local: FakeLocal) -> None:
-        assert server.info is not None
         server.info.local_socket = f"/nowhere/{Path(local.path).name}"
         server.expect("Invoke", executor_pb2.InvokeResponse())
         client.invoke("f")
