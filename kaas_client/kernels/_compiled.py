@@ -62,7 +62,7 @@ class Source(Protocol):
     def compile(self, target: str, ptx_version: int, entry: str) -> Image:
         """Compile it for an architecture, in PTX of that version at most (0: as new as the compiler's), so that it has ``entry``.
 
-        Raises ``CompileError``.
+        ``entry`` is asked for only where the image for no entry has none of that name. Raises ``CompileError``.
         """
 
 
@@ -87,15 +87,21 @@ class Compiled:
 
         Raises ``CompileError``.
         """
-        key = sha256(repr((*self._source.key(), target, ptx_version, self._entry)).encode()).hexdigest()
+        image = self._kept_image(target, ptx_version, "")
+        if self._entry and self._entry not in image.entries:  # A template, or a function of C++: it is compiled when it is named.
+            image = self._kept_image(target, ptx_version, self._entry)
+        return Compiled(self._source, self._entry, image)
+
+    def _kept_image(self, target: str, ptx_version: int, entry: str) -> Image:
+        key = sha256(repr((*self._source.key(), target, ptx_version, entry)).encode()).hexdigest()
         with self._lock:
             image = self._kept.get(key)
         if image is None:
-            image = self._source.compile(target, ptx_version, self._entry)
+            image = self._source.compile(target, ptx_version, entry)
             with self._lock:
                 if len(image.image) <= MOST_KEPT_BYTES:
                     self._kept[key] = image
-        return Compiled(self._source, self._entry, image)
+        return image
 
     def __getitem__(self, key: Any) -> Any:
         """Return the kernel of this name, or a launcher of a grid and a block: ``compiled["scale"][(4, 2), 256](…)``.

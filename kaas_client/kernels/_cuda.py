@@ -40,17 +40,17 @@ class CudaSource:
     def compile(self, target: str, ptx_version: int, entry: str) -> Image:
         """Return PTX; where that would be newer than ``ptx_version``, machine code for ``target``. Raises ``CompileError``."""
         architecture, expressions = target.removeprefix("sm_"), self._expressions
-        ptx, names = self._made(f"compute_{architecture}", expressions)
-        entries = plain_entries(ptx.decode())
-        if entry and entry not in entries and entry not in names:
+        if entry and entry not in expressions:
             # Not extern "C": its name in the image is the compiler's.
             expressions = (*expressions, entry)
-            try:
-                ptx, names = self._made(f"compute_{architecture}", expressions)
-            except CompileError as error:
-                has = ", ".join(sorted(entries)) or 'no kernel that is extern "C"'
-                raise CompileError(f"{self._name}: there is no kernel {entry!r}; it has {has}\n{error}") from None
-            entries = plain_entries(ptx.decode())
+        try:
+            ptx, names = self._made(f"compute_{architecture}", expressions)
+        except CompileError as error:
+            if expressions is self._expressions:
+                raise
+            has = ", ".join(sorted(self.compile(target, ptx_version, "").entries)) or 'no kernel that is extern "C"'
+            raise CompileError(f"{self._name}: there is no kernel {entry!r}; it has {has}\n{error}") from None
+        entries = plain_entries(ptx.decode())
         version = ptx_entries.header_of(ptx.decode()).version
         image = ptx
         if ptx_version and version > ptx_version:
