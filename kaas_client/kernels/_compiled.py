@@ -116,7 +116,7 @@ class Compiled:
         return self.launcher(*(key if isinstance(key, tuple) and len(key) == 2 else (key,)))
 
     def __call__(self, *arguments: Argument) -> Launch:
-        """Return a launch of a kernel whose compiler chooses grid and block, as CuTe DSL, Pallas and TileLang do."""
+        """Return a launch of a kernel whose compiler chooses grid and block, as CuTe DSL does."""
         return self.launcher(None)(*arguments)
 
     __iter__: ClassVar[None] = None
