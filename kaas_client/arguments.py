@@ -289,7 +289,8 @@ def _mode(kind: type[E], field: str, word: str) -> E:
 
 
 def packed(
-    data: bytes | bytearray | memoryview | np.void | ctypes.Structure, buffers: Mapping[str | int, BufferSpec] | None = None
+    data: bytes | bytearray | memoryview | np.void | ctypes.Structure,
+    buffers: Mapping[str, BufferSpec] | Mapping[int, BufferSpec] | Mapping[str | int, BufferSpec] | None = None,
 ) -> Packed:
     """Return a parameter that is passed by value, such as a struct: its bytes, with addresses of ``buffers`` in their places.
 
@@ -298,8 +299,9 @@ def packed(
     bytes, in a struct within a struct as ``"outer.inner"``; what ``data`` has there does not matter. Raises ``KeyError`` where
     there is no such field, ``InvalidRequestError`` where it does not hold an address, ``TypeError``.
     """
-    places = tuple((_offset(data, place), buffer) for place, buffer in (buffers or {}).items())
-    for place, buffer in (buffers or {}).items():
+    given = {} if buffers is None else dict(buffers.items())
+    places = tuple((_offset(data, place), buffer) for place, buffer in given.items())
+    for place, buffer in given.items():
         if not isinstance(buffer, BufferSpec):
             raise TypeError(f"what packed(…) has at {place!r} is {buffer!r:.60}: expected inp(…), inout(…), out(…) or tmp(…)")
     return Packed(_bytes_of(data), places)

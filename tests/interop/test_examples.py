@@ -40,6 +40,13 @@ def test_shell(environ: dict[str, str], tmp_path: Path) -> None:
     assert output.split()[-1] == str(DOT)
 
 
+@pytest.mark.parametrize(("name", "lines"), [("network", 3), ("gemm_chain", 3), ("complex_gemm", 3)])
+def test_workloads(environ: dict[str, str], name: str, lines: int) -> None:
+    output = output_of(["python", "-W", "ignore", str(ROOT / f"examples/{name}.py")], environ)
+    assert output.count("the largest difference from NumPy is") == lines
+    assert (ROOT / f"docs/examples/{name.replace('_', '-')}.md").is_file()
+
+
 def test_node_invokes_what_python_registered(node_environ: dict[str, str]) -> None:
     output_of(["python", "-c", block("python")], node_environ)
     output = output_of(["node", "--input-type=module", "-"], node_environ, cwd=NODE_EXAMPLES, stdin=block("js"))
