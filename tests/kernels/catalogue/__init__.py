@@ -28,6 +28,7 @@ COMPILERS = {
     "warp": ("Warp", "warp-lang"),
     "cute": ("CuTe DSL", "nvidia-cutlass-dsl"),
     "ptx": ("PTX files", ""),
+    "fatbin": ("fatbin files", ""),
 }
 """By the name in ``kaas_client.kernels``: what a reader knows it by, and its package."""
 
@@ -46,7 +47,6 @@ LACKS = {
     "triton": {Shows.VIEWS, Shows.STRUCTS},
     "numba": {Shows.POINTERS, Shows.STRUCTS, Shows.CLUSTER},
     "warp": {Shows.POINTERS, Shows.DYNAMIC, Shows.CLUSTER},
-    "ptx": {Shows.VIEWS},
 }
 """What a compiler has no words for, or none that ``kaas_client.kernels`` takes."""
 

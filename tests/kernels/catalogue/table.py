@@ -25,7 +25,7 @@ def table() -> str:
         found = list(entries(compiler))
         cells = (_cell(compiler, each, found) for each in Shows)
         number = version(package) if package else "-"
-        lines.append(f"| {name} | {number} | ✓ | {' | '.join(cells)} | {len(found)} |")
+        lines.append(f"| {name} | {number} | {'✓' if package else '-'} | {' | '.join(cells)} | {len(found)} |")
     return "\n".join(lines) + "\n"
 
 
