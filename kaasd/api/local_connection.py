@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import struct
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -40,7 +39,6 @@ STALLED_S = 60.0
 """A connection on which half a frame or half an answer does not move for so long, or up to twice that, is closed."""
 _MOST_BUFFERS = 64
 """That one call of the system is given; Linux takes 1024."""
-_CREDENTIALS = struct.Struct("3i")
 
 FRAME = local_pb2.DESCRIPTOR.message_types_by_name["LocalFrame"]
 
@@ -75,7 +73,8 @@ class LocalConnection:
         self._socket = peer
         self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._sender = _sender(peer)
+        self._name = ("local", object())
+        """Callers that wait take turns by this."""
         self._parser = Parser(FRAME, core)
         self._frames = FrameReader(core.settings.max_message_bytes)
         self._is_greeted = self._is_stopping = self._is_reading = self._is_closed = False
@@ -218,9 +217,9 @@ class LocalConnection:
         try:
             try:
                 if isinstance(request, executor_pb2.InvokeRequest):
-                    execution, field = self._executor.invoke(request, deadline, self._sender, take), "invoked"
+                    execution, field = self._executor.invoke(request, deadline, lambda: self._name, take), "invoked"
                 else:
-                    execution, field = self._executor.submit(request, deadline, self._sender, take), "submitted"
+                    execution, field = self._executor.submit(request, deadline, lambda: self._name, take), "submitted"
                 del request
                 answer = to_frame(id, field, await execution)
             except asyncio.CancelledError:
@@ -368,13 +367,3 @@ class LocalConnection:
 def too_large(size_bytes: int, limit_bytes: int) -> MessageTooLargeError:
     """Return the error for a frame that is larger than a server takes."""
     return MessageTooLargeError(f"a frame of {size_bytes} bytes; at most {limit_bytes} (--max-message-size) are allowed")
-
-
-def _sender(peer: socket.socket) -> Callable[[], Hashable]:
-    """Return what tells who sends the calls of a connection: callers that wait take turns by this.
-
-    It is their process, however many connections that has; where its number is not known here, the connection.
-    """
-    pid, uid, _ = _CREDENTIALS.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    name = ("local", uid, pid) if pid > 0 else ("local", uid, object())
-    return lambda: name

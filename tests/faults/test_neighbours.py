@@ -89,6 +89,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory, library_root: Path) -> Iter
                 kaas.put(key, np.arange(1024, dtype=np.uint32))
             for name, request in ((ENDLESS, spin(library_root).request), (SHORT, dot)):
                 beside.executor.RegisterFunction(executor_pb2.RegisterFunctionRequest(name=name, request=request))
+            kaas.invoke(SHORT)  # so that its connection of the local channel is there before, and not left over
             with running(beside.callers, daemon) as check:  # so that every pool of threads has them
                 advance(beside.callers, check)
             yield beside
