@@ -184,6 +184,7 @@ class WarpPlan:
             recorder.close()
         plan._find_varying()
         plan._leave_varying_barriers()
+        plan._leave_varying_places()
         return plan if plan._pays() else None
 
     def _record(self, recorder: Recorder, operation: Operation) -> None:
@@ -290,6 +291,23 @@ class WarpPlan:
             if any(self.varies(each.operands[0], known) for each in own):
                 self.left.add(index)
                 del self.recorded[index]
+
+    def _leave_varying_places(self) -> None:
+        """Leave to the code for one thread what looks into a table of ours at a place that threads may differ in."""
+        for index, code in list(self.recorded.items()):
+            known: dict[int, bool] = {}
+            if any(self._is_varying_place(instruction, known) for instruction in code):
+                self.left.add(index)
+                del self.recorded[index]
+
+    def _is_varying_place(self, instruction: ir.Instruction, known: dict[int, bool]) -> bool:
+        if isinstance(instruction, ir.GEPInstr):
+            return not (self._is_checked(instruction) or self.is_own(instruction)) and self.varies(instruction, known)
+        if isinstance(instruction, ir.LoadInstr | ir.StoreInstr):
+            pointer = instruction.operands[-1]
+            is_plain = isinstance(pointer, ir.Instruction) and not (self._is_checked(pointer) or self.is_own(pointer))
+            return is_plain and self.varies(pointer, known)
+        return False
 
     @property
     def exits(self) -> set[int]:
