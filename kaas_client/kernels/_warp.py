@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import json
 import math
@@ -105,6 +106,7 @@ class WarpPassing:
         self._rank = max(1, int(kernel.adj.kernel_dim))
         self._kinds = {each.label: each.type for each in kernel.adj.args}
         self._key = kernel.key
+        self._own_block = int(kernel.module.options["block_dim"]) if _is_of_one_block(kernel) else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,7 +122,10 @@ class WarpPassing:
         if not 1 <= len(dim) <= self._rank:
             words = f"Warp's dim of this kernel has at most {self._rank} numbers, not {len(dim)}"
             raise InvalidRequestError.at(f"{place}.grid", words)
-        threads = dim3(BLOCK if block is None else block, f"{place}.block")
+        threads = dim3((self._own_block or BLOCK) if block is None else block, f"{place}.block")
+        if self._own_block and threads != (self._own_block, 1, 1):
+            words = f"Warp compiles tiles for one size of block, here {self._own_block}: wp.set_module_options sets block_dim"
+            raise InvalidRequestError.at(f"{place}.block", words)
         return (max(1, -(-math.prod(dim) // math.prod(threads))), 1, 1), threads
 
     def passed(self, arguments: Sequence[Argument], situation: Situation) -> list[Passed]:
@@ -168,6 +173,22 @@ def _values(argument: Argument, place: str) -> tuple[Any, ...]:
 def _is_vector(kind: Any) -> bool:
     """Return whether a type is one of Warp's vectors, matrices, quaternions or transformations."""
     return isinstance(kind, type) and issubclass(kind, ctypes.Array)
+
+
+def _is_of_one_block(kernel: Any) -> bool:
+    """Return whether a kernel, or a function that it calls, has code that is compiled for one size of block: that of tiles."""
+    seen, left = set(), [kernel]
+    while left:
+        each = left.pop()
+        if id(each) in seen or getattr(each, "adj", None) is None:
+            continue
+        seen.add(id(each))
+        for node in ast.walk(each.adj.tree):
+            name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+            if name.startswith("tile") or name in ("block_dim", "untile") or "_query_" in name:
+                return True
+        left += each.adj.get_references()[2]
+    return False
 
 
 def _size_bytes(kind: Any) -> int:

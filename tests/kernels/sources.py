@@ -52,3 +52,14 @@ def warp_saxpy(a: float, x: wp.array(dtype=float), y: wp.array(dtype=float)):
 def warp_fill(m: wp.array2d(dtype=wp.float32), v: wp.vec3, n: wp.int64):
     i, j = wp.tid()
     m[i, j] = v[i % 3] + wp.float32(n)
+
+
+@wp.func
+def warp_row_sum(m: wp.array2d(dtype=wp.float32), i: int):
+    return wp.tile_sum(wp.tile_load(m, shape=(1, 64), offset=(i, 0)))
+
+
+@wp.kernel
+def warp_tiles(m: wp.array2d(dtype=wp.float32), sums: wp.array(dtype=wp.float32)):
+    i, _thread = wp.tid()
+    wp.tile_store(sums, warp_row_sum(m, i), offset=i)

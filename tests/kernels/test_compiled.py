@@ -223,6 +223,17 @@ class TestWarp:
         kernel = warp(sources.warp_fill)[(6, 4), 32](inout("m"), (1, 2, 3), 5).kernel("l", {"m": Form(np.dtype("f4"), (6, 4))})
         assert (kernel.grid, kernel.block) == ((1, 1, 1), (32, 1, 1))
 
+    def test_tiles_are_for_one_block(self) -> None:
+        """With another, their results would be wrong, and nothing would say so."""
+        forms = {"m": Form(np.dtype("f4"), (4, 64)), "sums": Form(np.dtype("f4"), (4,))}
+        tiles = warp(sources.warp_tiles)
+        for launcher in (tiles[4, 256], tiles[(4, 256), 256]):
+            kernel = launcher(inp("m"), inout("sums")).kernel("library", forms)
+            assert (kernel.grid, kernel.block) == ((4, 1, 1), (256, 1, 1))
+        for block in (64, (128, 2)):
+            with pytest.raises(InvalidRequestError, match=r"block: Warp compiles tiles for one size of block, here 256"):
+                tiles[(4, 256), block](inp("m"), inout("sums")).kernel("library", forms)
+
     def test_wrong_arguments(self) -> None:
         with pytest.raises(InvalidRequestError, match=r"grid: Warp's dim of this kernel has at most 1 numbers, not 2"):
             warp(sources.warp_saxpy)[6, 4](2.0, inp("x"), inout("y")).kernel("library", X)

@@ -46,7 +46,7 @@ class Shows(Enum):
 LACKS = {
     "triton": {Shows.VIEWS, Shows.STRUCTS},
     "numba": {Shows.POINTERS, Shows.STRUCTS, Shows.CLUSTER},
-    "warp": {Shows.POINTERS, Shows.DYNAMIC, Shows.CLUSTER},
+    "warp": {Shows.POINTERS, Shows.CLUSTER},
 }
 """What a compiler has no words for, or none that ``kaas_client.kernels`` takes."""
 

@@ -124,7 +124,7 @@ def gather() -> Case:
 
 @wp.func
 def collatz_steps(n: int):
-    steps = 0
+    steps = int(0)  # noqa: RUF046, UP018  # Otherwise it is a constant to Warp, which a loop cannot change.
     while n != 1:
         if n % 2 == 0:  # noqa: SIM108  # Warp has no such expression.
             n = n // 2
@@ -150,3 +150,18 @@ def collatz() -> Case:
         expected.append(count)
     launch = warp(collatz_kernel)[200](out("steps", dtype="i4", shape=200))
     return Case(launch, {}, {"steps": np.array(expected, np.int32)})
+
+
+@wp.kernel
+def tile_sum_kernel(x: wp.array2d(dtype=float), sums: wp.array(dtype=float)):
+    i, _thread = wp.tid()
+    row = wp.tile_load(x, shape=(1, 256), offset=(i, 0), storage="shared")
+    wp.tile_store(sums, wp.tile_sum(row), offset=i)
+
+
+@shows(Shows.VIEWS, Shows.DYNAMIC)
+def tiles() -> Case:
+    """The sum of each row, which a block of Warp's own 256 threads holds in shared memory."""
+    x = rng(11).random((20, 256), np.float32)
+    launch = warp(tile_sum_kernel)[20, 256](inp("x"), out("sums", dtype="f4", shape=20))
+    return Case(launch, {"x": x}, {"sums": x.sum(axis=1, dtype=float)}, 1e-6)
