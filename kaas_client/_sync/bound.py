@@ -50,7 +50,7 @@ class Bound:
         """The request that has the name, once there is one: those of other arrays have names of their own."""
         self._lock = Lock()
 
-    def __call__(self, **arrays: Any) -> Arrays:
+    def __call__(self, /, **arrays: Any) -> Arrays:
         """Run them once, and return what they wrote, as arrays of the dtype and shape that went in, or that was declared.
 
         ``arrays`` are arrays, bytes or a ``Key``, by buffer. Nothing is stored but buffers that have a key, here or in their

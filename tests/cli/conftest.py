@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +34,19 @@ class Done:
 def succeed(done: Done) -> Done:
     assert (done.code, done.stderr) == (0, "")
     return done
+
+
+def run_kaasctl(address: str, folder: Path, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run ``kaasctl`` in a process of its own, in a folder, for the daemon at ``address``."""
+    return subprocess.run(
+        [sys.executable, "-m", "kaas_client.cli.main", *arguments],
+        cwd=folder,
+        env={**os.environ, "KAAS_ADDRESS": address, "COLUMNS": "200"},
+        input=stdin,
+        capture_output=True,
+        timeout=100,
+        check=False,
+    )
 
 
 @pytest.fixture

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from examples.local_daemon import local_daemon
 from kaas_client import AsyncClient, Client, Kernel, Key, Request, inp, out, tmp, u64
 from kaas_client.errors import FunctionNotFoundError, InvalidRequestError, KeyNotFoundError, LibraryNotFoundError
+from tests.cli.conftest import run_kaasctl
 
 KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
 REQUESTS = Path(__file__).parent.parent / "testdata/requests"
@@ -40,18 +40,7 @@ def daemon(library_root: Path) -> Iterator[str]:
 
 @pytest.fixture
 def kaasctl(daemon: str, tmp_path: Path) -> Kaasctl:
-    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "kaas_client.cli.main", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "KAAS_ADDRESS": daemon},
-            input=stdin,
-            capture_output=True,
-            timeout=100,
-            check=False,
-        )
-
-    return run
+    return partial(run_kaasctl, daemon, tmp_path)
 
 
 def dot(library: str, iterations: int = 1) -> Request:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from examples.local_daemon import local_daemon
 from kaas_client import Client, Kernel, Key, Request, inout, inp, out, u64
 from kaas_client.errors import InvalidRequestError, KeyNotFoundError
+from tests.cli.conftest import run_kaasctl
 
 KERNELS = Path(__file__).parent.parent.parent / "examples/kernels"
 MATRIX = np.arange(12, dtype="u4").reshape(3, 4)
@@ -39,18 +39,7 @@ def kaas(daemon: str) -> Iterator[Client]:
 
 @pytest.fixture
 def kaasctl(daemon: str, tmp_path: Path) -> Kaasctl:
-    def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, "-m", "kaas_client.cli.main", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "KAAS_ADDRESS": daemon},
-            input=stdin,
-            capture_output=True,
-            timeout=100,
-            check=False,
-        )
-
-    return run
+    return partial(run_kaasctl, daemon, tmp_path)
 
 
 ARRAYS: list[Any] = [

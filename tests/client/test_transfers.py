@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from kaas.v1 import admin_pb2, kv_pb2
+from kaas_client._dtypes import dtype_to_text
 from kaas_client.errors import InternalError, InvalidArgumentError, KeyNotFoundError, StoreFullError
 from tests.client.fake_server import Failure, FakeServer
 
@@ -109,9 +110,13 @@ def _advanced(file: io.BytesIO, position: int) -> io.BytesIO:
 @pytest.mark.parametrize("kind", SOURCES)
 def test_put_takes_it(client: Any, server: FakeServer, kind: str) -> None:
     server.expect("Put", put_reply())
-    assert client.put("k", SOURCES[kind]()).version == 5
+    source, expected = SOURCES[kind](), kv_pb2.PutHeader(key="k", size_bytes=24)
+    if isinstance(source, np.ndarray):
+        expected.dtype = dtype_to_text(source.dtype)
+        expected.shape.extend(source.shape)
+    assert client.put("k", source).version == 5
     header, *chunks = server.only_call("Put").request
-    assert (header.header.key, header.header.size_bytes) == ("k", 24)
+    assert header.header == expected
     assert b"".join(message.chunk for message in chunks) == CONTENT
 
 

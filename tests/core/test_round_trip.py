@@ -153,7 +153,7 @@ def test_ascii_escapes_make_no_difference(request: Request) -> None:
     assert repr(request_from_json(json.dumps(form, ensure_ascii=False).encode())) == repr(request)
 
 
-def only_refused(source: str | bytes | dict[str, object]) -> None:
+def assert_only_refused(source: str | bytes | dict[str, object]) -> None:
     """Read ``source``, which may well be a request; if it is none, the error must be fit to be sent."""
     try:
         request = request_from_json(source)
@@ -192,13 +192,13 @@ anything = st.recursive(
 @PROPERTY
 @given(anything)
 def test_any_json_is_read_or_refused(value: object) -> None:
-    only_refused(json.dumps(value))
+    assert_only_refused(json.dumps(value))
 
 
 @PROPERTY
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    only_refused(data)
+    assert_only_refused(data)
 
 
 @PROPERTY
@@ -215,7 +215,7 @@ def test_a_request_with_a_value_replaced_is_read_or_refused(path: Path, data: st
     for _ in range(data.draw(st.integers(1, 3))):
         parent, key = data.draw(st.sampled_from(places))
         parent[key] = data.draw(anything)  # type: ignore[index]
-    only_refused(root)
+    assert_only_refused(root)
 
 
 @PROPERTY
@@ -226,7 +226,7 @@ def test_a_request_with_bytes_replaced_is_read_or_refused(path: Path, data: st.D
         start = data.draw(st.integers(0, len(text)))
         stop = min(len(text), start + data.draw(st.integers(0, 8)))
         text[start:stop] = data.draw(st.one_of(st.binary(max_size=4), st.sampled_from([b"[", b"{", b'"', b",", b":", b"9" * 30])))
-    only_refused(bytes(text))
+    assert_only_refused(bytes(text))
 
 
 @PROPERTY
