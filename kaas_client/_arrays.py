@@ -20,7 +20,7 @@ _STACK_LEVEL = 4
 
 
 def sendable(name: str, value: Any) -> tuple[Any, Form | None]:
-    """Return what is sent for a buffer, and its form: None for a ``Key``, and for bytes, which have none.
+    """Return what is given for a buffer, and its form: None for a ``Key``, and for bytes, which have none.
 
     What lies on a GPU is copied to the host, and what is not contiguous is copied too, each with a warning. Raises ``TypeError``,
     naming the buffer, for what is neither an array nor a buffer, for types that are not made of bytes, and for those in another
@@ -37,8 +37,7 @@ def sendable(name: str, value: Any) -> tuple[Any, Form | None]:
             f"the array for {what} is of {array.dtype}, which is not in the order of bytes that kernels read;"
             " send array.astype(array.dtype.newbyteorder('='))"
         )
-    is_fortran = not array.flags.c_contiguous
-    return (array.T if is_fortran else array), Form(array.dtype, array.shape, is_fortran)
+    return array, Form(array.dtype, array.shape, not array.flags.c_contiguous)
 
 
 def storable(key: str, value: Any, order: Literal["C", "F"]) -> tuple[Any, ArrayForm]:
@@ -59,8 +58,14 @@ def storable(key: str, value: Any, order: Literal["C", "F"]) -> tuple[Any, Array
 
 
 def on_host(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return an array of another package, from a GPU too, which is copied with a warning. Raises ``TypeError``."""
-    return _on_host(f"buffer {name!r}", value)
+    """Return an array of NumPy, or of another package, from a GPU too, which is copied with a warning. Raises ``TypeError``."""
+    return np.asanyarray(value) if _is_array(value) else _on_host(f"buffer {name!r}", value)
+
+
+def warn_of_strides(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Say that an array is copied whose bytes do not lie side by side, on its way into a message."""
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        warnings.warn(f"the array for buffer {name!r} is not contiguous, and is copied", stacklevel=_STACK_LEVEL + 1)
 
 
 def _laid_out(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:

@@ -6,6 +6,7 @@ import array
 import ctypes
 import pickle
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -448,5 +449,20 @@ def test_calls_take_them_too(client: Any, server: FakeServer, driver: FakeDriver
     half = np.arange(24).astype(ml_dtypes.bfloat16)
     function(a=Other(half, 4, 16))
     assert server.calls[-1].request.bindings["a"].value == half.tobytes()
+    for call in (function, lambda a: client.submit(request, inputs={"a": a})):
+        server.expect("Invoke" if call is function else "Submit", executor_pb2.InvokeResponse())
+        with pytest.warns(UserWarning, match="^the array for buffer 'a' is not contiguous, and is copied$"):
+            call(a=MATRIX[::-1])
     with pytest.raises(TypeError, match="buffer 'a': the items of an array of object are not plain bytes"):
         function(a=np.array([None]))
+
+
+def test_one_of_another_package_in_the_order_of_fortran(client: Any, server: FakeServer, driver: FakeDriver) -> None:
+    request = Request([Kernel("/k.ptx", "k", args=[inp("a", dtype="f4", shape=(3, 4), fortran_order=True), out("c", 4)])])
+    for array_ in (OnHost(), OnGpu(), cuda_array(MATRIX), MATRIX):
+        server.expect("Submit", executor_pb2.SubmitResponse())
+        with warnings.catch_warnings(record=True) as words:
+            warnings.simplefilter("always")
+            client.submit(request, inputs={"a": array_})
+        assert len(words) == (array_ is not MATRIX and type(array_) is not OnHost)
+        assert server.calls[-1].request.inputs["a"] == MATRIX.tobytes("F")
