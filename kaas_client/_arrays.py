@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 
 from kaas_client._cuda_arrays import copied_to_host
+from kaas_client._dlpack import from_dlpack, is_on_host
 from kaas_client._dtypes import dtype_to_text
 from kaas_client.forms import Form
 from kaas_client.types import Key
 from kaas_core.array_form import ArrayForm
-
-DLPACK_CPU = 1
-"""Of DLPack's device types."""
 
 _STACK_LEVEL = 4
 """Of a warning in a function that ``sendable`` or ``storable`` calls: who called the client."""
 
 
 def sendable(name: str, value: Any) -> tuple[Any, Form | None]:
-    """Return what is sent for a buffer, and its form: None for a ``Key``, and for bytes, which have none.
+    """Return what is given for a buffer, and its form: None for a ``Key``, and for bytes, which have none.
 
     What lies on a GPU is copied to the host, and what is not contiguous is copied too, each with a warning. Raises ``TypeError``,
     naming the buffer, for what is neither an array nor a buffer, for types that are not made of bytes, and for those in another
@@ -40,8 +37,7 @@ def sendable(name: str, value: Any) -> tuple[Any, Form | None]:
             f"the array for {what} is of {array.dtype}, which is not in the order of bytes that kernels read;"
             " send array.astype(array.dtype.newbyteorder('='))"
         )
-    is_fortran = not array.flags.c_contiguous
-    return (array.T if is_fortran else array), Form(array.dtype, array.shape, is_fortran)
+    return array, Form(array.dtype, array.shape, not array.flags.c_contiguous)
 
 
 def storable(key: str, value: Any, order: Literal["C", "F"]) -> tuple[Any, ArrayForm]:
@@ -62,8 +58,14 @@ def storable(key: str, value: Any, order: Literal["C", "F"]) -> tuple[Any, Array
 
 
 def on_host(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Return an array of another package, from a GPU too, which is copied with a warning. Raises ``TypeError``."""
-    return _on_host(f"buffer {name!r}", value)
+    """Return an array of NumPy, or of another package, from a GPU too, which is copied with a warning. Raises ``TypeError``."""
+    return np.asanyarray(value) if _is_array(value) else _on_host(f"buffer {name!r}", value)
+
+
+def warn_of_strides(name: str, array: np.ndarray[Any, np.dtype[Any]]) -> None:
+    """Say that an array is copied whose bytes do not lie side by side, on its way into a message."""
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        warnings.warn(f"the array for buffer {name!r} is not contiguous, and is copied", stacklevel=_STACK_LEVEL + 1)
 
 
 def _laid_out(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
@@ -109,25 +111,42 @@ def _viewed(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
 
 
 def _on_host(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return what the first way gives that the array's package and NumPy go together."""
+    first: Exception | None = None
+    for way in (_by_dlpack, _by_cuda_array_interface, _by_array):
+        try:
+            array = way(what, value)
+        except (TypeError, ValueError, BufferError, RuntimeError, ImportError) as error:
+            first = first or error
+        else:
+            if array is not None:
+                return array
+    if first is None:
+        raise TypeError(f"{what} takes an array or bytes, not {value!r:.60}")
+    raise TypeError(f"the array for {what} cannot be taken as it is: {first}; copy it into one of NumPy first") from first
+
+
+def _by_dlpack(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
+    if not hasattr(value, "__dlpack__"):
+        return None
+    if not is_on_host(value):
+        _warn_of_copy(what)
+    return from_dlpack(value)
+
+
+def _by_cuda_array_interface(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
     interface = getattr(value, "__cuda_array_interface__", None)
-    try:
-        if hasattr(value, "__dlpack__") and value.__dlpack_device__()[0] == DLPACK_CPU:
-            return np.from_dlpack(value)
-        if hasattr(value, "__dlpack__") or interface is not None:
-            warnings.warn(f"the array for {what} lies on a GPU, and is copied to the host", stacklevel=_STACK_LEVEL + 2)
-            return _copied(value, interface)
-        if hasattr(value, "__array__"):
-            return np.asarray(value)
-    except (TypeError, ValueError, BufferError, RuntimeError, ImportError) as error:
-        raise TypeError(f"the array for {what} cannot be taken as it is: {error}; copy it into one of NumPy first") from error
-    raise TypeError(f"{what} takes an array or bytes, not {value!r:.60}")
-
-
-def _copied(value: Any, interface: Any) -> np.ndarray[Any, np.dtype[Any]]:
-    """Copy an array from a GPU: by DLPack, and where its package does not do that, by the CUDA array interface."""
     if interface is None:
-        return np.from_dlpack(value, device="cpu")
-    if hasattr(value, "__dlpack__"):
-        with suppress(TypeError, ValueError, BufferError, RuntimeError):
-            return np.from_dlpack(value, device="cpu")
+        return None
+    if not hasattr(value, "__dlpack__"):  # It has been said otherwise.
+        _warn_of_copy(what)
     return copied_to_host(interface)
+
+
+def _by_array(what: str, value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
+    """Take what its package makes an array of NumPy: JAX does of types that DLPack lacks."""
+    return np.asarray(value) if hasattr(value, "__array__") else None
+
+
+def _warn_of_copy(what: str) -> None:
+    warnings.warn(f"the array for {what} lies on a GPU, and is copied to the host", stacklevel=_STACK_LEVEL + 4)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from kaas_core.array_form import dtype_from_text
+
 
 def copied_to_host(interface: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
     """Return what a ``__cuda_array_interface__`` (version 3 or older) describes, as an array that lies as that one does.
@@ -18,9 +20,7 @@ def copied_to_host(interface: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[Any
     """
     if interface.get("mask") is not None:
         raise TypeError("its mask would be lost")
-    dtype = np.dtype(interface["typestr"])
-    if dtype.kind == "V" and interface.get("descr"):
-        dtype = np.lib.format.descr_to_dtype(interface["descr"])
+    dtype = _dtype_of(interface)
     shape = tuple(interface["shape"])
     if 0 in shape:
         return np.empty(shape, dtype)
@@ -30,6 +30,19 @@ def copied_to_host(interface: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[Any
     host = np.empty(before + sum(end for end in ends if end > 0) + dtype.itemsize, np.uint8)
     _copy(host, interface["data"][0] - before, interface.get("stream"))
     return np.ndarray(shape, dtype, host.data, before, strides)
+
+
+def _dtype_of(interface: Mapping[str, Any]) -> np.dtype[Any]:
+    """Return the type of the items. Those of ml_dtypes are void to NumPy, but in an order of bytes, which no other void has."""
+    text = interface["typestr"]
+    if text == "<V2":
+        return dtype_from_text("bfloat16")
+    if text == "<V1":
+        raise TypeError("its items are of 8 bits or less, of a type that its interface does not tell")
+    dtype: np.dtype[Any] = np.dtype(text)
+    if dtype.kind == "V" and interface.get("descr"):
+        dtype = np.lib.format.descr_to_dtype(interface["descr"])
+    return dtype
 
 
 def _contiguous(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:

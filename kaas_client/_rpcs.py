@@ -36,10 +36,10 @@ from kaas_client._transfer import (
     Source,
     Upload,
     flat_view,
-    is_foreign_array,
     says_its_form,
 )
 from kaas_client.builders import Request
+from kaas_client.forms import columns_of, in_their_order
 from kaas_client.types import Key
 from kaas_core import request as core
 from kaas_core.address import CONNECTION_AGENT
@@ -143,7 +143,7 @@ def submit(
         group=group,
         priority=priority,
     )
-    for name, data in inputs.items():
+    for name, data in in_their_order(columns_of(request.spec), inputs).items():
         message.inputs[name] = _bytes(name, data)
     return Rpc(_SUBMIT, message, _convert.result, Repeat.ALWAYS if request_id else Repeat.UNSENT)
 
@@ -474,10 +474,11 @@ def _nothing(_: Message) -> None:
 def _bytes(name: str, data: Bytes) -> bytes:
     if isinstance(data, bytes):
         return data
-    if is_foreign_array(data):
+    if says_its_form(data):
         from kaas_client import _arrays
 
         data = _arrays.on_host(name, data)
+        _arrays.warn_of_strides(name, data)
     try:
         return bytes(flat_view(data))
     except TypeError as error:

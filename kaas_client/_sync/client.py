@@ -243,11 +243,12 @@ class Client(Administration):
     ) -> Result:
         """Run a request once; when this returns, its outputs are committed.
 
-        ``inputs`` are bytes for buffers, by name, in place of the store's values; ``returns`` names buffers to return; the server
-        chooses the ``device`` if it is empty; with ``trace`` the result has a trace, and the kernels take longer; after
-        ``timeout`` the kernels are stopped. Who may make the same call again, after a crash for example, gives it a
-        ``request_id``, which stands for this call for some minutes: it runs once. Of the calls of its group that wait, those of
-        higher ``priority`` go first. Raises any of ``kaas_client.errors``.
+        ``inputs`` are bytes or arrays for buffers, by name, in place of the store's values, an array in the order of its buffer:
+        that of C, unless the request says Fortran's. ``returns`` names buffers to return; the server chooses the ``device`` if it
+        is empty; with ``trace`` the result has a trace, and the kernels take longer; after ``timeout`` the kernels are stopped.
+        Who may make the same call again, after a crash for example, gives it a ``request_id``, which stands for this call for
+        some minutes: it runs once. Of the calls of its group that wait, those of higher ``priority`` go first. Raises any of
+        ``kaas_client.errors``.
         """
         returns = list(returns) if not isinstance(returns, str) else returns
         group = self._connection.group(group)
@@ -294,7 +295,8 @@ class Client(Administration):
     ) -> Result:
         """Run a registered function once.
 
-        ``bindings`` gives buffers, by name, other bytes or another ``Key``; the rest is as for ``submit``.
+        ``bindings`` gives buffers, by name, other bytes or another ``Key``; arrays are sent in the order of C, as what
+        the buffers are is not known here (see ``function``); the rest is as for ``submit``.
         """
         returns = list(returns) if not isinstance(returns, str) else returns
         group = self._connection.group(group)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from kaas_client._convert import FunctionFields
 from kaas_client._rpcs import Binding
+from kaas_client.forms import columns_of, in_their_order
 from kaas_client.types import Result
 from kaas_core.request import buffer_arguments
 
@@ -61,6 +62,7 @@ class Function:
         self.name = fields.name
         self.request = fields.request
         """As registered, defaults filled in."""
+        self._columns = columns_of(fields.request.spec)
         self.create_time = fields.create_time
         self.damaged = fields.damaged
         """Only its name is known, and calling it fails; only in a list."""
@@ -80,6 +82,8 @@ class Function:
     def __call__(self, /, **buffers: Binding) -> Result:
         """Run it once, with bytes or arrays to load in place of the store's values, or ``Key`` for another key, by buffer.
 
+        An array is sent in the order of its buffer: that of C, unless the request says Fortran's.
+
         How it is called otherwise is said by ``options``; the keywords ``inputs``, ``returns``, ``device`` and ``timeout`` are
         deprecated, and those of a function that has no buffer of that name. Raises ``TypeError`` for a buffer that the function
         does not have.
@@ -92,7 +96,7 @@ class Function:
             raise TypeError(f"function {self.name!r} has no buffer {unknown[0]!r}; it has {', '.join(known)}")
         result = self._client.invoke(
             self.name,
-            buffers,
+            in_their_order(self._columns, buffers) if self._columns else buffers,
             returns=self.outputs if options.returns is None else options.returns,
             device=options.device,
             trace=options.trace,

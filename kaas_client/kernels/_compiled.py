@@ -291,22 +291,22 @@ class Launch:
 
 
 def forms_of(launches: Sequence[Launch], arrays: Mapping[str, Form]) -> dict[str, Form]:
-    """Return the form of each buffer that has one: as an array gives it, or as it was declared.
+    """Return the form of each buffer that has one: as it was declared, and otherwise as an array gives it.
 
-    Raises ``InvalidRequestError`` where an array is not what was declared.
+    An array in another order than was declared is sent in that. Raises ``InvalidRequestError`` where it is not what was declared.
     """
-    forms = dict(arrays)
+    forms: dict[str, Form] = {}
     for launch in launches:
         for buffer in launch.buffers():
             declared = form_of(buffer)
             if declared is None:
                 continue
-            found = forms.setdefault(buffer.name, declared)
+            found = arrays.get(buffer.name, forms.setdefault(buffer.name, declared))
             if (found.dtype, found.shape) != (declared.dtype, declared.shape):
                 has, needs = (f"{form.dtype} of shape {list(form.shape)}" for form in (found, declared))
                 place = f"buffers[{shown(buffer.name)}]"
                 raise InvalidRequestError.at(place, f"an array has {has}, and it is declared as {needs}")
-    return forms
+    return {**arrays, **forms}
 
 
 def only_returned(launches: Sequence[Launch], given: Collection[str], keyed: Collection[str]) -> frozenset[str]:

@@ -114,6 +114,36 @@ def test_a_range_that_makes_a_key_gives_it_what_the_request_says(kaas: Client) -
     assert np.array_equal(kaas.get("made").array(), MATRIX * MATRIX)
 
 
+LAYOUTS = [MATRIX, np.asfortranarray(MATRIX), np.repeat(MATRIX, 2, axis=1)[:, ::2]]
+
+
+@pytest.mark.filterwarnings("ignore:the array for buffer 'a' is not contiguous")
+@pytest.mark.parametrize("is_fortran", [False, True], ids=["C", "Fortran"])
+def test_an_array_is_sent_in_the_order_of_its_buffer(kaas: Client, is_fortran: bool) -> None:
+    what: dict[str, Any] = {"dtype": "u4", "shape": (3, 4), "fortran_order": is_fortran}
+    library = kaas.upload(KERNELS / "dot.ptx")
+    request = request_of(library, inp("a", **what), inp("b", **what), out("c", **what))
+    function = kaas.register("ordered", request)
+    factor = np.arange(12, 0, -1, dtype="u4").reshape(3, 4)
+    for array in LAYOUTS:
+        inputs = {"a": array, "b": factor}
+        for result in (
+            function(**inputs),
+            function.options(trace=True)(**inputs),
+            kaas.submit(request, inputs=inputs, returns=["c"]),
+        ):
+            assert np.array_equal(result.array("c"), MATRIX * factor)
+            assert result["c"] == (MATRIX * factor).tobytes("F" if is_fortran else "C")
+        assert np.array_equal(kaas.get("c").array(), MATRIX * factor)
+
+    # What is no array lies as it does: the bytes, also of a key.
+    lying = (MATRIX * factor).tobytes()
+    ones = np.ones((3, 4), "u4")
+    kaas.put("lying", lying)
+    assert function(a=lying, b=ones)["c"] == function(a=memoryview(lying), b=ones)["c"] == lying
+    assert function(a=Key("lying"), b=ones)["c"] == lying
+
+
 def test_a_function_writes_another_key(kaas: Client) -> None:
     library = kaas.upload(KERNELS / "dot.ptx")
     product = kaas.register("product", request_of(library, inp("a", 48), inp("b", 48), out("c", dtype="u4", shape=(3, 4))))

@@ -6,6 +6,7 @@ import array
 import ctypes
 import pickle
 import sys
+import warnings
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -200,6 +201,37 @@ class Unable(OnGpu):
         raise BufferError("copy it yourself")
 
 
+class Other(OnHost):
+    """One of a type that NumPy knows only by ml_dtypes, as JAX and PyTorch hand it out, in either kind of capsule."""
+
+    def __init__(self, array_: np.ndarray, code: int, bits: int, *, is_versioned: bool = False) -> None:
+        self._array, self._type, self._is_versioned = array_.view(f"u{array_.itemsize}"), bytes((code, bits)), is_versioned
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if not self._is_versioned:
+            options = {}
+        capsule = self._array.__dlpack__(**options)
+        name, place = (b"dltensor_versioned", 32 + 20) if self._is_versioned else (b"dltensor", 20)
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.argtypes, pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
+        ctypes.memmove(pointer(capsule, name) + place, self._type, 2)
+        return capsule
+
+
+class OtherOnGpu(Other):
+    """One on a GPU, which its package copies."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
+class OnlyArray(Unable):
+    """One of a type that DLPack does not have, such as int4 of JAX."""
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return MATRIX.astype(ml_dtypes.int4)
+
+
 def cuda_array(array_: np.ndarray, **more: Any) -> SimpleNamespace:
     """Return an array that only tells where it lies."""
     fields = {"typestr": array_.dtype.str, "shape": array_.shape, "data": (array_.ctypes.data, False), "version": 3}
@@ -258,6 +290,89 @@ def test_an_array_on_a_gpu_is_copied_with_a_word(client: Any, server: FakeServer
     with pytest.warns(UserWarning, match="the array for key 'k' lies on a GPU, and is copied to the host"):
         header, content = put(client, server, OnGpu())
     assert (header.dtype, list(header.shape), content) == ("float32", [3, 4], MATRIX.tobytes())
+
+
+CODES = [  # DLPack's
+    ("bfloat16", 4),
+    ("float8_e3m4", 7),
+    ("float8_e4m3", 8),
+    ("float8_e4m3b11fnuz", 9),
+    ("float8_e4m3fn", 10),
+    ("float8_e4m3fnuz", 11),
+    ("float8_e5m2", 12),
+    ("float8_e5m2fnuz", 13),
+    ("float8_e8m0fnu", 14),
+]
+
+
+@pytest.mark.parametrize("is_versioned", [False, True], ids=["old", "versioned"])
+@pytest.mark.parametrize(("name", "code"), CODES, ids=[name for name, _ in CODES])
+@pytest.mark.filterwarnings("error")
+def test_types_that_numpy_does_not_take_by_dlpack(
+    client: Any, server: FakeServer, name: str, code: int, is_versioned: bool
+) -> None:
+    array_ = np.array([[1, 2, 4], [8, 16, 0.5]]).astype(getattr(ml_dtypes, name))
+    header, content = put(client, server, Other(array_, code, 8 * array_.itemsize, is_versioned=is_versioned))
+    assert (header.dtype, list(header.shape), content) == (name, [2, 3], array_.tobytes())
+
+
+def test_those_may_lie_in_any_order_and_on_a_gpu(client: Any, server: FakeServer) -> None:
+    array_ = MATRIX.astype(ml_dtypes.bfloat16)
+    for each in (array_[::-1, ::2], array_.T):
+        with pytest.warns(UserWarning, match="is copied"):
+            header, content = put(client, server, Other(each, 4, 16))
+        assert (header.dtype, tuple(header.shape), content) == ("bfloat16", each.shape, each.tobytes())
+    with pytest.warns(UserWarning, match="lies on a GPU, and is copied to the host"):
+        header, content = put(client, server, OtherOnGpu(array_, 4, 16, is_versioned=True))
+    assert (header.dtype, content) == ("bfloat16", array_.tobytes())
+
+
+def test_what_comes_by_dlpack_has_a_known_layout(client: Any, server: FakeServer) -> None:
+    """Neither several items in one, nor fewer bits than a byte, nor an unknown code."""
+    for code, bits in ((17, 4), (15, 6), (4, 8), (99, 8)):
+        with pytest.raises(TypeError, match="the array for key 'k' cannot be taken as it is"):
+            client.put("k", Other(np.zeros(4, "u1"), code, bits))
+    assert server.calls == []
+
+
+def test_those_need_ml_dtypes(client: Any, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(TypeError, match=r"for key 'k' .*'bfloat16' is a dtype of the package ml_dtypes, which is not installed"):
+        client.put("k", Other(MATRIX.astype("f2"), 4, 16))
+    assert server.calls == []
+
+
+def test_what_no_interface_gives_its_package_makes_an_array(client: Any, server: FakeServer) -> None:
+    with pytest.warns(UserWarning, match="lies on a GPU, and is copied to the host"):
+        header, content = put(client, server, OnlyArray())
+    assert (header.dtype, list(header.shape), content) == ("int4", [3, 4], MATRIX.astype(ml_dtypes.int4).tobytes())
+
+
+class Training(Unable):
+    """What PyTorch says of a tensor on a GPU that needs gradients: the property fails with more than ``AttributeError``."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise RuntimeError("it requires grad")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_first_reason_is_told(client: Any, server: FakeServer) -> None:
+    with pytest.raises(TypeError, match="the array for key 'k' cannot be taken as it is: copy it yourself"):
+        client.put("k", Training())
+    assert server.calls == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_void_in_an_order_of_bytes_is_bfloat16(client: Any, server: FakeServer, driver: FakeDriver) -> None:
+    """So say PyTorch and CuPy; NumPy would make it void of two bytes."""
+    array_ = MATRIX.astype(ml_dtypes.bfloat16)
+    for descr in ({}, {"descr": [("", "<V2")]}):
+        header, content = put(client, server, cuda_array(array_.view("u2"), typestr="<V2", **descr))
+        assert (header.dtype, content) == ("bfloat16", array_.tobytes())
+    assert put(client, server, cuda_array(np.zeros(3, "V2")))[0].dtype == "|V2"
+    with pytest.raises(TypeError, match="of 8 bits or less, of a type that its interface does not tell"):
+        client.put("k", cuda_array(MATRIX.view("u1"), typestr="<V1"))
 
 
 @pytest.mark.parametrize(
@@ -330,5 +445,24 @@ def test_calls_take_them_too(client: Any, server: FakeServer, driver: FakeDriver
         with pytest.warns(UserWarning, match="buffer 'a' lies on a GPU"):
             client.submit(request, inputs={"a": array_})
         assert server.calls[-1].request.inputs["a"] == MATRIX.tobytes()
+    server.expect("Invoke", executor_pb2.InvokeResponse())
+    half = np.arange(24).astype(ml_dtypes.bfloat16)
+    function(a=Other(half, 4, 16))
+    assert server.calls[-1].request.bindings["a"].value == half.tobytes()
+    for call in (function, lambda a: client.submit(request, inputs={"a": a})):
+        server.expect("Invoke" if call is function else "Submit", executor_pb2.InvokeResponse())
+        with pytest.warns(UserWarning, match="^the array for buffer 'a' is not contiguous, and is copied$"):
+            call(a=MATRIX[::-1])
     with pytest.raises(TypeError, match="buffer 'a': the items of an array of object are not plain bytes"):
         function(a=np.array([None]))
+
+
+def test_one_of_another_package_in_the_order_of_fortran(client: Any, server: FakeServer, driver: FakeDriver) -> None:
+    request = Request([Kernel("/k.ptx", "k", args=[inp("a", dtype="f4", shape=(3, 4), fortran_order=True), out("c", 4)])])
+    for array_ in (OnHost(), OnGpu(), cuda_array(MATRIX), MATRIX):
+        server.expect("Submit", executor_pb2.SubmitResponse())
+        with warnings.catch_warnings(record=True) as words:
+            warnings.simplefilter("always")
+            client.submit(request, inputs={"a": array_})
+        assert len(words) == (array_ is not MATRIX and type(array_) is not OnHost)
+        assert server.calls[-1].request.inputs["a"] == MATRIX.tobytes("F")

@@ -144,6 +144,20 @@ def test_two_dimensions_in_both_orders(kaas: Client) -> None:
         assert y.flags.f_contiguous == (order == "F")
 
 
+@pytest.mark.parametrize("declared", ["C", "F"])
+def test_a_declared_order_is_that_of_what_is_sent(kaas: Client, declared: str) -> None:
+    """Also for kernels that get strides."""
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    form: dict[str, Any] = {"dtype": "f4", "shape": (4, 3), "fortran_order": declared == "F"}
+    transpose = numba(sources.numba_transpose, "void(float32[:,::1], float32[:,:])")
+    turn = kaas.bind(transpose[1, (4, 4)](inp("x"), inout("y", **form)))
+    scale = kaas.bind(cuda(source=sources.CUDA)["plain"][1, 12](f32(2), inp("x", **form), inout("y", **form), u64(12)))
+    for order in ("C", "F"):
+        y = np.array(np.arange(12).reshape(4, 3), np.float32, order=order)
+        assert np.array_equal(turn(x=x, y=y)["y"], x.T)
+        assert np.array_equal(scale(x=y, y=np.ones((4, 3), "f4"))["y"], 2 * y + 1)
+
+
 def test_vectors_and_arrays_of_warp(kaas: Client) -> None:
     f = kaas.bind(warp(sources.warp_fill)[5, 7](out("m", dtype="f4", shape=(5, 7)), (1.0, 2.0, 3.0), 10))
     assert np.array_equal(f()["m"], np.repeat(np.float32([11, 12, 13, 11, 12])[:, None], 7, axis=1))
