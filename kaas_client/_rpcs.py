@@ -24,6 +24,7 @@ from kaas.v1 import (
     library_pb2_grpc,
 )
 from kaas_client import _convert, errors, types
+from kaas_client._orders import columns_of, in_their_order
 from kaas_client._retry import Repeat
 from kaas_client._status import from_stream_error
 from kaas_client._transfer import (
@@ -39,7 +40,6 @@ from kaas_client._transfer import (
     says_its_form,
 )
 from kaas_client.builders import Request
-from kaas_client.forms import columns_of, in_their_order
 from kaas_client.types import Key
 from kaas_core import request as core
 from kaas_core.address import CONNECTION_AGENT

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kaas_client._transfer import says_its_form
 from kaas_core.array_form import dtype_from_text
 from kaas_core.violations import shown
 
@@ -48,22 +46,3 @@ def form_of(buffer: BufferSpec | core.BufferSpec) -> Form | None:
     except TypeError as error:
         raise TypeError(f"buffer {shown(buffer.name)}: {error}") from None
     return Form(dtype, buffer.shape or (), bool(buffer.fortran_order))
-
-
-def columns_of(request: core.Request) -> frozenset[str]:
-    """Return the buffers in the order of Fortran."""
-    return frozenset(spec.name for spec in request.buffers if spec.fortran_order)
-
-
-def in_their_order(columns: frozenset[str], given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what is sent for buffers, whose elements go in the order of C: arrays for ``columns`` are transposed.
-
-    Raises ``TypeError`` for arrays that cannot be taken.
-    """
-    turned: dict[str, Any] = {}
-    for name in columns:
-        if name in given and says_its_form(value := given[name]):
-            from kaas_client import _arrays
-
-            turned[name] = _arrays.on_host(name, value).T
-    return {**given, **turned} if turned else given

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kaas_client._convert import FunctionFields
+from kaas_client._orders import columns_of, in_their_order
 from kaas_client._rpcs import Binding
-from kaas_client.forms import columns_of, in_their_order
 from kaas_client.types import Result
 from kaas_core.request import buffer_arguments
 
